@@ -1,0 +1,108 @@
+"""Every way resdeploy can fail, with its code and exit status. This list is the authority.
+
+    ResdeployError                  never raised itself
+    ├── UsageError           2      the command line asks for something that cannot be done
+    │   ├── UnknownName      2      a model, backend, data set or option value nobody knows
+    │   ├── MissingInput     2      a file or folder that is not there, or holds nothing usable
+    │   └── ProfileError     2      a TOML profile with problems (all of them reported at once)
+    ├── UnsafeInput          4      a file that must not, or cannot safely, be read
+    │   ├── PickleRefused    4      a checkpoint that wants to run code
+    │   ├── MalformedInput   4      truncated, corrupt, or of another format than it claims
+    │   └── WeightsMismatch  4      a checkpoint that does not fit the model
+    ├── IntegrityError       5      a hash or signature that does not match
+    ├── EnvironmentFailure   6      the machine cannot do it
+    │   ├── BackendMissing   6      a backend is not installed, or has no device
+    │   ├── NotWritable      6      a folder that cannot be written
+    │   ├── DiskFull         6      no space left
+    │   └── OutOfMemory      6      a child was killed for its memory
+    └── BackendCrash         7      a backend's process died, hung or raised where it should not
+
+Success is 0; a gate or audit that failed is 1 and an inconclusive one 3 (verdicts are results, not
+errors); SIGINT is 130 and SIGTERM 143. Only `resdeploy.cli` turns these into exits.
+"""
+
+from __future__ import annotations
+
+
+class ResdeployError(Exception):
+    """Base of all failures a user can meet.
+
+    Args:
+        what: what happened, one sentence without a full stop.
+        cause: the likely cause, one sentence, or "".
+        fix: the next command or step, one sentence.
+        code: replaces the class's code where a finer one helps (`E-...`).
+    """
+
+    code = "E-INTERNAL"
+    exit_status = 7
+
+    def __init__(self, what: str, *, cause: str = "", fix: str = "", code: str | None = None) -> None:
+        super().__init__(what)
+        self.what, self.cause, self.fix = what, cause, fix
+        if code is not None:
+            self.code = code
+
+    def __str__(self) -> str:
+        sentences = [s.rstrip(". ") + "." for s in (self.what, self.cause, self.fix) if s]
+        return f"error[{self.code}]: " + " ".join(sentences)
+
+
+class UsageError(ResdeployError):
+    code, exit_status = "E-USAGE", 2
+
+
+class UnknownName(UsageError):
+    code = "E-UNKNOWN-NAME"
+
+
+class MissingInput(UsageError):
+    code = "E-MISSING-INPUT"
+
+
+class ProfileError(UsageError):
+    code = "E-PROFILE"
+
+
+class UnsafeInput(ResdeployError):
+    code, exit_status = "E-UNSAFE-INPUT", 4
+
+
+class PickleRefused(UnsafeInput):
+    code = "E-PICKLE"
+
+
+class MalformedInput(UnsafeInput):
+    code = "E-MALFORMED"
+
+
+class WeightsMismatch(UnsafeInput):
+    code = "E-WEIGHTS-MISMATCH"
+
+
+class IntegrityError(ResdeployError):
+    code, exit_status = "E-INTEGRITY", 5
+
+
+class EnvironmentFailure(ResdeployError):
+    code, exit_status = "E-ENVIRONMENT", 6
+
+
+class BackendMissing(EnvironmentFailure):
+    code = "E-BACKEND-MISSING"
+
+
+class NotWritable(EnvironmentFailure):
+    code = "E-NOT-WRITABLE"
+
+
+class DiskFull(EnvironmentFailure):
+    code = "E-DISK-FULL"
+
+
+class OutOfMemory(EnvironmentFailure):
+    code = "E-MEMORY"
+
+
+class BackendCrash(ResdeployError):
+    code, exit_status = "E-BACKEND-CRASH", 7

@@ -1,0 +1,294 @@
+"""The nouns: frozen records that verbs turn into other frozen records.
+
+Standard library only, so that every room and every worker process can import them for free. Units live
+in the names (`times_s`, `drop_pp`). Raw samples are kept; whatever can be derived from them is a
+property or a function elsewhere, never a stored field. Where a record is read from disk,
+`resdeploy.store` validates it with pydantic and refuses unknown keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Format = Literal["checkpoint", "onnx", "openvino", "engine"]
+BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
+Target = Literal["tensorrt", "openvino", "onnxruntime"]
+Scenario = Literal["single-stream", "offline"]
+State = Literal["pass", "fail", "inconclusive"]
+
+# Work over two seconds reports (what, done, total); only the command line draws.
+Progress = Callable[[str, int, int], None]
+
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+
+# pydantic reads this from a plain dataclass: unknown keys are an error, not ignored.
+STRICT = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """What turns a decoded image into the network's input: resize, centre crop, scale, normalise.
+
+    Pixels become `(value / 255 - mean) / std`, float32, channels first.
+    """
+
+    __pydantic_config__ = STRICT
+    size: tuple[int, int]  # height, width of the crop: the network's input
+    resize: int | None = None  # target of the shorter side before the crop; None: no resizing at all
+    resize_mode: Literal["shorter", "squash"] = "shorter"  # squash: both sides to `resize`, aspect lost
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
+    channels: Literal["RGB", "BGR", "L"] = "RGB"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A description of a network, never its weights."""
+
+    __pydantic_config__ = STRICT
+    name: str  # a zoo name, `timm:NAME`, `torchvision:NAME`, `package.module:factory`, or a file's stem
+    family: str
+    classes: int
+    input_shape: tuple[int, int, int]  # channels, height, width
+    preprocessing: Preprocessing | None = None  # None: a foreign file that does not say
+    labels: tuple[str, ...] = ()
+    params: int | None = None  # learnable parameters of the original module, BN's gamma and beta included
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """Where the weights came from: a file or URL with its hash, or `random` with its seed."""
+
+    __pydantic_config__ = STRICT
+    source: str
+    sha256: str | None = None
+    seed: int | None = None
+
+    @property
+    def random(self) -> bool:
+        return self.source == "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What the ranges of an INT8 model were taken from."""
+
+    __pydantic_config__ = STRICT
+    data: str  # the --calib-data argument, or "synthetic"
+    count: int
+    seed: int
+    method: str
+    fingerprint: str | None = None  # the data set's, None when synthetic
+    images: tuple[str, ...] = ()  # content hashes (16 hex digits) of the images used, to find leaks into evaluation
+
+    @property
+    def synthetic(self) -> bool:
+        return self.data == "synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A model file and everything known about it: the sidecar `<file>.json`.
+
+    Nothing but the format is ever inferred from a file name.
+    """
+
+    __pydantic_config__ = STRICT
+    path: str
+    format: Format
+    precision: Precision
+    sha256: str  # of the file and its companions (.bin of OpenVINO, external data of ONNX)
+    parent: str | None = None  # sha256 of what this was made from
+    model: ModelSpec | None = None
+    weights: Weights | None = None
+    target: Target | None = None  # whose fusion rules the Q/DQ placement follows
+    calibration: Calibration | None = None
+    machine: str | None = None  # CPU ISA or GPU this file is tied to; None: portable
+    checks: Mapping[str, float] = field(default_factory=dict)  # e.g. max_abs_error against torch float64
+    notes: tuple[str, ...] = ()  # what a reader must know: kept-float layers, unfusable blocks, reduced range
+    tools: Mapping[str, str] = field(default_factory=dict)  # package -> version
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a built model is to run. Everything a backend may depend on besides the file itself."""
+
+    __pydantic_config__ = STRICT
+    batch_size: int = 1
+    threads: int | None = None  # None: the usable cores (affinity and cgroup quota)
+    streams: int = 1
+    hint: Literal["latency", "throughput"] = "latency"
+    precision: Precision = "fp32"  # arithmetic for what the graph leaves in FP32 (OpenVINO's hint); never wider than asked
+    input_shape: tuple[int, int, int] | None = None  # overrides a dynamic image size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Availability:
+    """Whether a backend can run here; if not, why, and the command that would change it."""
+
+    ok: bool
+    version: str | None = None
+    reason: str = ""
+    install: str = ""
+    devices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """One executed layer (kernel) of an opened model."""
+
+    name: str
+    kind: str
+    precision: str
+    sources: tuple[str, ...] = ()  # names of the graph nodes that this kernel computes
+    time_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One uninterrupted stretch of queries on one lane; the unit of resampling.
+
+    `put_s`, `run_s` and `get_s` have one entry a query: host to device, compute, device to host.
+    """
+
+    __pydantic_config__ = STRICT
+    put_s: tuple[float, ...]
+    run_s: tuple[float, ...]
+    get_s: tuple[float, ...]
+    started_s: float  # clock of the run, for drift
+    wall_s: float = 0.0  # of the whole block
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Raw times of one model on one backend in one scenario. Statistics are derived from it."""
+
+    __pydantic_config__ = STRICT
+    model: str
+    backend: BackendName
+    precision: Precision
+    batch_size: int
+    scenario: Scenario
+    sha256: str
+    execution: Execution
+    blocks: tuple[Block, ...]
+    load_s: float = 0.0
+    first_s: float = 0.0
+    peak_rss_bytes: int = 0
+    size_bytes: int = 0
+    params: int | None = None
+    macs: int | None = None
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predictions:
+    """Per-image results on one data set, in the data set's order."""
+
+    model: str
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]  # (N,)
+    top: NDArray[np.int64]  # (N, min(5, classes)) class ids, best first
+    logits: NDArray[np.float32] | None  # (N, classes)
+    data: str
+    data_fingerprint: str
+    preprocessing_fingerprint: str
+    sha256: str  # the artifact's
+    images: tuple[str, ...] = ()  # content hashes (16 hex digits), as in Calibration.images
+    unreadable: tuple[str, ...] = ()  # images that could not be decoded, never silently dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Cost of one graph node at batch 1."""
+
+    name: str
+    op: str
+    params: int
+    macs: int
+    output_shape: tuple[int, ...]
+    block: str = ""  # e.g. layer1.0
+    stage: str = ""  # e.g. layer1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Counts at batch 1: multiply-accumulates of convolutions and matrix products, padding taps included.
+
+    FLOPs are 2 x MACs. Biases, BN, ReLU, pooling and additions are excluded (facts: the convention of
+    torchvision's "GFLOPS" metadata).
+    """
+
+    model: str
+    params: int | None  # learnable parameters of the original module; None: the file cannot tell
+    params_deployed: int  # what the graph holds
+    input_shape: tuple[int, int, int]
+    layers: tuple[LayerCost, ...]
+    unknown: tuple[str, ...] = ()  # ops that multiply but that we cannot count
+
+    @property
+    def macs(self) -> int:
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One judged quantity: what was allowed, what was seen, and how sure that is."""
+
+    name: str
+    limit: float | None
+    observed: float | None
+    interval: tuple[float, float] | None
+    state: State
+    unit: str = ""
+    note: str = ""  # one sentence a person understands; for `inconclusive` what would decide
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """A tuple of checks; its state is the worst of theirs, and `fail` is worse than `inconclusive`."""
+
+    checks: tuple[Check, ...]
+
+    @property
+    def state(self) -> State:
+        states = {check.state for check in self.checks}
+        if "fail" in states:
+            return "fail"
+        return "inconclusive" if "inconclusive" in states or not states else "pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a TOML profile says. Flat, no inheritance; every field has a command-line equivalent."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    model: str = "resnet50"
+    weights: str = "random"
+    data: str | None = None
+    calib_data: str | None = None  # None: the training split of `data`
+    calib_samples: int = 300
+    calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "minmax"
+    epochs: int = 0  # 0: no training
+    lr: float = 0.1
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")
+    batch_sizes: tuple[int, ...] = (1,)
+    threads: int | None = None
+    duration_s: float = 3.0
+    max_drop_pp: float | None = None
+    max_slowdown_pct: float | None = None
+    seed: int = 0

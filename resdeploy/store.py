@@ -1,0 +1,209 @@
+"""Files on disk: atomic writes, digests, sidecar manifests, the cache.
+
+A reader sees the old file or the new one, never a mixture: every write goes to a unique temporary file in
+the destination's own folder, is fsynced, renamed over the destination, and the folder is fsynced (the recipe
+that LMDB, SQLite and NVFlare arrived at). A failed or interrupted write removes its temporary file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from resdeploy.errors import DiskFull, IntegrityError, MalformedInput, MissingInput, NotWritable
+from resdeploy.records import Artifact
+
+T = TypeVar("T")
+CHUNK_BYTES = 1 << 20
+
+
+def cache_dir() -> Path:
+    """`$RESDEPLOY_CACHE`, else `$XDG_CACHE_HOME/resdeploy`, else `~/.cache/resdeploy`; not created here."""
+    if explicit := os.environ.get("RESDEPLOY_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "resdeploy"
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns the operating system's refusals to write `path` into errors of ours."""
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            with contextlib.suppress(OSError):
+                free = shutil.disk_usage(path.parent).free
+                raise DiskFull(
+                    f"no space left while writing {path}",
+                    cause=f"{free / 1e6:.0f} MB are free in {path.parent}",
+                    fix="Free some space, or write elsewhere with -o or RESDEPLOY_CACHE",
+                ) from e
+            raise DiskFull(f"no space left while writing {path}") from e
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
+            raise NotWritable(
+                f"cannot write {path}: {e.strerror}",
+                fix="Choose a writable place with -o, or set RESDEPLOY_CACHE for cached files",
+            ) from e
+        raise
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; on success it replaces `path`, on any exception it is removed.
+
+    For vendors that write files themselves. The suffix is kept, since some of them look at it.
+
+    Raises:
+        NotWritable, DiskFull: what the operating system said, in our words.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
+        try:
+            # Probe now: some vendors report an unwritable folder as their own obscure failure.
+            temporary.touch()
+            yield temporary
+            _fsync(temporary)
+            os.replace(temporary, path)
+            _fsync(path.parent)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                temporary.unlink()
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Writes a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Writes JSON atomically; NaN and infinity are refused rather than written as non-JSON."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    write_bytes(path, (text + "\n").encode())
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def companions(path: Path) -> tuple[Path, ...]:
+    """Files that belong to `path` and travel with it: OpenVINO's weights beside its XML."""
+    if path.suffix == ".xml" and path.with_suffix(".bin").is_file():
+        return (path.with_suffix(".bin"),)
+    return ()
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file and its companions, in hexadecimal.
+
+    Raises:
+        MissingInput: there is no such file.
+    """
+    sha = hashlib.sha256()
+    for part in (path, *companions(path)):
+        try:
+            with part.open("rb") as file:
+                while chunk := file.read(CHUNK_BYTES):
+                    sha.update(chunk)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+            raise MissingInput(f"there is no file {part}", fix="Check the path") from e
+    return sha.hexdigest()
+
+
+def fingerprint(document: Any) -> str:
+    """SHA-256 of a JSON-able value in canonical form: the key of cached work."""
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    msg = f"cannot fingerprint {type(value).__name__}"
+    raise TypeError(msg)
+
+
+def parse(kind: type[T], text: str | bytes, origin: str) -> T:
+    """A record from JSON text, unknown keys refused.
+
+    Raises:
+        MalformedInput: with every problem found, not only the first.
+    """
+    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only where files are read
+
+    try:
+        return TypeAdapter(kind).validate_json(text)
+    except ValidationError as e:
+        problems = "; ".join(
+            f"{'.'.join(map(str, p['loc'])) or 'document'}: {p['msg']}" for p in e.errors(include_url=False)
+        )
+        raise MalformedInput(f"{origin} is not a valid {kind.__name__}: {problems}") from e
+
+
+def sidecar(path: Path) -> Path:
+    """Where the manifest of `path` lies."""
+    return path.with_name(path.name + ".json")
+
+
+def save(artifact: Artifact) -> Artifact:
+    """Writes the artifact's sidecar and returns the artifact."""
+    document = dataclasses.asdict(artifact)
+    document["path"] = Path(artifact.path).name  # so that a folder can be moved
+    write_json(sidecar(Path(artifact.path)), document)
+    return artifact
+
+
+def load(path: Path) -> Artifact | None:
+    """The artifact of `path` from its sidecar, or None where there is no sidecar.
+
+    Raises:
+        MissingInput: no such file.
+        MalformedInput: the sidecar cannot be read.
+        IntegrityError: the file is not the one its sidecar describes.
+    """
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", fix="Check the path")
+    manifest = sidecar(path)
+    if not manifest.is_file():
+        return None
+    artifact = parse(Artifact, manifest.read_bytes(), str(manifest))
+    if (found := digest(path)) != artifact.sha256:
+        raise IntegrityError(
+            f"{path} is not the file its sidecar describes (sha256 {found[:12]}, recorded {artifact.sha256[:12]})",
+            cause="The file was changed or only partly copied",
+            fix=f"Make it again, or remove {manifest.name} to treat it as a file of unknown origin",
+        )
+    return dataclasses.replace(artifact, path=str(path))
+
+
+def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
+    """The artifact cached under `key`, made by `make(path)` where it is missing or damaged.
+
+    Two processes may build the same entry at once: each writes its own temporary file and the last rename
+    wins, so work can be done twice but never torn.
+    """
+    path = cache_dir() / "artifacts" / f"{fingerprint(key)[:32]}{suffix}"
+    with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
+        found = load(path)
+        if found is not None:
+            return found
+    return save(make(path))
