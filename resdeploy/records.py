@@ -126,7 +126,7 @@ class Execution:
     threads: int | None = None  # None: the usable cores (affinity and cgroup quota)
     streams: int = 1
     hint: Literal["latency", "throughput"] = "latency"
-    precision: Precision = "fp32"  # arithmetic for what the graph leaves in FP32 (OpenVINO's hint); never wider than asked
+    precision: Precision = "fp32"  # arithmetic for what the graph leaves in FP32 (OpenVINO's hint)
     input_shape: tuple[int, int, int] | None = None  # overrides a dynamic image size
 
 

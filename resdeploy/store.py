@@ -148,7 +148,7 @@ def parse(kind: type[T], text: str | bytes, origin: str) -> T:
     Raises:
         MalformedInput: with every problem found, not only the first.
     """
-    from pydantic import TypeAdapter, ValidationError  # noqa: PLC0415 - only where files are read
+    from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(kind).validate_json(text)

@@ -83,9 +83,7 @@ class Backend(Protocol):
             MalformedInput: the vendor refuses the file.
         """
 
-    def open(
-        self, built: Artifact, execution: Execution, *, trace: bool = False
-    ) -> AbstractContextManager[Loaded]:
+    def open(self, built: Artifact, execution: Execution, *, trace: bool = False) -> AbstractContextManager[Loaded]:
         """Loads a built file for running."""
 
 
@@ -96,8 +94,6 @@ def load(name: str) -> Backend:
         UnknownName: no such backend.
     """
     if name not in MODULES:
-        raise UnknownName(
-            f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(MODULES)}"
-        )
+        raise UnknownName(f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(MODULES)}")
     module: Any = importlib.import_module(MODULES[cast("BackendName", name)])
     return cast("Backend", module)
