@@ -1,0 +1,46 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real weights and images beside the repository; skips where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real weights and images is not here")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache."""
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> ModuleType:
+    """Torchvision as an oracle.
+
+    Its import fails beside a torch build that lacks its compiled operators, none of which a classifier uses:
+    declare their names first.
+    """
+    torch = pytest.importorskip("torch")
+    spec = importlib.util.find_spec("torchvision")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.skip("torchvision is not installed")
+    source = (Path(spec.submodule_search_locations[0]) / "_meta_registrations.py").read_text()
+    for name in sorted(set(re.findall(r'register_(?:fake|meta)\("(?:torchvision::)?(\w+)"', source))):
+        if not hasattr(torch.ops.torchvision, name):
+            torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
+    import torchvision
+
+    return torchvision
