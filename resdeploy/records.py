@@ -172,6 +172,7 @@ class Measurement:
     """Raw times of one model on one backend in one scenario. Statistics are derived from it."""
 
     __pydantic_config__ = STRICT
+    label: str  # tells it from the others of its run
     model: str
     backend: BackendName
     precision: Precision
@@ -187,6 +188,52 @@ class Measurement:
     params: int | None = None
     macs: int | None = None
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """A candidate that could not be built or measured. It is a row of the results; the others stand."""
+
+    label: str
+    model: str
+    backend: BackendName
+    precision: Precision
+    batch_size: int
+    error_code: str  # as in errors.py
+    exit_status: int
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a `Measurement` says, derived by `measure.summary.summarise`."""
+
+    measurement: Measurement
+    latency_s: Mapping[str, float | None]  # p50 p90 p95 p99 mean std min max of `run`; None: too few samples
+    end_to_end_p50_s: float  # put + run + get
+    p50_ci95_s: tuple[float, float] | None  # None: too few blocks
+    throughput_ips: float  # images a second
+    valid: bool  # False: no speed may be claimed from it
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How much faster `candidate` is than `baseline`, an image, by the ratio of median times."""
+
+    baseline: str
+    candidate: str
+    speedup: float  # above 1: the candidate is faster
+    speedup_ci95: tuple[float, float] | None  # None: too few blocks
+    valid: bool  # both measurements are
+
+    @property
+    def different(self) -> bool:
+        """Whether a difference was found: both sides are valid and the interval leaves out 1."""
+        if not self.valid or self.speedup_ci95 is None:
+            return False
+        low, high = self.speedup_ci95
+        return low > 1 or high < 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
