@@ -1,0 +1,275 @@
+"""Data sets: what `--data` names, and the stream of batches that everything else consumes.
+
+A `Dataset` is a list of items (files, or pixels in memory) with ids and labels; nothing is decoded until
+`batches` does it, in threads, in order. An image that cannot be decoded is never dropped silently: it is
+counted and named in `Batch.unreadable`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy import store
+from resdeploy.data import cifar, folder
+from resdeploy.data.folder import Split
+from resdeploy.data.loading import Batch, batches, content_hash
+from resdeploy.errors import BackendMissing, MissingInput, UnknownName, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Batch", "Dataset", "align", "batches", "choose", "content_hash", "fingerprint", "open_dataset"]
+
+ACCEPTED = "digits, cifar10:DIR, an image folder, or synthetic:N"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Images with labels, in a fixed order."""
+
+    name: str  # the --data argument
+    split: Split  # what this really is: "all" for a folder without splits, whatever was asked for
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]  # (N,) class ids, -1: unlabelled
+    classes: tuple[str, ...]  # names in the order of the ids; empty: the labels are the model's own class ids
+    items: tuple[Path, ...] | NDArray[np.uint8] | Synthetic  # files, or pixels (N, H, W) or (N, H, W, C)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def synthetic(self) -> bool:
+        return isinstance(self.items, Synthetic)
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """The bytes of an image file, or pixels (H, W) or (H, W, C).
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if isinstance(self.items, tuple):
+            return self.items[index].read_bytes()
+        if isinstance(self.items, Synthetic):
+            return self.items.image(index)
+        pixels: NDArray[np.uint8] = self.items[index]
+        return pixels
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
+        """The images at these positions, in this order."""
+        chosen = np.asarray(indices, np.int64)
+        items = tuple(self.items[i] for i in chosen) if isinstance(self.items, tuple) else self.items[chosen]
+        return replace(self, ids=tuple(self.ids[i] for i in chosen), labels=self.labels[chosen], items=items)
+
+    def signature(self) -> str:
+        """Changes whenever the images or labels may have changed, without decoding: paths, sizes and times of files.
+
+        For step keys. `fingerprint` is the one of the contents.
+        """
+        if isinstance(self.items, Synthetic):
+            items: object = [self.items.seed, self.items.numbers.tolist()]
+        elif isinstance(self.items, np.ndarray):
+            items = hashlib.sha256(np.ascontiguousarray(self.items).data).hexdigest()
+        else:
+            items = [_stamp(path) for path in self.items]
+        return store.fingerprint(
+            [self.name, self.split, list(self.ids), self.labels.tolist(), list(self.classes), items]
+        )
+
+
+def _stamp(path: Path) -> list[str | int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return [str(path), -1]  # named as unreadable when it is read
+    return [str(path), found.st_size, found.st_mtime_ns]
+
+
+@dataclass(frozen=True, eq=False)
+class Synthetic:
+    """Random images with the smooth look of photographs: amplitude falls as 1/frequency (Field 1987).
+
+    Each is made from its own seed when asked for: 64x64x3, all values used.
+    """
+
+    numbers: NDArray[np.int64]
+    seed: int = 0
+
+    def __getitem__(self, chosen: NDArray[np.int64]) -> Synthetic:
+        return replace(self, numbers=self.numbers[chosen])
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Image `index`: (64, 64, 3)."""
+        frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.rfftfreq(64)[None, :])
+        frequency[0, 0] = 1  # the mean: any number
+        noise = np.random.default_rng((self.seed, int(self.numbers[index]))).standard_normal((3, 64, 64))
+        image = np.fft.irfft2(np.fft.rfft2(noise) / frequency, (64, 64))
+        low, high = image.min(), image.max()
+        values: NDArray[np.uint8] = np.round((image - low) * (255 / (high - low))).astype(np.uint8)
+        return values.transpose(1, 2, 0)
+
+
+def open_dataset(data: str, *, split: Split = "all", need_labels: bool = True) -> Dataset:
+    """Opens what `--data` names, without decoding anything.
+
+    `digits`: the 1,797 images of handwriting (8x8, from UCI's optical digits) that scikit-learn carries. The test
+    split is every fifth image, starting with the first, of the images ordered by class and then by position: 360
+    images, every class within one image of its share; the other 1,437 train.
+    `cifar10:DIR`, or just DIR: the python or binary batches; `test_batch` is the test split.
+    Any other folder: see `folder.scan`. `synthetic:N`: N random images, without labels.
+
+    Folders without splits are the same whatever `split` is asked for; `Dataset.split` tells. `need_labels` is False
+    for calibration, which can use unlabelled images.
+
+    Raises:
+        UnknownName: neither a name nor a folder that exists.
+        MissingInput: no usable images, not that split, or no labels though needed.
+        BackendMissing: `digits` without scikit-learn.
+        PickleRefused, MalformedInput: a CIFAR batch or label list that is not one.
+    """
+    kind, _, rest = data.partition(":")
+    if data == "digits":
+        dataset = _digits(split)
+    elif kind == "synthetic" and rest:
+        dataset = _synthetic(data, rest)
+    elif kind == "cifar10" and rest:
+        dataset = _cifar(data, Path(rest), split)
+    else:
+        dataset = _folder(data, Path(data), split)
+    if need_labels and not dataset.labelled:
+        raise MissingInput(
+            f"{data} has no labels",
+            fix="Put the images into one folder a class, or a val.txt with `file label` lines beside them",
+        )
+    return dataset
+
+
+def _digits(split: Split) -> Dataset:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as e:
+        raise BackendMissing(
+            "the data set `digits` needs scikit-learn, which is not installed",
+            fix="Run pip install 'resdeploy[data]'",
+        ) from e
+    images, labels = load_digits(return_X_y=True)
+    labels = labels.astype(np.int64)
+    held_out = np.zeros(len(labels), bool)
+    held_out[np.argsort(labels, kind="stable")[::5]] = True
+    chosen = np.flatnonzero({"train": ~held_out, "test": held_out, "all": held_out | True}[split])
+    return Dataset(
+        name="digits",
+        split=split,
+        ids=tuple(f"digits/{i:04d}" for i in chosen),
+        labels=labels[chosen],
+        classes=tuple("0123456789"),
+        items=np.round(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8),  # values are 0 to 16
+    )
+
+
+def _synthetic(data: str, count: str) -> Dataset:
+    if not count.isdecimal() or int(count) == 0:
+        raise UsageError(f"{data!r}: how many images?", fix="Write for example synthetic:64")
+    numbers = np.arange(int(count))
+    return Dataset(
+        name=data,
+        split="all",
+        ids=tuple(f"synthetic/{i:04d}" for i in numbers),
+        labels=np.full(len(numbers), -1, np.int64),
+        classes=(),
+        items=Synthetic(numbers),
+    )
+
+
+def _cifar(data: str, path: Path, split: Split) -> Dataset:
+    found = cifar.find(path)
+    if found is None:
+        raise MissingInput(
+            f"there are no CIFAR-10 batches in {path}",
+            fix=f"Unpack cifar-10-python.tar.gz there; for a folder of image files pass --data {path}",
+        )
+    pixels, labels, ids = cifar.read(found, split)
+    return Dataset(name=data, split=split, ids=ids, labels=labels, classes=cifar.CLASSES, items=pixels)
+
+
+def _folder(data: str, path: Path, split: Split) -> Dataset:
+    if not path.is_dir():
+        near = difflib.get_close_matches(data, ["digits", "cifar10:DIR", "synthetic:N"], 1)
+        kind = MissingInput if "/" in data or path.exists() else UnknownName
+        raise kind(
+            f"there is no data set or folder {data!r}" if not path.exists() else f"{data} is not a folder",
+            cause=f"Perhaps {near[0]} is meant" if near else "",
+            fix=f"Accepted are {ACCEPTED}",
+        )
+    if cifar.find(path) is not None:
+        return _cifar(data, path, split)
+    listing = folder.scan(path, split)
+    return Dataset(
+        name=data,
+        split=listing.split,
+        ids=listing.ids,
+        labels=np.array(listing.labels, np.int64),
+        classes=listing.classes,
+        items=listing.paths,
+    )
+
+
+def align(dataset: Dataset, labels: Sequence[str]) -> Dataset:
+    """The data set with class ids in the model's order.
+
+    Folders number their classes by sorted name; a model may know the same names in another order, or more of them.
+    Where all names of the data set are among the model's, labels are renumbered. Where none is (folders named by
+    WordNet id, say), equal numbers of classes are taken to mean the same order. `labels` may be empty: unknown.
+
+    Raises:
+        UsageError: some names are the model's and some are not, or the numbers of classes differ.
+    """
+    known = {name: i for i, name in enumerate(labels)}
+    missing = [name for name in dataset.classes if name not in known]
+    if not labels or not dataset.labelled:
+        return dataset
+    if not dataset.classes or len(missing) == len(dataset.classes):
+        count = len(dataset.classes) or int(dataset.labels.max()) + 1
+        if count > len(labels) or (dataset.classes and count != len(labels)):
+            raise UsageError(f"{dataset.name} has {count} classes, the model {len(labels)}, and no name is in both")
+        return dataset
+    if missing:
+        raise UsageError(
+            f"{len(missing)} of the {len(dataset.classes)} classes of {dataset.name} are unknown to the model: "
+            + ", ".join(missing[:5]),
+            fix=f"Rename the class folders as the model does, for example {labels[0]!r}",
+        )
+    if len(set(labels)) != len(labels):
+        raise UsageError("the model has labels of the same name, so class folders cannot be matched by name")
+    return replace(
+        dataset, labels=np.array([known[name] for name in dataset.classes])[dataset.labels], classes=tuple(labels)
+    )
+
+
+def choose(dataset: Dataset, count: int, seed: int) -> Dataset:
+    """`count` images (or all there are), every class within one image of its share, in seeded random order.
+
+    Systematic sampling: the k-th image of a shuffled class of n sorts at (k + u) / n, with u uniform for the class.
+    Every prefix of the result is spread over the classes as well.
+    """
+    rng = np.random.default_rng(seed)
+    position = np.empty(len(dataset))
+    for label in np.unique(dataset.labels):
+        members = np.flatnonzero(dataset.labels == label)
+        position[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
+    return dataset.subset(np.argsort(position, kind="stable")[:count])
+
+
+def fingerprint(ids: Sequence[str], labels: NDArray[np.int64], hashes: Sequence[str]) -> str:
+    """SHA-256 over what was evaluated or calibrated on: names, labels and contents, in order."""
+    return store.fingerprint([list(ids), labels.tolist(), list(hashes)])

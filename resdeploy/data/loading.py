@@ -1,0 +1,188 @@
+"""Reading and decoding images in threads, ahead of the consumer, in order and in bounded memory.
+
+Threads suffice: Pillow and numpy release the interpreter's lock while they decode, resize and normalise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import os
+import warnings
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from resdeploy.data import preprocess
+from resdeploy.errors import MalformedInput, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.records import Preprocessing, Progress
+
+FORMATS = ("JPEG", "PNG")  # by content; the other decoders of Pillow are attack surface
+MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb; here it is an error
+CHUNK_BYTES = 2 << 20  # decoded images a task, so that small images don't drown in task switching
+
+# Pillow's warning would add nothing: `decode` turns the same limit into an error.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+
+class Images(Protocol):
+    """What `batches` needs of a `Dataset`."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def ids(self) -> tuple[str, ...]: ...
+    @property
+    def synthetic(self) -> bool: ...
+    def read(self, index: int) -> bytes | NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Consecutive readable images of a data set, at least one."""
+
+    inputs: NDArray[np.float32]  # (n, C, H, W)
+    indices: NDArray[np.int64]  # (n,) positions in the data set
+    hashes: tuple[str, ...]  # (n,) 16 hex digits: `content_hash`
+    unreadable: tuple[str, ...]  # `id: reason` of the images around these that could not be decoded
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    index: int
+    inputs: NDArray[np.float32] | None = None
+    digest: str = ""
+    reason: str = ""
+
+
+def content_hash(raw: bytes | NDArray[np.uint8]) -> str:
+    """The first 16 hex digits of SHA-256 of a file's bytes, or of raw pixels."""
+    return hashlib.sha256(raw if isinstance(raw, bytes) else np.ascontiguousarray(raw).data).hexdigest()[:16]
+
+
+def decode(raw: bytes | NDArray[np.uint8]) -> Image.Image:
+    """An image from a file's bytes (JPEG or PNG by content) or from pixels, not yet converted.
+
+    Raises:
+        MalformedInput: another format, truncated, or of more than 89 million pixels.
+    """
+    if not isinstance(raw, bytes):
+        return Image.fromarray(raw)
+    try:
+        image = Image.open(io.BytesIO(raw), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise MalformedInput(f"{image.width}x{image.height} pixels, which may be a decompression bomb")
+        image.load()
+    except UnidentifiedImageError as e:
+        raise MalformedInput("an empty file" if not raw else "neither JPEG nor PNG") from e
+    # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error, zlib.error.
+    except Exception as e:
+        if isinstance(e, MalformedInput | MemoryError):
+            raise
+        raise MalformedInput(str(e) or type(e).__name__) from e
+    return image
+
+
+def batches(
+    dataset: Images,
+    spec: Preprocessing,
+    batch_size: int,
+    *,
+    workers: int | None = None,
+    progress: Progress | None = None,
+) -> Iterator[Batch]:
+    """The images of a data set as the network's inputs, in order, `batch_size` at a time; the last may be shorter.
+
+    Unreadable images do not shorten a batch. Synthetic images are scaled to whatever size the model takes. `workers`
+    is the number of decoding threads, by default one a core.
+
+    Raises:
+        UsageError: preprocessing that does not fit an image.
+        MalformedInput: not one image can be decoded.
+    """
+    if dataset.synthetic:
+        spec = replace(spec, resize=max(spec.size), resize_mode="squash")
+    full: list[_Decoded] = []
+    bad: list[str] = []
+    found = 0
+    for done, image in enumerate(_decoded(dataset, spec, workers or usable_cores()), 1):
+        if image.inputs is None:
+            bad.append(f"{dataset.ids[image.index]}: {image.reason}")
+            continue
+        # Handed over only when another image follows, so that the last batch names every unreadable one.
+        if len(full) == batch_size:
+            yield _batch(full, bad)
+            full, bad = [], []
+            if progress is not None:
+                progress("reading images", done - 1, len(dataset.ids))
+        full.append(image)
+        found += 1
+    if not found:
+        raise MalformedInput(
+            f"none of the {len(dataset.ids)} images of {dataset.name} can be decoded",
+            cause=f"The first is {bad[0]}" if bad else "",
+            fix="Give JPEG or PNG files",
+        )
+    yield _batch(full, bad)
+    if progress is not None:
+        progress("reading images", len(dataset.ids), len(dataset.ids))
+
+
+def _batch(images: Sequence[_Decoded], unreadable: Sequence[str]) -> Batch:
+    return Batch(
+        inputs=np.stack([image.inputs for image in images if image.inputs is not None]),
+        indices=np.array([image.index for image in images], np.int64),
+        hashes=tuple(image.digest for image in images),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _decoded(dataset: Images, spec: Preprocessing, workers: int) -> Iterator[_Decoded]:
+    """Every image in order, decoded by `workers` threads that are never more than two tasks each ahead."""
+    chunk = max(1, min(64, CHUNK_BYTES // (12 * spec.size[0] * spec.size[1])))
+    starts = iter(range(0, len(dataset.ids), chunk))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    def submit(start: int) -> Future[list[_Decoded]]:
+        return pool.submit(_decode_range, dataset, spec, start, min(start + chunk, len(dataset.ids)))
+
+    try:
+        waiting = deque(submit(start) for start in itertools.islice(starts, 2 * workers))
+        while waiting:
+            decoded = waiting.popleft().result()
+            waiting.extend(submit(start) for start in itertools.islice(starts, 1))
+            yield from decoded
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _decode_range(dataset: Images, spec: Preprocessing, start: int, stop: int) -> list[_Decoded]:
+    return [_decode_one(dataset, spec, index) for index in range(start, stop)]
+
+
+def _decode_one(dataset: Images, spec: Preprocessing, index: int) -> _Decoded:
+    try:
+        raw = dataset.read(index)
+        inputs = preprocess.apply(decode(raw), spec)
+    except OSError as e:
+        return _Decoded(index, reason=e.strerror or str(e))
+    except MalformedInput as e:
+        return _Decoded(index, reason=e.what)
+    except UsageError as e:
+        raise UsageError(f"{dataset.ids[index]}: {e.what}", cause=e.cause, fix=e.fix) from e
+    return _Decoded(index, inputs, content_hash(raw))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on by affinity; a container's quota only makes some threads wait."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
