@@ -1,0 +1,292 @@
+"""The model zoo: a literal table, and the way from a name to a description to a network.
+
+The table needs no torch. Counts and accuracies are from the papers and from torchvision's own metadata; the tests
+count every network again.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from resdeploy.errors import UnknownName, UsageError
+from resdeploy.records import ModelSpec, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+HE = "He et al. 2015, arXiv:1512.03385"
+XIE = "Xie et al. 2016, arXiv:1611.05431"
+ZAGORUYKO = "Zagoruyko & Komodakis 2016, arXiv:1605.07146"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One variant. `params` and `macs` are at the default input and number of classes, batch 1.
+
+    Multiply-accumulates of convolutions and the linear layer, padding taps counted; learnable parameters, BN's
+    gamma and beta included.
+    """
+
+    name: str
+    family: str
+    params: int
+    macs: int
+    features: int  # width of the linear layer's input
+    paper: str
+
+    @property
+    def cifar(self) -> bool:
+        return self.features == 64
+
+    @property
+    def classes(self) -> int:
+        return 10 if self.cifar else 1000
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (3, 32, 32) if self.cifar else (3, 224, 224)
+
+    @property
+    def published(self) -> tuple[Published, ...]:
+        """Published accuracies, torchvision's first; () where nobody published one."""
+        return tuple(p for p in PUBLISHED if p.name == self.name)
+
+    def params_for(self, classes: int, channels: int) -> int:
+        """Learnable parameters with another linear layer and another first convolution."""
+        stem = 16 * 3 * 3 if self.cifar else 64 * 7 * 7  # weights per input channel
+        return self.params + (classes - self.classes) * (self.features + 1) + (channels - 3) * stem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published accuracy in percent, and torchvision's file where there is one.
+
+    torchvision writes the first eight hexadecimal digits of a file's SHA-256 into its name.
+    """
+
+    name: str
+    top1: float
+    top5: float | None
+    source: str
+    weights: str = ""  # imagenet1k_v1, imagenet1k_v2, or "": no file of ours
+    file: str = ""
+    resize: int = 256  # shorter side before the 224 crop that the figure was taken with
+
+
+def _row(name: str, family: str, params: int, macs: int, features: int, paper: str) -> Entry:
+    return Entry(name=name, family=family, params=params, macs=macs, features=features, paper=paper)
+
+
+ENTRIES: tuple[Entry, ...] = (
+    _row("resnet18", "resnet", 11_689_512, 1_814_073_344, 512, HE),
+    _row("resnet34", "resnet", 21_797_672, 3_663_761_408, 512, HE),
+    _row("resnet50", "resnet", 25_557_032, 4_089_184_256, 2048, HE),
+    _row("resnet101", "resnet", 44_549_160, 7_801_405_440, 2048, HE),
+    _row("resnet152", "resnet", 60_192_808, 11_513_626_624, 2048, HE),
+    _row("resnet50_v1", "resnet-v1", 25_557_032, 3_857_973_248, 2048, HE),
+    _row("resnet101_v1", "resnet-v1", 44_549_160, 7_570_194_432, 2048, HE),
+    _row("resnet152_v1", "resnet-v1", 60_192_808, 11_282_415_616, 2048, HE),
+    _row("resnet18_a", "resnet", 11_515_688, 1_794_805_760, 512, HE),
+    _row("resnet34_a", "resnet", 21_623_848, 3_644_493_824, 512, HE),
+    _row("resnext50_32x4d", "resnext", 25_028_904, 4_230_479_872, 2048, XIE),
+    _row("resnext101_32x8d", "resnext", 88_791_336, 16_414_015_488, 2048, XIE),
+    _row("resnext101_64x4d", "resnext", 83_455_272, 15_460_270_080, 2048, XIE),
+    _row("wide_resnet50_2", "wide-resnet", 68_883_240, 11_398_021_120, 2048, ZAGORUYKO),
+    _row("wide_resnet101_2", "wide-resnet", 126_886_696, 22_753_050_624, 2048, ZAGORUYKO),
+    _row("plain18", "plain", 11_515_688, 1_794_805_760, 512, HE),
+    _row("plain34", "plain", 21_623_848, 3_644_493_824, 512, HE),
+    _row("resnet20", "cifar-resnet", 269_722, 40_551_040, 64, HE),
+    _row("resnet32", "cifar-resnet", 464_154, 68_862_592, 64, HE),
+    _row("resnet44", "cifar-resnet", 658_586, 97_174_144, 64, HE),
+    _row("resnet56", "cifar-resnet", 853_018, 125_485_696, 64, HE),
+    _row("resnet110", "cifar-resnet", 1_727_962, 252_887_680, 64, HE),
+    _row("resnet1202", "cifar-resnet", 19_421_274, 2_829_238_912, 64, HE),
+    _row("resnet20_b", "cifar-resnet", 272_474, 40_813_184, 64, HE),
+    _row("resnet32_b", "cifar-resnet", 466_906, 69_124_736, 64, HE),
+    _row("resnet44_b", "cifar-resnet", 661_338, 97_436_288, 64, HE),
+    _row("resnet56_b", "cifar-resnet", 855_770, 125_747_840, 64, HE),
+    _row("resnet110_b", "cifar-resnet", 1_730_714, 253_149_824, 64, HE),
+    _row("resnet1202_b", "cifar-resnet", 19_424_026, 2_829_501_056, 64, HE),
+    _row("plain20", "cifar-plain", 269_722, 40_551_040, 64, HE),
+    _row("plain32", "cifar-plain", 464_154, 68_862_592, 64, HE),
+    _row("plain44", "cifar-plain", 658_586, 97_174_144, 64, HE),
+    _row("plain56", "cifar-plain", 853_018, 125_485_696, 64, HE),
+    _row("plain110", "cifar-plain", 1_727_962, 252_887_680, 64, HE),
+)
+
+
+def _file(name: str, version: int, file_hash: str, top1: float, top5: float, resize: int) -> Published:
+    return Published(
+        name=name,
+        top1=top1,
+        top5=top5,
+        source="torchvision, 1 crop",
+        weights=f"imagenet1k_v{version}",
+        file=f"{name}-{file_hash}.pth",
+        resize=resize,
+    )
+
+
+def _paper(name: str, top1_error: float, top5_error: float | None, source: str) -> Published:
+    top5 = None if top5_error is None else round(100 - top5_error, 2)
+    return Published(name=name, top1=round(100 - top1_error, 2), top5=top5, source=source)
+
+
+PUBLISHED: tuple[Published, ...] = (
+    _file("resnet18", 1, "f37072fd", 69.758, 89.078, 256),
+    _file("resnet34", 1, "b627a593", 73.314, 91.420, 256),
+    _file("resnet50", 1, "0676ba61", 76.130, 92.862, 256),
+    _file("resnet50", 2, "11ad3fa6", 80.858, 95.434, 232),
+    _file("resnet101", 1, "63fe2227", 77.374, 93.546, 256),
+    _file("resnet101", 2, "cd907fc2", 81.886, 95.780, 232),
+    _file("resnet152", 1, "394f9c45", 78.312, 94.046, 256),
+    _file("resnet152", 2, "f82ba261", 82.284, 96.002, 232),
+    _file("resnext50_32x4d", 1, "7cdf4587", 77.618, 93.698, 256),
+    _file("resnext50_32x4d", 2, "1a0047aa", 81.198, 95.340, 232),
+    _file("resnext101_32x8d", 1, "8ba56ff5", 79.312, 94.526, 256),
+    _file("resnext101_32x8d", 2, "110c445d", 82.834, 96.228, 232),
+    _file("resnext101_64x4d", 1, "173b62eb", 83.246, 96.454, 232),
+    _file("wide_resnet50_2", 1, "95faca4d", 78.468, 94.086, 256),
+    _file("wide_resnet50_2", 2, "9ba9bcbe", 81.602, 95.758, 232),
+    _file("wide_resnet101_2", 1, "32ee1156", 78.848, 94.284, 256),
+    _file("wide_resnet101_2", 2, "d733dc28", 82.510, 96.020, 232),
+    _paper("resnet50_v1", 24.7, 7.8, "KaimingHe/deep-residual-networks, 1 crop"),
+    _paper("resnet101_v1", 23.6, 7.1, "KaimingHe/deep-residual-networks, 1 crop"),
+    _paper("resnet152_v1", 23.0, 6.7, "KaimingHe/deep-residual-networks, 1 crop"),
+    _paper("resnet18_a", 27.88, None, "He et al. 2015, table 2, 10 crops"),
+    _paper("resnet34_a", 25.03, 7.76, "He et al. 2015, table 3, 10 crops"),
+    _paper("plain18", 27.94, None, "He et al. 2015, table 2, 10 crops"),
+    _paper("plain34", 28.54, 10.02, "He et al. 2015, table 3, 10 crops"),
+    _paper("resnet20", 8.75, None, "He et al. 2015, table 6"),
+    _paper("resnet32", 7.51, None, "He et al. 2015, table 6"),
+    _paper("resnet44", 7.17, None, "He et al. 2015, table 6"),
+    _paper("resnet56", 6.97, None, "He et al. 2015, table 6"),
+    _paper("resnet110", 6.43, None, "He et al. 2015, table 6"),
+    _paper("resnet1202", 7.93, None, "He et al. 2015, table 6"),
+)
+
+
+def find(name: str) -> Entry:
+    """The zoo's entry of that name.
+
+    Raises:
+        UnknownName: no such entry; the nearest names are in the message.
+    """
+    for entry in ENTRIES:
+        if entry.name == name:
+            return entry
+    near = difflib.get_close_matches(name.lower(), [e.name for e in ENTRIES], n=3)
+    raise UnknownName(
+        f"there is no model {name!r}",
+        cause=f"Did you mean {' or '.join(near)}?" if near else "",
+        fix="`resdeploy models` lists them; timm:NAME, torchvision:NAME and package.module:factory work too",
+    )
+
+
+def spec(
+    name: str,
+    *,
+    classes: int | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] = (),
+    weights: str = "random",
+) -> ModelSpec:
+    """The description of a zoo model or a foreign one; what is not given takes the model's defaults.
+
+    Args:
+        name: a zoo name, `timm:NAME`, `torchvision:NAME` or `package.module:factory`.
+        classes: None: as many as `labels`, else the model's own.
+        input_shape: channels, height, width.
+        preprocessing: None: what the published weights were evaluated with, scaled to `input_shape`.
+        labels: class names.
+        weights: as given to `weights.resolve`; torchvision's V2 files want another resize than its V1.
+
+    Raises:
+        UnknownName: no such model.
+        UsageError: classes, labels, shape and preprocessing contradict each other.
+        BackendMissing: a foreign model's package is not installed.
+    """
+    classes = classes if classes is not None or not labels else len(labels)
+    _check(classes, input_shape, preprocessing, labels)
+    if ":" in name:
+        from resdeploy.models import foreign
+
+        return foreign.spec(
+            name, classes=classes, input_shape=input_shape, preprocessing=preprocessing, labels=labels, weights=weights
+        )
+    entry = find(name)
+    if input_shape is None:
+        size = preprocessing.size if preprocessing else entry.input_shape[1:]
+        input_shape = (len(preprocessing.mean) if preprocessing else 3, *size)
+    classes = classes if classes is not None else entry.classes
+    return ModelSpec(
+        name=name,
+        family=entry.family,
+        classes=classes,
+        input_shape=input_shape,
+        preprocessing=preprocessing or _preprocessing(entry, input_shape, weights),
+        labels=labels,
+        params=entry.params_for(classes, input_shape[0]),
+    )
+
+
+def _check(
+    classes: int | None,
+    input_shape: tuple[int, int, int] | None,
+    preprocessing: Preprocessing | None,
+    labels: tuple[str, ...],
+) -> None:
+    if classes is not None and classes < 1:
+        raise UsageError(f"a model cannot have {classes} classes", fix="Give --classes a positive number")
+    if labels and classes != len(labels):
+        raise UsageError(f"there are {len(labels)} labels for {classes} classes", fix="Leave one of the two out")
+    if input_shape is not None and min(input_shape) < 1:
+        raise UsageError(f"an input cannot be {input_shape}", fix="Give channels, height and width, all positive")
+    if input_shape and preprocessing:
+        made = (len(preprocessing.mean), *preprocessing.size)
+        if made != input_shape:
+            raise UsageError(
+                f"the preprocessing makes inputs of {made} for a model that takes {input_shape}",
+                fix="Give --mean and --std one value a channel, and --crop the model's size",
+            )
+
+
+def _preprocessing(entry: Entry, shape: tuple[int, int, int], weights: str) -> Preprocessing | None:
+    """ImageNet: the resize of the weights' own evaluation, in proportion to the crop. CIFAR: no resizing."""
+    channels, height, width = shape
+    if channels not in (1, 3):
+        return None  # nobody knows what a picture with two or twelve channels means
+    resize = None
+    if not entry.cifar:
+        full = next((p.resize for p in entry.published if p.weights == weights), 256)
+        resize = round(min(height, width) * full / 224)
+    if channels == 3:
+        return Preprocessing(size=(height, width), resize=resize)
+    # Grey: the averages of the three colours' statistics.
+    return Preprocessing(size=(height, width), resize=resize, channels="L", mean=(0.449,), std=(0.226,))
+
+
+def create(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
+    """The network of a description, with seeded random weights, in eval mode; the global generators stay untouched.
+
+    Takes (N, *spec.input_shape) float32 and gives logits (N, spec.classes).
+
+    Raises:
+        UnknownName, UsageError, BackendMissing: as `spec`.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also seed every GPU.
+        torch.default_generator.manual_seed(seed)
+        if ":" in spec.name:
+            from resdeploy.models import foreign
+
+            return foreign.create(spec)
+        from resdeploy.models import resnet
+
+        find(spec.name)
+        return resnet.ResNet(resnet.VARIANTS[spec.name], spec.classes, spec.input_shape[0]).eval()
