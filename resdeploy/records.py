@@ -165,6 +165,7 @@ class Block:
     get_s: tuple[float, ...]
     started_s: float  # clock of the run, for drift
     wall_s: float = 0.0  # of the whole block
+    device_s: tuple[float, ...] = ()  # of each run, by the device's own events where it has them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +188,7 @@ class Measurement:
     size_bytes: int = 0
     params: int | None = None
     macs: int | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)  # the vendor's, as it reports them itself
     warnings: tuple[str, ...] = ()
 
 
@@ -241,7 +243,7 @@ class Predictions:
     """Per-image results on one data set, in the data set's order."""
 
     model: str
-    ids: tuple[str, ...]
+    ids: tuple[str, ...]  # () where a foreign file has none: its order is then all there is to match by
     labels: NDArray[np.int64]  # (N,)
     top: NDArray[np.int64]  # (N, min(5, classes)) class ids, best first
     logits: NDArray[np.float32] | None  # (N, classes)
@@ -251,6 +253,18 @@ class Predictions:
     sha256: str  # the artifact's
     images: tuple[str, ...] = ()  # content hashes (16 hex digits), as in Calibration.images
     unreadable: tuple[str, ...] = ()  # images that could not be decoded, never silently dropped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Accuracy of predictions, in percent."""
+
+    model: str
+    top1: float
+    top5: float | None  # None: only one class an image is known, or there are fewer than five
+    correct: int  # top-1
+    total: int
+    top1_ci95: tuple[float, float]  # Wilson
 
 
 @dataclass(frozen=True, kw_only=True)

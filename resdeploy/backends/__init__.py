@@ -1,6 +1,6 @@
 """Backends: modules behind one small protocol, and one literal table.
 
-A module, not a class, satisfies `Backend`: three functions and two constants. There is no base class and
+A module, not a class, satisfies `Backend`: three functions and three constants. There is no base class and
 no registration; adding a backend is one file and one line in `MODULES`.
 
 A backend is handed an `Execution`, not the whole profile: it can then depend on nothing but what decides
@@ -14,12 +14,15 @@ a result to report and not the end of the program.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
+import importlib.util
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from resdeploy.errors import UnknownName
+from resdeploy.errors import BackendMissing, UnknownName
 from resdeploy.records import Artifact, Availability, BackendName, Execution, Format, Layer, Precision
 
 if TYPE_CHECKING:
@@ -38,6 +41,14 @@ MODULES: Mapping[BackendName, str] = {
 
 # The order in which `--backend auto` looks; null is for tests and never chosen.
 PREFERENCE: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensor:
+    """What an opened model takes or gives; all sizes are known by then."""
+
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
 
 
 class Session(Protocol):
@@ -59,6 +70,18 @@ class Session(Protocol):
 class Loaded(Protocol):
     """An opened model."""
 
+    @property
+    def inputs(self) -> Mapping[str, Tensor]:
+        """What it takes, by name, the batch first."""
+
+    @property
+    def outputs(self) -> Mapping[str, Tensor]:
+        """What it gives, by name; the logits are the first."""
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """The vendor's settings in force, as it reports them itself."""
+
     def session(self) -> Session:
         """A session independent of all others: one per stream or thread."""
 
@@ -71,6 +94,7 @@ class Backend(Protocol):
 
     SOURCE: Format  # what build() takes
     ACCEPTS: frozenset[Precision]
+    VENDOR: str  # the package it imports; "" for none
 
     def available(self) -> Availability:
         """Whether this machine can run it; never raises, never imports more than it must."""
@@ -97,3 +121,30 @@ def load(name: str) -> Backend:
         raise UnknownName(f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(MODULES)}")
     module: Any = importlib.import_module(MODULES[cast("BackendName", name)])
     return cast("Backend", module)
+
+
+def installed(package: str, *distributions: str) -> str | None:
+    """The version of an importable package, found without importing it; None where it is not installed.
+
+    Args:
+        package: the name that is imported.
+        distributions: the names it is distributed under, if others; the first one installed counts.
+    """
+    if importlib.util.find_spec(package) is None:
+        return None
+    for name in distributions or (package,):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def require(found: Availability, name: str) -> None:
+    """Nothing where the backend is available.
+
+    Raises:
+        BackendMissing: with the reason and the command that would change it.
+    """
+    if not found.ok:
+        raise BackendMissing(f"backend {name} cannot run here: {found.reason}", fix=found.install)

@@ -1,0 +1,404 @@
+"""The parent side of a lane: one child process that runs one backend.
+
+A crash, a hang or an out-of-memory kill of a vendor is thereby an error to report and not the end of the program,
+thread pools do not fight, and peak memory is per backend. `build` uses a child of its own, so that what it leaves in
+memory is not counted as the model's.
+
+Nothing stays behind: the child is asked to die with the thread that started it (so open a lane in a thread that
+outlives it), whatever goes wrong here kills and reaps it, and the folder that a killed parent left is swept by the
+next lane.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+import resdeploy
+from resdeploy import errors, store
+from resdeploy.backends import Tensor, machine
+from resdeploy.backends.worker import MEMORY_WORDS
+from resdeploy.errors import BackendCrash, EnvironmentFailure, OutOfMemory, ResdeployError
+from resdeploy.records import Artifact, BackendName, Block, Execution, Layer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+FOLDER_PREFIX = "resdeploy-lane-"
+SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside is private)
+STALE_S = 60.0
+NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
+GRACE_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """An opened model: how long that took and what the model takes and gives."""
+
+    load_s: float  # without the import of the vendor's package
+    first_s: float  # the first query, which many vendors still spend on set-up
+    inputs: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    settings: Mapping[str, str]  # the vendor's settings in force, as it reports them
+
+
+class Lane:
+    """One child process for one backend; a context manager.
+
+    Args:
+        backend: its name.
+        python: the interpreter to run it in, which needs numpy and the vendor's package only.
+        timeout_s: longest that one operation may take (a timed block: beyond its own seconds).
+        memory_limit_bytes: limit of the child's address space.
+
+    Raises (every operation):
+        BackendMissing: the vendor's package or device is not there.
+        BackendCrash: the child died, hung (and was killed), or its vendor raised what we do not know.
+        OutOfMemory: an allocation failed, or there is evidence that the kernel killed the child for its memory.
+        ResdeployError: what the backend itself raised.
+    """
+
+    def __init__(
+        self,
+        backend: BackendName,
+        *,
+        python: str | Path = sys.executable,
+        timeout_s: float = 900.0,
+        memory_limit_bytes: int | None = None,
+    ) -> None:
+        self.backend, self.python, self.timeout_s = backend, str(python), timeout_s
+        self.memory_limit_bytes = memory_limit_bytes
+        self._child: _Child | None = None
+        self._subject: Artifact | None = None
+        self._peak_rss_bytes = 0
+
+    def __enter__(self) -> Lane:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def build(self, source: Artifact, execution: Execution, out: Path) -> Artifact:
+        """Makes the runnable file; its sidecar is not yet written."""
+        self._start(source, execution)
+        try:
+            result = self._ask("build", source=_plain(source), execution=_plain(execution), out=str(Path(out).absolute()))
+        finally:
+            self.close()
+        return dataclasses.replace(store.parse(Artifact, json.dumps(result), f"the {self.backend} worker"), path=str(out))
+
+    def open(self, built: Artifact, execution: Execution, trace: bool = False) -> Opened:
+        """Loads the model in a fresh child and runs it once."""
+        self._start(built, execution)
+        result = self._ask("open", built=_plain(built), execution=_plain(execution), trace=trace)
+        tensors = {
+            side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}
+            for side in ("inputs", "outputs")
+        }
+        return Opened(load_s=result["load_s"], first_s=result["first_s"], settings=result["settings"], **tensors)
+
+    def block(self, queries: int = 1, *, warmup: int = 0, seconds: float | None = None) -> Block:
+        """Times at least `queries` queries over at least `seconds`, after `warmup` untimed ones in every stream.
+
+        Inputs are seeded random arrays in turn. With `Execution.streams` above 1 as many sessions run side by side
+        in threads: the offline scenario, whose throughput is queries x batch size / `wall_s`.
+        """
+        if queries < 1 or warmup < 0:
+            msg = f"block of {queries} queries, {warmup} to warm up"
+            raise ValueError(msg)
+        self._ask("block", seconds or 0.0, queries=queries, seconds=seconds or 0.0, warmup=warmup)
+        times = self._take("times.npy")
+        start, copied, computed, end, device = times.T
+        return Block(
+            put_s=_seconds(copied - start),
+            run_s=_seconds(computed - copied),
+            get_s=_seconds(end - computed),
+            device_s=_seconds(device) if (device >= 0).all() else (),
+            started_s=float(start[0]) / 1e9,  # CLOCK_MONOTONIC: the same for all lanes
+            wall_s=float(end.max() - start[0]) / 1e9,
+        )
+
+    def predict(self, inputs: NDArray[np.generic]) -> NDArray[np.generic]:
+        """The logits, (N, classes), of any number N of inputs (N, C, H, W); see `predict_all`."""
+        return next(iter(self.predict_all(inputs).values()))
+
+    def predict_all(self, inputs: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
+        """Every output by name for any number of inputs, run in the opened batch size, the last batch padded.
+
+        Raises:
+            UsageError: inputs of another shape or kind than the model takes.
+        """
+        folder = self._running().folder
+        with store.disk_errors(folder / "inputs.npy"):
+            np.save(folder / "inputs.npy", inputs)
+        try:
+            names = self._ask("predict")["outputs"]
+        finally:
+            (folder / "inputs.npy").unlink(missing_ok=True)
+        return {name: self._take(f"output{number}.npy") for number, name in enumerate(names)}
+
+    def layers(self) -> tuple[Layer, ...]:
+        """The executed layers; open with `trace=True`."""
+        found = self._ask("layers")["layers"]
+        return tuple(Layer(**layer | {"sources": tuple(layer["sources"])}) for layer in found)
+
+    def peak_rss_bytes(self) -> int:
+        """The most physical memory that the child has held up to its last answer (VmHWM), interpreter included."""
+        return self._peak_rss_bytes
+
+    def close(self) -> None:
+        """Ends the child, at once; its last peak stays known."""
+        if self._child is not None:
+            self._child.end()
+            self._child = None
+
+    def _start(self, subject: Artifact, execution: Execution) -> None:
+        self.close()
+        self._subject = dataclasses.replace(subject, path=str(Path(subject.path).absolute()))
+        threads = execution.threads or machine.usable_cores()
+        self._child = _Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
+
+    def _running(self) -> _Child:
+        if self._child is None:
+            msg = "open the lane first; after an error it is closed"
+            raise RuntimeError(msg)
+        return self._child
+
+    def _ask(self, operation: str, extra_s: float = 0.0, **fields: Any) -> Any:
+        """One request and its answer; any failure but a refusal in the backend's own words ends the child."""
+        child = self._running()
+        try:
+            reply = child.ask(json.dumps({"op": operation, **fields}), self.timeout_s + extra_s)
+            if reply is None:
+                raise self._postmortem(operation, child)
+        except BaseException:
+            self.close()
+            raise
+        self._peak_rss_bytes = reply["peak_rss_bytes"]
+        if "error" in reply:
+            raise self._revived(reply["error"])
+        return reply["result"]
+
+    def _take(self, name: str) -> NDArray[np.generic]:
+        """An array that the child left; its file is gone, the mapping lives as long as the array."""
+        path = self._running().folder / name
+        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+        path.unlink()
+        return np.asarray(array)
+
+    def _revived(self, document: dict[str, str]) -> ResdeployError:
+        """The exception that the child described."""
+        kind: type[ResdeployError] = getattr(errors, document["class"])
+        what, cause = document["what"], document["cause"]
+        if issubclass(kind, OutOfMemory):
+            what = f"{what} ({self._memory()})"
+        if issubclass(kind, (BackendCrash, OutOfMemory)):
+            what = f"{what} with {self._input()}"
+        return kind(what, cause=cause, fix=document["fix"], code=document["code"])
+
+    def _postmortem(self, operation: str, child: _Child) -> ResdeployError:
+        """Why the child no longer answers: it hung and lives, or it is dead."""
+        where = f"the {self.backend} process, in {operation} with {self._input()}"
+        if child.alive():
+            return BackendCrash(
+                f"{where}, did not answer within {self.timeout_s:g} s and was killed",
+                cause=child.last_words(),
+                fix="Try again with fewer --threads, or another --backend",
+            )
+        code = child.wait()
+        ending = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        crash_fix = "See `resdeploy doctor`, or try another --backend"
+        if code in (-signal.SIGKILL, 128 + signal.SIGKILL):
+            if machine.oom_kills() > child.oom_kills_before:
+                return OutOfMemory(
+                    f"{where}, was killed by the kernel for its memory ({self._memory()})",
+                    fix="Use a smaller batch size, or give the container more memory",
+                )
+            return BackendCrash(
+                f"{where}, {ending}",
+                cause="Something else killed it: the kernel's count of out-of-memory kills here did not rise",
+                fix=crash_fix,
+            )
+        if MEMORY_WORDS.search(child.noise_text()):
+            return OutOfMemory(
+                f"{where}, {ending} for want of memory ({self._memory()})",
+                cause=child.last_words(),
+                fix="Use a smaller batch size",
+            )
+        return BackendCrash(f"{where}, {ending}", cause=child.last_words(), fix=crash_fix)
+
+    def _memory(self) -> str:
+        limit = f"limit {self.memory_limit_bytes / 2**20:.0f} MiB, " if self.memory_limit_bytes else ""
+        return f"{limit}peak at its last answer {self._peak_rss_bytes / 2**20:.0f} MiB"
+
+    def _input(self) -> str:
+        assert self._subject is not None
+        return f"{self._subject.path} (sha256 {self._subject.sha256})"
+
+
+class _Child:
+    """A worker process with its pipes, the tail of what it printed, and its private folder."""
+
+    def __init__(self, backend: str, python: str, threads: int, memory_limit: int) -> None:
+        self.oom_kills_before = machine.oom_kills()
+        self.noise = bytearray()
+        self.folder, self.lock = _private_folder()
+        child_reads, self.requests = os.pipe()
+        self.replies, child_writes = os.pipe()
+        self.pending = b""
+        try:
+            # Another interpreter must find our package without seeing the packages of ours.
+            (self.folder / "path").mkdir()
+            (self.folder / "path" / "resdeploy").symlink_to(Path(resdeploy.__file__).resolve().parent)
+            command = [python, "-m", "resdeploy.backends.worker", backend, str(child_reads), str(child_writes)]
+            self.process = subprocess.Popen(
+                [*command, str(os.getpid()), str(self.folder), str(memory_limit)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=(child_reads, child_writes),
+                start_new_session=True,  # Ctrl-C reaches us alone
+                env=_environment(threads, self.folder / "path"),
+            )
+        except OSError as e:
+            self._discard()
+            raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check --python") from e
+        finally:
+            os.close(child_reads)
+            os.close(child_writes)
+        assert self.process.stdout is not None
+        self.printed: IO[bytes] = self.process.stdout
+        for fd in (self.replies, self.printed.fileno()):
+            os.set_blocking(fd, False)
+
+    def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
+        """The answer to one request, or None where none came: the child is dead, or still busy."""
+        deadline = time.monotonic() + timeout_s
+        with contextlib.suppress(BrokenPipeError):
+            os.write(self.requests, request.encode() + b"\n")
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.replies, selectors.EVENT_READ)
+            selector.register(self.printed, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(left):
+                    if key.fileobj is self.printed:
+                        if not self._listen():
+                            selector.unregister(self.printed)
+                        continue
+                    data = os.read(self.replies, 1 << 16)
+                    if not data:
+                        return None
+                    self.pending += data
+                    line, ended, rest = self.pending.partition(b"\n")
+                    if ended:
+                        self.pending = rest
+                        answer: dict[str, Any] = json.loads(line)
+                        return answer
+        return None
+
+    def alive(self) -> bool:
+        """Whether it still runs, a dying one given the time to finish."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(GRACE_S)
+        return self.process.poll() is None
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal."""
+        return self.process.wait()
+
+    def noise_text(self) -> str:
+        """The tail of what it printed to stdout and stderr."""
+        while self._listen():
+            pass
+        return self.noise.decode(errors="replace")
+
+    def last_words(self) -> str:
+        """Its last lines in one."""
+        lines = [line.strip() for line in self.noise_text().splitlines() if line.strip()]
+        return f"Its last output was: {' | '.join(lines[-SHOWN_LINES:])}" if lines else "It printed nothing"
+
+    def end(self) -> None:
+        """Kills it with everything it started, reaps it, and removes its folder."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        self.printed.close()
+        self._discard()
+
+    def _listen(self) -> bool:
+        """Takes what it printed; False at its end or when there is nothing more for now."""
+        try:
+            data = os.read(self.printed.fileno(), 1 << 16)
+        except BlockingIOError:
+            return False
+        self.noise += data
+        del self.noise[:-NOISE_BYTES]
+        return bool(data)
+
+    def _discard(self) -> None:
+        os.close(self.requests)
+        os.close(self.replies)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os.close(self.lock)
+
+
+def _plain(record: Artifact | Execution) -> dict[str, Any]:
+    """A record as the child gets it: paths made absolute."""
+    document = dataclasses.asdict(record)
+    if "path" in document:
+        document["path"] = str(Path(document["path"]).absolute())
+    return document
+
+
+def _seconds(nanoseconds: NDArray[np.generic]) -> tuple[float, ...]:
+    return tuple((nanoseconds / 1e9).tolist())
+
+
+def _environment(threads: int, package: Path) -> dict[str, str]:
+    """The child's environment. Thread pools that nobody configures later take their size from it at import."""
+    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+    pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
+    return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+
+
+def _private_folder() -> tuple[Path, int]:
+    """A new folder, in memory where there is room, and the descriptor whose lock says that its owner lives."""
+    base = Path(tempfile.gettempdir())
+    if os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free >= SHM_FREE_BYTES:
+        base = SHM
+    _sweep(base)
+    with store.disk_errors(base / FOLDER_PREFIX):
+        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _sweep(base: Path) -> None:
+    """Removes the folders of parents that were killed: nobody holds their lock."""
+    for folder in base.glob(f"{FOLDER_PREFIX}*"):
+        with contextlib.suppress(OSError):  # another's folder, or gone meanwhile
+            if time.time() - folder.stat().st_mtime < STALE_S:
+                continue  # perhaps made, but not yet locked
+            handle = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(handle)

@@ -1,0 +1,276 @@
+"""The child side of a lane: one process, one vendor, and the timed loop.
+
+    python -m resdeploy.backends.worker BACKEND READ_FD WRITE_FD PARENT_PID FOLDER MEMORY_LIMIT
+
+Requests and replies are JSON lines on two private pipes, so that whatever a vendor prints cannot disturb them;
+arrays travel as `.npy` files in FOLDER. Standard library, numpy, our records and the one vendor are imported,
+nothing else: the worker must start under another interpreter (`--python tensorrt=PATH`) that has no more than that.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import faulthandler
+import gc
+import importlib
+import itertools
+import json
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resdeploy import backends
+from resdeploy.backends import Loaded, Session, Tensor
+from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
+from resdeploy.records import Artifact, Calibration, Execution, ModelSpec, Preprocessing, Weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Feed = dict[str, NDArray[np.generic]]
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Different inputs in turn, so that a backend which remembers its last answer gains nothing; never more than
+# this much memory of them, since it counts towards the peak that is reported.
+FEEDS, FEEDS_BYTES, SEED = 8, 64 << 20, 0
+MEMORY_WORDS = re.compile(r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.I)
+
+
+def peak_rss_bytes() -> int:
+    """The most physical memory this process ever held (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    # A sandbox may leave the line out; getrusage counts the same in kB, but inherits the parent's peak at exec.
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def random_feeds(inputs: Mapping[str, Tensor]) -> list[Feed]:
+    """Seeded random inputs: standard normal for floats, all values for 8-bit integers."""
+    rng = np.random.default_rng(SEED)
+
+    def one(tensor: Tensor) -> NDArray[np.generic]:
+        dtype = np.dtype(tensor.dtype)
+        if dtype.kind == "f":
+            return rng.standard_normal(tensor.shape, np.float32).astype(dtype, copy=False)
+        bounds = np.iinfo(dtype)
+        return rng.integers(max(bounds.min, -128), min(bounds.max, 255), tensor.shape, dtype, endpoint=True)
+
+    size = sum(int(np.prod(t.shape)) * np.dtype(t.dtype).itemsize for t in inputs.values())
+    count = max(2, min(FEEDS, FEEDS_BYTES // max(size, 1)))
+    return [{name: one(tensor) for name, tensor in inputs.items()} for _ in range(count)]
+
+
+def time_queries(session: Session, feeds: Sequence[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]) -> None:
+    """The timed loop: appends (start, copied in, computed, copied out, device time) in ns, device time -1 if unknown."""
+    clock, put, run, get, device = time.perf_counter_ns, session.put, session.run, session.get, session.device_time_s
+    for feed in itertools.cycle(feeds):
+        if not more():
+            return
+        start = clock()
+        put(feed)
+        copied = clock()
+        run()
+        computed = clock()
+        get()
+        end = clock()
+        seconds = device()
+        rows.append((start, copied, computed, end, -1 if seconds is None else int(seconds * 1e9)))
+
+
+def time_block(
+    sessions: Sequence[Session], feeds: Sequence[Feed], queries: int, seconds: float, warmup: int
+) -> NDArray[np.int64]:
+    """Times at least `queries` queries over at least `seconds`, shared by the sessions, one thread each.
+
+    Returns:
+        (n, 5) int64 in order of their starts, columns as in `time_queries`.
+    """
+    rows: list[tuple[int, ...]] = []
+    failures: list[BaseException] = []
+    tickets = itertools.count()
+    started: list[int] = []
+    gate = threading.Barrier(len(sessions), action=lambda: started.append(time.perf_counter_ns()))
+
+    def more() -> bool:
+        return next(tickets) < queries or time.perf_counter_ns() - started[0] < seconds * 1e9
+
+    def stream(number: int, session: Session) -> None:
+        try:
+            mine = [*feeds[number % len(feeds) :], *feeds[: number % len(feeds)]]
+            time_queries(session, mine, iter([True] * warmup + [False]).__next__, [])
+            gate.wait()
+            time_queries(session, mine, more, rows)
+        except BaseException as e:  # noqa: BLE001 (a thread's failure is raised by the caller)
+            gate.abort()
+            failures.append(e)
+
+    gc.collect()
+    gc.disable()
+    try:
+        others = [threading.Thread(target=stream, args=item) for item in enumerate(sessions)][1:]
+        for thread in others:
+            thread.start()
+        stream(0, sessions[0])
+        for thread in others:
+            thread.join()
+    finally:
+        gc.enable()
+    for failure in failures:
+        if not isinstance(failure, threading.BrokenBarrierError):
+            raise failure
+    return np.array(sorted(rows), np.int64).reshape(-1, 5)
+
+
+def answer(loaded: Loaded, session: Session, inputs: NDArray[np.generic]) -> Feed:
+    """All outputs for any number of inputs, run in the opened batch size; the last batch is padded with its last row."""
+    ((name, tensor),) = loaded.inputs.items()
+    if inputs.shape[1:] != tensor.shape[1:] or inputs.dtype.kind != np.dtype(tensor.dtype).kind or not len(inputs):
+        raise UsageError(
+            f"the model takes {tensor.dtype} of shape {list(tensor.shape[1:])} and was given "
+            f"{inputs.dtype} of shape {list(inputs.shape[1:])}, {len(inputs)} of them",
+            fix="Give images of that size with --img-size, or build the model for this size",
+        )
+    size = tensor.shape[0]
+    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in loaded.outputs}
+    for start in range(0, len(inputs), size):
+        chunk = inputs[start : start + size]
+        padded = chunk if len(chunk) == size else np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), 0)])
+        session.put({name: padded.astype(tensor.dtype, copy=False)})
+        session.run()
+        for output, value in session.get().items():
+            parts[output].append(value[: len(chunk)].copy())
+    return {output: np.concatenate(values) for output, values in parts.items()}
+
+
+class Worker:
+    """The operations. Each takes the request's fields and returns the reply's."""
+
+    def __init__(self, backend: str, folder: Path) -> None:
+        self.backend, self.folder = backends.load(backend), folder
+        backends.require(self.backend.available(), backend)
+        if self.backend.VENDOR:
+            # Now, so that its import is in no measured time.
+            importlib.import_module(self.backend.VENDOR)
+        self.stack = contextlib.ExitStack()
+        self.sessions: list[Session] = []
+        self.feeds: list[Feed] = []
+
+    def build(self, source: dict[str, Any], execution: dict[str, Any], out: str) -> dict[str, Any]:
+        return dataclasses.asdict(self.backend.build(_artifact(source), _execution(execution), Path(out)))
+
+    def open(self, built: dict[str, Any], execution: dict[str, Any], trace: bool) -> dict[str, Any]:
+        self.close()
+        settings = _execution(execution)
+        start = time.perf_counter()
+        self.loaded = self.stack.enter_context(self.backend.open(_artifact(built), settings, trace=trace))
+        self.sessions.append(self.loaded.session())
+        loaded_at = time.perf_counter()
+        self.feeds = random_feeds(self.loaded.inputs)
+        first = time_block(self.sessions, self.feeds, 1, 0.0, 0)
+        self.sessions += [self.loaded.session() for _ in range(settings.streams - 1)]
+        return {
+            "load_s": loaded_at - start,
+            "first_s": float(first[0, 3] - first[0, 0]) / 1e9,
+            "inputs": {name: dataclasses.asdict(t) for name, t in self.loaded.inputs.items()},
+            "outputs": {name: dataclasses.asdict(t) for name, t in self.loaded.outputs.items()},
+            "settings": dict(self.loaded.settings),
+        }
+
+    def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
+        np.save(self.folder / "times.npy", time_block(self.sessions, self.feeds, queries, seconds, warmup))
+        return {}
+
+    def predict(self) -> dict[str, Any]:
+        inputs = np.load(self.folder / "inputs.npy", mmap_mode="r", allow_pickle=False)
+        outputs = answer(self.loaded, self.sessions[0], inputs)
+        for number, value in enumerate(outputs.values()):
+            np.save(self.folder / f"output{number}.npy", value)
+        return {"outputs": list(outputs)}
+
+    def layers(self) -> dict[str, Any]:
+        return {"layers": [dataclasses.asdict(layer) for layer in self.loaded.layers()]}
+
+    def close(self) -> dict[str, Any]:
+        self.sessions.clear()
+        self.stack.close()
+        return {}
+
+
+def _artifact(document: dict[str, Any]) -> Artifact:
+    """An artifact from its JSON; lists stay lists, the parent validates what comes back."""
+    model = document["model"]
+    if model is not None:
+        preprocessing = model["preprocessing"]
+        model = ModelSpec(**model | {"preprocessing": preprocessing and Preprocessing(**preprocessing)})
+    weights, calibration = document["weights"], document["calibration"]
+    return Artifact(
+        **document
+        | {"model": model, "weights": weights and Weights(**weights), "calibration": calibration and Calibration(**calibration)}
+    )
+
+
+def _execution(document: dict[str, Any]) -> Execution:
+    shape = document["input_shape"]
+    return Execution(**document | {"input_shape": shape and tuple(shape)})
+
+
+def failure(error: BaseException, doing: str) -> dict[str, str]:
+    """An exception as the parent is to raise it."""
+    if not isinstance(error, ResdeployError):
+        # First line only: a vendor's stack of C++ frames goes to stderr, whose tail the parent keeps.
+        words = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+        if isinstance(error, MemoryError) or MEMORY_WORDS.search(str(error)):
+            error = OutOfMemory(f"{doing} ran out of memory", cause=words, fix="Use a smaller batch size")
+        else:
+            error = BackendCrash(f"{doing} failed", cause=words, fix="See `resdeploy doctor`, or try another --backend")
+    kind = {"class": type(error).__name__, "code": error.code}
+    return kind | {"what": error.what, "cause": error.cause, "fix": error.fix}
+
+
+def serve(backend: str, folder: Path, requests: Any, replies: Any) -> None:
+    """Answers requests, one JSON line each, until the parent closes its end."""
+
+    def reply(document: dict[str, Any]) -> None:
+        replies.write(json.dumps(document | {"peak_rss_bytes": peak_rss_bytes()}) + "\n")
+        replies.flush()
+
+    worker: Worker | None = None
+    for line in requests:
+        request = json.loads(line)
+        operation = request.pop("op")
+        try:
+            worker = worker or Worker(backend, folder)
+            reply({"result": getattr(worker, operation)(**request)})
+        except Exception as e:
+            sys.excepthook(*sys.exc_info())
+            reply({"error": failure(e, f"{operation} in {backend}")})
+
+
+def main(backend: str, read_fd: str, write_fd: str, parent: str, folder: str, memory_limit: str) -> None:
+    """Serves the parent, and dies with it."""
+    faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends us
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != int(parent):  # it died before the line above
+        return
+    for fd in (int(read_fd), int(write_fd)):
+        os.set_inheritable(fd, False)
+    if int(memory_limit):
+        resource.setrlimit(resource.RLIMIT_AS, (int(memory_limit), int(memory_limit)))
+    with open(int(read_fd)) as requests, open(int(write_fd), "w") as replies:
+        serve(backend, Path(folder), requests, replies)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
