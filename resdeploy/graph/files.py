@@ -1,0 +1,177 @@
+"""Reading ONNX files from strangers, and writing ours.
+
+A parser is no security boundary (facts: onnx's external data was fixed four times), so what a reader can
+check before any runtime sees the file is checked here: sizes, the containment of external data, the traps that
+show one model to a viewer and another to a runtime, and ONNX's own checker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import numpy_helper
+
+from resdeploy import store
+from resdeploy.errors import MalformedInput, MissingInput, UnsafeInput
+
+MAX_BYTES = (1 << 31) - 1  # protobuf's limit for one message
+MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
+DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "pkg.onnxscript.torch_lib", "pkg.torch"})
+_VALUE_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "raw_data", "double_data", "uint64_data")
+
+
+def load_model(path: Path) -> onnx.ModelProto:
+    """The model in `path`, with its external data, checked.
+
+    Raises:
+        MissingInput: no such file.
+        UnsafeInput: `E-EXTDATA` where external data is not a plain file in the model's own folder.
+        MalformedInput: not ONNX, truncated, over 2 GB, not valid, or built to mislead (see the head of this file).
+    """
+    model = _parse(path)
+    _check_structure(model, path)
+    _load_external_data(model, path)
+    for tensor in _tensors(model.graph):
+        _check_values(tensor, path)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
+        reason = str(e).strip().splitlines()[0]
+        raise MalformedInput(f"{path} is not valid ONNX: {reason}", fix="Export it again") from e
+    return model
+
+
+def save_model(model: onnx.ModelProto, out: Path) -> None:
+    """Writes the model atomically, as one file.
+
+    Raises:
+        MalformedInput: over 2 GB.
+        NotWritable, DiskFull: what the operating system said.
+    """
+    if (size := model.ByteSize()) > MAX_BYTES:
+        raise MalformedInput(f"the model takes {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
+    store.write_bytes(out, model.SerializeToString(deterministic=True))
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise MalformedInput(f"{path} has {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
+        model = onnx.ModelProto.FromString(path.read_bytes())
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+        raise MissingInput(f"there is no file {path}", fix="Check the path") from e
+    except DecodeError as e:
+        raise MalformedInput(f"{path} is not an ONNX file, or is cut off", fix="Export or copy it again") from e
+    if not model.HasField("graph") or not model.graph.node:
+        raise MalformedInput(f"{path} is not an ONNX model: it holds no nodes", fix="Export or copy it again")
+    return model
+
+
+def _check_structure(model: onnx.ModelProto, path: Path) -> None:
+    if len(model.functions) > MAX_FUNCTIONS:
+        raise MalformedInput(f"{path} defines {len(model.functions)} functions, more than the {MAX_FUNCTIONS} allowed")
+    domains = DOMAINS | {f.domain for f in model.functions}
+    for node in _nodes(model):
+        name = node.name or node.op_type
+        if node.op_type == "EPContext":
+            raise MalformedInput(
+                f"node {name!r} of {path} is an EPContext: compiled code for one device hidden in an ONNX file",
+                fix="Use the ONNX file that it was compiled from",
+            )
+        if node.domain not in domains:
+            raise MalformedInput(
+                f"node {name!r} of {path} is {node.op_type} of the unknown domain {node.domain!r}",
+                fix="Export the model with standard ONNX operators",
+            )
+
+
+def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
+    """All nodes, those of subgraphs and functions too."""
+    pending = [model.graph.node, *(f.node for f in model.functions)]
+    while pending:
+        for node in pending.pop():
+            yield node
+            for attribute in node.attribute:
+                pending.extend(g.node for g in (attribute.g, *attribute.graphs))
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Every dense tensor of a graph: initialisers, parts of sparse ones, and constants in attributes."""
+    pending = [graph]
+    while pending:
+        part = pending.pop()
+        yield from part.initializer
+        for sparse in part.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
+        for node in part.node:
+            for attribute in node.attribute:
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                    yield from (sparse.values, sparse.indices)
+                pending.extend((attribute.g, *attribute.graphs))
+
+
+def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Reads external tensors; onnx itself opens them without following links, below the model's folder only."""
+    for tensor in _tensors(model.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        entries = {e.key: e.value for e in tensor.external_data}
+        location = Path(entries.get("location", ""))
+        if not entries.get("location") or location.is_absolute() or ".." in location.parts:
+            _refuse_external(tensor, path, f"it points to {entries.get('location', '')!r}")
+        file = path.parent / location
+        if not file.exists() and not file.is_symlink():
+            raise MissingInput(
+                f"{path} keeps its weights in {location}, which is not beside it", fix="Copy that file there too"
+            )
+        linked = any(p.is_symlink() for p in (file, *file.parents[: len(location.parts) - 1]))
+        if linked or not file.is_file() or file.stat().st_nlink != 1:
+            _refuse_external(tensor, path, f"{location} is a link or not a plain file")
+        try:
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+        except (onnx.checker.ValidationError, ValueError, OSError) as e:
+            _refuse_external(tensor, path, str(e).splitlines()[0])
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
+
+
+def _refuse_external(tensor: onnx.TensorProto, path: Path, why: str) -> None:
+    raise UnsafeInput(
+        f"tensor {tensor.name!r} of {path} cannot be read from its external file: {why}",
+        cause="External data must be a plain file in the model's own folder",
+        fix="Save the model again with its weights inside",
+        code="E-EXTDATA",
+    )
+
+
+def _check_values(tensor: onnx.TensorProto, path: Path) -> None:
+    filled = [field for field in _VALUE_FIELDS if len(getattr(tensor, field))]
+    if len(filled) > 1:
+        raise MalformedInput(
+            f"tensor {tensor.name!r} of {path} has values in both {filled[0]} and {filled[1]}",
+            cause="Which of them runs depends on the program that reads it",
+            fix="Do not use this file",
+        )
+    if math.prod(tensor.dims) > MAX_BYTES or any(d < 0 for d in tensor.dims):
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} claims the shape {tuple(tensor.dims)}")
+    try:
+        array = numpy_helper.to_array(tensor) if filled or 0 in tensor.dims else None
+    except (ValueError, TypeError, KeyError) as e:
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} does not hold what its shape says: {e}") from e
+    if array is None:
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} has no values")
+    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+        raise MalformedInput(
+            f"tensor {tensor.name!r} of {path} holds NaN or infinity",
+            cause="The training diverged, or the file is damaged",
+            fix="Use another checkpoint",
+        )

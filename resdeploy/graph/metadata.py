@@ -1,0 +1,89 @@
+"""What a model file says about itself: `metadata_props`, and for foreign files what the graph tells."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+
+from resdeploy import store
+from resdeploy.errors import MalformedInput
+from resdeploy.records import ModelSpec
+
+SPEC_KEY = "resdeploy.spec"
+LABELS_KEY = "resdeploy.labels"  # one class name a line: for people and viewers; SPEC_KEY is what we read
+
+
+def attach(model: onnx.ModelProto, spec: ModelSpec) -> None:
+    """Writes `spec` into the model's metadata, replacing one that is there."""
+    kept = {p.key: p.value for p in model.metadata_props if p.key not in (SPEC_KEY, LABELS_KEY)}
+    kept[SPEC_KEY] = json.dumps(dataclasses.asdict(spec), sort_keys=True, ensure_ascii=False)
+    if spec.labels:
+        kept[LABELS_KEY] = "\n".join(spec.labels)
+    onnx.helper.set_model_props(model, dict(sorted(kept.items())))
+
+
+def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
+    """The spec in the file's metadata, or for a foreign file what its graph tells.
+
+    A foreign file's `preprocessing` and `params` are None and its labels empty: a graph does not hold them. A
+    symbolic image size is given as 0 (`Execution.input_shape` fixes it).
+
+    Raises:
+        MalformedInput: not an image classifier (N, C, H, W) -> (N, classes), or the metadata cannot be read.
+    """
+    for prop in model.metadata_props:
+        if prop.key == SPEC_KEY:
+            return store.parse(ModelSpec, prop.value, f"the metadata of {path}")
+    channels, height, width = _image(model, path)
+    return ModelSpec(
+        name=path.stem,
+        family="foreign",
+        classes=_classes(model, path),
+        input_shape=(channels, height, width),
+        preprocessing=None,
+    )
+
+
+def _dims(value: onnx.ValueInfoProto) -> list[int] | None:
+    """Dimensions, 0 for a symbolic one; None without a shape."""
+    if not value.type.tensor_type.HasField("shape"):
+        return None
+    return [d.dim_value if d.HasField("dim_value") else 0 for d in value.type.tensor_type.shape.dim]
+
+
+def _image(model: onnx.ModelProto, path: Path) -> tuple[int, int, int]:
+    held = {i.name for i in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in held]
+    dims = _dims(inputs[0]) if len(inputs) == 1 else None
+    if dims is None or len(dims) != 4:
+        found = ", ".join(f"{v.name} {_dims(v)}" for v in inputs)
+        raise MalformedInput(
+            f"{path} is not an image classifier: one input (N, C, H, W) is expected, found {found or 'none'}",
+            fix="Export the classifier alone",
+        )
+    _, channels, height, width = dims
+    if channels not in (1, 3, 4):
+        raise MalformedInput(
+            f"{path} takes inputs of shape {dims}, and {channels or 'a symbolic number of'} channels are no image",
+            cause="Its layout may be (N, H, W, C)" if width in (1, 3, 4) else "",
+            fix="Export it with inputs (N, C, H, W) and a fixed number of channels",
+        )
+    return channels, height, width
+
+
+def _classes(model: onnx.ModelProto, path: Path) -> int:
+    outputs = list(model.graph.output)
+    dims = _dims(outputs[0]) if len(outputs) == 1 else None
+    if len(outputs) == 1 and (dims is None or dims[-1:] == [0]):
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+        dims = _dims(inferred.graph.output[0])
+    if dims is None or len(dims) != 2 or dims[1] < 1:
+        found = ", ".join(f"{v.name} {_dims(v)}" for v in outputs)
+        raise MalformedInput(
+            f"{path} is not a classifier: one output (N, classes) is expected, found {found}",
+            fix="Export the classifier alone, without auxiliary heads or a softmax over positions",
+        )
+    return dims[1]

@@ -1,0 +1,130 @@
+"""The canonical portable form: one spelling of a CNN that TensorRT 8.6 to 11, OpenVINO and ONNX Runtime all read.
+
+Opset 17 and format version 8; GlobalAveragePool and Flatten; batch norms folded into convolutions; nothing
+constant left to compute; one input `input` and one output `logits` with the symbolic batch dimension
+`batch`; readable names (`names.py`); no stack traces or other traces of the machine that exported it. The
+bytes depend on the model alone, and the form is a fixed point: its own canonical form is itself.
+
+Passes work on onnx-ir, whose values know their users; the doors of this room take and give `onnx.ModelProto`.
+"""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+from onnx_ir.passes import common as passes
+
+import resdeploy
+from resdeploy.errors import MalformedInput
+from resdeploy.graph import fold, names, opset, rewrite
+
+BATCH = "batch"
+
+
+def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function in the canonical portable form; `model` is left alone.
+
+    Metadata of ours (`resdeploy.*`) is kept. A batch dimension fixed at export becomes symbolic where no node depends on it.
+
+    Raises:
+        MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
+    """
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    if version < opset.OPSET:
+        model, version = opset.upgrade(model), opset.OPSET
+    ours = {p.key: p.value for p in model.metadata_props if p.key.startswith("resdeploy.")}
+    work = ir.serde.deserialize_model(model)
+    graph = work.graph
+    _check_interface(graph)
+    _infer_shapes(work)
+    fold.fold_constants(graph, version)
+    passes.RemoveUnusedNodesPass()(work)
+    _simplify(graph)
+    opset.downgrade(graph)
+    passes.RemoveUnusedNodesPass()(work)
+    graph.sort()
+    names.rename(graph)
+    _strip(work)
+    work.metadata_props.update(ours)
+    return _finish(work)
+
+
+def _check_interface(graph: ir.Graph) -> None:
+    inputs = [v for v in graph.inputs if v.name not in graph.initializers]
+    if len(inputs) != 1 or len(graph.outputs) != 1:
+        raise MalformedInput(
+            f"this model has {len(inputs)} inputs and {len(graph.outputs)} outputs, not one of each",
+            cause="Only image classifiers (N, C, H, W) -> (N, classes) are handled",
+            fix="Export the classifier alone, without auxiliary heads",
+        )
+    # Files of format version 3 list the weights among the inputs.
+    graph.inputs[:] = inputs
+    for node in graph:
+        if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in node.attributes.values()):
+            raise MalformedInput(
+                f"node {node.name!r} ({node.op_type}) is control flow, which a classifier does not need",
+                fix="Export the model again in evaluation mode, without data-dependent branches",
+            )
+
+
+def _infer_shapes(work: ir.Model) -> None:
+    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(work)
+
+
+def _simplify(graph: ir.Graph) -> None:
+    rewrite.drop_no_ops(graph)
+    rewrite.merge_slices(graph)
+    rewrite.pool_globally(graph)
+    rewrite.flatten(graph)
+    rewrite.join_gemms(graph)
+    fold.fold_batch_norms(graph)
+
+
+def _strip(work: ir.Model) -> None:
+    """Removes docstrings and exporters' metadata: they hold paths of the exporting machine."""
+    graph = work.graph
+    work.doc_string = graph.doc_string = None
+    work.metadata_props.clear()
+    graph.metadata_props.clear()
+    for value in (*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    graph.name = "classifier"
+    work.producer_name, work.producer_version = "resdeploy", resdeploy.__version__
+    work.domain, work.model_version = None, None
+    work.ir_version = opset.IR_VERSION
+    for domain in set(graph.opset_imports) - {n.domain for n in graph} - {""}:
+        del graph.opset_imports[domain]
+
+
+def _finish(work: ir.Model) -> onnx.ModelProto:
+    """The final proto: symbolic batch where that holds to the end, fresh shapes, checked."""
+    image, logits = work.graph.inputs[0], work.graph.outputs[0]
+    image_shape, logits_shape = image.shape, logits.shape
+    for node in work.graph:
+        for value in node.outputs:
+            value.shape = None
+    if image_shape is not None and len(image_shape) > 0:
+        image.shape = ir.Shape((BATCH, *image_shape[1:]))
+    model = _inferred(work)
+    found = model.graph.output[0].type.tensor_type.shape.dim
+    if image_shape is None or not found or found[0].dim_param != BATCH:
+        image.shape, logits.shape = image_shape, logits_shape
+        model = _inferred(work)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as e:
+        raise MalformedInput(f"the model in opset {opset.OPSET} is not valid ONNX: {e}") from e
+    return model
+
+
+def _inferred(work: ir.Model) -> onnx.ModelProto:
+    proto = ir.serde.serialize_model(work)
+    try:
+        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError:
+        return proto
