@@ -231,11 +231,15 @@ class Comparison:
 
     @property
     def different(self) -> bool:
-        """Whether a difference was found: both sides are valid and the interval leaves out 1."""
+        """Whether a difference was found: both sides are valid and the interval leaves out 1 by more than 1 %.
+
+        Two processes a side tell too little of how processes differ to call less than that a difference (criterion's
+        `noise_threshold` has the same default).
+        """
         if not self.valid or self.speedup_ci95 is None:
             return False
         low, high = self.speedup_ci95
-        return low > 1 or high < 1
+        return low > 1.01 or high < 1 / 1.01
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,224 @@
+"""What a number was measured on, and whether the machine was left alone meanwhile.
+
+`capture` describes the machine in JSON-able values and holds nothing that names its owner: no host name, no user, no
+paths. `snapshot` before and after a run tells what the run itself cannot see: CPU time taken by others, by the
+hypervisor, or withheld by a container's quota. Both read counters outside the timed loops only.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import resdeploy
+from resdeploy.backends import machine
+
+# What decides a measurement besides the model; absent ones are left out.
+PACKAGES = (
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+    "cuda-bindings",
+    "torch",
+    "timm",
+    "pillow",
+)
+
+# Shares of the run above which a warning is given. 5 % of the usable cores is what an idle desktop stays below; stolen
+# and throttled time hit the measured process directly, so that 1 % already moves a p99.
+OTHER_LOAD_SHARE = 0.05
+WITHHELD_SHARE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Counters since boot; only differences of two mean anything. None: not readable here."""
+
+    clock_s: float
+    cores: int
+    busy_s: float | None  # of the usable cores, by anybody
+    own_s: float  # this process and its finished children
+    stolen_s: float | None  # by the hypervisor, from the usable cores
+    throttled: int | None  # periods in which the container's quota stopped us
+    throttled_s: float | None
+
+
+def capture(root: Path = Path("/")) -> dict[str, Any]:
+    """The machine and the software, as JSON-able values.
+
+    Args:
+        root: where `proc` and `sys` hang.
+    """
+    cpu = machine.cpu()
+    before = snapshot(root)
+    return {
+        "resdeploy": resdeploy.__version__,
+        "os": _os_name(root),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "cpu": {
+            "model": cpu.model,
+            "isa": sorted(cpu.isa),
+            "vnni": cpu.vnni,
+            "amx": cpu.amx,
+            "bf16": cpu.bf16,
+            "logical_cores": os.cpu_count(),
+            "usable_cores": machine.usable_cores(),
+            "quota_cores": _quota_cores(root),
+            "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+            "mhz": _frequencies_mhz(root),
+        },
+        "throttled_periods": before.throttled,
+        "throttled_s": before.throttled_s,
+        "load_average": [round(load, 2) for load in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "memory_bytes": _memory(root, "MemTotal"),
+        "memory_available_bytes": _memory(root, "MemAvailable"),
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "packages": _versions(),
+    }
+
+
+def snapshot(root: Path = Path("/")) -> Snapshot:
+    """Reads the counters. Children still running are not in `own_s`: take it while no lane is open."""
+    usable = _usable_cpus()
+    busy = stolen = None
+    for line in (_text(root / "proc/stat") or "").splitlines():
+        name, *fields = line.split()
+        if name in usable:
+            # man 5 proc: user nice system idle iowait irq softirq steal guest guest_nice; guests are in user already
+            ticks = [int(field) for field in fields[:8]]
+            stolen = (stolen or 0.0) + ticks[7] / _TICKS_PER_S
+            busy = (busy or 0.0) + (sum(ticks[:3]) + ticks[5] + ticks[6]) / _TICKS_PER_S
+    own = os.times()
+    periods, withheld_s = _throttling(root)
+    return Snapshot(
+        clock_s=time.monotonic(),
+        cores=len(usable),
+        busy_s=busy,
+        own_s=own.user + own.system + own.children_user + own.children_system,
+        stolen_s=stolen,
+        throttled=periods,
+        throttled_s=withheld_s,
+    )
+
+
+def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
+    """What disturbed the time between two snapshots, one sentence each with its remedy."""
+    wall_s = max(after.clock_s - before.clock_s, 1e-9)
+    capacity_s = wall_s * max(after.cores, 1)
+    found = []
+    if before.busy_s is not None and after.busy_s is not None:
+        others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / capacity_s
+        if others > OTHER_LOAD_SHARE:
+            found.append(
+                f"other processes took {others:.0%} of the usable cores during the run; stop them and measure again"
+            )
+    if before.stolen_s is not None and after.stolen_s is not None:
+        stolen = (after.stolen_s - before.stolen_s) / capacity_s
+        if stolen > WITHHELD_SHARE:
+            found.append(f"the hypervisor took {stolen:.0%} of the usable cores; measure on a dedicated machine")
+    if before.throttled_s is not None and after.throttled_s is not None:
+        withheld = (after.throttled_s - before.throttled_s) / wall_s
+        if withheld > WITHHELD_SHARE:
+            periods = (after.throttled or 0) - (before.throttled or 0)
+            found.append(
+                f"the container's CPU quota stopped the run in {periods} periods ({withheld:.0%} of its time); "
+                "use fewer --threads or a larger quota"
+            )
+    return tuple(found)
+
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def _usable_cpus() -> frozenset[str]:
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(f"cpu{index}" for index in os.sched_getaffinity(0))
+    return frozenset(f"cpu{index}" for index in range(os.cpu_count() or 1))
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _os_name(root: Path) -> str:
+    for line in (_text(root / "etc/os-release") or "").splitlines():
+        key, _, value = line.partition("=")
+        if key == "PRETTY_NAME":
+            return value.strip('"')
+    return platform.system()
+
+
+def _memory(root: Path, key: str) -> int | None:
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _frequencies_mhz(root: Path) -> dict[str, float] | None:
+    """Lowest and highest current clock over all cores; of virtual machines often a nominal figure."""
+    khz = [_text(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq/scaling_cur_freq")]
+    mhz = [int(text) / 1000 for text in khz if text]
+    if not mhz:
+        lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+        mhz = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+    return {"min": round(min(mhz), 1), "max": round(max(mhz), 1)} if mhz else None
+
+
+def _cpu_groups(root: Path) -> list[Path]:
+    """Folders of our control group for CPU time, the innermost first; version 2 or 1."""
+    folders = []
+    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
+        _, controllers, inner = line.split(":", 2)
+        if controllers == "" or "cpu" in controllers.split(","):
+            mount = root / "sys/fs/cgroup" / ("" if controllers == "" else "cpu")
+            # Inside a container the listed path may be the host's: then only the mount's top is ours.
+            folders += [mount / inner.lstrip("/"), mount]
+    return folders
+
+
+def _quota_cores(root: Path) -> float | None:
+    """CPU time a container may use, in cores; None: unlimited."""
+    for folder in _cpu_groups(root):
+        if (text := _text(folder / "cpu.max")) is not None:
+            quota, period = text.split()
+            if quota != "max":
+                return int(quota) / int(period)
+        quota_us, period_us = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
+        if quota_us is not None and period_us is not None and int(quota_us) > 0:
+            return int(quota_us) / int(period_us)
+    return None
+
+
+def _throttling(root: Path) -> tuple[int | None, float | None]:
+    """Throttled periods and seconds; (None, None) where the kernel does not say."""
+    for folder in _cpu_groups(root):
+        fields = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
+        if "nr_throttled" in fields:
+            in_ns, in_us = fields.get("throttled_time"), fields.get("throttled_usec")  # version 1, version 2
+            seconds = int(in_ns) / 1e9 if in_ns else int(in_us or 0) / 1e6
+            return int(fields["nr_throttled"]), seconds
+    return None, None
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

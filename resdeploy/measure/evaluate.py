@@ -1,0 +1,110 @@
+"""Runs a data set through a model in a lane: per-image predictions, from which every accuracy figure is derived."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy.backends import Tensor
+from resdeploy.backends.lane import Lane
+from resdeploy.data import datasets, preprocess
+from resdeploy.data.datasets import Dataset
+from resdeploy.errors import BackendCrash, UsageError
+from resdeploy.measure import predictions as saved
+from resdeploy.measure.bench import Candidate
+from resdeploy.records import Predictions, Preprocessing, Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def predict(
+    candidate: Candidate,
+    dataset: Dataset,
+    spec: Preprocessing | None,
+    *,
+    batch_size: int = 32,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Per-image predictions of a built model, in the data set's order.
+
+    Images stream through in batches; of the run only logits and hashes are kept. Unreadable images have no prediction;
+    they are named in the result. Classes are matched by name where the model knows names (`datasets.align`), so that a
+    folder in another order than the model's is no silent 10 %.
+
+    Args:
+        candidate: its execution's batch size is what the backend runs; it was built for that.
+        dataset: labelled images.
+        spec: what the model was trained to see.
+        batch_size: images decoded at a time.
+        progress: what is being done.
+
+    Raises:
+        UsageError: no preprocessing known, or classes that are not the model's.
+        BackendCrash: logits that are NaN or infinite.
+        ResdeployError: what the backend or the data raised.
+    """
+    if spec is None:
+        raise UsageError(
+            f"{candidate.model} does not say how it sees images",
+            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
+            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
+        )
+    model = candidate.artifact.model
+    aligned = datasets.align(dataset, model.labels if model else ())
+    logits: list[NDArray[np.float32]] = []
+    indices: list[NDArray[np.int64]] = []
+    hashes: list[str] = []
+    unreadable: list[str] = []
+    with Lane(candidate.backend) as lane:
+        opened = lane.open(candidate.artifact, candidate.execution)
+        _check_classes(next(iter(opened.outputs.values())), aligned, candidate)
+        for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
+            logits.append(_finite(lane.predict(batch.inputs), candidate))
+            indices.append(batch.indices)
+            hashes += batch.hashes
+            unreadable += batch.unreadable
+    kept = aligned.subset(np.concatenate(indices))
+    scores = np.concatenate(logits)
+    return Predictions(
+        model=candidate.model,
+        ids=kept.ids,
+        labels=kept.labels,
+        top=saved.top_classes(scores),
+        logits=scores,
+        data=dataset.name,
+        data_fingerprint=datasets.fingerprint(kept.ids, kept.labels, hashes),
+        preprocessing_fingerprint=preprocess.fingerprint(spec),
+        sha256=candidate.artifact.sha256,
+        images=tuple(hashes),
+        unreadable=tuple(unreadable),
+    )
+
+
+def _check_classes(output: Tensor, dataset: Dataset, candidate: Candidate) -> None:
+    if len(output.shape) != 2:
+        raise UsageError(
+            f"{candidate.model} gives an output of shape {list(output.shape)}, not (images, classes)",
+            fix="Give a classifier",
+        )
+    classes = output.shape[1]
+    known = len(dataset.classes) or int(dataset.labels.max()) + 1
+    # Without names, a data set need not have images of the last classes.
+    if known > classes or (dataset.classes and known != classes):
+        raise UsageError(
+            f"{candidate.model} tells {classes} classes apart, {dataset.name} has {known}",
+            fix="Give --data with the model's own classes",
+        )
+
+
+def _finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
+    found = np.asarray(logits, np.float32)
+    if not np.isfinite(found).all():
+        raise BackendCrash(
+            f"{candidate.label} gave logits that are NaN or infinite",
+            cause="Activations overflowed, as FP16 does above 65,504",
+            fix="Use fp32 or bf16, or another --backend",
+            code="E-NOT-FINITE",
+        )
+    return found

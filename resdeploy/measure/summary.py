@@ -1,0 +1,110 @@
+"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether to believe it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy import stats
+from resdeploy.records import Block, Comparison, Measurement, Summary
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Times = NDArray[np.float64]
+
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+DOUBTS = {
+    "few-blocks": "only {observed:.0f} blocks could be timed and {limit:.0f} are needed; raise --duration",
+    "drift": "times drifted by {observed:+.1%} over the run; let the machine settle or cool down, then measure again",
+    "slow-first": "the first block was {observed:.1%} slower than the others; measure again, or raise --duration",
+    "bimodal": "times fall into two groups {observed:.1%} apart; stop other programs, or give fewer --threads",
+    "outliers": "{observed:.1%} of the times are far from the rest; stop other programs and measure again",
+    "variance": "times spread by {observed:.1%} of their median; stop other programs, or give fewer --threads",
+}
+
+
+def summarise(measurement: Measurement) -> Summary:
+    """Derives everything that is reported.
+
+    Latency is that of `run`: compute, the inputs already on the device. Percentiles are order statistics; one whose
+    sample is too small (`stats.minimum_queries`: 64 for p90, 662 for p99) is None, with a warning.
+    """
+    times = _compute_s(measurement.blocks)
+    latency: dict[str, float | None] = {}
+    warnings = list(measurement.warnings)
+    for name, share in PERCENTILES.items():
+        needed = 1 if name == "p50" else stats.minimum_queries(share)
+        latency[name] = _quantile(times, share) if len(times) >= needed else None
+        if len(times) < needed:
+            warnings.append(f"{name} needs {needed} queries and has {len(times)}; raise --duration")
+    latency |= {"mean": float(times.mean()), "min": float(times.min()), "max": float(times.max())}
+    latency["std"] = float(times.std(ddof=1)) if len(times) > 1 else None
+    doubts = stats.doubts(per_image_s(measurement))
+    return Summary(
+        measurement=measurement,
+        latency_s=latency,
+        end_to_end_p50_s=_quantile(np.concatenate([_end_to_end_s(block) for block in measurement.blocks]), 0.5),
+        p50_ci95_s=_median_interval(measurement.blocks),
+        throughput_ips=measurement.batch_size * len(times) / sum(map(_wall_s, measurement.blocks)),
+        valid=not doubts,
+        warnings=(*warnings, *(DOUBTS[d.kind].format(observed=d.observed, limit=d.limit) for d in doubts)),
+    )
+
+
+def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
+    """Speed-up of `candidate` over `baseline`: the ratio of their median times an image, with its 95 % interval.
+
+    Both belong to one interleaved run, so that they met the same machine.
+    """
+    before, after = per_image_s(baseline), per_image_s(candidate)
+    speedup = _quantile(np.concatenate(before), 0.5) / _quantile(np.concatenate(after), 0.5)
+    interval = None
+    if min(len(before), len(after)) > 1:
+        found = stats.ratio_of_medians(before, after)
+        speedup, interval = found.value, (found.low, found.high)
+    return Comparison(
+        baseline=baseline.label,
+        candidate=candidate.label,
+        speedup=speedup,
+        speedup_ci95=interval,
+        valid=not stats.doubts(before) and not stats.doubts(after),
+    )
+
+
+def per_image_s(measurement: Measurement) -> list[Times]:
+    """Seconds an image, one array a block: what speed is judged by.
+
+    Single-stream: the compute time of each query over its batch. Offline: queries of several sessions overlap, so a
+    block has one value, its wall time over its images.
+    """
+    if measurement.scenario == "single-stream":
+        return [np.asarray(block.run_s) / measurement.batch_size for block in measurement.blocks]
+    return [np.array([_wall_s(b) / (len(b.run_s) * measurement.batch_size)]) for b in measurement.blocks]
+
+
+def _compute_s(blocks: Sequence[Block]) -> Times:
+    return np.concatenate([np.asarray(block.run_s) for block in blocks])
+
+
+def _end_to_end_s(block: Block) -> Times:
+    total: Times = np.array([block.put_s, block.run_s, block.get_s]).sum(axis=0)
+    return total
+
+
+def _wall_s(block: Block) -> float:
+    return block.wall_s or float(_end_to_end_s(block).sum())
+
+
+def _quantile(times: Times, share: float) -> float:
+    return float(np.quantile(times, share, method="inverted_cdf"))
+
+
+def _median_interval(blocks: Sequence[Block]) -> tuple[float, float] | None:
+    if len(blocks) < 2:
+        return None
+    found = stats.percentile([block.run_s for block in blocks], 0.5)
+    return found.low, found.high

@@ -1,0 +1,326 @@
+"""Records to documents: plain dictionaries, one function a command.
+
+Keys that CI jobs read are fixed by `docs/architecture.md`; adding one is free, changing one is a new `SCHEMA_VERSION`.
+A number that does not exist is null, never NaN. A candidate that failed is a row like the others, with nulls.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.records import (
+    Availability,
+    BackendName,
+    Check,
+    Comparison,
+    Cost,
+    Failure,
+    Precision,
+    Predictions,
+    Score,
+    Summary,
+    Verdict,
+)
+
+if TYPE_CHECKING:
+    from resdeploy.models.zoo import Entry
+
+SCHEMA_VERSION = 1
+LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
+
+Json = dict[str, Any]
+Environment = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRow:
+    """One model on one backend in one precision, everything that a run found out about it."""
+
+    outcome: Summary | Failure
+    score: Score | None = None
+    comparison: Comparison | None = None  # against the baseline; None: it is the baseline
+    verdict: Verdict | None = None
+
+
+def _document(command: str, environment: Environment, results: list[Json], **parts: Any) -> Json:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "command": command,
+        "environment": dict(environment),
+        "results": results,
+        **parts,
+    }
+
+
+def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
+    """`bench`: one row a candidate, and the speed-ups."""
+    rows = [_timed(outcome) for outcome in outcomes]
+    return _document("bench", environment, rows, comparisons=[_comparison(c) for c in comparisons], notes=_notes(rows))
+
+
+def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precision]], environment: Environment) -> Json:
+    """`eval`: accuracies in percent, with 95 % intervals."""
+    rows = []
+    notes = []
+    for predictions, score, backend, precision in results:
+        rows.append(
+            {
+                "model": predictions.model,
+                "backend": backend,
+                "precision": precision,
+                **_scored(score),
+                "data": predictions.data,
+                "data_fingerprint": predictions.data_fingerprint,
+                "preprocessing_fingerprint": predictions.preprocessing_fingerprint,
+                "sha256": predictions.sha256,
+                "unreadable": list(predictions.unreadable),
+                "unreadable_count": len(predictions.unreadable),
+            }
+        )
+        notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
+    return _document("eval", environment, rows, notes=notes)
+
+
+def gate(verdict: Verdict, environment: Environment) -> Json:
+    """`gate`: the verdict and what it is made of."""
+    checks = [_check(check) for check in verdict.checks]
+    return _document("gate", environment, checks, verdict=verdict.state, checks=checks)
+
+
+def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = False) -> Json:
+    """`cost`: counts a model, and a stage of it; with `per_layer` a layer too."""
+    rows, stages, layers = [], [], []
+    for counted in costs:
+        parts = _stages(counted)
+        stages += parts
+        rows.append(
+            {
+                "model": counted.model,
+                "params": counted.params,
+                "params_deployed": counted.params_deployed,
+                "macs": counted.macs,
+                "flops": counted.flops,
+                "input_shape": list(counted.input_shape),
+                "stages": parts,
+                "unknown": list(counted.unknown),
+            }
+        )
+        if per_layer:
+            layers += [{"model": counted.model, **dataclasses.asdict(layer)} for layer in counted.layers]
+    return _document("cost", environment, rows, stages=stages, **({"layers": layers} if per_layer else {}))
+
+
+def models(entries: Iterable[Entry], environment: Environment) -> Json:
+    """`models`: the zoo."""
+    rows = []
+    for entry in entries:
+        published = entry.published[0] if entry.published else None
+        rows.append(
+            {
+                "model": entry.name,
+                "family": entry.family,
+                "params": entry.params,
+                "macs": entry.macs,
+                "input_shape": list(entry.input_shape),
+                "classes": entry.classes,
+                "paper": entry.paper,
+                "published_top1": published.top1 if published else None,
+                "published_source": published.source if published else None,
+                "published": [dataclasses.asdict(p) for p in entry.published],
+            }
+        )
+    return _document("models", environment, rows)
+
+
+def doctor(survey: Mapping[BackendName, Availability], environment: Environment) -> Json:
+    """`doctor`: what each backend says, and the machine."""
+    rows = [{"backend": name, **dataclasses.asdict(found)} for name, found in survey.items()]
+    return _document("doctor", environment, rows, machine=[{"name": k, "value": v} for k, v in _facts(environment)])
+
+
+def run(profile: str, rows: Iterable[RunRow], verdict: Verdict, environment: Environment) -> Json:
+    """`run`: what a profile led to, one row a model, backend and precision."""
+    results: list[Json] = []
+    comparisons: list[Json] = []
+    checks: list[Json] = []
+    for row in rows:
+        found = _timed(row.outcome)
+        found |= _scored(row.score)
+        found |= {"speedup": None, "speedup_ci95": None, "drop_pp": None, "verdict": None}
+        if row.comparison is not None:
+            comparison = _comparison(row.comparison)
+            comparisons.append(comparison)
+            found |= {key: comparison[key] for key in ("speedup", "speedup_ci95")}
+        if row.verdict is not None:
+            found["verdict"] = row.verdict.state
+            checks += [{"subject": found["label"], **_check(check)} for check in row.verdict.checks]
+            drop = next((check for check in row.verdict.checks if check.unit == "pp"), None)
+            if drop is not None:
+                found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": _interval(drop.interval)}
+        results.append(found)
+    return _document(
+        "run",
+        environment,
+        results,
+        profile=profile,
+        comparisons=comparisons,
+        checks=checks,
+        verdict=verdict.state,
+        notes=_notes(results),
+    )
+
+
+def _timed(outcome: Summary | Failure) -> Json:
+    """A row of `bench`; all its keys are there whether it could be measured or not."""
+    if isinstance(outcome, Failure):
+        return {
+            "label": outcome.label,
+            "model": outcome.model,
+            "backend": outcome.backend,
+            "precision": outcome.precision,
+            "batch_size": outcome.batch_size,
+            "scenario": None,
+            "latency_ms": dict.fromkeys(LATENCIES),
+            "p50_ci95_ms": None,
+            "throughput_ips": None,
+            "params": None,
+            "macs": None,
+            "valid": False,
+            "state": f"failed ({outcome.error_code})",
+            "warnings": [outcome.message],
+            "samples_ms": [],
+            "error": {"code": outcome.error_code, "message": outcome.message},
+        }
+    m = outcome.measurement
+    return {
+        "label": m.label,
+        "model": m.model,
+        "backend": m.backend,
+        "precision": m.precision,
+        "batch_size": m.batch_size,
+        "scenario": m.scenario,
+        "threads": m.execution.threads,
+        "streams": m.execution.streams,
+        "hint": m.execution.hint,
+        "latency_ms": {name: _ms(outcome.latency_s[name]) for name in LATENCIES},
+        "p50_ci95_ms": _interval(outcome.p50_ci95_s, 1e3),
+        "end_to_end_p50_ms": _ms(outcome.end_to_end_p50_s),
+        "throughput_ips": _finite(outcome.throughput_ips),
+        "params": m.params,
+        "macs": m.macs,
+        "size_bytes": m.size_bytes,
+        "peak_rss_bytes": m.peak_rss_bytes,
+        "load_s": m.load_s,
+        "first_ms": _ms(m.first_s),
+        "sha256": m.sha256,
+        "valid": outcome.valid,
+        "state": "ok" if outcome.valid else "INVALID",
+        "warnings": list(outcome.warnings),
+        # Which samples belong to one block, and so are not independent, is in block_sizes.
+        "samples_ms": [_ms(time_s) for block in m.blocks for time_s in block.run_s],
+        "block_sizes": [len(block.run_s) for block in m.blocks],
+    }
+
+
+def _scored(score: Score | None) -> Json:
+    if score is None:
+        return dict.fromkeys(("top1", "top5", "correct", "total", "top1_ci95"))
+    return {
+        "top1": score.top1,
+        "top5": score.top5,
+        "correct": score.correct,
+        "total": score.total,
+        "top1_ci95": _interval(score.top1_ci95),
+    }
+
+
+def _comparison(comparison: Comparison) -> Json:
+    if not comparison.valid:
+        finding = "no claim: a side is INVALID"
+    elif comparison.speedup_ci95 is None:
+        finding = "no claim: too few blocks for an interval"
+    elif not comparison.different:
+        finding = "no difference found"
+    else:
+        finding = "faster" if comparison.speedup > 1 else "slower"
+    return {
+        "baseline": comparison.baseline,
+        "candidate": comparison.candidate,
+        "speedup": _finite(comparison.speedup),
+        "speedup_ci95": _interval(comparison.speedup_ci95),
+        "valid": comparison.valid,
+        "finding": finding,
+    }
+
+
+def _check(check: Check) -> Json:
+    return {
+        "name": check.name,
+        "state": check.state,
+        "observed": _finite(check.observed),
+        "limit": _finite(check.limit),
+        "interval": _interval(check.interval),
+        "unit": check.unit,
+        "note": check.note,
+    }
+
+
+def _stages(counted: Cost) -> list[Json]:
+    """Sums a stage, in the order of the graph; layers outside the stages count under their own name."""
+    stages: dict[str, Json] = {}
+    for layer in counted.layers:
+        name = layer.stage or layer.name
+        stage = stages.setdefault(name, {"model": counted.model, "stage": name, "layers": 0, "params": 0, "macs": 0})
+        stage["layers"] += 1
+        stage["params"] += layer.params
+        stage["macs"] += layer.macs
+    for stage in stages.values():
+        stage["macs_percent"] = 100 * stage["macs"] / counted.macs if counted.macs else None
+    return list(stages.values())
+
+
+def _notes(rows: list[Json]) -> list[str]:
+    """The rows' warnings; what is true of the whole run is said once."""
+    common = (
+        [w for w in rows[0]["warnings"] if len(rows) > 1 and all(w in row["warnings"] for row in rows)] if rows else []
+    )
+    own = [f"{row['label']}: {w}" for row in rows for w in row["warnings"] if w not in common]
+    return [f"all rows: {w}" for w in common] + own
+
+
+def _facts(environment: Environment) -> list[tuple[str, str]]:
+    """The machine in words, for `doctor`."""
+    cpu = environment["cpu"]
+    flags = {"VNNI": cpu["vnni"], "AMX": cpu["amx"], "BF16": cpu["bf16"]}
+    quota = "no quota" if cpu["quota_cores"] is None else f"a quota of {cpu['quota_cores']:g}"
+    memory = environment["memory_bytes"]
+    return [
+        ("CPU", cpu["model"]),
+        ("instruction sets", " ".join(cpu["isa"])),
+        ("INT8 and BF16", ", ".join(f"{name} {'yes' if has else 'no'}" for name, has in flags.items())),
+        ("cores", f"{cpu['usable_cores']} usable of {cpu['logical_cores']}, {quota}"),
+        ("memory", f"{memory / 1e9:.1f} GB" if memory else "unknown"),
+        ("system", f"{environment['os']}, {environment['kernel']} {environment['machine']}"),
+        ("Python", environment["python"]),
+        ("packages", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())),
+    ]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _ms(time_s: float | None) -> float | None:
+    """Milliseconds to the nanosecond, the clock's own step."""
+    return None if time_s is None or not math.isfinite(time_s) else round(time_s * 1e3, 6)
+
+
+def _interval(interval: tuple[float, float] | None, scale: float = 1.0) -> list[float | None] | None:
+    """Low and high; an open end is null."""
+    if interval is None:
+        return None
+    return [bound * scale if math.isfinite(bound) else None for bound in interval]

@@ -1,0 +1,235 @@
+"""Which part of each command's document a table shows: one literal, and how a value is written for a person.
+
+The first table of a command is also its CSV.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, where its value lies in a row (`latency_ms.p50`), how it is written."""
+
+    title: str
+    path: str
+    kind: str = "text"
+    ci: str = ""  # where its interval lies
+
+    def of(self, row: Mapping[str, Any]) -> Any:
+        """The value, or None."""
+        return _look(row, self.path)
+
+    def interval_of(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
+        """The interval, or None."""
+        found = _look(row, self.ci) if self.ci else None
+        return (found[0], found[1]) if found else None
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("text", "flag")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the document's list (or mapping) `key`."""
+
+    key: str
+    columns: tuple[Column, ...]
+    title: str = ""
+
+
+def _look(row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+WRITTEN: Mapping[str, Callable[[Any], str]] = {
+    "text": lambda v: v if isinstance(v, str) else "; ".join(map(str, v)),
+    "flag": lambda v: "yes" if v else "no",
+    "count": lambda v: f"{v:,}",
+    "millions": lambda v: f"{v / 1e6:.2f} M",
+    "giga": lambda v: f"{v / 1e9:.2f} G" if v >= 1e8 else f"{v / 1e6:.1f} M",
+    "megabytes": lambda v: f"{v / 1e6:.1f}",
+    "ms": lambda v: f"{v:.4g}" if v < 1000 else f"{v:,.0f}",
+    "seconds": lambda v: f"{v:.2f}",
+    "rate": lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}",
+    "percent": lambda v: f"{v:.2f}",
+    "points": lambda v: f"{v:+.2f}",
+    "ratio": lambda v: f"{v:.2f}x",
+    "number": lambda v: f"{v:.4g}",
+    "shape": lambda v: "x".join(map(str, v)),
+}
+
+
+def formatted(column: Column, row: Mapping[str, Any]) -> str:
+    """The cell for a person: the value and, in brackets, its interval; `-` where there is none."""
+    value = column.of(row)
+    if value is None:
+        return "-"
+    write = WRITTEN[column.kind]
+    interval = column.interval_of(row)
+    if interval is None:
+        return write(value)
+    low, high = ("" if bound is None else write(bound) for bound in interval)
+    return f"{write(value)} [{low.removesuffix('x')}, {high.removesuffix('x')}]"
+
+
+_MODEL = Column("model", "model")
+_BACKEND = Column("backend", "backend")
+_PRECISION = Column("precision", "precision")
+_CHECKS = Table(
+    "checks",
+    (
+        Column("of", "subject"),
+        Column("check", "name"),
+        Column("state", "state"),
+        Column("observed", "observed", "number", ci="interval"),
+        Column("limit", "limit", "number"),
+        Column("unit", "unit"),
+        Column("because", "note"),
+    ),
+    "checks",
+)
+_COMPARISONS = Table(
+    "comparisons",
+    (
+        Column("baseline", "baseline"),
+        Column("candidate", "candidate"),
+        Column("speed-up [95 %]", "speedup", "ratio", ci="speedup_ci95"),
+        Column("finding", "finding"),
+    ),
+    "speed-up",
+)
+_BENCH = Table(
+    "results",
+    (
+        _MODEL,
+        _BACKEND,
+        _PRECISION,
+        Column("batch", "batch_size", "count"),
+        Column("threads", "threads", "count"),
+        Column("streams", "streams", "count"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
+        Column("p90", "latency_ms.p90", "ms"),
+        Column("p95", "latency_ms.p95", "ms"),
+        Column("p99", "latency_ms.p99", "ms"),
+        Column("images/s", "throughput_ips", "rate"),
+        Column("MB", "size_bytes", "megabytes"),
+        Column("RSS MB", "peak_rss_bytes", "megabytes"),
+        Column("load s", "load_s", "seconds"),
+        Column("state", "state"),
+    ),
+)
+_COST = Table(
+    "results",
+    (
+        _MODEL,
+        Column("input", "input_shape", "shape"),
+        Column("parameters", "params", "millions"),
+        Column("in the graph", "params_deployed", "millions"),
+        Column("MACs", "macs", "giga"),
+        Column("FLOPs", "flops", "giga"),
+        Column("not counted", "unknown"),
+    ),
+)
+_LAYERS = Table(
+    "layers",
+    (
+        _MODEL,
+        Column("layer", "name"),
+        Column("op", "op"),
+        Column("block", "block"),
+        Column("parameters", "params", "count"),
+        Column("MACs", "macs", "count"),
+        Column("output", "output_shape", "shape"),
+    ),
+    "layers",
+)
+_STAGES = Table(
+    "stages",
+    (
+        _MODEL,
+        Column("stage", "stage"),
+        Column("layers", "layers", "count"),
+        Column("parameters", "params", "count"),
+        Column("MACs", "macs", "giga"),
+        Column("share of MACs %", "macs_percent", "percent"),
+    ),
+    "stages",
+)
+_EVAL = Table(
+    "results",
+    (
+        _MODEL,
+        _BACKEND,
+        _PRECISION,
+        Column("data", "data"),
+        Column("top-1 % [95 %]", "top1", "percent", ci="top1_ci95"),
+        Column("top-5 %", "top5", "percent"),
+        Column("correct", "correct", "count"),
+        Column("of", "total", "count"),
+        Column("unreadable", "unreadable_count", "count"),
+    ),
+)
+_MODELS = Table(
+    "results",
+    (
+        Column("name", "model"),
+        Column("family", "family"),
+        Column("input", "input_shape", "shape"),
+        Column("classes", "classes", "count"),
+        Column("parameters", "params", "millions"),
+        Column("MACs", "macs", "giga"),
+        Column("published top-1 %", "published_top1", "percent"),
+        Column("by", "published_source"),
+    ),
+)
+_DOCTOR = Table(
+    "results",
+    (
+        _BACKEND,
+        Column("usable", "ok", "flag"),
+        Column("version", "version"),
+        Column("devices", "devices"),
+        Column("why not", "reason"),
+        Column("remedy", "install"),
+    ),
+)
+_RUN = Table(
+    "results",
+    (
+        _MODEL,
+        _BACKEND,
+        _PRECISION,
+        Column("top-1 %", "top1", "percent", ci="top1_ci95"),
+        Column("drop pp", "drop_pp", "points", ci="drop_ci_pp"),
+        Column("p50 ms", "latency_ms.p50", "ms"),
+        Column("images/s", "throughput_ips", "rate"),
+        Column("MB", "size_bytes", "megabytes"),
+        Column("speed-up", "speedup", "ratio", ci="speedup_ci95"),
+        Column("verdict", "verdict"),
+    ),
+)
+
+_MACHINE = Table(
+    "machine",
+    (Column("this machine", "name"), Column("what it has", "value")),
+)
+
+TABLES: Mapping[str, tuple[Table, ...]] = {
+    "bench": (_BENCH, _COMPARISONS),
+    "cost": (_COST, _STAGES, _LAYERS),
+    "doctor": (_DOCTOR, _MACHINE),
+    "eval": (_EVAL,),
+    "gate": (_CHECKS,),
+    "models": (_MODELS,),
+    "run": (_RUN, _CHECKS),
+}
