@@ -15,12 +15,16 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from resdeploy.errors import DiskFull, IntegrityError, MalformedInput, MissingInput, NotWritable
-from resdeploy.records import Artifact
+from resdeploy.errors import DiskFull, IntegrityError, MalformedInput, MissingInput, NotWritable, ProfileError
+from resdeploy.records import Artifact, Profile
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
@@ -153,10 +157,53 @@ def parse(kind: type[T], text: str | bytes, origin: str) -> T:
     try:
         return TypeAdapter(kind).validate_json(text)
     except ValidationError as e:
-        problems = "; ".join(
-            f"{'.'.join(map(str, p['loc'])) or 'document'}: {p['msg']}" for p in e.errors(include_url=False)
-        )
-        raise MalformedInput(f"{origin} is not a valid {kind.__name__}: {problems}") from e
+        raise MalformedInput(f"{origin} is not a valid {kind.__name__}: {_problems(e)}") from e
+
+
+def read(kind: type[T], path: Path) -> T:
+    """A record from a JSON file, unknown keys refused.
+
+    Raises:
+        MissingInput: no such file.
+        MalformedInput: with every problem found.
+    """
+    try:
+        return parse(kind, path.read_bytes(), str(path))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+        raise MissingInput(f"there is no file {path}", fix="Check the path") from e
+
+
+def read_profile(path: Path) -> Profile:
+    """A deployment profile from TOML, unknown keys refused.
+
+    Raises:
+        MissingInput: no such file.
+        ProfileError: with every problem found, not only the first.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+        raise MissingInput(f"there is no profile {path}", fix="Look into profiles/ for examples") from e
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+        raise ProfileError(f"{path} is not valid TOML: {e}", fix="Correct the line named") from e
+    try:
+        # Strict: a number in quotes is a mistake to report, not to convert. As JSON, since there arrays may be tuples.
+        return TypeAdapter(Profile).validate_json(json.dumps(document, default=str), strict=True)
+    except ValidationError as e:
+        known = ", ".join(field.name for field in dataclasses.fields(Profile))
+        raise ProfileError(f"{path}: {_problems(e)}", fix=f"Known keys: {known}") from e
+
+
+def _problems(error: ValidationError) -> str:
+    return "; ".join(
+        f"{'.'.join(map(str, p['loc'])) or 'document'}: {p['msg']}" for p in error.errors(include_url=False)
+    )
 
 
 def sidecar(path: Path) -> Path:

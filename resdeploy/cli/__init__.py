@@ -1,0 +1,98 @@
+"""The command line: the only room that talks.
+
+Each verb is one file that parses, calls one function of `resdeploy.pipeline`, and renders. This file holds the list of
+verbs and the one place where failures become exit codes (the table is in `resdeploy.errors`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+import typer
+
+from resdeploy import __version__
+from resdeploy.cli import (
+    bench,
+    build,
+    cost,
+    doctor,
+    evaluate,
+    export,
+    gate,
+    models,
+    quantize,
+    run,
+    train,
+)
+from resdeploy.errors import OutOfMemory, ResdeployError
+
+app = typer.Typer(
+    help="A ResNet from weights to a deployment that can be trusted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with: resdeploy doctor · resdeploy export resnet50 · resdeploy bench --precision int8",
+)
+app.command("models")(models.models)
+app.command("cost")(cost.cost)
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("quantize")(quantize.quantize)
+app.command("build")(build.build)
+app.command("bench")(bench.bench)
+app.command("eval")(evaluate.evaluate)
+app.command("gate")(gate.gate)
+app.command("run")(run.run)
+app.command("doctor")(doctor.doctor)
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit.", is_eager=True),
+) -> None:
+    if version:
+        typer.echo(f"resdeploy {__version__}")
+        raise typer.Exit
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised where the main thread is, so that every `finally` runs."""
+
+
+def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main() -> None:
+    """Runs the command line and exits with the status that `resdeploy.errors` lists."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    verbose = "-vv" in sys.argv
+    try:
+        app()
+    except KeyboardInterrupt:
+        _leave("interrupted", 130)
+    except _Terminated:
+        _leave("terminated", 143)
+    except BrokenPipeError:  # the reader of a pipe left, e.g. `| head`; not worth a word
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except ResdeployError as e:
+        if verbose:
+            raise
+        _leave(str(e), e.exit_status)
+    except MemoryError:
+        _leave(str(OutOfMemory("this process ran out of memory", fix="Use a smaller batch size")), 6)
+    except Exception as e:
+        if verbose:
+            raise
+        what = f"{type(e).__name__}: {e}"
+        fix = "Run the command again with -vv and report the traceback"
+        _leave(str(ResdeployError(what, cause="This is a defect of resdeploy", fix=fix)), 7)
+
+
+def _leave(message: str, status: int) -> None:
+    typer.echo(message, err=True)
+    sys.exit(status)

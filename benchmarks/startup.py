@@ -1,0 +1,75 @@
+"""What `resdeploy --help` costs above an empty Typer app with as many commands, in CPU time, interleaved.
+
+    python benchmarks/startup.py
+
+Prints one JSON document; the result committed under benchmarks/results/startup.json comes from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from resdeploy.measure import environment
+
+ROUNDS = 40
+EMPTY = """
+import typer
+app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
+for i in range({commands}):
+    def command(name: str = "x") -> None:
+        "An empty command."
+    app.command(f"command{{i}}")(command)
+app()
+"""
+
+
+def cpu_s(command: list[str]) -> float:
+    """User plus system seconds of one run of `command` with --help."""
+    process = subprocess.Popen([*command, "--help"], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{command} failed")
+    return usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    from resdeploy.cli import app
+
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "empty.py"
+        script.write_text(EMPTY.format(commands=len(app.registered_commands)))
+        ours, empty = [sys.executable, "-m", "resdeploy"], [sys.executable, str(script)]
+        for command in (ours, empty):
+            cpu_s(command)  # bytecode is compiled once per installation, not per run
+        times: dict[str, list[float]] = {"resdeploy": [], "empty": []}
+        order = [("resdeploy", ours), ("empty", empty)]
+        for _ in range(ROUNDS):
+            random.shuffle(order)
+            for name, command in order:
+                times[name].append(cpu_s(command))
+    difference_ms = 1e3 * (np.array(times["resdeploy"]) - np.array(times["empty"]))
+    low, high = np.percentile(
+        [np.median(np.random.default_rng(i).choice(difference_ms, ROUNDS)) for i in range(2000)], [2.5, 97.5]
+    )
+    document = {
+        "command": "benchmarks/startup.py",
+        "environment": environment.capture(),
+        "rounds": ROUNDS,
+        "resdeploy_help_cpu_ms": 1e3 * float(np.median(times["resdeploy"])),
+        "empty_typer_cpu_ms": 1e3 * float(np.median(times["empty"])),
+        "above_ms": float(np.median(difference_ms)),
+        "above_ci95_ms": [float(low), float(high)],
+    }
+    print(json.dumps(document, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""What verbs print: results to stdout or a file, notes and progress bars to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from resdeploy.records import Artifact, Progress
+
+
+def note(message: str, *, quiet: bool = False) -> None:
+    """One line for the person, on stderr."""
+    if not quiet:
+        typer.echo(message, err=True)
+
+
+def announce(artifact: Artifact, *, quiet: bool = False) -> None:
+    """Says what a person must know about a file before trusting it."""
+    name = artifact.model.name if artifact.model else artifact.path
+    if artifact.weights is not None and artifact.weights.random:
+        note(f"{name}: random weights (seed {artifact.weights.seed}): good for timing, not for accuracy", quiet=quiet)
+    if artifact.calibration is not None and artifact.calibration.synthetic:
+        note(f"{name}: calibrated on synthetic images: good for timing, refused by gate", quiet=quiet)
+    for line in artifact.notes:
+        note(f"{name}: {line}", quiet=quiet)
+
+
+def wrote(artifact: Artifact, *, quiet: bool = False) -> None:
+    """Names the file written and the error it was checked to."""
+    checks = ", ".join(f"{name} {value:.3g}" for name, value in artifact.checks.items())
+    size_mb = Path(artifact.path).stat().st_size / 1e6
+    note(
+        f"wrote {artifact.path} ({size_mb:.1f} MB, {artifact.precision}{', ' + checks if checks else ''})", quiet=quiet
+    )
+
+
+def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None:
+    """Renders a result to stdout, or writes it to `output` (atomically)."""
+    from resdeploy import store
+    from resdeploy.report import render
+
+    text = render.render(document, fmt)
+    if output is None:
+        sys.stdout.write(text if text.endswith("\n") else text + "\n")
+        sys.stdout.flush()
+    else:
+        store.write_bytes(output, text.encode())
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool = False) -> Iterator[Progress]:
+    """A callback that draws bars on stderr; silent where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda _what, _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+            if done >= total:
+                bars.remove_task(tasks.pop(what))
+
+        yield report

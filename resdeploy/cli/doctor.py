@@ -1,0 +1,14 @@
+"""`resdeploy doctor`."""
+
+from __future__ import annotations
+
+from resdeploy.cli import console, options
+
+
+def doctor(fmt: options.Format = "table", output: options.Output = None) -> None:
+    """Say what this machine can run, what is missing, and the command that installs it."""
+    from resdeploy.backends import choose
+    from resdeploy.measure import environment
+    from resdeploy.report import documents
+
+    console.emit(documents.doctor(choose.survey(), environment.capture()), fmt, output)

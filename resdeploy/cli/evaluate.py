@@ -1,0 +1,71 @@
+"""`resdeploy eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from resdeploy.cli import console, options
+
+
+def evaluate(
+    model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Zoo names or model files.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, synthetic:N, or an ImageFolder.")],
+    weights: options.Weights = "random",
+    backend: options.Backend = "auto",
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"] | None, typer.Option(help="Default: what the model is.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 32,
+    threads: options.Threads = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Save per-image predictions (.npz, .json, .csv); one model only.")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")] = False,
+    calib_data: options.CalibData = None,
+    calib_samples: options.CalibSamples = 300,
+    calib_method: options.CalibMethod = "minmax",
+    portable: options.Portable = None,
+    classes: options.Classes = None,
+    img_size: options.ImgSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    seed: options.Seed = 0,
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Measure top-1 and top-5 accuracy, with 95 % intervals.
+
+    Example: resdeploy eval resnet20 --weights resnet20.th --data cifar10/test --backend torch
+    """
+    from resdeploy.errors import UsageError
+    from resdeploy.measure import environment
+    from resdeploy.measure import predictions as saved
+    from resdeploy.pipeline import judge, make
+    from resdeploy.report import documents
+
+    sight = (img_size, resize, interpolation, mean, std)
+    requests = [options.request(name, weights, classes, seed, *sight) for name in model]
+    if predictions is not None and len(requests) > 1:
+        raise UsageError("--predictions saves one model's predictions", fix="Name one model")
+    calibration = make.CalibrationPlan(
+        data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
+    )
+    plan = judge.EvalPlan(
+        data=data, backend=backend, precision=precision, batch_size=batch_size, threads=threads, skip_bad=skip_bad
+    )
+    results = []
+    with console.progress(quiet=quiet) as progress:
+        for request in requests:
+            results.append(judge.evaluate(request, plan, calibration, progress=progress))
+            console.announce(results[-1].source, quiet=quiet)
+    if predictions is not None:
+        saved.save(results[0].predictions, predictions)
+    rows = [(r.predictions, saved.score(r.predictions), r.backend, r.source.precision) for r in results]
+    console.emit(documents.evaluation(rows, environment.capture()), fmt, output)

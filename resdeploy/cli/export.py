@@ -1,0 +1,35 @@
+"""`resdeploy export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resdeploy.cli import console, options
+
+
+def export(
+    model: options.Model,
+    weights: options.Weights = "random",
+    output: options.Output = None,
+    classes: options.Classes = None,
+    img_size: options.ImgSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    seed: options.Seed = 0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Write a canonical ONNX file (BN folded, opset 17), checked against torch in float64.
+
+    Examples: resdeploy export resnet50 · resdeploy export resnet56 --weights resnet56.th -o r56.onnx
+    """
+    from resdeploy.pipeline import make, sources
+
+    request = options.request(model, weights, classes, seed, img_size, resize, interpolation, mean, std)
+    out = output or Path(f"{sources.stem(model)}.onnx")
+    with console.progress(quiet=quiet) as progress:
+        artifact = make.onnx_fp32(request, out, progress=progress)
+    console.announce(artifact, quiet=quiet)
+    console.wrote(artifact, quiet=quiet)

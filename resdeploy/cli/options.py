@@ -1,0 +1,133 @@
+"""Option types that several verbs share, so that a name means the same everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from resdeploy.errors import UsageError
+from resdeploy.pipeline import sources
+from resdeploy.pipeline.request import Request, Sight
+
+_MODEL = "The model"
+_SEEING = "How images become the input"
+_OUTPUT = "Output"
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A zoo name (resnet50), timm:NAME, torchvision:NAME, package.module:factory, or a .onnx or .safetensors file.",
+    ),
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help="random, imagenet1k_v1, imagenet1k_v2, a file (.pth .pt .th .safetensors) or a URL.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Classes = Annotated[int | None, typer.Option(min=1, help="Classes, where not the model's own.", rich_help_panel=_MODEL)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.", rich_help_panel=_MODEL)]
+
+ImgSize = Annotated[int | None, typer.Option(min=1, help="Input height and width.", rich_help_panel=_SEEING)]
+Resize = Annotated[
+    int | None, typer.Option(min=0, help="Shorter side before the crop; 0: no resizing.", rich_help_panel=_SEEING)
+]
+Interpolation = Annotated[
+    Literal["nearest", "bilinear", "bicubic", "lanczos"] | None,
+    typer.Option(help="How images are resized.", rich_help_panel=_SEEING),
+]
+Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Means of the channels.", rich_help_panel=_SEEING)]
+Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviations of the channels.", rich_help_panel=_SEEING)]
+
+Data = Annotated[
+    str | None,
+    typer.Option(help="digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."),
+]
+Backend = Annotated[
+    str, typer.Option(help="auto, tensorrt, openvino, onnxruntime, torch; bench also takes a list or all.")
+]
+Precision = Annotated[Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Arithmetic of the model.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the usable cores.")]
+CalibData = Annotated[str | None, typer.Option(help="Images for INT8 ranges: the same forms as --data.")]
+CalibSamples = Annotated[int, typer.Option(min=1, help="How many images to calibrate on.")]
+CalibMethod = Annotated[
+    Literal["auto", "minmax", "entropy", "percentile", "mse"], typer.Option(help="How INT8 ranges are chosen.")
+]
+Portable = Annotated[
+    bool | None,
+    typer.Option(
+        "--portable/--no-portable",
+        help="Weights in 7 bits, exact on CPUs without VNNI too; default: what this CPU needs.",
+        show_default=False,
+    ),
+]
+Format = Annotated[
+    Literal["table", "json", "csv", "md"],
+    typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
+]
+Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", rich_help_panel=_OUTPUT)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.", rich_help_panel=_OUTPUT)]
+Verbose = Annotated[
+    int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks too.", rich_help_panel=_OUTPUT)
+]
+
+
+def numbers(text: str | None, option: str, *, of: int | None = None) -> tuple[float, ...] | None:
+    """Comma-separated numbers of an option.
+
+    Raises:
+        UsageError: not numbers, or not `of` of them.
+    """
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as e:
+        raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from e
+    if of is not None and len(values) != of:
+        raise UsageError(f"{option} takes {of} numbers, not {len(values)}", fix=f"Write {option} 0.5,0.5,0.5")
+    return values
+
+
+def positive_integers(text: str, option: str) -> tuple[int, ...]:
+    """Comma-separated positive integers of an option, as in `-b 1,8,32`.
+
+    Raises:
+        UsageError: anything else.
+    """
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise UsageError(f"{option} takes positive whole numbers separated by commas, not {text!r}")
+    return tuple(int(part) for part in parts)
+
+
+def request(
+    model: str,
+    weights: str = "random",
+    classes: int | None = None,
+    seed: int = 0,
+    img_size: int | None = None,
+    resize: int | None = None,
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
+    mean: str | None = None,
+    std: str | None = None,
+) -> Request:
+    """The `Request` that the shared options describe."""
+    sight = Sight(
+        img_size=img_size,
+        resize=resize,
+        interpolation=interpolation,
+        mean=numbers(mean, "--mean"),
+        std=numbers(std, "--std"),
+    )
+    return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight)
+
+
+def beside(model: str, suffix: str) -> Path:
+    """Where a file made from MODEL goes by default: beside it, or in the current folder for a zoo name."""
+    folder = Path(model).parent if sources.format_of(model) else Path()
+    return folder / (sources.stem(model) + suffix)

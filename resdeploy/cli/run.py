@@ -1,0 +1,44 @@
+"""`resdeploy run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resdeploy.cli import console, options
+from resdeploy.cli.gate import EXIT
+
+
+def run(
+    profile: Annotated[Path, typer.Argument(metavar="PROFILE.toml", help="A deployment profile.")],
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where the files go; default: runs/NAME.", show_default=False)
+    ] = None,
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Run a whole profile: train, export, quantize, build, evaluate, bench, gate.
+
+    Steps whose inputs are unchanged are skipped, so an interrupted run goes on where it stopped.
+
+    Example: resdeploy run profiles/quickstart.toml
+    """
+    from resdeploy import store
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import profile as profiles
+    from resdeploy.report import documents
+
+    wanted = store.read_profile(profile)
+    with console.progress(quiet=quiet) as progress:
+        result = profiles.run(
+            wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)
+        )
+    document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, environment.capture())
+    store.write_json(result.folder / "results.json", document)
+    console.emit(document, fmt, output)
+    console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)
+    raise typer.Exit(EXIT[result.verdict.state])

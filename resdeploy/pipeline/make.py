@@ -1,0 +1,336 @@
+"""Files from files: train, export, lower, build. Each result is cached under the hash of everything it depends on."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from resdeploy import __version__, backends, store
+from resdeploy.backends import machine
+from resdeploy.errors import UsageError
+from resdeploy.pipeline import sources
+from resdeploy.pipeline.request import Request
+from resdeploy.records import Artifact, BackendName, Calibration, Execution, ModelSpec, Precision, Progress, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.data.datasets import Dataset
+
+# Whose fusion rules INT8 follows for each backend; torch runs no Q/DQ graph of ours.
+TARGETS: dict[BackendName, Target] = {
+    "tensorrt": "tensorrt",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "null": "onnxruntime",
+}
+SUFFIX = {"checkpoint": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "engine": ".engine"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationPlan:
+    """How INT8 ranges are to be found. `data=None`: synthetic images for random weights, an error for others."""
+
+    data: str | None = None
+    samples: int = 300
+    method: str = "minmax"
+    portable: bool | None = None  # None: what this CPU needs
+    seed: int = 0
+
+    def portable_here(self) -> bool:
+        """Whether weights must be in 7 bits: asked for, or this CPU has no VNNI and would saturate."""
+        return not machine.cpu().vnni if self.portable is None else self.portable
+
+
+def trained(
+    request: Request,
+    data: str,
+    *,
+    epochs: int,
+    lr: float,
+    out: Path,
+    batch_size: int = 64,
+    resume: bool = False,
+    progress: Progress,
+) -> Artifact:
+    """The request's network trained on the data set's training split, its accuracy on the test split in `checks`."""
+    from resdeploy.data import datasets
+    from resdeploy.train import loop
+
+    network = sources.network(request)
+    train_data = datasets.open_dataset(data, split="train")
+    test_data = datasets.open_dataset(data, split="test")
+    artifact = loop.train(
+        _spec_for(network.spec, train_data),
+        train_data,
+        test_data,
+        epochs=epochs,
+        lr=lr,
+        batch_size=batch_size,
+        seed=request.seed,
+        out=out,
+        initial=network.path,
+        resume=resume,
+        progress=progress,
+    )
+    return store.save(artifact)
+
+
+def _spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:
+    """The spec with the data set's classes, its images brought to the input's size where they have another."""
+    spec = dataclasses.replace(spec, classes=len(images.classes), labels=images.classes)
+    if images.name == "digits" and spec.preprocessing is not None and spec.preprocessing.resize is None:
+        # 8x8 scans: the network sees them enlarged.
+        seen = dataclasses.replace(spec.preprocessing, resize=spec.preprocessing.size[0])
+        spec = dataclasses.replace(spec, preprocessing=seen)
+    return spec
+
+
+def checkpoint(request: Request, out: Path | None = None) -> Artifact:
+    """The request's network as a safetensors checkpoint."""
+    from resdeploy.models import weights, zoo
+
+    network = sources.network(request)
+
+    def make(path: Path) -> Artifact:
+        module = zoo.create(network.spec, seed=request.seed)
+        if network.path is not None:
+            weights.load_into(module, network.path)
+        return weights.save(module, network.spec, path, network.weights)
+
+    return _made(("checkpoint", network, versions("torch")), ".safetensors", out, make)
+
+
+def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = None, progress: Progress) -> Artifact:
+    """The request's network as a canonical ONNX file in FP32, compared with torch in float64.
+
+    An ONNX file is taken as it is. Compared on images of `data`, or on synthetic ones; the error is in `checks`.
+
+    Raises:
+        UsageError: a compiled file, from which no ONNX can be made.
+    """
+    kind = sources.format_of(request.model)
+    if kind == "onnx":
+        return sources.model_file(request)
+    if kind not in (None, "checkpoint"):
+        raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
+    network = sources.network(request)
+
+    def make(path: Path) -> Artifact:
+        from resdeploy.graph import export
+        from resdeploy.models import weights, zoo
+
+        module = zoo.create(network.spec, seed=request.seed)
+        if network.path is not None:
+            weights.load_into(module, network.path)
+        artifact = export.export(module, network.spec, path, weights=network.weights, progress=progress)
+        return export.verify(artifact, module, _run_fp32, check_images(artifact, data))
+
+    key = ("onnx", network, data, versions("torch", "onnx", "onnxscript"))
+    return _made(key, ".onnx", out, make)
+
+
+def check_images(artifact: Artifact, data: str | None) -> NDArray[np.float32]:
+    """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra."""
+    from resdeploy.data import datasets
+
+    images = datasets.open_dataset(data or f"synthetic:{CHECK_IMAGES}", need_labels=False)
+    some = images.subset(range(min(CHECK_IMAGES, len(images))))
+    return next(iter(datasets.batches(some, sources.sight_of(artifact), CHECK_IMAGES))).inputs
+
+
+def _run_fp32(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits of an ONNX file from ONNX Runtime, one batch of whatever size `inputs` has."""
+    from resdeploy.backends.lane import Lane
+
+    execution = Execution(batch_size=len(inputs))
+    artifact = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    with tempfile.TemporaryDirectory() as folder, Lane("onnxruntime") as lane:
+        lane.open(lane.build(artifact, execution, Path(folder) / "checked.onnx"), execution)
+        return lane.predict(inputs).astype(np.float32)
+
+
+def lowered(
+    source: Artifact,
+    precision: Precision,
+    target: Target,
+    plan: CalibrationPlan,
+    out: Path | None = None,
+    *,
+    progress: Progress,
+) -> Artifact:
+    """The FP32 ONNX file in another precision, explicit in its graph.
+
+    Raises:
+        UsageError: the file is in a low precision already, or INT8 without calibration images.
+    """
+    if source.precision == precision:
+        return source
+    if source.precision != "fp32":
+        raise UsageError(
+            f"{source.path} is {source.precision} already and cannot become {precision}",
+            fix="Name the FP32 file it was made from",
+        )
+    if precision == "int8":
+        return _int8(source, target, plan, out, progress)
+    return _half(source, precision, out)
+
+
+def _half(source: Artifact, precision: Precision, out: Path | None) -> Artifact:
+    def make(path: Path) -> Artifact:
+        from resdeploy.graph import cast, files
+
+        model = cast.to_half(files.load_model(Path(source.path)), precision)
+        files.save_model(model, path)
+        return dataclasses.replace(
+            source,
+            path=str(path),
+            precision=precision,
+            sha256=store.digest(path),
+            parent=source.sha256,
+            checks={},
+            tools=versions("onnx"),
+        )
+
+    return _made((precision, source.sha256, versions("onnx")), ".onnx", out, make)
+
+
+def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | None, progress: Progress) -> Artifact:
+    images = calibration_images(source, plan)
+
+    def make(path: Path) -> Artifact:
+        from resdeploy.data import datasets
+        from resdeploy.quantize import ptq
+
+        spec = sources.sight_of(source)
+        hashes: list[str] = []
+
+        def inputs() -> Iterator[NDArray[np.float32]]:
+            for batch in datasets.batches(images, spec, CALIBRATION_BATCH):
+                hashes.extend(batch.hashes)
+                yield batch.inputs
+
+        made = ptq.quantize(
+            source,
+            inputs(),
+            calibration=Calibration(
+                data="synthetic" if images.synthetic else images.name,
+                count=len(images),
+                seed=plan.seed,
+                method=plan.method,
+            ),
+            target=target,
+            out=path,
+            portable=plan.portable_here(),
+            progress=progress,
+        )
+        assert made.calibration is not None
+        seen = dataclasses.replace(
+            made.calibration,
+            images=tuple(hashes),
+            fingerprint=None if images.synthetic else datasets.fingerprint(images.ids, images.labels, hashes),
+        )
+        return dataclasses.replace(made, calibration=seen)
+
+    return _made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
+
+
+def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
+    """Everything that `lowered` depends on."""
+    if precision != "int8":
+        return (precision, source.sha256, versions("onnx"))
+    images = calibration_images(source, plan).signature()
+    return ("int8", source.sha256, target, plan, plan.portable_here(), images, versions("onnx", "onnxruntime"))
+
+
+def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
+    """The images that INT8 ranges will come from: of the training split, spread over the classes, seeded.
+
+    Raises:
+        UsageError: no images given for weights that are not random.
+    """
+    from resdeploy.data import datasets
+
+    data = plan.data
+    if data is None:
+        if source.weights is None or not source.weights.random:
+            raise UsageError(
+                "INT8 needs images to calibrate on",
+                cause="Ranges from random data would lose accuracy unseen",
+                fix="Add --calib-data DIR (a few hundred images like those the model will see)",
+            )
+        data = f"synthetic:{min(plan.samples, SYNTHETIC_SAMPLES)}"
+    images = datasets.open_dataset(data, split="train", need_labels=False)
+    return datasets.choose(images, min(plan.samples, len(images)), plan.seed)
+
+
+def data_signature(data: str, split: Literal["train", "test"]) -> str:
+    """Changes whenever the images or labels of a data set may have changed."""
+    from resdeploy.data import datasets
+
+    return datasets.open_dataset(data, split=split).signature()
+
+
+CALIBRATION_BATCH = 16
+CHECK_IMAGES = 3
+# Ranges from noise mean nothing, so a few images are enough to time a model whose weights are random too.
+SYNTHETIC_SAMPLES = 16
+
+
+def built(source: Artifact, backend: BackendName, execution: Execution, out: Path | None = None) -> Artifact:
+    """What `backend` runs, made from `source` in a lane; a compiled file is taken as it is.
+
+    Raises:
+        UsageError: a precision or file that the backend cannot run.
+    """
+    from resdeploy.backends.lane import Lane
+
+    module = backends.load(backend)
+    if source.format != module.SOURCE and suffix_of(backend) == SUFFIX[source.format]:
+        return source
+    if source.format != module.SOURCE:
+        raise UsageError(
+            f"{backend} does not run {source.path}", fix=f"It builds from a file in format {module.SOURCE}"
+        )
+    if source.precision not in module.ACCEPTS:
+        able = [name for name in backends.PREFERENCE if source.precision in backends.load(name).ACCEPTS]
+        raise UsageError(f"{backend} does not run {source.precision}", fix=f"Choose --backend {' or '.join(able)}")
+
+    def make(path: Path) -> Artifact:
+        with Lane(backend) as lane:
+            return lane.build(source, execution, path)
+
+    return _made(built_key(source, backend, execution), suffix_of(backend), out, make)
+
+
+def built_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
+    """Everything that `built` depends on."""
+    version = backends.load(backend).available().version
+    return ("built", backend, version, machine.isa_name(), source.sha256, source.precision, execution, versions())
+
+
+def suffix_of(backend: BackendName) -> str:
+    """The file suffix of what a backend's build makes."""
+    return {"tensorrt": ".engine", "openvino": ".xml", "torch": ".safetensors"}.get(backend, ".onnx")
+
+
+def _made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
+    """Made at `out` where the user named a file, else taken from or put into the cache."""
+    return store.save(make(out)) if out is not None else store.cached(key, suffix, make)
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Ours and those of the packages that a result depends on; what is not installed is left out."""
+    found = {"resdeploy": __version__}
+    for package in packages:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found

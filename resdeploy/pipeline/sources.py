@@ -1,0 +1,137 @@
+"""MODEL on the command line -> a network that torch can make, or a model file."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy import store
+from resdeploy.errors import MissingInput, UsageError, WeightsMismatch
+from resdeploy.pipeline.request import Request
+from resdeploy.records import Artifact, Format, ModelSpec, Preprocessing, Weights
+
+FORMATS: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".engine": "engine",
+    ".plan": "engine",
+    ".safetensors": "checkpoint",
+    ".pth": "checkpoint",
+    ".pt": "checkpoint",
+    ".th": "checkpoint",
+}
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file name's suffix states; None for a zoo name."""
+    return FORMATS.get(Path(name).suffix.lower()) if ":" not in name else None
+
+
+def stem(model: str) -> str:
+    """A short name for a model's rows and files: `resnet50`, `timm-resnet50d`, or the model file's own stem."""
+    return Path(model).stem if format_of(model) else model.replace(":", "-").replace("/", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A network that torch can make: its description, where its weights come from, their file if there is one."""
+
+    spec: ModelSpec
+    weights: Weights
+    path: Path | None
+
+
+def network(request: Request) -> Network:
+    """The network of a zoo name, `timm:`, `torchvision:`, a factory, or a checkpoint that knows what it is.
+
+    Raises:
+        UnknownName, MissingInput: no such model or file.
+        UsageError: a checkpoint that does not say which network it belongs to.
+    """
+    from resdeploy.models import weights, zoo
+
+    if format_of(request.model) == "checkpoint":
+        return _checkpoint_network(request)
+    spec = zoo.spec(request.model, classes=request.classes)
+    path, record = weights.resolve(request.weights, spec)
+    stored = weights.spec_in(path) if path is not None else None
+    if stored is not None and stored.name == spec.name:
+        if request.classes not in (None, stored.classes):
+            raise WeightsMismatch(
+                f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes away"
+            )
+        spec = stored
+    if record.random:
+        record = dataclasses.replace(record, seed=request.seed)
+    return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
+
+
+def _checkpoint_network(request: Request) -> Network:
+    from resdeploy.models import weights
+
+    path = Path(request.model)
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", fix="Check the path")
+    spec = weights.spec_in(path)
+    if spec is None:
+        raise UsageError(
+            f"{path} does not say which network its weights belong to",
+            cause="Only checkpoints that resdeploy wrote do",
+            fix=f"Name the network and pass the file as its weights: MODEL --weights {path}",
+        )
+    record = Weights(source=path.name, sha256=store.digest(path))
+    return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
+
+
+def model_file(request: Request) -> Artifact:
+    """The artifact of an ONNX, OpenVINO or engine file, from its sidecar or from what the file itself tells.
+
+    Raises:
+        MissingInput: no such file.
+        IntegrityError: not the file its sidecar describes.
+        MalformedInput, UnsafeInput: a file that cannot be read, or must not be.
+        UsageError: a compiled file without a sidecar; options that would have to change the file.
+    """
+    path = Path(request.model)
+    kind = format_of(request.model)
+    artifact = store.load(path)
+    if artifact is None:
+        if kind != "onnx":
+            raise UsageError(
+                f"{path} has no sidecar {store.sidecar(path).name}, and a compiled file cannot say what it classifies",
+                fix="Name the ONNX file it was made from",
+            )
+        artifact = _foreign_onnx(path)
+    if artifact.model is None:
+        raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
+    return dataclasses.replace(artifact, model=request.sight.applied_to(artifact.model))
+
+
+def _foreign_onnx(path: Path) -> Artifact:
+    from resdeploy.graph import files, metadata
+
+    model = files.load_model(path)
+    return Artifact(
+        path=str(path),
+        format="onnx",
+        precision=metadata.precision_of(model),
+        sha256=store.digest(path),
+        model=metadata.spec_of(model, path),
+        weights=Weights(source=path.name),
+    )
+
+
+def sight_of(artifact: Artifact) -> Preprocessing:
+    """How the model sees images.
+
+    Raises:
+        UsageError: a file that does not say.
+    """
+    if artifact.model is None or artifact.model.preprocessing is None:
+        raise UsageError(
+            f"{artifact.path} does not say how images become its input",
+            cause="Only files that resdeploy wrote carry their preprocessing",
+            fix="Add --mean and --std, and --resize where images are larger than the input",
+        )
+    return artifact.model.preprocessing
