@@ -7,6 +7,7 @@ count every network again.
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,7 +80,7 @@ def _row(name: str, family: str, params: int, macs: int, features: int, paper: s
     return Entry(name=name, family=family, params=params, macs=macs, features=features, paper=paper)
 
 
-ENTRIES: tuple[Entry, ...] = (
+_ROWS = (
     _row("resnet18", "resnet", 11_689_512, 1_814_073_344, 512, HE),
     _row("resnet34", "resnet", 21_797_672, 3_663_761_408, 512, HE),
     _row("resnet50", "resnet", 25_557_032, 4_089_184_256, 2048, HE),
@@ -115,6 +116,7 @@ ENTRIES: tuple[Entry, ...] = (
     _row("plain56", "cifar-plain", 853_018, 125_485_696, 64, HE),
     _row("plain110", "cifar-plain", 1_727_962, 252_887_680, 64, HE),
 )
+ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ROWS}
 
 
 def _file(name: str, version: int, file_hash: str, top1: float, top5: float, resize: int) -> Published:
@@ -174,10 +176,9 @@ def find(name: str) -> Entry:
     Raises:
         UnknownName: no such entry; the nearest names are in the message.
     """
-    for entry in ENTRIES:
-        if entry.name == name:
-            return entry
-    near = difflib.get_close_matches(name.lower(), [e.name for e in ENTRIES], n=3)
+    if name in ENTRIES:
+        return ENTRIES[name]
+    near = difflib.get_close_matches(name.lower(), ENTRIES, n=3)
     raise UnknownName(
         f"there is no model {name!r}",
         cause=f"Did you mean {' or '.join(near)}?" if near else "",

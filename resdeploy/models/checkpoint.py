@@ -1,0 +1,227 @@
+"""A checkpoint file -> tensors that fit a network, without running anything that the file says.
+
+The format is told by the file's content, never its suffix. Pickles go through torch's weights-only unpickler, with
+argparse.Namespace allowed (torchvision's and timm's training scripts store their arguments so); there is no fallback
+to the full one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, WeightsMismatch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# In timm's order: the averaged weights are the ones that were evaluated.
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+PREFIXES = ("module.", "model.")  # DistributedDataParallel and AveragedModel; Lightning
+HEADER_LIMIT_BYTES = 100_000_000  # of a safetensors header, the format's own limit
+LISTED = 12
+
+# Other projects' names for our tensors: Hugging Face's ResNetForImageClassification (modeling_resnet.py), then
+# akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar.
+_RENAMED = (
+    (re.compile(r"^resnet\.embedder\.embedder\.convolution\."), "conv1."),
+    (re.compile(r"^resnet\.embedder\.embedder\.normalization\."), "bn1."),
+    (re.compile(r"^resnet\.encoder\.stages\.(\d+)\.layers\."), lambda m: f"layer{int(m[1]) + 1}."),
+    (re.compile(r"\.layer\.(\d+)\.convolution\."), lambda m: f".conv{int(m[1]) + 1}."),
+    (re.compile(r"\.layer\.(\d+)\.normalization\."), lambda m: f".bn{int(m[1]) + 1}."),
+    (re.compile(r"\.shortcut\.(?:convolution|0)\."), ".downsample.0."),
+    (re.compile(r"\.shortcut\.(?:normalization|1)\."), ".downsample.1."),
+    (re.compile(r"^(?:classifier\.1|linear)\."), "fc."),
+)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, unwrapped, on the CPU, in the file's own types.
+
+    Raises:
+        MissingInput: no such file.
+        PickleRefused: the file wants to run code, or holds objects that only code can make.
+        MalformedInput: truncated, corrupt, not a checkpoint, or without tensors.
+    """
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", fix="Check the path")
+    with path.open("rb") as file:
+        head = file.read(32)
+    if is_safetensors(head):
+        return _read_safetensors(path)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _unwrap(_read_pickle(path), path)
+    raise MalformedInput(
+        f"{path} is not a checkpoint", cause=_looks_like(head), fix="Give a .pth, .pt, .th or .safetensors file"
+    )
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file begins so: the length of a JSON header in eight bytes, little endian, then the header."""
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < HEADER_LIMIT_BYTES
+
+
+def _looks_like(head: bytes) -> str:
+    if not head:
+        return "The file is empty"
+    if head.startswith(b"version https://git-lfs"):
+        return "It is a Git LFS pointer: the file itself was not fetched"
+    if head.lstrip().startswith(b"<"):
+        return "It is an HTML or XML page, perhaps an error page saved under this name"
+    return f"It begins with {head[:8]!r}, neither a safetensors header nor a file of torch.save"
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except SafetensorError as e:
+        raise _damaged(path, e) from e
+    return tensors
+
+
+def _read_pickle(path: Path) -> Any:
+    import torch
+
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # about pickle protocols and TorchScript; the errors below say it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as e:
+        # torch wraps its own message in advice to load the file unsafely; the bare one is the context.
+        reason = str(e.__context__ or e).split(". ")[0].strip().rstrip(".")
+        raise PickleRefused(
+            f"{path} was not loaded: it holds more than tensors and plain values",
+            cause=f"{reason}. Loading such a file can run any code; nothing of it was run",
+            fix="If you trust it, save only its weights where it was made: torch.save(model.state_dict(), FILE)",
+        ) from e
+    except Exception as e:  # torch raises RuntimeError, EOFError, UnicodeDecodeError, KeyError... on damaged files
+        if "TorchScript" in str(e):
+            raise MalformedInput(
+                f"{path} is a TorchScript program and not a checkpoint",
+                fix="Save its weights where it was made: torch.save(torch.jit.load(FILE).state_dict(), OTHER)",
+            ) from e
+        raise _damaged(path, e) from e
+
+
+def _damaged(path: Path, error: Exception) -> MalformedInput:
+    reason = str(error).split("\n")[0].split(". ")[0]
+    return MalformedInput(
+        f"{path} is truncated or corrupt",
+        cause=f"{type(error).__name__}: {reason}" if reason else "The file ends too early",
+        fix="Copy or download it again",
+    )
+
+
+def _unwrap(document: Any, path: Path) -> dict[str, Tensor]:
+    from torch import Tensor
+
+    outer = document
+    while isinstance(document, Mapping):
+        inner = next((document[k] for k in WRAPPERS if isinstance(document.get(k), Mapping) and document[k]), None)
+        if inner is None:
+            break
+        document = inner
+    named = document.items() if isinstance(document, Mapping) else ()
+    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        found = ", ".join(map(str, list(outer)[:LISTED])) if isinstance(outer, Mapping) else f"a {type(outer).__name__}"
+        raise MalformedInput(
+            f"{path} holds no weights (found: {found or 'nothing'})",
+            fix=f"A checkpoint is a table of tensors, bare or under {', '.join(WRAPPERS)}",
+        )
+    return tensors
+
+
+def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> dict[str, Tensor]:
+    """The same tensors under the network's names, complete for strict loading.
+
+    Wrappers' prefixes are taken off and other projects' names translated. BatchNorm's counter of batches, unused in
+    inference and absent from old files, is taken from the network.
+
+    Raises:
+        WeightsMismatch: naming what is missing, unexpected or of another shape.
+        MalformedInput: NaN or infinity among the weights.
+    """
+    import torch
+
+    wanted: dict[str, Tensor] = module.state_dict()
+    found = _renamed(_bare(tensors, wanted), wanted)
+    for key, own in wanted.items():
+        if key.endswith("num_batches_tracked"):
+            found.setdefault(key, own)
+    problems = [f"missing {k} {_shape(wanted[k])}" for k in wanted if k not in found]
+    problems += [f"unexpected {k} {_shape(found[k])}" for k in found if k not in wanted]
+    reshaped = [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
+    if reshaped and not problems and (sentence := _other_classes(reshaped, found, wanted)):
+        raise WeightsMismatch(
+            f"{origin} {sentence}",
+            fix=f"Give --classes {len(found[reshaped[0]])}, or weights for {len(wanted[reshaped[0]])} classes",
+        )
+    problems += [f"{k} is {_shape(found[k])}, the model's {_shape(wanted[k])}" for k in reshaped]
+    problems += [f"{k} is {found[k].dtype}" for k in wanted if k in found and not _convertible(found[k], wanted[k])]
+    if problems:
+        raise WeightsMismatch(
+            f"{origin} does not fit the model ({_some(problems)})",
+            cause="The weights are of another network or variant" if len(problems) > 2 else "",
+            fix="Name the model they were trained for; `resdeploy models` lists the names",
+        )
+    if spoilt := [k for k, t in found.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]:
+        raise MalformedInput(
+            f"{origin} holds NaN or infinity ({_some(spoilt)})",
+            cause="The training diverged, or the file is damaged",
+            fix="Take an earlier checkpoint",
+        )
+    return found
+
+
+def _bare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what wrappers add: `_orig_mod.` of torch.compile anywhere, whole prefixes, AveragedModel's counter."""
+    bare = {k.replace("_orig_mod.", ""): t for k, t in tensors.items() if k != "n_averaged"}
+    while prefix := next((p for p in PREFIXES if bare and all(k.startswith(p) for k in bare)), None):
+        if any(k.startswith(prefix) for k in wanted):
+            break
+        bare = {k.removeprefix(prefix): t for k, t in bare.items()}
+    return bare
+
+
+def _renamed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    renamed = {}
+    for key, tensor in found.items():
+        name = key
+        for pattern, replacement in _RENAMED:
+            name = pattern.sub(replacement, name)
+        renamed[name if key not in wanted and name in wanted else key] = tensor
+    return renamed
+
+
+def _other_classes(reshaped: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """Whether only the classifier differs, and only in its number of outputs."""
+    layers = {key.rpartition(".")[0] for key in reshaped}
+    same_inputs = all(found[k].ndim == wanted[k].ndim and found[k].shape[1:] == wanted[k].shape[1:] for k in reshaped)
+    if len(layers) != 1 or not same_inputs or max(wanted[k].ndim for k in reshaped) != 2:
+        return ""
+    return f"is for {len(found[reshaped[0]])} classes, the model has {len(wanted[reshaped[0]])}"
+
+
+def _convertible(found: Tensor, wanted: Tensor) -> bool:
+    import torch
+
+    plain = found.layout == torch.strided and not found.is_quantized and not found.is_meta
+    return plain and found.is_floating_point() == wanted.is_floating_point()
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _some(items: list[str]) -> str:
+    more = f"; and {len(items) - LISTED} more" if len(items) > LISTED else ""
+    return "; ".join(items[:LISTED]) + more

@@ -1,0 +1,249 @@
+"""Models that are not ours: `timm:NAME`, `torchvision:NAME`, `package.module:factory`.
+
+Their packages are asked for whatever they know: preprocessing, labels, input size. What nobody knows is measured:
+the network is built once and run on one blank image, which tells its number of classes and whether it is a
+classifier at all. Building runs the package's code; that is what naming it means.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from resdeploy.errors import BackendMissing, EnvironmentFailure, UnknownName, UsageError
+from resdeploy.records import ModelSpec, Preprocessing
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def spec(
+    name: str,
+    *,
+    classes: int | None,
+    input_shape: tuple[int, int, int] | None,
+    preprocessing: Preprocessing | None,
+    labels: tuple[str, ...],
+    weights: str,
+) -> ModelSpec:
+    """The description of a foreign model. Arguments as `zoo.spec`.
+
+    Raises:
+        UnknownName: no such model, module or factory.
+        BackendMissing: the package is not installed.
+        EnvironmentFailure: it is installed but cannot be imported.
+        UsageError: it fails to build, refuses the input, or does not give logits (N, classes).
+    """
+    import torch
+
+    source = name.partition(":")[0]
+    with torch.random.fork_rng(devices=[]):
+        module = _build(name, classes, input_shape[0] if input_shape else None)
+    known, known_labels = _KNOWN[source](name, module, input_shape, weights) if source in _KNOWN else (None, ())
+    preprocessing = preprocessing or known
+    if input_shape is None:
+        input_shape = (len(preprocessing.mean), *preprocessing.size) if preprocessing else (3, 224, 224)
+    found = _classes(name, module, input_shape)
+    if classes not in (None, found):
+        raise UsageError(
+            f"{name} gives {found} values and not {classes}", fix=f"Give --classes {found}, or leave it out"
+        )
+    return ModelSpec(
+        name=name,
+        family=source,
+        classes=found,
+        input_shape=input_shape,
+        preprocessing=preprocessing,
+        labels=labels or (known_labels if len(known_labels) == found else ()),
+        params=sum(p.numel() for p in module.parameters()),
+    )
+
+
+def create(spec: ModelSpec) -> nn.Module:
+    """The network of a description, in eval mode. Raises as `spec`."""
+    return _build(spec.name, spec.classes, spec.input_shape[0])
+
+
+def torchvision_url(name: str, weights: str) -> str | None:
+    """Where torchvision keeps the weights `imagenet1k_v1` or `imagenet1k_v2` of its model; None: it has none."""
+    if not name.startswith("torchvision:"):
+        return None
+    members = _torchvision_weights(name).__members__
+    return str(members[weights.upper()].url) if weights.upper() in members else None
+
+
+def _build(name: str, classes: int | None, channels: int | None) -> nn.Module:
+    from torch import nn
+
+    source, _, rest = name.partition(":")
+    build = {"timm": _timm, "torchvision": _torchvision}.get(source)
+    module = build(rest, classes, channels) if build else _factory(source, rest)
+    if not isinstance(module, nn.Module):
+        raise UsageError(
+            f"{name} gave a {type(module).__name__} and not a torch.nn.Module",
+            fix="Name a function without arguments, or a class, that gives the network",
+        )
+    return module.eval()
+
+
+def _timm(name: str, classes: int | None, channels: int | None) -> Any:
+    timm = _import("timm", "pip install timm")
+    _known(f"timm:{name}", name.partition(".")[0], timm.list_models())
+    options = {"num_classes": classes, "in_chans": channels}
+    return _call(f"timm:{name}", timm.create_model, name, **{k: v for k, v in options.items() if v is not None})
+
+
+def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
+    models = _import("torchvision", "pip install torchvision").models
+    _known(f"torchvision:{name}", name, models.list_models())
+    if channels not in (None, 3):
+        raise UsageError(f"torchvision's models take 3 channels and not {channels}", fix="Give an input of 3 channels")
+    return _call(
+        f"torchvision:{name}",
+        models.get_model,
+        name,
+        weights=None,
+        **({} if classes is None else {"num_classes": classes}),
+    )
+
+
+def _factory(module_name: str, attribute: str) -> Any:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)  # last, so that it shadows nothing
+    name = f"{module_name}:{attribute}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as e:
+        if e.name and (module_name == e.name or module_name.startswith(e.name + ".")):
+            raise UnknownName(
+                f"there is no module {e.name!r} for the model {name!r}",
+                fix="Run from the folder that holds it, or install its package",
+            ) from e
+        raise _broken(module_name, e) from e
+    except Exception as e:  # whatever a stranger's module raises
+        raise _broken(module_name, e) from e
+    _known(name, attribute, [n for n in dir(module) if not n.startswith("_")])
+    return _call(name, getattr(module, attribute))
+
+
+def _import(package: str, install: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as e:
+        if e.name == package:
+            raise BackendMissing(f"{package} is not installed", fix=f"`{install}`") from e
+        raise _broken(package, e) from e
+    except Exception as e:  # torchvision beside another torch raises RuntimeError, for one
+        raise _broken(package, e) from e
+
+
+def _broken(package: str, error: Exception) -> EnvironmentFailure:
+    return EnvironmentFailure(
+        f"{package} is installed but cannot be imported",
+        cause=f"It raised {type(error).__name__}: {error}",
+        fix=f"`python -c 'import {package}'` shows where; its version must match torch's",
+    )
+
+
+def _known(full: str, name: str, names: Iterable[str]) -> None:
+    names = list(names)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3)
+        raise UnknownName(
+            f"there is no model {full!r}",
+            cause=f"Did you mean {' or '.join(near)}?" if near else "",
+            fix="Check the name; `resdeploy models` lists the zoo's own",
+        )
+
+
+def _call(name: str, build: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    try:
+        return build(*args, **options)
+    except Exception as e:  # whatever a stranger's factory raises
+        raise UsageError(
+            f"{name} could not be built",
+            cause=f"It raised {type(e).__name__}: {e}",
+            fix="Call it in Python to see where",
+        ) from e
+
+
+def _classes(name: str, module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Runs one blank image, (1, *shape), and reads the number of classes off the logits."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            out = module(torch.zeros(1, *shape))
+    except Exception as e:  # whatever a stranger's network raises
+        raise UsageError(
+            f"{name} does not take an input of {shape}",
+            cause=f"It raised {type(e).__name__}: {e}",
+            fix="Give its input size with --img-size",
+        ) from e
+    if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 1:
+        found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise UsageError(f"{name} is not a classifier: it gives {found} and not logits (N, classes)", fix="Wrap it")
+    return out.shape[1]
+
+
+def _timm_knows(
+    name: str, module: Any, shape: tuple[int, int, int] | None, weights: str
+) -> tuple[Preprocessing | None, tuple[str, ...]]:
+    """The evaluation transform of timm: resize to floor(size / crop_pct), then a centre crop."""
+    config = _import("timm.data", "pip install timm").resolve_model_data_config(module)
+    labels = tuple(module.pretrained_cfg.get("label_names") or ())
+    channels, height, width = shape or config["input_size"]
+    mode = {"center": "shorter", "squash": "squash"}.get(config["crop_mode"])
+    interpolation = config["interpolation"]
+    if mode is None or height != width or channels != 3 or interpolation not in ("nearest", "bilinear", "bicubic"):
+        return None, labels  # `border` and the like: better no answer than a wrong one
+    preprocessing = Preprocessing(
+        size=(height, width),
+        resize=math.floor(height / config["crop_pct"]),
+        resize_mode=mode,  # type: ignore[arg-type]
+        interpolation=interpolation,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+    )
+    return preprocessing, labels
+
+
+def _torchvision_knows(
+    name: str, module: Any, shape: tuple[int, int, int] | None, weights: str
+) -> tuple[Preprocessing | None, tuple[str, ...]]:
+    """The transform in the weights' metadata; of V1 where the weights are not torchvision's."""
+    members = _torchvision_weights(name).__members__
+    chosen = members.get(weights.upper()) or next(iter(members.values()), None)
+    if chosen is None:
+        return None, ()
+    transform, labels = chosen.transforms(), tuple(chosen.meta.get("categories", ()))
+    if not hasattr(transform, "crop_size"):
+        return None, labels  # detection, segmentation: other presets
+    crop = transform.crop_size[0]
+    size = shape[1:] if shape else (crop, crop)
+    preprocessing = Preprocessing(
+        size=size,
+        resize=round(min(size) * transform.resize_size[0] / crop),
+        interpolation=transform.interpolation.value,
+        mean=tuple(transform.mean),
+        std=tuple(transform.std),
+    )
+    return preprocessing, labels
+
+
+def _torchvision_weights(name: str) -> Any:
+    models = _import("torchvision", "pip install torchvision").models
+    _known(name, name.partition(":")[2], models.list_models())
+    return models.get_model_weights(name.partition(":")[2])
+
+
+_KNOWN: dict[str, Callable[..., tuple[Preprocessing | None, tuple[str, ...]]]] = {
+    "timm": _timm_knows,
+    "torchvision": _torchvision_knows,
+}
