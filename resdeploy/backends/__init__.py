@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from resdeploy.errors import BackendMissing, UnknownName
+from resdeploy.errors import BackendMissing, UnknownName, UsageError
 from resdeploy.records import Artifact, Availability, BackendName, Execution, Format, Layer, Precision
 
 if TYPE_CHECKING:
@@ -100,7 +100,9 @@ class Backend(Protocol):
         """Whether this machine can run it; never raises, never imports more than it must."""
 
     def build(self, source: Artifact, execution: Execution, out: Path) -> Artifact:
-        """Makes the runnable file at `out` (written atomically) and returns its record, sidecar not yet written.
+        """Makes the runnable file at `out` and returns its record, sidecar not yet written.
+
+        `out` lies in a folder of the lane's, which moves the finished file into place: nothing here need be atomic.
 
         Raises:
             BackendMissing: the vendor package or device is not there.
@@ -138,6 +140,28 @@ def installed(package: str, *distributions: str) -> str | None:
         except importlib.metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execution: Execution) -> tuple[int, ...]:
+    """The shape (N, C, H, W) to run with, from what the file declares: a number, or a name or None where it is free.
+
+    Raises:
+        UsageError: the file is fixed to another size than asked for, or nothing says the image's size.
+    """
+    image: Sequence[int] = execution.input_shape or (artifact.model.input_shape if artifact.model else ())
+    wanted = (execution.batch_size, *(image or declared[1:]))
+    fits = len(wanted) == len(declared) and all(
+        not isinstance(have, int) or have == want for have, want in zip(declared, wanted, strict=True)
+    )
+    sizes = tuple(size for size in wanted if isinstance(size, int))
+    if not fits or len(sizes) != len(wanted):
+        takes, given = (" x ".join("?" if n is None else str(n) for n in shape) for shape in (declared, wanted))
+        raise UsageError(
+            f"{artifact.path} takes {takes}, not {given}",
+            cause="The first number is the batch size, then channels, height and width",
+            fix="Ask for that size with -b and --img-size, or export or build the model for this one",
+        )
+    return sizes
 
 
 def require(found: Availability, name: str) -> None:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -95,13 +95,19 @@ class Lane:
         self.close()
 
     def build(self, source: Artifact, execution: Execution, out: Path) -> Artifact:
-        """Makes the runnable file; its sidecar is not yet written."""
-        self._start(source, execution)
-        try:
-            result = self._ask("build", source=_plain(source), execution=_plain(execution), out=str(Path(out).absolute()))
-        finally:
-            self.close()
-        return dataclasses.replace(store.parse(Artifact, json.dumps(result), f"the {self.backend} worker"), path=str(out))
+        """Makes the runnable file; its sidecar is not yet written.
+
+        Raises:
+            NotWritable, DiskFull: what the operating system said of the place.
+        """
+        with _staged(out) as staged:
+            self._start(source, execution)
+            try:
+                result = self._ask("build", source=_plain(source), execution=_plain(execution), out=str(staged))
+            finally:
+                self.close()
+        artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
+        return dataclasses.replace(artifact, path=str(out))
 
     def open(self, built: Artifact, execution: Execution, trace: bool = False) -> Opened:
         """Loads the model in a fresh child and runs it once."""
@@ -274,7 +280,7 @@ class _Child:
                 stderr=subprocess.STDOUT,
                 pass_fds=(child_reads, child_writes),
                 start_new_session=True,  # Ctrl-C reaches us alone
-                env=_environment(threads, self.folder / "path"),
+                env=_environment(threads, self.folder),
             )
         except OSError as e:
             self._discard()
@@ -358,6 +364,27 @@ class _Child:
         os.close(self.lock)
 
 
+@contextlib.contextmanager
+def _staged(out: Path) -> Iterator[Path]:
+    """A place beside `out` for the child to write to, from which the finished files move into place.
+
+    A child can be killed at any moment, and only the parent lives to clean up after it. Companions move first:
+    between the two renames the old file meets the new companion, which its sidecar's digest gives away.
+    """
+    with store.disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", suffix=".tmp", dir=out.parent.absolute()))
+        try:
+            staged = folder / out.name
+            yield staged
+            for part in (*store.companions(staged), staged):
+                with part.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(part, out.with_name(part.name))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def _plain(record: Artifact | Execution) -> dict[str, Any]:
     """A record as the child gets it: paths made absolute."""
     document = dataclasses.asdict(record)
@@ -370,11 +397,11 @@ def _seconds(nanoseconds: NDArray[np.generic]) -> tuple[float, ...]:
     return tuple((nanoseconds / 1e9).tolist())
 
 
-def _environment(threads: int, package: Path) -> dict[str, str]:
-    """The child's environment. Thread pools that nobody configures later take their size from it at import."""
-    path = os.pathsep.join(filter(None, (str(package), os.environ.get("PYTHONPATH"))))
+def _environment(threads: int, folder: Path) -> dict[str, str]:
+    """The child's environment: our package, its temporary files in its folder, and threads. Thread pools that nobody configures later take their size from it at import."""
+    path = os.pathsep.join(filter(None, (str(folder / "path"), os.environ.get("PYTHONPATH"))))
     pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+    return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
 
 
 def _private_folder() -> tuple[Path, int]:

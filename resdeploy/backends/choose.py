@@ -1,0 +1,54 @@
+"""Which backend: what this machine has, and what `--backend auto` takes.
+
+No vendor package is imported: the packages' metadata and the GPU driver are asked.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from resdeploy import backends
+from resdeploy.errors import BackendMissing, UsageError
+from resdeploy.records import Availability, BackendName, Precision
+
+
+def survey() -> dict[BackendName, Availability]:
+    """Every backend's availability, in the order of preference, the null backend last."""
+    return {name: backends.load(name).available() for name in (*backends.PREFERENCE, "null")}
+
+
+def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
+    """A backend that is here and runs `precision`, and why this one.
+
+    Args:
+        name: a backend's, or `auto`: the first of `backends.PREFERENCE` that will do.
+        precision: of the model to run.
+
+    Raises:
+        UnknownName: no such backend.
+        UsageError: the backend does not run this precision.
+        BackendMissing: it is not installed or has no device; for `auto`, none is.
+    """
+    if name != "auto":
+        module = backends.load(name)
+        backends.require(module.available(), name)
+        if precision not in module.ACCEPTS:
+            able = [other for other in backends.PREFERENCE if precision in backends.load(other).ACCEPTS]
+            raise UsageError(f"backend {name} does not run {precision}", fix=f"Choose one of: {', '.join(able)}")
+        return cast("BackendName", name), "as asked"
+    passed: list[str] = []
+    missing: Availability | None = None
+    for candidate in backends.PREFERENCE:
+        module = backends.load(candidate)
+        if precision not in module.ACCEPTS:
+            passed.append(f"{candidate} does not run {precision}")
+            continue
+        found = module.available()
+        if found.ok:
+            return candidate, "; ".join([*passed, f"{candidate} {found.version} is the best here"])
+        passed.append(f"not {candidate}: {found.reason}")
+        missing = found  # the last is the easiest to install
+    assert missing is not None
+    raise BackendMissing(
+        f"no backend here runs {precision}", cause="; ".join(passed), fix="pip install 'resdeploy[runtime]'"
+    )

@@ -1,0 +1,179 @@
+"""OpenVINO on the CPU.
+
+`build` reads the ONNX file, fixes the batch size and saves OpenVINO's own format: `.xml` and its weights in `.bin`
+beside it. `open` compiles that. The arithmetic is always pinned: left alone, OpenVINO runs FP32 graphs in BF16 on CPUs
+that have it, and FP32 baselines would be none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resdeploy import store
+from resdeploy.backends import Tensor, input_shape, installed, machine
+from resdeploy.errors import BackendMissing, MalformedInput, UsageError
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Precision
+
+if TYPE_CHECKING:
+    from resdeploy.backends import Arrays
+
+SOURCE: Format = "onnx"
+ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
+VENDOR = "openvino"
+
+HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
+PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+RECORDED = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
+
+
+def available() -> Availability:
+    """Whether the package is installed."""
+    version = installed(VENDOR)
+    if version is None:
+        return Availability(ok=False, reason="the package openvino is not installed", install="pip install openvino")
+    return Availability(ok=True, version=version, devices=("CPU",))
+
+
+def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
+    """Converts to `.xml` and `.bin`, weights in the precision of the graph.
+
+    Raises:
+        UsageError: `out` does not end in `.xml`, or the file is fixed to another batch or image size.
+        MalformedInput: OpenVINO refuses the file.
+    """
+    import openvino as ov
+
+    if out.suffix != ".xml":
+        raise UsageError(f"OpenVINO writes .xml files, not {out.name}", fix=f"Use -o {out.with_suffix('.xml').name}")
+    try:
+        model = ov.Core().read_model(source.path)
+    except Exception as e:
+        raise _refusal(source.path, e) from e
+    model.reshape({i: input_shape(_dims(i.partial_shape), source, execution) for i in model.inputs})
+    # Compression would round FP32 weights to FP16: precision is the graph's business.
+    ov.save_model(model, str(out), compress_to_fp16=False)
+    return dataclasses.replace(
+        source,
+        path=str(out),
+        format="openvino",
+        sha256=store.digest(out),
+        parent=source.sha256,
+        checks={},
+        tools={**source.tools, "openvino": installed(VENDOR) or ""},
+    )
+
+
+@contextlib.contextmanager
+def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Iterator[_Loaded]:  # noqa: A001
+    """Compiles for this CPU.
+
+    Raises:
+        BackendMissing: BF16 is asked for and this CPU does not have it (OpenVINO would emulate it, slowly).
+        MalformedInput: OpenVINO refuses the file.
+        UsageError: the file was built for another batch or image size.
+    """
+    import openvino as ov
+
+    if execution.precision == "bf16" and not machine.cpu().bf16:
+        raise BackendMissing(f"{machine.cpu().model} has no BF16 arithmetic", fix="Use --precision fp32 or int8")
+    core = ov.Core()
+    try:
+        model = core.read_model(built.path)
+    except Exception as e:
+        raise _refusal(built.path, e) from e
+    shapes = {i: input_shape(_dims(i.partial_shape), built, execution) for i in model.inputs}
+    if model.is_dynamic():  # not from build(): somebody's own file
+        model.reshape(shapes)
+    config = {
+        "PERFORMANCE_HINT": execution.hint.upper(),
+        "INFERENCE_PRECISION_HINT": HINTS[execution.precision],
+        "NUM_STREAMS": execution.streams,
+        "INFERENCE_NUM_THREADS": execution.threads or machine.usable_cores(),
+        "PERF_COUNT": trace,
+    }
+    yield _Loaded(core.compile_model(model, "CPU", config))
+
+
+class _Loaded:
+    def __init__(self, compiled: Any) -> None:
+        self.compiled = compiled
+        self.inputs = {port.any_name: _tensor(port) for port in compiled.inputs}
+        self.outputs = {port.any_name: _tensor(port) for port in compiled.outputs}
+        # A type prints as <Type: 'float32'>; its own name is what the option is set with.
+        self.settings: Mapping[str, str] = {key: _text(compiled.get_property(key)) for key in RECORDED}
+
+    def session(self) -> _Session:
+        return _Session(self.compiled.create_infer_request(), self.inputs, self.outputs)
+
+    def layers(self) -> Sequence[Layer]:
+        """Executed kernels in order, with the graph nodes each computes; times are means over all runs so far."""
+        found = []
+        for node in self.compiled.get_runtime_model().get_ordered_ops():
+            info = {key: value.value for key, value in node.get_rt_info().items()}
+            time_us = info.get("execTimeMcs", "not_executed")
+            if time_us == "not_executed" or info["layerType"] in ("Const", "Input", "Output"):
+                continue
+            precision = info["runtimePrecision"]
+            found.append(
+                Layer(
+                    name=node.get_friendly_name(),
+                    kind=f"{info['layerType']}:{info['primitiveType']}",
+                    precision=PRECISIONS.get(precision, precision),
+                    sources=tuple(filter(None, info["originalLayersNames"].split(","))),
+                    time_s=float(time_us) / 1e6,
+                )
+            )
+        return found
+
+
+class _Session:
+    """Inputs and outputs are tensors over buffers of ours: a query then makes no array."""
+
+    def __init__(self, request: Any, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> None:
+        import openvino as ov
+
+        self.request = request
+        self.inputs = {name: np.zeros(t.shape, t.dtype) for name, t in inputs.items()}
+        self.outputs = {name: np.zeros(t.shape, t.dtype) for name, t in outputs.items()}
+        for number, buffer in enumerate(self.inputs.values()):
+            request.set_input_tensor(number, ov.Tensor(buffer, shared_memory=True))
+        for number, buffer in enumerate(self.outputs.values()):
+            request.set_output_tensor(number, ov.Tensor(buffer, shared_memory=True))
+
+    def put(self, inputs: Arrays) -> None:
+        for name, value in inputs.items():
+            np.copyto(self.inputs[name], value)
+
+    def run(self) -> None:
+        self.request.infer({}, share_outputs=True)
+
+    def get(self) -> Arrays:
+        return self.outputs
+
+    def device_time_s(self) -> float | None:
+        return None
+
+
+def _refusal(path: str, error: Exception) -> Exception:
+    if isinstance(error, MemoryError):
+        return error
+    words = " ".join(str(error).split())[:400]
+    return MalformedInput(f"OpenVINO refuses {path}", cause=words, fix="Export it again")
+
+
+def _tensor(port: Any) -> Tensor:
+    return Tensor(shape=tuple(port.shape), dtype=str(np.dtype(port.element_type.to_dtype())))
+
+
+def _text(value: Any) -> str:
+    return str(value.get_type_name()) if hasattr(value, "get_type_name") else str(value)
+
+
+def _dims(shape: Any) -> list[int | None]:
+    return [None if d.is_dynamic else d.get_length() for d in shape]
