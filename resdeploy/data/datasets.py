@@ -19,13 +19,24 @@ import numpy as np
 from resdeploy import store
 from resdeploy.data import cifar, folder
 from resdeploy.data.folder import Split
-from resdeploy.data.loading import Batch, batches, content_hash
+from resdeploy.data.loading import Batch, Pixels, batches, content_hash, load_pixels
 from resdeploy.errors import BackendMissing, MissingInput, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Batch", "Dataset", "align", "batches", "choose", "content_hash", "fingerprint", "open_dataset"]
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Pixels",
+    "align",
+    "batches",
+    "choose",
+    "content_hash",
+    "fingerprint",
+    "load_pixels",
+    "open_dataset",
+]
 
 ACCEPTED = "digits, cifar10:DIR, an image folder, or synthetic:N"
 
@@ -203,11 +214,11 @@ def _cifar(data: str, path: Path, split: Split) -> Dataset:
 
 
 def _folder(data: str, path: Path, split: Split) -> Dataset:
-    if not path.is_dir():
+    if not data or not path.is_dir():
         near = difflib.get_close_matches(data, ["digits", "cifar10:DIR", "synthetic:N"], 1)
-        kind = MissingInput if "/" in data or path.exists() else UnknownName
+        kind = MissingInput if "/" in data or (data and path.exists()) else UnknownName
         raise kind(
-            f"there is no data set or folder {data!r}" if not path.exists() else f"{data} is not a folder",
+            f"there is no data set or folder {data!r}" if not data or not path.exists() else f"{data} is not a folder",
             cause=f"Perhaps {near[0]} is meant" if near else "",
             fix=f"Accepted are {ACCEPTED}",
         )

@@ -8,27 +8,31 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import math
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from resdeploy.data import preprocess
-from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.errors import MalformedInput, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resdeploy.records import Preprocessing, Progress
 
+    Convert = Callable[[Image.Image, Preprocessing], NDArray[Any]]
+
 FORMATS = ("JPEG", "PNG")  # by content; the other decoders of Pillow are attack surface
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb; here it is an error
+MAX_PIXEL_BYTES = 8 << 30  # of all images that training holds in memory
 CHUNK_BYTES = 2 << 20  # decoded images a task, so that small images don't drown in task switching
 
 # Pillow's warning would add nothing: `decode` turns the same limit into an error.
@@ -57,10 +61,19 @@ class Batch:
     unreadable: tuple[str, ...]  # `id: reason` of the images around these that could not be decoded
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pixels:
+    """All readable images of a data set in memory."""
+
+    values: NDArray[np.uint8]  # (n, H, W, C), not normalised
+    indices: NDArray[np.int64]  # (n,) positions in the data set
+    unreadable: tuple[str, ...]  # `id: reason`
+
+
 @dataclass(frozen=True)
 class _Decoded:
     index: int
-    inputs: NDArray[np.float32] | None = None
+    values: NDArray[Any] | None = None
     digest: str = ""
     reason: str = ""
 
@@ -115,8 +128,8 @@ def batches(
     full: list[_Decoded] = []
     bad: list[str] = []
     found = 0
-    for done, image in enumerate(_decoded(dataset, spec, workers or usable_cores()), 1):
-        if image.inputs is None:
+    for done, image in enumerate(_decoded(dataset, spec, preprocess.apply, workers), 1):
+        if image.values is None:
             bad.append(f"{dataset.ids[image.index]}: {image.reason}")
             continue
         # Handed over only when another image follows, so that the last batch names every unreadable one.
@@ -128,11 +141,7 @@ def batches(
         full.append(image)
         found += 1
     if not found:
-        raise MalformedInput(
-            f"none of the {len(dataset.ids)} images of {dataset.name} can be decoded",
-            cause=f"The first is {bad[0]}" if bad else "",
-            fix="Give JPEG or PNG files",
-        )
+        raise _nothing(dataset, bad)
     yield _batch(full, bad)
     if progress is not None:
         progress("reading images", len(dataset.ids), len(dataset.ids))
@@ -140,21 +149,65 @@ def batches(
 
 def _batch(images: Sequence[_Decoded], unreadable: Sequence[str]) -> Batch:
     return Batch(
-        inputs=np.stack([image.inputs for image in images if image.inputs is not None]),
+        inputs=np.stack([image.values for image in images if image.values is not None]),
         indices=np.array([image.index for image in images], np.int64),
         hashes=tuple(image.digest for image in images),
         unreadable=tuple(unreadable),
     )
 
 
-def _decoded(dataset: Images, spec: Preprocessing, workers: int) -> Iterator[_Decoded]:
-    """Every image in order, decoded by `workers` threads that are never more than two tasks each ahead."""
+def load_pixels(
+    dataset: Images, spec: Preprocessing, *, workers: int | None = None, progress: Progress | None = None
+) -> Pixels:
+    """All images of a data set in memory, resized and cropped but not normalised.
+
+    Raises:
+        UsageError: preprocessing that does not fit an image.
+        MalformedInput: not one image can be decoded.
+        OutOfMemory: more pixels than `MAX_PIXEL_BYTES`.
+    """
+    height, width = spec.size
+    total = len(dataset.ids)
+    shape = (total, height, width, 1 if spec.channels == "L" else 3)
+    if (needed := math.prod(shape)) > MAX_PIXEL_BYTES:
+        raise OutOfMemory(
+            f"{total} images of {height}x{width} take {needed / 1e9:.0f} GB in memory, the limit is "
+            f"{MAX_PIXEL_BYTES / 1e9:.0f} GB",
+            fix="Use fewer or smaller images",
+        )
+    values = np.empty(shape, np.uint8)
+    indices: list[int] = []
+    bad: list[str] = []
+    for image in _decoded(dataset, spec, preprocess.pixels, workers):
+        if image.values is None:
+            bad.append(f"{dataset.ids[image.index]}: {image.reason}")
+        else:
+            values[len(indices)] = image.values
+            indices.append(image.index)
+        if progress is not None and (image.index % 256 == 0 or image.index == total - 1):
+            progress("reading images", image.index + 1, total)
+    if not indices:
+        raise _nothing(dataset, bad)
+    return Pixels(values=values[: len(indices)], indices=np.array(indices, np.int64), unreadable=tuple(bad))
+
+
+def _nothing(dataset: Images, bad: Sequence[str]) -> MalformedInput:
+    return MalformedInput(
+        f"none of the {len(dataset.ids)} images of {dataset.name} can be decoded",
+        cause=f"The first is {bad[0]}" if bad else "",
+        fix="Give JPEG or PNG files",
+    )
+
+
+def _decoded(dataset: Images, spec: Preprocessing, convert: Convert, workers: int | None) -> Iterator[_Decoded]:
+    """Every image in order, decoded by threads that are never more than two tasks each ahead."""
+    workers = workers or usable_cores()
     chunk = max(1, min(64, CHUNK_BYTES // (12 * spec.size[0] * spec.size[1])))
     starts = iter(range(0, len(dataset.ids), chunk))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def submit(start: int) -> Future[list[_Decoded]]:
-        return pool.submit(_decode_range, dataset, spec, start, min(start + chunk, len(dataset.ids)))
+        return pool.submit(_decode_range, dataset, spec, convert, start, min(start + chunk, len(dataset.ids)))
 
     try:
         waiting = deque(submit(start) for start in itertools.islice(starts, 2 * workers))
@@ -166,21 +219,21 @@ def _decoded(dataset: Images, spec: Preprocessing, workers: int) -> Iterator[_De
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_range(dataset: Images, spec: Preprocessing, start: int, stop: int) -> list[_Decoded]:
-    return [_decode_one(dataset, spec, index) for index in range(start, stop)]
+def _decode_range(dataset: Images, spec: Preprocessing, convert: Convert, start: int, stop: int) -> list[_Decoded]:
+    return [_decode_one(dataset, spec, convert, index) for index in range(start, stop)]
 
 
-def _decode_one(dataset: Images, spec: Preprocessing, index: int) -> _Decoded:
+def _decode_one(dataset: Images, spec: Preprocessing, convert: Convert, index: int) -> _Decoded:
     try:
         raw = dataset.read(index)
-        inputs = preprocess.apply(decode(raw), spec)
+        values = convert(decode(raw), spec)
     except OSError as e:
         return _Decoded(index, reason=e.strerror or str(e))
     except MalformedInput as e:
         return _Decoded(index, reason=e.what)
     except UsageError as e:
         raise UsageError(f"{dataset.ids[index]}: {e.what}", cause=e.cause, fix=e.fix) from e
-    return _Decoded(index, inputs, content_hash(raw))
+    return _Decoded(index, values, content_hash(raw))
 
 
 def usable_cores() -> int:
