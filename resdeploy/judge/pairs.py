@@ -1,0 +1,220 @@
+"""Two models' predictions brought together image by image, or the reason why they cannot be.
+
+Images are matched by id, never by position, unless neither side has ids. Whatever would make the comparison mean
+something else than "the same images, two models" is refused: a wrong verdict is worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.records import Calibration, Predictions
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pair:
+    """Predictions of two models for the same images in the same order, the baseline's."""
+
+    baseline: Predictions
+    candidate: Predictions
+
+    @property
+    def images(self) -> int:
+        return len(self.baseline.labels)
+
+    @property
+    def lost(self) -> NDArray[np.bool_]:
+        """(N,): only the baseline is right."""
+        return _right(self.baseline) & ~_right(self.candidate)
+
+    @property
+    def gained(self) -> NDArray[np.bool_]:
+        """(N,): only the candidate is right."""
+        return _right(self.candidate) & ~_right(self.baseline)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flips:
+    """Images whose predicted class changed, by what that did; ids, or positions where the files have no ids."""
+
+    right_to_wrong: tuple[str, ...]
+    wrong_to_right: tuple[str, ...]
+    wrong_to_other: tuple[str, ...]
+    unchanged: int
+
+
+def _right(predictions: Predictions) -> NDArray[np.bool_]:
+    return np.asarray(predictions.top[:, 0] == predictions.labels)
+
+
+def flips(pair: Pair) -> Flips:
+    """The table of flips with the images in it."""
+    changed = pair.baseline.top[:, 0] != pair.candidate.top[:, 0]
+    lost, gained = pair.lost, pair.gained
+
+    def named(mask: NDArray[np.bool_]) -> tuple[str, ...]:
+        where = np.flatnonzero(mask).tolist()
+        return tuple(pair.baseline.ids[k] if pair.baseline.ids else str(k) for k in where)
+
+    return Flips(
+        right_to_wrong=named(lost),
+        wrong_to_right=named(gained),
+        wrong_to_other=named(changed & ~lost & ~gained),
+        unchanged=int((~changed).sum()),
+    )
+
+
+def match(baseline: Predictions, candidate: Predictions) -> Pair:
+    """Brings two models' predictions into one order.
+
+    Raises:
+        UsageError: they are not of the same images with the same labels, or not of the same kind.
+        MalformedInput: one of them contradicts itself (lengths, duplicate ids, logits that are not finite).
+    """
+    for role, predictions in (("baseline", baseline), ("candidate", candidate)):
+        _check(predictions, f"the {role} ({predictions.model})")
+    prints = (baseline.data_fingerprint, candidate.data_fingerprint)
+    if all(prints) and prints[0] != prints[1]:
+        raise UsageError(
+            f"the predictions are of different data: {baseline.data} ({prints[0][:12]}) "
+            f"and {candidate.data} ({prints[1][:12]})",
+            cause="Images or labels differ, or a baseline was stored before the data changed",
+            fix="Evaluate both models on the same --data, or renew the baseline with --update-baseline",
+        )
+    if (baseline.logits is None) != (candidate.logits is None):
+        raise UsageError(
+            "one side has logits and the other only class ids",
+            fix="Save both the same way: logits on both sides, or predictions (class ids) on both",
+        )
+    if baseline.logits is not None and candidate.logits is not None:
+        classes = (baseline.logits.shape[1], candidate.logits.shape[1])
+        if classes[0] != classes[1]:
+            raise UsageError(
+                f"the baseline has {classes[0]} classes and the candidate {classes[1]}",
+                cause="They were trained for different class lists (1,001 with a background class, say)",
+                fix="Drop the extra columns of the logits, or compare models of the same classes",
+            )
+    matched = _reordered(candidate, _order(baseline, candidate))
+    _check_labels(baseline, matched)
+    return Pair(baseline=baseline, candidate=matched)
+
+
+def refuse_leak(calibration: Calibration | None, evaluated: Predictions) -> None:
+    """Refuses to judge a model on images that its INT8 ranges were taken from, or one calibrated on no real images.
+
+    Args:
+        calibration: of the candidate's artifact; None for a model that was not calibrated.
+        evaluated: the candidate's predictions.
+
+    Raises:
+        UsageError: the calibration is synthetic, or shares images with the evaluation.
+    """
+    if calibration is None:
+        return
+    if calibration.synthetic:
+        raise UsageError(
+            f"{evaluated.model} was calibrated on synthetic images: its accuracy cannot be judged",
+            cause="Ranges from random images say nothing about real ones; such a model can only be timed",
+            fix="Quantize it again with --calib-data",
+        )
+    if shared := set(calibration.images) & set(evaluated.images):
+        raise UsageError(
+            f"{len(shared)} of {len(evaluated.images)} evaluated images were also used to calibrate {evaluated.model}",
+            cause=f"It was calibrated on {calibration.data}, which overlaps with {evaluated.data}",
+            fix="Evaluate on images that were not used for calibration, or quantize with other --calib-data",
+        )
+
+
+def _check(predictions: Predictions, who: str) -> None:
+    count = len(predictions.labels)
+    lengths = {
+        "top": len(predictions.top),
+        "ids": len(predictions.ids) or count,
+        "images": len(predictions.images) or count,
+    }
+    if predictions.logits is not None:
+        lengths["logits"] = len(predictions.logits)
+    if wrong := {name: length for name, length in lengths.items() if length != count}:
+        raise MalformedInput(f"{who} has {count} labels but {', '.join(f'{n} {name}' for name, n in wrong.items())}")
+    if count == 0:
+        raise MalformedInput(f"{who} has no predictions at all")
+    if len(set(predictions.ids)) != len(predictions.ids):
+        repeated = [i for i, times in zip(*np.unique(predictions.ids, return_counts=True), strict=True) if times > 1]
+        raise MalformedInput(
+            f"{who} has ids twice: {_some(repeated)}",
+            cause="Predictions of several runs or folders in one file, or file names without their folder",
+            fix="Give every image one id, such as its path",
+        )
+    if predictions.logits is not None and not (finite := np.isfinite(predictions.logits).all(axis=1)).all():
+        raise MalformedInput(
+            f"{who} has logits that are not finite for {int((~finite).sum())} of {count} images",
+            cause="The model overflowed (in half precision, often) or its weights are damaged",
+        )
+
+
+def _order(baseline: Predictions, candidate: Predictions) -> NDArray[np.int64]:
+    """Positions in the candidate of the baseline's images."""
+    if bool(baseline.ids) != bool(candidate.ids):
+        raise UsageError(
+            f"the {'baseline' if baseline.ids else 'candidate'} has ids and the other side has none",
+            fix="Save ids on both sides: without them nobody knows which image is which",
+        )
+    if not baseline.ids:
+        if len(baseline.labels) != len(candidate.labels):
+            raise UsageError(
+                f"the baseline has {len(baseline.labels)} images and the candidate {len(candidate.labels)}",
+                fix="Evaluate both on the same images, and save ids so that they can be matched",
+            )
+        return np.arange(len(baseline.labels))
+    position = {name: k for k, name in enumerate(candidate.ids)}
+    missing = [name for name in baseline.ids if name not in position]
+    extra = position.keys() - set(baseline.ids)
+    if missing or extra:
+        overlap = len(baseline.ids) - len(missing)
+        raise UsageError(
+            f"the two sides share {overlap} images; {len(missing)} are only in the baseline ({_some(missing)}) "
+            f"and {len(extra)} only in the candidate ({_some(sorted(extra))})",
+            cause="Unreadable images, different data, or ids of different form" if overlap else "Ids of different form",
+            fix="Evaluate both models on the same images",
+        )
+    return np.array([position[name] for name in baseline.ids], dtype=np.int64)
+
+
+def _reordered(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
+    from dataclasses import replace
+
+    return replace(
+        predictions,
+        ids=tuple(predictions.ids[k] for k in order) if predictions.ids else (),
+        images=tuple(predictions.images[k] for k in order) if predictions.images else (),
+        labels=predictions.labels[order],
+        top=predictions.top[order],
+        logits=None if predictions.logits is None else predictions.logits[order],
+    )
+
+
+def _check_labels(baseline: Predictions, candidate: Predictions) -> None:
+    differs = baseline.labels != candidate.labels
+    if not differs.any():
+        return
+    shift = np.unique(candidate.labels - baseline.labels)
+    raise UsageError(
+        f"the labels of {int(differs.sum())} of {len(differs)} images differ between the two sides",
+        cause=f"The candidate's class ids are the baseline's {shift[0]:+d}: one of the class lists starts elsewhere"
+        if len(shift) == 1
+        else "The images are in another order, or the classes are numbered differently",
+        fix="Save ids, and label both sides from the same class list",
+    )
+
+
+def _some(names: Iterable[object]) -> str:
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "") or "none"

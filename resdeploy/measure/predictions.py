@@ -1,0 +1,346 @@
+"""Predictions on disk: what a team already has, and our own with everything known about them.
+
+A foreign file holds `predictions` (class ids, one an image) or `logits` (images x classes), `labels` (class ids), and
+optionally `ids`, under these names:
+
+- `.npz`: arrays of these names;
+- `.json`: one object with lists of these names;
+- `.csv`: a header and one row an image; logits as columns `logits_0 ... logits_{C-1}`.
+
+Our own files add `top`, `images` and the fields of `Predictions`, and come back as they were saved; a CSV carries them
+in a first line that starts with `# resdeploy `. Nothing is unpickled, and no array is read before its size is known.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resdeploy import stats, store
+from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
+from resdeploy.records import Predictions, Score
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+MAX_BYTES = 4 << 30  # 1,000 classes, 1,000,000 images in float32: more is not predictions
+MAX_CLASS = 1 << 31
+TEXT_FIELDS = ("model", "data", "data_fingerprint", "preprocessing_fingerprint", "sha256")
+NAMES = ("predictions", "logits", "labels", "ids", "top", "images", "resdeploy")
+CSV_MARK = "# resdeploy "
+# A cell that starts so is run as a formula by spreadsheets (OWASP ASVS 1.2.10); ours gets an apostrophe before it.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "#")
+
+
+def score(predictions: Predictions) -> Score:
+    """Top-1 and top-5 in percent, with Wilson's 95 % interval of top-1."""
+    hits = predictions.top == predictions.labels[:, None]
+    correct, total = int(hits[:, 0].sum()), len(predictions.labels)
+    low, high = stats.wilson_interval(correct, total)
+    return Score(
+        model=predictions.model,
+        top1=100 * correct / total,
+        top5=100 * float(hits.any(axis=1).mean()) if hits.shape[1] == 5 else None,
+        correct=correct,
+        total=total,
+        top1_ci95=(100 * low, 100 * high),
+    )
+
+
+def top_classes(logits: NDArray[np.float32], count: int = 5) -> NDArray[np.int64]:
+    """The `count` best class ids of each image, best first; of equal logits the lower id, as argmax has it.
+
+    Args:
+        logits: (N, C), without NaN.
+        count: at most this many.
+
+    Returns:
+        (N, min(count, C)).
+    """
+    rest = logits.copy()
+    rows, best = np.arange(len(rest)), []
+    # Five passes of argmax cost a fraction of one sort of 1,000 classes, and break ties predictably.
+    for _ in range(min(count, rest.shape[1])):
+        best.append(rest.argmax(axis=1))
+        rest[rows, best[-1]] = -np.inf
+    return np.stack(best, axis=1).astype(np.int64)
+
+
+def save(predictions: Predictions, path: Path) -> None:
+    """Writes predictions as `.npz`, `.json` or `.csv`, atomically; `load` returns them unchanged.
+
+    Raises:
+        UsageError: another suffix.
+        NotWritable, DiskFull: as the operating system says.
+    """
+    suffix = _suffix(path)
+    meta: dict[str, Any] = {name: getattr(predictions, name) for name in TEXT_FIELDS}
+    meta["unreadable"] = list(predictions.unreadable)
+    arrays: dict[str, Any] = {
+        "predictions": predictions.top[:, 0],
+        "labels": predictions.labels,
+        "top": predictions.top,
+    }
+    arrays |= {name: np.array(getattr(predictions, name), dtype=np.str_) for name in ("ids", "images")}
+    arrays = {name: array for name, array in arrays.items() if len(array)}
+    if predictions.logits is not None:
+        arrays["logits"] = predictions.logits
+    if suffix == ".npz":
+        buffer = io.BytesIO()
+        np.savez(buffer, resdeploy=np.array(json.dumps(meta)), **arrays)
+        store.write_bytes(path, buffer.getvalue())
+    elif suffix == ".json":
+        store.write_json(path, {"resdeploy": meta} | {name: array.tolist() for name, array in arrays.items()})
+    else:
+        store.write_bytes(path, _csv_text(meta, arrays).encode())
+
+
+def load(path: Path) -> Predictions:
+    """Reads predictions, our own or those of another tool.
+
+    Raises:
+        MissingInput: no such file.
+        UsageError: another suffix; arrays that are needed are not in the file, or class ids and logits exchanged.
+        MalformedInput: the file is damaged, its arrays do not fit each other, a logit is not finite.
+    """
+    suffix = _suffix(path)
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", fix="Check the path")
+    if path.stat().st_size > MAX_BYTES:
+        raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It does not hold predictions")
+    with _damage(path):
+        found = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
+        return _predictions(found, path)
+
+
+def _suffix(path: Path) -> str:
+    if path.suffix not in (".npz", ".json", ".csv"):
+        raise UsageError(
+            f"predictions are .npz, .json or .csv files, not {path.suffix or 'without suffix'}: {path}",
+            fix="numpy.savez(file, predictions=..., labels=..., ids=...) writes one",
+        )
+    return path.suffix
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Whatever a parser says about a file is that the file is malformed."""
+    try:
+        yield
+    except ResdeployError:
+        raise
+    except (ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError, csv.Error) as e:
+        reason = str(e).split("\n")[0][:200]
+    except (zipfile.BadZipFile, NotImplementedError, OSError, MemoryError) as e:
+        reason = str(e).split("\n")[0][:200] or type(e).__name__
+    else:
+        return
+    raise MalformedInput(
+        f"{path} cannot be read as predictions: {reason}",
+        cause="It is damaged, or of another format than its suffix says",
+        fix="Write it again; numpy.savez(file, predictions=..., labels=...) will do",
+    )
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(info.file_size for info in archive.infolist() if info.filename.removesuffix(".npy") in NAMES)
+    if unpacked > MAX_BYTES:
+        raise MalformedInput(f"{path} unpacks to {unpacked / 2**30:.0f} GiB", cause="It does not hold predictions")
+    with np.load(path, allow_pickle=False) as archive:
+        found: dict[str, Any] = {name: archive[name] for name in NAMES if name in archive}
+        found["names"] = tuple(archive)
+    if "resdeploy" in found:
+        found["resdeploy"] = json.loads(str(found["resdeploy"]))
+    return found
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_bytes())
+    if not isinstance(document, dict):
+        msg = f"an object with lists named predictions and labels is expected, not a {type(document).__name__}"
+        raise ValueError(msg)
+    found = {name: document[name] for name in NAMES if name in document}
+    found["names"] = tuple(document)
+    return found
+
+
+def _read_csv(path: Path) -> dict[str, Any]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        first = file.readline()
+        ours = json.loads(first.removeprefix(CSV_MARK)) if first.startswith(CSV_MARK) else None
+        rows = csv.reader(file if ours else _chain(first, file), strict=True)
+        header = [name.strip() for name in next(rows, [])]
+        table = [row for row in rows if row]
+    if len(set(header)) != len(header):
+        msg = "a column name is used twice"
+        raise ValueError(msg)
+    for number, row in enumerate(table, start=2):
+        if len(row) != len(header):
+            msg = f"row {number} has {len(row)} cells, the header {len(header)}"
+            raise ValueError(msg)
+    columns = dict(zip(header, zip(*table, strict=True), strict=False)) if table else dict.fromkeys(header, ())
+    found: dict[str, Any] = {"names": tuple(header)}
+    for name in ("predictions", "labels"):
+        if name in columns:
+            found[name] = np.array([_number(cell, name, row) for row, cell in enumerate(columns[name], start=2)])
+    for name in ("logits", "top"):
+        numbered = sorted(
+            (k for k in columns if k.startswith(f"{name}_") and k[len(name) + 1 :].isdecimal()), key=_index
+        )
+        if [_index(column) for column in numbered] != list(range(len(numbered))):
+            msg = f"the columns {name}_0, {name}_1, ... have a gap"
+            raise ValueError(msg)
+        if numbered:
+            found[name] = np.array([columns[column] for column in numbered]).T.astype(np.float64)
+    for name in ("ids", "images"):
+        if name in columns:
+            found[name] = [cell[1:] if ours and cell.startswith("'") else cell for cell in columns[name]]
+    if ours is not None:
+        found["resdeploy"] = ours
+    return found
+
+
+def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from rest
+
+
+def _index(column: str) -> int:
+    return int(column.rpartition("_")[2])
+
+
+def _number(cell: str, name: str, row: int) -> float:
+    if not cell.strip():
+        raise MalformedInput(
+            f"{name} are missing: row {row} has none",
+            fix="Give every image a class id, or leave its row out of both files",
+        )
+    return float(cell)
+
+
+def _csv_text(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> str:
+    buffer = io.StringIO()
+    buffer.write(CSV_MARK + json.dumps(meta) + "\n")
+    header: list[str] = []
+    columns: list[list[Any]] = []
+    for name, array in arrays.items():
+        if array.ndim == 2:
+            header += [f"{name}_{k}" for k in range(array.shape[1])]
+            columns += array.T.tolist()
+        else:
+            header.append(name)
+            cells = array.tolist()
+            columns.append([f"'{c}" if isinstance(c, str) and c.startswith(FORMULA) else c for c in cells])
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(zip(*columns, strict=True))
+    return buffer.getvalue()
+
+
+def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
+    """The record of what a file holds, all of it checked."""
+    if missing := [name for name in ("predictions or logits", "labels") if not set(name.split(" or ")) & set(found)]:
+        raise UsageError(
+            f"{path} has no {' and no '.join(missing)}; it has {', '.join(found['names']) or 'nothing'}",
+            fix="Name the arrays predictions (class ids) or logits (images x classes), labels, and optionally ids",
+        )
+    labels = _class_ids(found["labels"], "labels", path)
+    logits = _logits(found["logits"], path) if "logits" in found else None
+    named = _class_ids(found["predictions"], "predictions", path) if "predictions" in found else None
+    if "resdeploy" in found and "top" in found:
+        top = np.asarray(found["top"]).astype(np.int64)
+    elif logits is not None:
+        top = top_classes(logits)
+    else:
+        assert named is not None
+        top = named[:, None]
+    named = top[:, 0] if named is None else named
+    texts = {name: tuple(str(v) for v in found.get(name, ())) for name in ("ids", "images")}
+    lengths = {"labels": len(labels), "predictions": len(named), "top": len(top)}
+    lengths |= {name: len(values) for name, values in texts.items() if values}
+    if len(set(lengths.values())) != 1:
+        raise MalformedInput(
+            f"{path}: lengths differ: {', '.join(f'{n} {name}' for name, n in lengths.items())}",
+            fix="Every array needs one entry an image",
+        )
+    if logits is not None:
+        _agreement(logits, labels, named, path)
+    meta = dict(found.get("resdeploy", {}))
+    return Predictions(
+        ids=texts["ids"],
+        images=texts["images"],
+        labels=labels,
+        top=top,
+        logits=logits,
+        unreadable=tuple(str(v) for v in meta.get("unreadable", ())),
+        **(dict.fromkeys(TEXT_FIELDS, "") | {"model": path.stem} | {n: str(meta[n]) for n in TEXT_FIELDS if n in meta}),
+    )
+
+
+def _class_ids(values: Any, name: str, path: Path) -> NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.ndim != 1:
+        kind = "logits or probabilities" if array.dtype.kind == "f" else f"an array of shape {array.shape}"
+        raise UsageError(
+            f"{path}: {name} must be one class id an image, and is {kind}",
+            fix="Save scores under the name logits, and class ids (not one-hot vectors) under predictions and labels",
+        )
+    if len(array) == 0:
+        raise MalformedInput(f"{path}: {name} is empty", fix="Save the predictions of at least one image")
+    if array.dtype.kind not in "iuf" or not np.isfinite(array).all() or (array != np.floor(array)).any():
+        raise MalformedInput(f"{path}: {name} are missing or are no whole numbers", fix="Save one class id an image")
+    if (array < 0).any() or (array >= MAX_CLASS).any():
+        raise MalformedInput(
+            f"{path}: {name} has class ids below 0 or above {MAX_CLASS} (images {_rows(array < 0)})",
+            cause="Images without a label are often marked -1",
+            fix="Leave them out",
+        )
+    return array.astype(np.int64)
+
+
+def _logits(values: Any, path: Path) -> NDArray[np.float32]:
+    array = np.asarray(values)
+    if array.ndim != 2 or array.shape[1] < 2 or array.dtype.kind not in "iuf":
+        raise UsageError(
+            f"{path}: logits must be images x classes (two or more), and have shape {array.shape}, type {array.dtype}",
+            fix="Save class ids under the name predictions",
+        )
+    if not (finite := np.isfinite(array).all(axis=1)).all():
+        raise MalformedInput(
+            f"{path}: logits are not finite for {int((~finite).sum())} of {len(array)} images ({_rows(~finite)})",
+            cause="The model overflowed (in half precision, often) or its weights are damaged",
+            fix="Look at the model: a score that is not a number cannot be judged",
+        )
+    return array.astype(np.float32)
+
+
+def _agreement(logits: NDArray[np.float32], labels: NDArray[np.int64], named: NDArray[np.int64], path: Path) -> None:
+    """Labels and class ids must be columns of the logits, and the class ids their maxima."""
+    classes = logits.shape[1]
+    if (worst := int(max(labels.max(), named.max()))) >= classes:
+        raise MalformedInput(
+            f"{path}: class {worst} occurs, but the logits know {classes} classes (0 to {classes - 1})",
+            cause="Labels that count from 1, or of another class list",
+        )
+    rows = np.arange(len(logits))
+    if (off := logits[rows, named] < logits.max(axis=1)).any():
+        raise MalformedInput(
+            f"{path}: predictions are not the largest logits for {int(off.sum())} images ({_rows(off)})",
+            cause="The two arrays come from different models or in different order",
+            fix="Leave one of them out",
+        )
+
+
+def _rows(mask: NDArray[np.bool_]) -> str:
+    """The first few positions, counted from 0."""
+    where = np.flatnonzero(mask)
+    return ", ".join(map(str, where[:3])) + (", ..." if len(where) > 3 else "")

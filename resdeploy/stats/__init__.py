@@ -1,0 +1,37 @@
+"""Every interval and test, numbers in and numbers out.
+
+`proportions` serves the accuracy gate (paired right/wrong outcomes), `timing` the medians, percentiles and ratios
+of measured times, `validity` the question whether a run may be believed at all. Shares are fractions here, never
+percent; times are in any unit, the same on both sides.
+"""
+
+from resdeploy.stats.proportions import (
+    calibration_error,
+    holm,
+    images_to_decide,
+    mcnemar_exact,
+    mcnemar_midp,
+    tango_interval,
+    tango_score,
+    wilson_interval,
+)
+from resdeploy.stats.timing import Estimate, minimum_queries, percentile, ratio_of_medians
+from resdeploy.stats.validity import Doubt, dip, doubts
+
+__all__ = [
+    "Doubt",
+    "Estimate",
+    "calibration_error",
+    "dip",
+    "doubts",
+    "holm",
+    "images_to_decide",
+    "mcnemar_exact",
+    "mcnemar_midp",
+    "minimum_queries",
+    "percentile",
+    "ratio_of_medians",
+    "tango_interval",
+    "tango_score",
+    "wilson_interval",
+]
