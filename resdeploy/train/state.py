@@ -1,0 +1,120 @@
+"""What an interrupted training goes on from: one safetensors file, the one before it, and the settings they belong to.
+
+Random numbers need no state: they are functions of (seed, epoch). The tensors' digest lies in the header, so
+that a damaged file is noticed and the previous one taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from resdeploy import store
+from resdeploy.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One line of the history."""
+
+    epoch: int  # from 1
+    steps: int  # so far
+    lr: float  # of the last step
+    train_loss: float  # mean over the epoch, with its augmentation and label smoothing
+    train_top1: float  # percent, likewise
+    seconds: float
+
+
+def paths(out: Path) -> tuple[Path, Path]:
+    """The training state that belongs to the checkpoint `out`: the newest and the one before."""
+    return out.with_name(f"{out.stem}.last.safetensors"), out.with_name(f"{out.stem}.previous.safetensors")
+
+
+def save(
+    out: Path, module: nn.Module, optimizer: torch.optim.SGD, history: list[Epoch], settings: Mapping[str, Any]
+) -> None:
+    """Writes the state after an epoch; the one before it is kept."""
+    tensors = {f"model.{name}": value.contiguous() for name, value in module.state_dict().items()}
+    for name, parameter in module.named_parameters():
+        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
+    header = {"settings": settings, "history": [asdict(line) for line in history], "digest": _digest(tensors)}
+    last, previous = paths(out)
+    data = safetensors.torch.save(tensors, {"train": json.dumps(header)})
+    with store.disk_errors(last), contextlib.suppress(FileNotFoundError):
+        os.replace(last, previous)
+    store.write_bytes(last, data)
+
+
+def restore(
+    out: Path, module: nn.Module, optimizer: torch.optim.SGD, settings: Mapping[str, Any]
+) -> tuple[list[Epoch], str]:
+    """Loads the newest undamaged state into module and optimizer.
+
+    Returns:
+        The history so far, empty where there is nothing to go on from, and a note if a file was damaged.
+
+    Raises:
+        UsageError: the state is of other settings or other data.
+    """
+    note = ""
+    for path in paths(out):
+        if not path.is_file():
+            continue
+        try:
+            tensors, header = _load(path)
+        except (SafetensorError, ValueError, KeyError) as e:
+            note = f"{path.name} was damaged ({e}); training went on from the epoch before"
+            continue
+        _same(header["settings"], settings, path)
+        module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for name, parameter in module.named_parameters():
+            momentum = torch.empty_like(parameter)  # keeps the layout
+            optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(tensors[f"momentum.{name}"])
+        return [Epoch(**line) for line in header["history"]], note
+    return [], note
+
+
+def remove(out: Path) -> None:
+    """Removes the state of a training that is done."""
+    for path in paths(out):
+        path.unlink(missing_ok=True)
+
+
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {})["train"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if _digest(tensors) != header["digest"]:
+        msg = "its tensors do not match their digest"
+        raise ValueError(msg)
+    return tensors, header
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    sha = hashlib.sha256()
+    for name in sorted(tensors):
+        sha.update(name.encode())
+        sha.update(tensors[name].numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _same(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+    """The settings as JSON sees them (tuples are lists there)."""
+    now = json.loads(json.dumps(now))
+    changed = [key for key in now if saved.get(key) != now[key]]
+    if changed:
+        raise UsageError(
+            f"the training in {path} was started with another " + ", ".join(changed),
+            fix="Give the same settings and data to resume it, or leave --resume away to start anew",
+        )
