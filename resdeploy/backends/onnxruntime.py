@@ -104,8 +104,10 @@ class _Loaded:
         sizes: dict[Any, int] = {}
         for value in self.first.get_inputs():
             sizes |= zip(value.shape, self.inputs[value.name].shape, strict=True)
-        if all(shape and None not in shape and sizes.keys() >= {d for d in shape if isinstance(d, str)}
-               for shape, _ in declared.values()):
+        if all(
+            shape and None not in shape and sizes.keys() >= {d for d in shape if isinstance(d, str)}
+            for shape, _ in declared.values()
+        ):
             return {
                 name: Tensor(shape=tuple(sizes[d] if isinstance(d, str) else d for d in shape), dtype=dtype)
                 for name, (shape, dtype) in declared.items()
@@ -113,7 +115,8 @@ class _Loaded:
         # The file does not say: ask a run, at the price of a first query that is none.
         values = self.first.run(list(declared), {name: np.zeros(t.shape, t.dtype) for name, t in self.inputs.items()})
         return {
-            name: Tensor(shape=value.shape, dtype=str(value.dtype)) for name, value in zip(declared, values, strict=True)
+            name: Tensor(shape=value.shape, dtype=str(value.dtype))
+            for name, value in zip(declared, values, strict=True)
         }
 
     def _create(self) -> Any:

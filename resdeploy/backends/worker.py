@@ -44,7 +44,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Different inputs in turn, so that a backend which remembers its last answer gains nothing; never more than
 # this much memory of them, since it counts towards the peak that is reported.
 FEEDS, FEEDS_BYTES, SEED = 8, 64 << 20, 0
-MEMORY_WORDS = re.compile(r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.I)
+MEMORY_WORDS = re.compile(
+    r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.I
+)
 
 
 def peak_rss_bytes() -> int:
@@ -71,7 +73,9 @@ def random_feeds(inputs: Mapping[str, Tensor]) -> list[Feed]:
     return [{name: one(tensor) for name, tensor in inputs.items()} for _ in range(count)]
 
 
-def time_queries(session: Session, feeds: Sequence[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]) -> None:
+def time_queries(
+    session: Session, feeds: Sequence[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]
+) -> None:
     """The timed loop: appends (start, copied in, computed, copied out, device time) in ns, device time -1 if unknown."""
     clock, put, run, get, device = time.perf_counter_ns, session.put, session.run, session.get, session.device_time_s
     for feed in itertools.cycle(feeds):
@@ -192,7 +196,8 @@ class Worker:
         return {}
 
     def predict(self) -> dict[str, Any]:
-        inputs = np.load(self.folder / "inputs.npy", mmap_mode="r", allow_pickle=False)
+        # Copy-on-write: torch warns of arrays that it may not write to.
+        inputs = np.load(self.folder / "inputs.npy", mmap_mode="c", allow_pickle=False)
         outputs = answer(self.loaded, self.sessions[0], inputs)
         for number, value in enumerate(outputs.values()):
             np.save(self.folder / f"output{number}.npy", value)
@@ -216,7 +221,11 @@ def _artifact(document: dict[str, Any]) -> Artifact:
     weights, calibration = document["weights"], document["calibration"]
     return Artifact(
         **document
-        | {"model": model, "weights": weights and Weights(**weights), "calibration": calibration and Calibration(**calibration)}
+        | {
+            "model": model,
+            "weights": weights and Weights(**weights),
+            "calibration": calibration and Calibration(**calibration),
+        }
     )
 
 

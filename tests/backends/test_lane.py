@@ -1,0 +1,253 @@
+"""Lanes: child processes that run a backend."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy.backends import lane as lane_module
+from resdeploy.backends.lane import Lane
+from resdeploy.errors import BackendCrash, EnvironmentFailure, NotWritable, OutOfMemory, UsageError
+from resdeploy.records import Artifact, Execution
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lanes put their folders under tmp_path, where the test sees them; none may stay."""
+    base = tmp_path / "lanes"
+    base.mkdir()
+    monkeypatch.setattr(lane_module, "SHM", base)
+    monkeypatch.setattr(lane_module, "SHM_FREE_BYTES", 0)
+    yield
+    assert list(base.iterdir()) == []
+    assert list(tmp_path.glob(".*")) == []
+
+
+def test_null_backend_builds_opens_times_and_predicts(tiny: Artifact, tmp_path: Path, images: np.ndarray) -> None:
+    """Every operation works, a block has one positive entry a query, and classes follow the images' content."""
+    with Lane("null") as lane:
+        built = lane.build(tiny, Execution(), tmp_path / "built.onnx")
+        assert (built.path, built.parent, built.sha256) == (str(tmp_path / "built.onnx"), tiny.sha256, tiny.sha256)
+        opened = lane.open(built, Execution(batch_size=2))
+        assert opened.inputs["input"].shape == (2, 3, 32, 32)
+        block = lane.block(37, warmup=5)
+        assert len(block.put_s) == len(block.run_s) == len(block.get_s) == 37
+        assert min(*block.put_s, *block.run_s, *block.get_s) > 0
+        assert block.wall_s >= sum(block.put_s) + sum(block.run_s) + sum(block.get_s)
+        assert block.device_s == ()
+        logits = lane.predict(images)
+        assert logits.shape == (5, 10)
+        assert np.array_equal(lane.predict(images[::-1]), logits[::-1])
+        assert lane.peak_rss_bytes() > 10 << 20
+        assert [layer.name for layer in lane.layers()] == ["null"]
+
+
+def test_run_takes_the_known_time(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The null backend's sleep is found in run_s and nowhere else; `seconds` is a lower bound of the block."""
+    monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
+    with Lane("null") as lane:
+        lane.open(tiny, Execution())
+        block = lane.block(seconds=0.2)
+    assert min(block.run_s) >= 0.01
+    assert np.median(block.put_s) < 0.01
+    assert block.wall_s >= 0.2
+
+
+def test_streams_share_the_queries(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With four streams queries overlap: the block ends before the sum of its runs does."""
+    monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.02")
+    with Lane("null") as lane:
+        lane.open(tiny, Execution(streams=4))
+        block = lane.block(40, warmup=2)
+    assert len(block.run_s) == 40
+    assert block.wall_s < sum(block.run_s)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("crash", "SIGSEGV"),
+        ("abort", "SIGABRT"),
+        ("kill", "SIGKILL"),
+        ("raise", "RESDEPLOY_NULL_FAULT"),
+        ("build:crash", "in build"),
+    ],
+)
+def test_death_of_the_child_is_a_crash_that_names_its_input(
+    fault: str, words: str, tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error has exit status 7, the signal, the backend and the input's hash, and no file is left."""
+    monkeypatch.setenv("RESDEPLOY_NULL_FAULT", fault)
+    with Lane("null") as lane, pytest.raises(BackendCrash) as caught:
+        lane.build(tiny, Execution(), tmp_path / "built.onnx")
+        (tmp_path / "built.onnx").unlink()
+        lane.open(tiny, Execution())
+    assert caught.value.exit_status == 7
+    for part in (words, "null", tiny.sha256):
+        assert part in str(caught.value)
+    assert not (tmp_path / "built.onnx").exists()
+
+
+def test_lane_can_be_opened_again_after_a_crash(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A crash ends the child, not the lane."""
+    with Lane("null") as lane:
+        monkeypatch.setenv("RESDEPLOY_NULL_FAULT", "crash")
+        with pytest.raises(BackendCrash):
+            lane.open(tiny, Execution())
+        monkeypatch.delenv("RESDEPLOY_NULL_FAULT")
+        lane.open(tiny, Execution())
+        assert len(lane.block(3).run_s) == 3
+
+
+def test_hang_is_killed_after_the_timeout(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child that does not answer is killed and reported as a crash."""
+    monkeypatch.setenv("RESDEPLOY_NULL_FAULT", "hang")
+    with Lane("null", timeout_s=3) as lane, pytest.raises(BackendCrash, match="did not answer within 3 s"):
+        lane.open(tiny, Execution())
+
+
+def test_failed_allocation_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit status 6, with the peak."""
+    monkeypatch.setenv("RESDEPLOY_NULL_FAULT", "oom")
+    with Lane("null") as lane, pytest.raises(OutOfMemory, match="peak") as caught:
+        lane.open(tiny, Execution())
+    assert caught.value.exit_status == 6
+
+
+def test_limit_of_the_address_space_holds(tiny: Artifact) -> None:
+    """A batch that does not fit under `memory_limit_bytes` is out of memory, and the limit is named."""
+    with Lane("null", memory_limit_bytes=1 << 30) as lane, pytest.raises(OutOfMemory, match="limit 1024 MiB"):
+        lane.open(tiny, Execution(batch_size=200_000))
+
+
+def test_kill_with_evidence_of_the_kernel_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGKILL counts as out of memory only where the kernel's counter rose meanwhile."""
+    monkeypatch.setenv("RESDEPLOY_NULL_FAULT", "kill")
+    counts = iter([4, 5])
+    monkeypatch.setattr("resdeploy.backends.machine.oom_kills", lambda: next(counts))
+    with Lane("null") as lane, pytest.raises(OutOfMemory, match="killed by the kernel"):
+        lane.open(tiny, Execution())
+
+
+def test_child_killed_between_operations_is_reported(tiny: Artifact) -> None:
+    """Somebody's kill of an idle child surfaces with the next operation, as a crash."""
+    with Lane("null") as lane:
+        lane.open(tiny, Execution())
+        os.kill(lane._child.process.pid, signal.SIGKILL)
+        with pytest.raises(BackendCrash, match="SIGKILL"):
+            lane.block(1)
+
+
+def test_inputs_of_another_size_are_refused_and_the_lane_lives(tiny: Artifact, images: np.ndarray) -> None:
+    """A UsageError from the child arrives as itself; the child goes on."""
+    with Lane("null") as lane:
+        lane.open(tiny, Execution(batch_size=2))
+        with pytest.raises(UsageError, match=r"\[3, 32, 32\]"):
+            lane.predict(images[:, :, :16, :16])
+        with pytest.raises(UsageError):
+            lane.predict(images[:0])
+        assert lane.predict(images).shape == (5, 10)
+
+
+def test_unwritable_place_is_named_and_nothing_runs(tiny: Artifact, tmp_path: Path) -> None:
+    """A path below a file cannot be written: exit status 6."""
+    with Lane("null") as lane, pytest.raises(NotWritable):
+        lane.build(tiny, Execution(), Path(tiny.path) / "built.onnx")
+
+
+def test_missing_interpreter_is_an_environment_failure(tiny: Artifact, tmp_path: Path) -> None:
+    """--python with a wrong path is told as such."""
+    with Lane("null", python=tmp_path / "nopython") as lane, pytest.raises(EnvironmentFailure, match="--python"):
+        lane.open(tiny, Execution())
+
+
+def test_worker_under_another_interpreter_sees_our_package_alone(tiny: Artifact, tmp_path: Path) -> None:
+    """A bare interpreter with numpy runs a lane, though our package is not installed there."""
+    wrapper = tmp_path / "python"
+    site = Path(np.__file__).parents[1]
+    numpy_only = tmp_path / "site"
+    numpy_only.mkdir()
+    for part in site.glob("numpy*"):
+        (numpy_only / part.name).symlink_to(part)
+    wrapper.write_text(f'#!/bin/sh\nPYTHONPATH="$PYTHONPATH:{numpy_only}" exec {sys.executable} -S "$@"\n')
+    wrapper.chmod(0o755)
+    with Lane("null", python=wrapper) as lane:
+        lane.open(tiny, Execution())
+        assert len(lane.block(2).run_s) == 2
+    with Lane("onnxruntime", python=wrapper) as lane, pytest.raises(EnvironmentFailure, match="not installed"):
+        lane.open(tiny, Execution())
+
+
+SCRIPT = """
+import sys
+from resdeploy.backends.lane import Lane
+from resdeploy.backends import lane
+from resdeploy.records import Artifact, Execution, ModelSpec
+from pathlib import Path
+lane.SHM, lane.SHM_FREE_BYTES = Path(sys.argv[1]), 0
+spec = ModelSpec(name="n", family="n", classes=10, input_shape=(3, 32, 32))
+artifact = Artifact(path=sys.argv[2], format="onnx", precision="fp32", sha256="0", model=spec)
+with Lane("null") as opened:
+    opened.open(artifact, Execution())
+    print(opened._child.process.pid, flush=True)
+    opened.block(seconds=600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artifact, tmp_path: Path) -> None:
+    """No child survives its parent; after SIGINT its folder is gone too, after SIGKILL the next lane sweeps it."""
+    base = tmp_path / "lanes"
+    command = [sys.executable, "-c", SCRIPT, str(base), tiny.path]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        child = int(parent.stdout.readline())
+        os.kill(parent.pid, number)
+        parent.wait(20)
+    for _ in range(100):
+        if not _runs(child):
+            break
+        time.sleep(0.1)
+    assert not _runs(child)
+    if number == signal.SIGINT:
+        assert list(base.iterdir()) == []
+    else:
+        (left,) = base.iterdir()
+        os.utime(left, (0, 0))
+        Lane("null").close()
+        with Lane("null") as lane:
+            lane.open(tiny, Execution())
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+def test_worker_imports_no_vendor() -> None:
+    """The worker module brings numpy and nothing heavy."""
+    code = (
+        "import sys, resdeploy.backends.worker;"
+        "print([m for m in sys.modules if m.split('.')[0] in"
+        " {'torch','onnx','onnxruntime','openvino','tensorrt','pydantic','scipy','typer','rich'}])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_peak_memory_is_the_childs_own(tiny: Artifact) -> None:
+    """A child that holds 200 MB more reports about 200 MB more."""
+    peaks = []
+    for batch in (1, 16_000):  # 16,000 images of 12 KiB: 197 MB, held by the session and twice by the feeds
+        with Lane("null") as lane:
+            lane.open(tiny, Execution(batch_size=batch))
+            peaks.append(lane.peak_rss_bytes())
+    assert peaks[1] - peaks[0] > 190e6

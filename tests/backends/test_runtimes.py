@@ -1,0 +1,145 @@
+"""ONNX Runtime and OpenVINO against onnx.reference, an independent interpreter; torch against its own eager self."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx.reference import ReferenceEvaluator
+
+from resdeploy import store
+from resdeploy.backends import machine
+from resdeploy.backends.lane import Lane
+from resdeploy.errors import BackendMissing, MalformedInput, UsageError
+from resdeploy.records import Artifact, Execution
+
+RUNTIMES = [("onnxruntime", "built.onnx"), ("openvino", "built.xml")]
+
+
+@pytest.fixture(params=RUNTIMES, ids=[name for name, _ in RUNTIMES])
+def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+    """A runtime and where it builds to."""
+    pytest.importorskip(request.param[0])
+    return request.param[0], tmp_path / "out" / request.param[1]
+
+
+def test_outputs_equal_the_reference(runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray) -> None:
+    """Five images through batches of two, the last one padded, give onnx.reference's logits; streams do not change them."""
+    (expected,) = ReferenceEvaluator(tiny.path).run(None, {"input": images})
+    name, out = runtime
+    with Lane(name) as lane:
+        built = lane.build(tiny, Execution(batch_size=2), out)
+        assert store.digest(out) == built.sha256
+        assert built.parent == tiny.sha256
+        opened = lane.open(built, Execution(batch_size=2, streams=2, hint="throughput"))
+        assert opened.inputs["input"].shape == (2, 3, 32, 32)
+        assert opened.outputs["logits"].shape == (2, 10)
+        assert opened.load_s > 0
+        assert opened.first_s > 0
+        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        block = lane.block(9, warmup=1)
+        assert len(block.run_s) == 9
+        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+    assert sorted(p.suffix for p in out.parent.iterdir()) == sorted(
+        {out.suffix, *(c.suffix for c in store.companions(out))}
+    )
+
+
+def test_layers_are_the_executed_kernels(runtime: tuple[str, Path], tiny: Artifact) -> None:
+    """Both convolutions are there in FP32 with a time; the ReLU after the first one ran inside it."""
+    name, out = runtime
+    with Lane(name) as lane:
+        lane.open(lane.build(tiny, Execution(), out), Execution(), trace=True)
+        lane.block(3)
+        layers = lane.layers()
+        assert lane.layers() == layers
+    convolutions = [layer for layer in layers if layer.kind.startswith("Conv")]
+    assert len(convolutions) == 2
+    assert all(layer.precision == "fp32" and layer.time_s is not None and layer.time_s > 0 for layer in convolutions)
+    assert not any(layer.kind.startswith("Relu") and "relu1" in layer.name for layer in layers)
+
+
+def test_openvino_names_the_graph_nodes_of_a_kernel(tiny: Artifact, tmp_path: Path) -> None:
+    """Convolution, addition and ReLU of the residual block are one kernel with all three sources."""
+    with Lane("openvino") as lane:
+        opened = lane.open(lane.build(tiny, Execution(), tmp_path / "b.xml"), Execution(), trace=True)
+        lane.block(2)
+        layers = lane.layers()
+    assert opened.settings["INFERENCE_PRECISION_HINT"] == "f32"
+    assert {"conv2", "add", "relu2"} in [set(layer.sources) for layer in layers]
+
+
+def test_every_output_is_returned_by_name(runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray) -> None:
+    """predict_all gives activations too, for calibration."""
+    model = onnx.load(tiny.path)
+    model.graph.output.append(onnx.helper.make_tensor_value_info("r1", onnx.TensorProto.FLOAT, None))
+    onnx.save(model, tiny.path)
+    source = dataclasses.replace(tiny, sha256=store.digest(Path(tiny.path)))
+    expected = ReferenceEvaluator(model).run(["logits", "r1"], {"input": images})
+    name, out = runtime
+    with Lane(name) as lane:
+        lane.open(lane.build(source, Execution(batch_size=4), out), Execution(batch_size=4))
+        found = lane.predict_all(images)
+    assert list(found) == ["logits", "r1"]
+    for value, wanted in zip(found.values(), expected, strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_damaged_file_is_malformed(runtime: tuple[str, Path], tiny: Artifact) -> None:
+    """A truncated ONNX file is refused with exit status 4 and nothing is written."""
+    path = Path(tiny.path)
+    path.write_bytes(path.read_bytes()[:300])
+    name, out = runtime
+    with Lane(name) as lane, pytest.raises(MalformedInput):
+        lane.build(tiny, Execution(), out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[str, Path], tiny: Artifact) -> None:
+    """The mismatch is told by its sizes, before anything runs."""
+    model = onnx.load(tiny.path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, tiny.path)
+    name, out = runtime
+    with Lane(name) as lane, pytest.raises(UsageError, match="1 x 3 x 32 x 32, not 4 x 3 x 32 x 32"):
+        lane.build(tiny, Execution(batch_size=4), out)
+
+
+def test_openvino_writes_xml_only(tiny: Artifact, tmp_path: Path) -> None:
+    """Another suffix is refused with the right one."""
+    with Lane("openvino") as lane, pytest.raises(UsageError, match=r"model\.xml"):
+        lane.build(tiny, Execution(), tmp_path / "model.onnx")
+
+
+@pytest.mark.skipif(machine.cpu().bf16, reason="this CPU has BF16")
+def test_openvino_does_not_emulate_bf16(tiny: Artifact, tmp_path: Path) -> None:
+    """Without BF16 arithmetic the precision is refused rather than run slowly under that name."""
+    with Lane("openvino") as lane:
+        built = lane.build(tiny, Execution(), tmp_path / "b.xml")
+        with pytest.raises(BackendMissing, match="BF16"):
+            lane.open(built, Execution(precision="bf16"))
+
+
+def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
+    """A checkpoint through the lane gives the plain network's logits; layers are its modules in order."""
+    torch = pytest.importorskip("torch")
+    from resdeploy.models import weights, zoo
+    from resdeploy.records import Weights
+
+    spec = zoo.spec("resnet20")
+    network = zoo.create(spec, seed=5)
+    source = weights.save(network, spec, tmp_path / "r.safetensors", Weights(source="random", seed=5))
+    with torch.inference_mode():
+        expected = network.double()(torch.from_numpy(images).double()).numpy()
+    with Lane("torch") as lane:
+        built = lane.build(source, Execution(), tmp_path / "built.safetensors")
+        lane.open(built, Execution(batch_size=2))
+        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        layers = lane.layers()
+        lane.open(built, Execution(batch_size=5, precision="bf16"))
+        np.testing.assert_allclose(lane.predict(images), expected, atol=0.1)
+    assert sum(layer.kind == "Conv2d" for layer in layers) == 19
+    assert layers[-1].kind == "Linear"
