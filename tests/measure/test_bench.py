@@ -1,0 +1,299 @@
+"""The interleaved run: order, failures, partial results, extension; on synthetic lanes and on real ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy import store
+from resdeploy.backends.lane import Opened
+from resdeploy.errors import BackendCrash, BackendMissing, DiskFull, OutOfMemory, UsageError
+from resdeploy.measure import bench
+from resdeploy.records import Artifact, Block, Execution, Failure, Measurement, ModelSpec
+
+
+class Machine:
+    """A synthetic clock and a log of what ran when; makes lanes whose queries take what `times` says."""
+
+    def __init__(self, times, faults=None):
+        self.times, self.faults = times, faults or {}
+        self.now = 0.0
+        self.log = []  # (event, model, lane number)
+        self.numbers = itertools.count()
+        self.open_lanes = set()
+
+    def __call__(self, backend):
+        return FakeLane(self)
+
+    @property
+    def timed(self):
+        """Models in the order of their timed blocks (those with a warm-up before them)."""
+        return [model for event, model, _ in self.log if event == "block"]
+
+
+class FakeLane:
+    def __init__(self, machine):
+        self.machine, self.number, self.queries = machine, next(machine.numbers), 0
+
+    def __enter__(self):
+        self.machine.open_lanes.add(self.number)
+        return self
+
+    def __exit__(self, *exc):
+        self.machine.open_lanes.discard(self.number)
+
+    def open(self, artifact, execution):
+        self.model, self.streams = artifact.model.name, execution.streams
+        self.machine.log.append(("open", self.model, self.number))
+        self._fail("open")
+        return Opened(load_s=0.5, first_s=0.1, inputs={}, outputs={}, settings={"HINT": "LATENCY"})
+
+    def block(self, queries=1, *, warmup=0, seconds=0.0):
+        self.machine.log.append(("block" if warmup else "warm", self.model, self.number))
+        self._fail("block")
+        began, run = self.machine.now, []
+        for n in itertools.count():
+            query_s = self.machine.times[self.model](self.queries)
+            self.queries += 1
+            self.machine.now += query_s
+            if n >= warmup:
+                run.append(query_s)
+            else:
+                began = self.machine.now
+            if len(run) >= queries and self.machine.now - began >= seconds:
+                break
+        wall_s = (self.machine.now - began) / self.streams
+        none = (0.0,) * len(run)
+        return Block(put_s=none, run_s=tuple(run), get_s=none, started_s=began, wall_s=wall_s)
+
+    def peak_rss_bytes(self):
+        return 1000 + self.number
+
+    def _fail(self, event):
+        wanted = self.machine.faults.get(self.model)
+        if wanted and wanted[0] == event and wanted[1] <= self.machine.log.count((event, self.model, self.number)):
+            raise wanted[2]
+
+
+def steady(query_s, noise=0.002, seed=0):
+    rng = np.random.default_rng(seed)
+    draws = itertools.cycle(rng.normal(1, noise, 4001).tolist())
+    return lambda _n: query_s * next(draws)
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    def make(name="m", **fields):
+        path = tmp_path / f"{name}.onnx"
+        path.write_bytes(b"x" * 1234)
+        spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8), params=7)
+        return Artifact(
+            path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=spec, **fields
+        )
+
+    return make
+
+
+@pytest.fixture
+def candidates(artifact):
+    def make(*names, **execution):
+        return [
+            bench.Candidate(label=name, backend="null", artifact=artifact(name), execution=Execution(**execution))
+            for name in names
+        ]
+
+    return make
+
+
+def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
+    """Every round has each candidate once, rounds differ in their order, and equal seeds give equal orders."""
+
+    def order(seed):
+        machine = Machine({name: steady(0.01) for name in "abc"})
+        bench.run(candidates("a", "b", "c"), duration_s=1, seed=seed, extensions=0, open_lane=machine)
+        return machine.timed
+
+    first = order(1)
+    rounds = [tuple(first[i : i + 3]) for i in range(0, len(first), 3)]
+    assert len(rounds) == bench.BLOCKS
+    assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
+    assert len(set(rounds)) > 2
+    assert order(1) == first
+    assert order(2) != first
+
+
+def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
+    """Two lanes a candidate over a clean run, none left open."""
+    machine = Machine({"a": steady(0.01), "b": steady(0.02)})
+    results = bench.run(candidates("a", "b"), duration_s=2, open_lane=machine)
+    assert not machine.open_lanes
+    lanes = {name: {n for event, m, n in machine.log if m == name and event == "block"} for name in "ab"}
+    assert all(len(numbers) >= bench.PROCESSES for numbers in lanes.values())
+    assert [m.peak_rss_bytes for m in results] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
+
+
+def test_raw_times_of_at_least_the_duration_are_kept(candidates):
+    """The sum of timed queries reaches the floor; warm-up queries are not among them."""
+    slow_at_first = {"a": lambda n: 0.5 if n < 3 else 0.010}
+    (result,) = bench.run(candidates("a"), duration_s=2, extensions=0, open_lane=Machine(slow_at_first))
+    times = [t for block in result.blocks for t in block.run_s]
+    assert sum(times) >= 2
+    assert set(times) == {0.010}
+    assert result.size_bytes == 1234
+    assert result.params == 7
+    assert result.load_s == 0.5
+    assert result.settings == {"HINT": "LATENCY"}
+
+
+def test_warm_up_lasts_until_queries_get_no_faster(candidates):
+    """A model that takes 60 queries to reach its speed shows none of them in its samples."""
+    warming = {"a": lambda n: 0.01 * (1 + max(0, 60 - n) / 60)}
+    (result,) = bench.run(candidates("a"), duration_s=1, extensions=0, open_lane=Machine(warming))
+    assert max(t for block in result.blocks for t in block.run_s) == pytest.approx(0.01, rel=0.02)
+
+
+def test_warm_up_is_bounded_for_a_model_that_never_settles(candidates):
+    """A clock that gets faster for ever ends the warm-up all the same."""
+    machine = Machine({"a": lambda n: 0.05 * 0.98**n + 1e-5})
+    lane = machine("null")
+    lane.open(candidates("a")[0].artifact, Execution())
+    assert bench.warm_up(lane) > 0
+    assert machine.now < 2 * bench.WARM_LIMIT_S
+
+
+def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
+    """The failed candidate has its code and message and is not asked again; the other has all its blocks."""
+    crash = BackendCrash("it died of SIGSEGV", cause="A bug", fix="Try another --backend")
+    machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("block", 3, crash)})
+    failed, fine = bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine)
+    assert failed == Failure(
+        label="a",
+        model="a",
+        backend="null",
+        precision="fp32",
+        batch_size=1,
+        error_code="E-BACKEND-CRASH",
+        exit_status=7,
+        message="it died of SIGSEGV. A bug. Try another --backend.",
+    )
+    assert isinstance(fine, Measurement)
+    assert len(fine.blocks) == bench.BLOCKS
+    assert machine.timed.count("a") == 3
+    assert not machine.open_lanes
+
+
+def test_when_all_fail_the_error_is_raised_with_every_reason(candidates):
+    """Nothing measured is no result: the first one's class, all labels in the message."""
+    faults = {"a": ("open", 1, OutOfMemory("too large")), "b": ("open", 1, BackendMissing("not here"))}
+    machine = Machine({"a": steady(1), "b": steady(1)}, faults)
+    with pytest.raises(OutOfMemory, match="a: too large; b: not here"):
+        bench.run(candidates("a", "b"), open_lane=machine)
+    with pytest.raises(BackendMissing, match=r"^error\[E-BACKEND-MISSING\]: not here\.$"):
+        bench.run(candidates("b"), open_lane=machine)
+
+
+def test_partial_results_grow_block_by_block(candidates):
+    """After each block the callback gets that candidate's measurement so far."""
+    seen = []
+    machine = Machine({"a": steady(0.01), "b": steady(0.01)})
+    bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, on_block=seen.append)
+    assert [m.label for m in seen] == machine.timed
+    assert [len(m.blocks) for m in seen if m.label == "a"] == list(range(1, bench.BLOCKS + 1))
+
+
+def test_a_full_disk_while_saving_partial_results_ends_the_run(candidates):
+    """Our own failure is not recorded as the backend's."""
+
+    def full(_measurement):
+        raise DiskFull("no space left")
+
+    machine = Machine({"a": steady(0.01)})
+    with pytest.raises(DiskFull):
+        bench.run(candidates("a"), open_lane=machine, on_block=full)
+    assert not machine.open_lanes
+
+
+def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
+    """A drifting model is measured in three further processes, a steady one in none."""
+    stable = Machine({"a": steady(0.01)})
+    bench.run(candidates("a"), duration_s=2, open_lane=stable)
+    assert len(stable.timed) == bench.BLOCKS
+    drifting = Machine({"a": steady(0.01)})
+    drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
+    (result,) = bench.run(candidates("a"), duration_s=2, open_lane=drifting)
+    assert len(result.blocks) == bench.BLOCKS * (1 + bench.EXTENSIONS / bench.PROCESSES)
+    assert not bench.summarise(result).valid
+
+
+def test_several_streams_are_the_offline_scenario(candidates):
+    """Throughput counts the images of all sessions over the wall time."""
+    (result,) = bench.run(
+        candidates("a", streams=2, batch_size=4), duration_s=2, extensions=0, open_lane=Machine({"a": lambda _n: 0.01})
+    )
+    assert result.scenario == "offline"
+    assert min(len(block.run_s) for block in result.blocks) >= 2 * bench.QUERIES_PER_STREAM
+    assert bench.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
+
+
+def test_progress_counts_to_its_total(candidates):
+    """The last report of a generation says that all is done."""
+    seen = []
+    machine = Machine({"a": steady(0.01), "b": steady(0.01)})
+    bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, progress=lambda *a: seen.append(a))
+    assert seen[-1] == ("timing", bench.BLOCKS, bench.BLOCKS)
+    assert [done for _, done, _ in seen] == 2 * list(range(1, bench.BLOCKS + 1))
+
+
+def test_labels_must_differ(candidates):
+    """Two rows of one name, or none at all, cannot be told apart."""
+    one = candidates("a")
+    with pytest.raises(UsageError):
+        bench.run([*one, *one], open_lane=Machine({}))
+    with pytest.raises(UsageError):
+        bench.run([], open_lane=Machine({}))
+
+
+def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
+    """A backend that sleeps 10 ms is never found faster, in any sample."""
+    monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
+    (result,) = bench.run(candidates("a"), duration_s=0.4, extensions=0)
+    summary = bench.summarise(result)
+    assert summary.latency_s["min"] >= 0.01
+    assert summary.latency_s["p50"] <= summary.end_to_end_p50_s
+    assert len(result.blocks) == bench.BLOCKS
+    assert result.peak_rss_bytes > 1_000_000
+    assert result.first_s >= 0.01
+
+
+def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
+    """One process reads a foreign address; its neighbour in the same run is measured."""
+    real = bench.Lane
+
+    def one_that_crashes(backend):
+        lane = real(backend)
+        opened = lane.open
+
+        def open_(artifact, execution):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setenv("RESDEPLOY_NULL_FAULT", "crash" if artifact.model.name == "a" else "")
+                return opened(artifact, execution)
+
+        lane.open = open_
+        return lane
+
+    failed, fine = bench.run(candidates("a", "b"), duration_s=0.2, extensions=0, open_lane=one_that_crashes)
+    assert isinstance(failed, Failure)
+    assert failed.exit_status == 7
+    assert "SIGSEGV" in failed.message
+    assert isinstance(fine, Measurement)
+
+
+def test_a_foreign_file_is_named_by_its_stem(artifact):
+    """Without a description the file's stem is the model's name."""
+    bare = dataclasses.replace(artifact("thing"), model=None)
+    candidate = bench.Candidate(label="x", backend="null", artifact=bare, execution=Execution())
+    assert candidate.model == Path(bare.path).stem
