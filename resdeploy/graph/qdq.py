@@ -1,0 +1,386 @@
+"""Explicit INT8: where QuantizeLinear/DequantizeLinear (Q/DQ) pairs go so that the target fuses, and putting them there.
+
+A pair belongs to a tensor: all readers of the tensor read the dequantized value. What differs between the targets:
+
+                              tensorrt          openvino            onnxruntime
+  activations                 S8, symmetric     U8, zero point      U8, zero point
+  convolution before an Add   not quantized     quantized unless    quantized (QLinearAdd takes integers only)
+                                                the skip is another
+                                                convolution (below)
+  other convolution outputs   where read by     where read by       always: QLinearConv writes integers only
+                              a weighted op     a weighted op
+  max pooling, slice, pad     both sides        source side only    both sides
+  global pooling's output     -                 -                   quantized (QLinearGlobalAveragePool)
+  weights in the file         float, with Q/DQ  int8, with DQ       int8, with DQ
+  biases                      float             float               int32, with DQ
+
+Common rules (NVIDIA's "Q/DQ placement recommendations", OpenVINO's low precision transformations, ONNX Runtime's QDQ
+selectors): a pair at the input of each weighted operator, at the skip operand of each residual Add (in a downsampling
+block that is the projection's output), at the input of the global pooling. Weights are symmetric, one scale a channel.
+TensorRT 8.6 quantizes float weights itself and does not take int8 initializers, hence its larger file.
+
+OpenVINO and identity blocks (executed graphs of 2026.4, ResNet-18 and -50): with the skip alone quantized, its low
+precision transformation puts the skip's scale as a Multiply between convolution and Add, and the pass that marks
+what convolutions will absorb (SnippetsMarkSkipped) looks through a FakeQuantize there but not through a Multiply, so
+the Add becomes a kernel of its own. Quantizing the main branch too lets all fuse. Where the skip is a projection it
+fuses without, and one rounding less is more exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.graph.residual import ACTIVATIONS, Index, ResidualBlock, find_blocks, has_subgraph, node_name
+from resdeploy.records import Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Per-axis scales of DequantizeLinear came with opset 13; TensorRT 8.6 reads 17 at most.
+MIN_OPSET = 13
+# Operators that only move values: what goes in quantized comes out with the same scale.
+TRANSPARENT = frozenset(
+    {"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "Identity"}
+)
+AVERAGES = frozenset({"GlobalAveragePool", "AveragePool"})
+QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+# The largest bias that still leaves int32 room for the accumulated products.
+BIAS_LIMIT = 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightSite:
+    """The constant weight of one operator."""
+
+    node: str  # the operator, by `node_name`
+    tensor: str  # its weight: an initializer or the output of a Constant
+    axis: int  # the axis of output channels
+    data: str  # the activation it is applied to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where the Q/DQ pairs of one graph go for one target."""
+
+    target: Target
+    activations: Mapping[
+        str, str
+    ]  # tensor -> the tensor whose range it takes: itself, or the source of what only moves values
+    weights: tuple[WeightSite, ...]
+    kept_float: Mapping[str, str]  # operator -> why it is not quantized
+    unfusable: Mapping[str, str]  # residual Add -> why it cannot run inside an INT8 convolution
+    blocks: tuple[ResidualBlock, ...]
+
+    @property
+    def observed(self) -> tuple[str, ...]:
+        """The tensors whose ranges calibration must supply."""
+        return tuple(dict.fromkeys(self.activations.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activation:
+    """Per-tensor quantization: `real = (q - zero_point) * scale`, q in uint8 or int8."""
+
+    scale: float
+    zero_point: int
+    signed: bool
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Weight:
+    """Symmetric per-channel quantization: `real = values * scale`, the scale along the site's axis."""
+
+    values: NDArray[np.int8]
+    scale: NDArray[np.float32]  # (channels,), positive
+
+
+def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] = ()) -> Placement:
+    """Where Q/DQ pairs go in a float graph, batch normalisations folded.
+
+    Every convolution and matrix product with constant weights is quantized, first and last layer included,
+    except those named in `keep_float`.
+
+    Raises:
+        UsageError: quantized already, nothing to quantize, or `keep_float` names no weighted operator.
+        MalformedInput: an opset before per-channel quantization.
+    """
+    _refuse(model)
+    index = Index(model)
+    sites, kept = _weight_sites(index, keep_float)
+    blocks = find_blocks(model)
+    wanted = dict.fromkeys(_wanted(index, target, sites, blocks))
+    activations: dict[str, str] = {}
+    for tensor in wanted:
+        chain = _chain(index, tensor)
+        for link in chain[-1:] if target == "openvino" else chain:
+            activations[link] = chain[-1]
+    unfusable = {b.add: why for b in blocks if (why := _obstacle(index, target, b, sites, activations))}
+    return Placement(
+        target=target, activations=activations, weights=sites, kept_float=kept, unfusable=unfusable, blocks=blocks
+    )
+
+
+def _refuse(model: onnx.ModelProto) -> None:
+    if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
+        raise UsageError("the file is quantized already", fix="Quantize the FP32 file that it was made from")
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset < MIN_OPSET:
+        raise MalformedInput(
+            f"the file has opset {opset}, which cannot hold per-channel scales",
+            fix="Bring it to the canonical form first (graph.portable.canonicalise)",
+        )
+
+
+def _weight_sites(index: Index, keep_float: Collection[str]) -> tuple[tuple[WeightSite, ...], dict[str, str]]:
+    sites: list[WeightSite] = []
+    kept: dict[str, str] = {}
+    for node in index.nodes:
+        if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+            continue
+        name = node_name(node)
+        if name in kept or any(site.node == name for site in sites):
+            raise MalformedInput(f"two operators are called {name}", fix="Give every node a name of its own")
+        weight = index.value(node.input[1])
+        if name in keep_float:
+            kept[name] = "kept in float on request"
+        elif node.op_type == "ConvTranspose":
+            kept[name] = "transposed convolutions are not quantized"
+        elif weight is None or node.input[0] in index.constants:
+            kept[name] = "its weights are not constant"
+        elif weight.data_type != onnx.TensorProto.FLOAT:
+            kept[name] = f"its weights are {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT"
+        else:
+            sites.append(WeightSite(node=name, tensor=node.input[1], axis=_axis(node, weight), data=node.input[0]))
+    if unknown := set(keep_float) - kept.keys():
+        raise UsageError(
+            f"no convolution or matrix product is called {', '.join(sorted(unknown))}",
+            fix=f"The first are: {', '.join([s.node for s in sites[:5]])}",
+        )
+    if not sites:
+        raise UsageError(
+            "there is nothing to quantize: no convolution or matrix product with constant float weights",
+            fix="Check that this is the classifier's ONNX file",
+        )
+    return tuple(sites), kept
+
+
+def _axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
+    if node.op_type == "Conv":
+        return 0
+    if node.op_type == "Gemm":
+        return 0 if attribute(node, "transB", 0) else 1
+    return len(weight.dims) - 1
+
+
+def attribute(node: onnx.NodeProto, name: str, default: int | float) -> int | float:
+    """A numeric attribute of a node."""
+    found = next((a for a in node.attribute if a.name == name), None)
+    return default if found is None else cast("int | float", helper.get_attribute_value(found))
+
+
+def _wanted(
+    index: Index, target: Target, sites: tuple[WeightSite, ...], blocks: tuple[ResidualBlock, ...]
+) -> Iterator[str]:
+    """Tensors that must be read quantized, in no particular order and with repetitions."""
+    quantized = {site.node for site in sites}
+    for site in sites:
+        yield site.data
+    fusable = [block for block in blocks if block.last_conv in quantized]
+    for block in fusable:
+        yield block.skip
+        if target == "onnxruntime" or (target == "openvino" and block.shortcut != "projection"):
+            yield block.main
+    averages = [node for node in index.nodes if node.op_type in AVERAGES]
+    for node in averages:
+        yield node.input[0]
+    if target == "onnxruntime":
+        made = [node for node in index.nodes if node_name(node) in quantized] + averages
+        yield from (tensor for node in made if (tensor := _result(index, node)) is not None)
+        for block in fusable:
+            if index.readers[block.output]:
+                yield block.output
+
+
+def _result(index: Index, node: onnx.NodeProto) -> str | None:
+    """What a node and the activation fused into it produce; None for an output of the graph, which stays float."""
+    follower = index.only_reader(node.output[0])
+    tensor = node.output[0] if follower is None or follower.op_type not in ACTIVATIONS else follower.output[0]
+    return str(tensor) if index.readers[tensor] else None
+
+
+def _chain(index: Index, tensor: str) -> list[str]:
+    """`tensor`, then what it is made of as long as values are only moved; the last one decides the range."""
+    chain = [tensor]
+    while (node := index.made_by(chain[-1])) is not None and _moves(index, node):
+        chain.append(node.input[0])
+    return chain
+
+
+def _moves(index: Index, node: onnx.NodeProto) -> bool:
+    if node.op_type not in TRANSPARENT or node.input[0] in index.constants:
+        return False
+    if node.op_type != "Pad" or len(node.input) < 3 or not node.input[2]:
+        return True
+    value = index.value(node.input[2])  # zero is exact in every scheme, another filler may lie outside the range
+    return value is not None and not numpy_helper.to_array(value).any()
+
+
+def _obstacle(
+    index: Index,
+    target: Target,
+    block: ResidualBlock,
+    sites: tuple[WeightSite, ...],
+    activations: Mapping[str, str],
+) -> str:
+    """Why a residual addition cannot run inside an INT8 convolution; "" where it can."""
+    if block.last_conv is None:
+        node = index.made_by(block.main)
+        return f"its main branch ends in {node.op_type if node else 'an input'}, not in a convolution"
+    if all(site.node != block.last_conv for site in sites):
+        return f"its last convolution {block.last_conv} stays in float"
+    if index.only_reader(block.main) is None:
+        return f"the output of its last convolution {block.last_conv} is read elsewhere too"
+    if block.output not in activations:
+        return "its sum is read in float"
+    return ""
+
+
+def insert(
+    model: onnx.ModelProto,
+    placement: Placement,
+    activations: Mapping[str, Activation],
+    weights: Mapping[str, Weight],
+) -> onnx.ModelProto:
+    """A copy of the graph with Q/DQ pairs.
+
+    Args:
+        model: the graph that `placement` was planned for.
+        placement: where the pairs go.
+        activations: for every tensor of `placement.observed`.
+        weights: for every operator of `placement.weights`, by its name.
+
+    Raises:
+        ValueError: a bias does not fit into int32 under the scales given.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    writer = _Writer(result, placement, activations)
+    nodes = list(result.graph.node)
+    dequantized = writer.pairs()
+    for node in nodes:
+        for i, name in enumerate(node.input):
+            if name in dequantized:
+                node.input[i] = dequantized[name]
+    by_name = {node_name(node): node for node in nodes}
+    for site in placement.weights:
+        writer.weight(by_name[site.node], site, weights[site.node])
+    del result.graph.node[:]
+    for name in (i.name for i in result.graph.input):
+        result.graph.node.extend(writer.after.get(name, ()))
+    for node in nodes:
+        result.graph.node.extend(writer.before.get(node_name(node), ()))
+        result.graph.node.append(node)
+        for name in node.output:
+            result.graph.node.extend(writer.after.get(name, ()))
+    _drop_unused(result.graph)
+    return result
+
+
+class _Writer:
+    """Makes the new nodes and initializers, and remembers where each node goes."""
+
+    def __init__(self, model: onnx.ModelProto, placement: Placement, activations: Mapping[str, Activation]) -> None:
+        self.index = Index(model)
+        self.graph = model.graph
+        self.placement = placement
+        self.activations = activations
+        self.after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes that follow its producer
+        self.before: dict[str, list[onnx.NodeProto]] = {}  # operator -> nodes that precede it
+        self.done: set[str] = set()
+
+    def constant(self, name: str, value: NDArray[np.generic]) -> str:
+        if name not in self.done:
+            self.done.add(name)
+            self.graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    def pairs(self) -> dict[str, str]:
+        """Writes the activations' pairs; tensor -> its dequantized twin."""
+        twins: dict[str, str] = {}
+        for tensor, source in self.placement.activations.items():
+            how = self.activations[source]
+            kind = np.int8 if how.signed else np.uint8
+            parameters = [
+                self.constant(f"{source}/scale", np.array(how.scale, np.float32)),
+                self.constant(f"{source}/zero_point", np.array(how.zero_point, kind)),
+            ]
+            self.after[tensor] = _pair(tensor, tensor, parameters)
+            twins[tensor] = f"{tensor}/dequantized"
+        return twins
+
+    def weight(self, node: onnx.NodeProto, site: WeightSite, weight: Weight) -> None:
+        stem = f"{site.node}/weight"
+        parameters = [
+            self.constant(f"{stem}/scale", weight.scale),
+            self.constant(f"{stem}/zero_point", np.zeros(weight.scale.shape, np.int8)),
+        ]
+        if self.placement.target == "tensorrt":
+            shape = [1] * weight.values.ndim
+            shape[site.axis] = -1
+            grid = weight.values.astype(np.float32) * weight.scale.reshape(shape)
+            new = _pair(self.constant(stem, grid), stem, parameters, site.axis)
+        else:
+            stored = self.constant(f"{stem}/quantized", weight.values)
+            new = [_dequantize(stem, stored, parameters, site.axis)]
+        node.input[1] = f"{stem}/dequantized"
+        if self.placement.target == "onnxruntime" and len(node.input) > 2 and node.input[2]:
+            new += self.bias(node, site, weight)
+        self.before[site.node] = new
+
+    def bias(self, node: onnx.NodeProto, site: WeightSite, weight: Weight) -> list[onnx.NodeProto]:
+        """QLinearConv and QGemm add an int32 bias to the int32 products, on their scale."""
+        stored = self.index.value(node.input[2])
+        if stored is None:
+            return []
+        scale = weight.scale * np.float32(self.activations[self.placement.activations[site.data]].scale)
+        exact = np.rint(numpy_helper.to_array(stored).astype(np.float64) / scale)
+        if np.abs(exact).max(initial=0) > BIAS_LIMIT:
+            msg = f"the bias of {site.node} does not fit into int32"
+            raise ValueError(msg)
+        stem = f"{site.node}/bias"
+        parameters = [
+            self.constant(f"{stem}/scale", scale),
+            self.constant(f"{stem}/zero_point", np.zeros(scale.shape, np.int32)),
+        ]
+        node.input[2] = f"{stem}/dequantized"
+        return [_dequantize(stem, self.constant(f"{stem}/quantized", exact.astype(np.int32)), parameters, 0)]
+
+
+def _pair(tensor: str, stem: str, parameters: list[str], axis: int | None = None) -> list[onnx.NodeProto]:
+    quantized = f"{stem}/quantized"
+    node = helper.make_node("QuantizeLinear", [tensor, *parameters], [quantized], f"{stem}/QuantizeLinear", axis=axis)
+    return [node, _dequantize(stem, quantized, parameters, axis)]
+
+
+def _dequantize(stem: str, quantized: str, parameters: list[str], axis: int | None = None) -> onnx.NodeProto:
+    name, output = f"{stem}/DequantizeLinear", f"{stem}/dequantized"
+    return helper.make_node("DequantizeLinear", [quantized, *parameters], [output], name, axis=axis)
+
+
+def _drop_unused(graph: onnx.GraphProto) -> None:
+    """Removes float weights and Constant nodes that nobody reads any more."""
+    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    for kept in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
+        graph.node.remove(kept)
+    if any(has_subgraph(node) for node in graph.node):
+        return  # inner graphs may read outer tensors
+    stored = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(stored)

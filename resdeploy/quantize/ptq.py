@@ -1,0 +1,130 @@
+"""Post-training quantization: an FP32 ONNX file and a few hundred images in, an INT8 ONNX file out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import numpy_helper
+
+from resdeploy import store
+from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.graph import files, qdq
+from resdeploy.graph import portable as portable_form
+from resdeploy.graph.residual import Index, node_name
+from resdeploy.quantize import calibrate, ranges
+from resdeploy.records import Artifact, Calibration, Progress, Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.quantize.calibrate import Runner
+
+
+def quantize(
+    source: Artifact,
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    calibration: Calibration,
+    target: Target,
+    out: Path,
+    portable: bool = False,
+    keep_float: Collection[str] = (),
+    run: Runner = calibrate.in_lane,
+    progress: Progress | None = None,
+) -> Artifact:
+    """Writes the INT8 version of an FP32 file and returns its record, the sidecar not yet written.
+
+    Args:
+        source: an FP32 ONNX file.
+        batches: preprocessed calibration images, each (n, C, H, W); read once, never held.
+        calibration: where they come from, and the method; its count becomes the number actually seen.
+        target: whose fusion rules and integer types the file follows.
+        out: where to write.
+        portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT.
+        keep_float: names of convolutions and matrix products to leave in float.
+        run: opens a graph for running.
+        progress: told after every batch of images.
+
+    Raises:
+        UsageError: quantized already, nothing to quantize, no images, or an unknown method or layer name.
+        MalformedInput: weights, images or activations that are not finite; a graph that fails the ONNX checker.
+    """
+    if calibration.method != "minmax":
+        raise UsageError(f"there is no calibration method {calibration.method!r}", fix="Use minmax")
+    model = portable_form.canonicalise(files.load_model(Path(source.path)))
+    refuse_bad_weights(model)
+    placement = qdq.plan(model, target, keep_float=keep_float)
+    observed, count = calibrate.extremes(
+        model, placement.observed, batches, run=run, total=calibration.count, progress=progress
+    )
+    activations = {name: ranges.activation(found, target) for name, found in observed.items()}
+    reduced = portable and target != "tensorrt"
+    weights = quantized_weights(model, placement, activations, ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
+    result = qdq.insert(model, placement, activations, weights)
+    onnx.checker.check_model(result, full_check=True)
+    files.save_model(result, out)
+    return dataclasses.replace(
+        source,
+        path=str(out),
+        precision="int8",
+        sha256=store.digest(out),
+        parent=source.sha256,
+        target=target,
+        calibration=dataclasses.replace(calibration, count=count),
+        checks={},
+        notes=(*source.notes, *notes(placement, observed, count, reduced)),
+        tools={"onnx": onnx.__version__, "numpy": np.__version__},
+    )
+
+
+def refuse_bad_weights(model: onnx.ModelProto) -> None:
+    """Raises MalformedInput naming the first float tensor of the file that holds NaN or infinity."""
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise MalformedInput(
+                f"weight {tensor.name} holds NaN or infinity",
+                cause="The training diverged, or the file is damaged",
+                fix="Export the model again from a sound checkpoint",
+            )
+
+
+def quantized_weights(
+    model: onnx.ModelProto, placement: qdq.Placement, activations: dict[str, qdq.Activation], limit: int
+) -> dict[str, qdq.Weight]:
+    """The integers and scales of every quantized operator, by its name."""
+    index = Index(model)
+    nodes = {node_name(node): node for node in index.nodes}
+
+    def constant(name: str) -> NDArray[np.float32]:
+        stored = index.value(name)
+        assert stored is not None, name
+        return numpy_helper.to_array(stored)
+
+    found: dict[str, qdq.Weight] = {}
+    for site in placement.weights:
+        inputs = nodes[site.node].input
+        if placement.target == "onnxruntime" and len(inputs) > 2 and inputs[2] in index.constants:
+            bias, scale = constant(inputs[2]), activations[placement.activations[site.data]].scale
+        else:
+            bias, scale = None, 1.0
+        found[site.node] = ranges.weight(constant(site.tensor), site.axis, limit=limit, bias=bias, input_scale=scale)
+    return found
+
+
+def notes(placement: qdq.Placement, observed: dict[str, ranges.Range], count: int, reduced: bool) -> tuple[str, ...]:
+    """What a reader of the artifact must know."""
+    found = [f"{add} cannot run inside an INT8 convolution: {why}" for add, why in placement.unfusable.items()]
+    found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
+    if reduced:
+        found.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
+    if count == 1:
+        found.append("calibrated on a single image: ranges may be too narrow for others")
+    dead = [name for name, r in observed.items() if r.lo == r.hi == 0]
+    if dead:
+        found.append(f"always zero on the calibration images: {', '.join(dead)}")
+    return tuple(found)

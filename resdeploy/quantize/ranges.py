@@ -1,0 +1,72 @@
+"""From observed values to scales and zero points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy.graph.qdq import BIAS_LIMIT, Activation, Weight
+from resdeploy.records import Target
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Symmetric weights leave out -128 (Krishnamoorthi 2018, arXiv:1806.08342, section 2.2; TensorRT's and oneDNN's rule).
+FULL_RANGE = 127
+# Without VNNI, `vpmaddubsw` adds two products of u8 and s8 in 16 bits and saturates; 2 x 255 x 64 = 32,640 fits.
+REDUCED_RANGE = 64
+# Smallest scale: a constant-zero tensor still needs a positive one, and its products must stay normal numbers.
+MIN_SCALE = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The interval of real values that a tensor's integers must cover."""
+
+    lo: float
+    hi: float
+
+
+def activation(covered: Range, target: Target) -> Activation:
+    """Per-tensor parameters for `target`: S8 symmetric for TensorRT, U8 else.
+
+    Zero is always exact (padding is made of it): the range is widened to hold it. U8 after a ReLU gets zero
+    point 0 and the whole resolution.
+    """
+    lo, hi = min(covered.lo, 0.0), max(covered.hi, 0.0)
+    if target == "tensorrt":
+        return Activation(scale=max(max(-lo, hi) / 127, MIN_SCALE), zero_point=0, signed=True)
+    scale = max((hi - lo) / 255, MIN_SCALE)
+    return Activation(scale=scale, zero_point=round(-lo / scale), signed=False)
+
+
+def weight(
+    values: NDArray[np.float32],
+    axis: int,
+    *,
+    limit: int = FULL_RANGE,
+    bias: NDArray[np.float32] | None = None,
+    input_scale: float = 1.0,
+) -> Weight:
+    """Symmetric per-channel weights, the largest magnitude of a channel at `limit`.
+
+    Args:
+        values: the weights, any shape.
+        axis: the axis of output channels.
+        limit: largest integer magnitude.
+        bias: (channels,) if it is to be stored as int32 on the scale `input_scale * scale`: a channel of tiny
+            weights then gets a larger scale, so that its bias fits.
+        input_scale: scale of the activation that the weights are applied to.
+    """
+    others = tuple(i for i in range(values.ndim) if i != axis)
+    scale = np.abs(values).max(axis=others) / limit
+    floor = np.full_like(scale, MIN_SCALE)
+    if bias is not None:
+        floor = np.maximum(floor, np.abs(bias) / (input_scale * BIAS_LIMIT) * 1.001)
+    scale = np.maximum(scale, floor).astype(np.float32)
+    shape = [1] * values.ndim
+    shape[axis] = -1
+    integers = np.clip(np.rint(values / scale.reshape(shape)), -limit, limit).astype(np.int8)
+    return Weight(values=integers, scale=scale)
