@@ -91,9 +91,13 @@ def _read_pickle(path: Path) -> Any:
     import torch
 
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            path.open("rb") as file,  # not the path: newer torch goes by a .safetensors suffix
+            warnings.catch_warnings(),
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             warnings.simplefilter("ignore")  # about pickle protocols and TorchScript; the errors below say it
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
         # torch wraps its own message in advice to load the file unsafely; the bare one is the context.
         reason = str(e.__context__ or e).split(". ")[0].strip().rstrip(".")

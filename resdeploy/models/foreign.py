@@ -114,9 +114,11 @@ def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
 
 
 def _factory(module_name: str, attribute: str) -> Any:
+    name = f"{module_name}:{attribute}"
+    if not module_name or module_name.startswith("."):
+        raise UnknownName(f"there is no model {name!r}", fix="Write package.module:factory")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that it shadows nothing
-    name = f"{module_name}:{attribute}"
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as e:
