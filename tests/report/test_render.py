@@ -1,0 +1,276 @@
+"""Documents to text: the contract's keys, and names that are inert in every form."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from resdeploy.errors import UnknownName
+from resdeploy.models import zoo
+from resdeploy.records import (
+    Availability,
+    Block,
+    Check,
+    Comparison,
+    Cost,
+    Execution,
+    Failure,
+    LayerCost,
+    Measurement,
+    Predictions,
+    Score,
+    Summary,
+    Verdict,
+)
+from resdeploy.report import documents, render
+from resdeploy.report.render import inert
+from resdeploy.report.tables import TABLES
+
+ENVIRONMENT = {
+    "os": "Debian", "kernel": "Linux 6", "machine": "x86_64", "python": "CPython 3.11", "memory_bytes": 8_000_000_000,
+    "packages": {"openvino": "2026.4"},
+    "cpu": {"model": "Xeon", "isa": ["avx2"], "vnni": False, "amx": False, "bf16": False,
+            "usable_cores": 2, "logical_cores": 4, "quota_cores": None},
+}  # fmt: skip
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '=cmd|"/c calc"!A1',
+    "@SUM(1+1)",
+    "\x1b[31mred\x1b]0;title\x07",
+    "::set-output name=a::b",
+    "a\n::error::b\r\n##[error]x",
+    "a|b`c`[x](http://e)![y](z)",
+    "\u202egnp.exe",
+    "\udc80",
+    "[bold]x[/bold]",
+]
+
+
+def summary(name="resnet50", *, p99=None, valid=True, warnings=()):
+    block = Block(put_s=(0.0,) * 3, run_s=(0.01, 0.011, 0.012), get_s=(0.0,) * 3, started_s=0.0, wall_s=0.033)
+    m = Measurement(
+        label=name, model=name, backend="openvino", precision="int8", batch_size=1, scenario="single-stream",
+        sha256="ab", execution=Execution(), blocks=(block, block), size_bytes=25_000_000, params=25, macs=4_089,
+    )  # fmt: skip
+    latency = dict.fromkeys(documents.LATENCIES, 0.011) | {"p99": p99}
+    return Summary(
+        measurement=m, latency_s=latency, end_to_end_p50_s=0.012, p50_ci95_s=(0.010, 0.012), throughput_ips=90.9,
+        valid=valid, warnings=warnings,
+    )  # fmt: skip
+
+
+def failed(name="resnet50"):
+    return Failure(
+        label=name, model=name, backend="torch", precision="fp32", batch_size=1,
+        error_code="E-BACKEND-CRASH", exit_status=7, message=f"{name} died of SIGSEGV.",
+    )  # fmt: skip
+
+
+def faster(name="b", ci=(2.9, 3.1), valid=True):
+    return Comparison(baseline="a", candidate=name, speedup=3.0, speedup_ci95=ci, valid=valid)
+
+
+def predicted(name="resnet50"):
+    labels = np.zeros(2, np.int64)
+    return Predictions(
+        model=name, ids=("a", "b"), labels=labels, top=labels[:, None], logits=None, data=name, data_fingerprint="d",
+        preprocessing_fingerprint="p", sha256="s", unreadable=(f"{name}: truncated",),
+    )  # fmt: skip
+
+
+def scored(name="resnet50"):
+    return Score(model=name, top1=97.5, top5=None, correct=351, total=360, top1_ci95=(95.3, 98.7))
+
+
+def verdict(name="accuracy", interval=(-math.inf, 0.4)):
+    check = Check(
+        name=name, limit=0.5, observed=0.1, interval=interval, state="pass", unit="pp", note=f"{name} is fine"
+    )
+    return Verdict(checks=(check,))
+
+
+def all_documents(name):
+    layer = LayerCost(
+        name=f"{name}.conv", op="Conv", params=10, macs=300, output_shape=(8, 4, 4), block="b", stage=name
+    )
+    cost = Cost(
+        model=name, params=None, params_deployed=10, input_shape=(3, 8, 8), layers=(layer, layer), unknown=(name,)
+    )
+    row = documents.RunRow(outcome=summary(name), score=scored(name), comparison=faster(name), verdict=verdict(name))
+    survey = {"torch": Availability(ok=False, reason=name, install=name, devices=(name,))}
+    return [
+        documents.bench([summary(name, warnings=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
+        documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
+        documents.gate(verdict(name), ENVIRONMENT),
+        documents.cost([cost], ENVIRONMENT, per_layer=True),
+        documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
+        documents.doctor(survey, ENVIRONMENT),
+        documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
+    ]
+
+
+def test_every_document_parses_and_has_the_keys_that_stay():
+    """schema_version, command, environment and results; numbers are numbers; every command has its table."""
+    found = {d["command"]: json.loads(render.render(d, "json")) for d in all_documents("m")}
+    assert found.keys() == TABLES.keys()
+    for document in found.values():
+        assert document["schema_version"] == 1
+        assert document["environment"] == ENVIRONMENT
+        assert isinstance(document["results"], list)
+
+
+def test_bench_rows_have_the_contracts_keys_whether_measured_or_not():
+    """A CI job may read the same keys of a row that failed: they are null."""
+    document = json.loads(render.render(documents.bench([summary(), failed()], [faster()], ENVIRONMENT), "json"))
+    keys = {"model", "backend", "precision", "batch_size", "scenario", "latency_ms", "p50_ci95_ms", "throughput_ips",
+            "params", "macs", "valid", "warnings", "samples_ms"}  # fmt: skip
+    good, bad = document["results"]
+    assert keys <= good.keys()
+    assert keys <= bad.keys()
+    assert set(good["latency_ms"]) == {"p50", "p90", "p95", "p99", "mean", "std", "min", "max"}
+    assert good["latency_ms"]["p50"] == 11.0
+    assert good["latency_ms"]["p99"] is None
+    assert good["p50_ci95_ms"] == [10.0, 12.0]
+    assert good["samples_ms"] == [10.0, 11.0, 12.0, 10.0, 11.0, 12.0]
+    assert bad["latency_ms"].keys() == good["latency_ms"].keys()
+    assert (bad["valid"], bad["error"]["code"]) == (False, "E-BACKEND-CRASH")
+    assert {"baseline", "candidate", "speedup", "speedup_ci95"} <= document["comparisons"][0].keys()
+
+
+def test_eval_gate_and_cost_have_the_contracts_keys():
+    """Percent in eval, an open interval's end null in gate, MACs and FLOPs both in cost."""
+    _, evaluated, gated, counted, *_ = (json.loads(render.render(d, "json")) for d in all_documents("m"))
+    row = evaluated["results"][0]
+    assert (row["top1"], row["correct"], row["total"], row["top1_ci95"]) == (97.5, 351, 360, [95.3, 98.7])
+    assert "top5" in row
+    assert gated["verdict"] == "pass"
+    check = gated["checks"][0]
+    assert {"name", "state", "observed", "limit", "interval"} <= check.keys()
+    assert check["interval"] == [None, 0.4]
+    cost = counted["results"][0]
+    assert (cost["params"], cost["macs"], cost["flops"], cost["input_shape"]) == (None, 600, 1200, [3, 8, 8])
+    assert [(s["stage"], s["layers"], s["macs"]) for s in cost["stages"]] == [("m", 2, 600)]
+
+
+@pytest.mark.parametrize(
+    ("comparison", "finding"),
+    [
+        (faster(), "faster"),
+        (Comparison(baseline="a", candidate="b", speedup=0.5, speedup_ci95=(0.4, 0.6), valid=True), "slower"),
+        (
+            Comparison(baseline="a", candidate="b", speedup=1.1, speedup_ci95=(0.9, 1.3), valid=True),
+            "no difference found",
+        ),
+        (faster(valid=False), "no claim: a side is INVALID"),
+        (faster(ci=None), "no claim: too few blocks for an interval"),
+    ],
+)
+def test_a_comparison_says_what_was_found(comparison, finding):
+    """Only a valid interval that leaves out 1 is a claim, and the table shows it."""
+    document = documents.bench([summary()], [comparison], ENVIRONMENT)
+    assert document["comparisons"][0]["finding"] == finding
+    assert finding in render.render(document)
+
+
+@pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_inert(name, form):
+    """No control character, CI command or direction override leaves in any form of any document."""
+    for document in all_documents(name):
+        text = render.render(document, form, color=False)
+        assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+        assert "##[" not in text
+        assert not [line for line in text.splitlines() if line.lstrip().startswith("::")]
+        text.encode()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_json_gives_hostile_names_back_unchanged(name):
+    """Escapes are JSON's own, so a program reads what was there."""
+    for document in all_documents(name):
+        assert json.loads(render.render(document, "json")) == json.loads(json.dumps(document))
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, " =1+1", "-1+1", "+1", "\t=1", "＝1"])
+def test_csv_cells_are_no_formulas(name):
+    """Text that a spreadsheet would compute gets an apostrophe; numbers stay numbers."""
+    for document in all_documents(name):
+        rows = list(csv.reader(io.StringIO(render.render(document, "csv"))))
+        assert len({len(row) for row in rows}) == 1
+        for cell in (cell for row in rows[1:] for cell in row):
+            if cell.strip()[:1] in tuple("=+-@＝＋－＠"):
+                float(cell)
+
+
+def test_markdown_cells_hold_no_markup():
+    """Tags, code and links are escaped, and a pipe opens no cell: every row has as many as its header."""
+    for name in HOSTILE:
+        for document in all_documents(name):
+            lines = [line for line in render.render(document, "md").splitlines() if line.startswith("|")]
+            assert not [line for line in lines if re.search(r"(?<!\\)[<`!]|\]\(", line.replace(r"\](", ""))]
+    document = documents.bench([summary("a|b")], [], ENVIRONMENT)
+    header, _, row = render.render(document, "md").splitlines()[:3]
+    assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", header))
+
+
+def test_a_table_in_a_pipe_is_not_cut_and_on_a_terminal_fits():
+    """Names of 200 letters are whole where nobody gave a width, and fold where one is given."""
+    document = documents.bench([summary("n" * 200), failed()], [faster()], ENVIRONMENT)
+    assert "n" * 200 in render.render(document)
+    folded = render.render(document, width=80)
+    tables = folded.split("\n- ")[0]
+    assert max(map(len, tables.splitlines())) <= 80
+    assert "…" not in folded
+    assert "\x1b" not in render.render(document)
+    assert "\x1b[" in render.render(documents.gate(verdict(), ENVIRONMENT), color=True)
+
+
+def test_the_run_table_has_one_row_a_model_that_a_person_understands():
+    """Accuracy, drop, time, throughput, size, speed-up, each with its interval, and a verdict; a crash is a row."""
+    row = documents.RunRow(
+        outcome=summary("r20"), score=scored(), comparison=faster(), verdict=verdict(interval=(-0.2, 0.4))
+    )
+    text = render.render(documents.run("quick", [row, documents.RunRow(outcome=failed("r56"))], verdict(), ENVIRONMENT))
+    line = next(line for line in text.splitlines() if line.lstrip().startswith("r20 "))
+    for cell in ("97.50 [95.30, 98.70]", "+0.10 [-0.20, +0.40]", "11", "90.9", "25.0", "3.00x [2.90, 3.10]", "pass"):
+        assert cell in line
+    assert "r56: r56 died of SIGSEGV." in text
+    assert "Verdict: PASS" in text
+    assert "Xeon (2 usable cores, without VNNI), openvino 2026.4" in text
+
+
+def test_what_is_true_of_all_rows_is_said_once():
+    """Other load on the machine is one line, however many rows."""
+    rows = [summary("a", warnings=("others worked", "only a")), summary("b", warnings=("others worked",))]
+    assert documents.bench(rows, [], ENVIRONMENT)["notes"] == ["all rows: others worked", "a: only a"]
+
+
+def test_nan_is_refused_rather_than_written():
+    """JSON has no NaN; a document that holds one is a defect that must show."""
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        render.to_json({"x": math.nan})
+
+
+def test_lists_of_numbers_take_one_line_and_strings_are_left_alone():
+    """Samples do not fill a screen; a string that looks like an array keeps its blanks."""
+    text = render.to_json({"samples": [1, 2.5, -3e-7], "text": "[  1, 2  ]"})
+    assert '"samples": [1, 2.5, -3e-07]' in text
+    assert json.loads(text)["text"] == "[  1, 2  ]"
+
+
+def test_an_unknown_format_is_named_with_the_known_ones():
+    """Exit 2 with the choices."""
+    with pytest.raises(UnknownName, match="table, json, csv, md"):
+        render.render(documents.gate(verdict(), ENVIRONMENT), "yaml")
+
+
+def test_plain_names_stay_as_they_are():
+    """Nothing is changed that needs no change."""
+    for name in ("resnet50", "timm:resnet50.a1_in1k", "layer1.0/conv2", "Größe 1"):
+        assert inert(name) == name
