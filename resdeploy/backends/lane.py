@@ -129,7 +129,7 @@ class Lane:
             msg = f"block of {queries} queries, {warmup} to warm up"
             raise ValueError(msg)
         self._ask("block", seconds or 0.0, queries=queries, seconds=seconds or 0.0, warmup=warmup)
-        times = self._take("times.npy")
+        times: NDArray[np.int64] = self._take("times.npy").astype(np.int64, copy=False)
         start, copied, computed, end, device = times.T
         return Block(
             put_s=_seconds(copied - start),
@@ -393,12 +393,15 @@ def _plain(record: Artifact | Execution) -> dict[str, Any]:
     return document
 
 
-def _seconds(nanoseconds: NDArray[np.generic]) -> tuple[float, ...]:
+def _seconds(nanoseconds: NDArray[np.int64]) -> tuple[float, ...]:
     return tuple((nanoseconds / 1e9).tolist())
 
 
 def _environment(threads: int, folder: Path) -> dict[str, str]:
-    """The child's environment: our package, its temporary files in its folder, and threads. Thread pools that nobody configures later take their size from it at import."""
+    """The child's environment: our package, its folder for temporary files, and the threads.
+
+    Thread pools that nobody configures later take their size from it at import.
+    """
     path = os.pathsep.join(filter(None, (str(folder / "path"), os.environ.get("PYTHONPATH"))))
     pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}

@@ -125,7 +125,7 @@ class _Loaded:
                     name=node.get_friendly_name(),
                     kind=f"{info['layerType']}:{info['primitiveType']}",
                     precision=PRECISIONS.get(precision, precision),
-                    sources=tuple(filter(None, info["originalLayersNames"].split(","))),
+                    sources=_sources(info["originalLayersNames"]),
                     time_s=float(time_us) / 1e6,
                 )
             )
@@ -165,6 +165,11 @@ def _refusal(path: str, error: Exception) -> Exception:
         return error
     words = " ".join(str(error).split())[:400]
     return MalformedInput(f"OpenVINO refuses {path}", cause=words, fix="Export it again")
+
+
+def _sources(names: str) -> tuple[str, ...]:
+    """Graph nodes; a biased convolution appears twice, since reading the file split it."""
+    return tuple(dict.fromkeys(name.removesuffix("/WithoutBiases") for name in names.split(",") if name))
 
 
 def _tensor(port: Any) -> Tensor:

@@ -6,9 +6,8 @@ and `tensorrt.Builder` raises a TypeError that says nothing.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +67,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     raise BackendMissing("resdeploy does not build TensorRT engines yet", fix="Use --backend openvino or onnxruntime")
 
 
-@contextlib.contextmanager
-def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Iterator[Loaded]:  # noqa: A001
+def open(built: Artifact, execution: Execution, *, trace: bool = False) -> AbstractContextManager[Loaded]:  # noqa: A001
     """Not yet.
 
     Raises:
@@ -77,7 +75,6 @@ def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Itera
     """
     require(available(), VENDOR)
     raise BackendMissing("resdeploy does not run TensorRT engines yet", fix="Use --backend openvino or onnxruntime")
-    yield
 
 
 def _driver() -> tuple[str, int, tuple[str, ...]]:

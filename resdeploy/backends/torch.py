@@ -11,7 +11,7 @@ import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from resdeploy.backends import Tensor, installed, machine
 from resdeploy.errors import MissingInput
@@ -62,7 +62,9 @@ def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Itera
     threads = max(1, (execution.threads or machine.usable_cores()) // execution.streams)
     torch.set_num_threads(threads)
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[execution.precision]
-    network = _network(built).to(dtype=dtype, memory_format=torch.channels_last)
+    network = _network(built).to(dtype)
+    # torch declares this overload for tensors only.
+    network = cast("Any", network).to(memory_format=torch.channels_last)
     spec = _spec(built)
     shape = (execution.batch_size, *(execution.input_shape or spec.input_shape))
     yield _Loaded(network, dtype, shape, spec.classes, threads)

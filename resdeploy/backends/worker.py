@@ -45,7 +45,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # this much memory of them, since it counts towards the peak that is reported.
 FEEDS, FEEDS_BYTES, SEED = 8, 64 << 20, 0
 MEMORY_WORDS = re.compile(
-    r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.I
+    r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.IGNORECASE
 )
 
 
@@ -76,7 +76,7 @@ def random_feeds(inputs: Mapping[str, Tensor]) -> list[Feed]:
 def time_queries(
     session: Session, feeds: Sequence[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]
 ) -> None:
-    """The timed loop: appends (start, copied in, computed, copied out, device time) in ns, device time -1 if unknown."""
+    """The timed loop: appends (start, copied in, computed, copied out, device time) in ns, device time -1 if none."""
     clock, put, run, get, device = time.perf_counter_ns, session.put, session.run, session.get, session.device_time_s
     for feed in itertools.cycle(feeds):
         if not more():
@@ -115,7 +115,7 @@ def time_block(
             time_queries(session, mine, iter([True] * warmup + [False]).__next__, [])
             gate.wait()
             time_queries(session, mine, more, rows)
-        except BaseException as e:  # noqa: BLE001 (a thread's failure is raised by the caller)
+        except BaseException as e:  # raised by the caller, in its own thread
             gate.abort()
             failures.append(e)
 
@@ -137,7 +137,7 @@ def time_block(
 
 
 def answer(loaded: Loaded, session: Session, inputs: NDArray[np.generic]) -> Feed:
-    """All outputs for any number of inputs, run in the opened batch size; the last batch is padded with its last row."""
+    """All outputs for any number of inputs, run in the opened batch size; the last one padded with its last row."""
     ((name, tensor),) = loaded.inputs.items()
     if inputs.shape[1:] != tensor.shape[1:] or inputs.dtype.kind != np.dtype(tensor.dtype).kind or not len(inputs):
         raise UsageError(
@@ -275,9 +275,10 @@ def main(backend: str, read_fd: str, write_fd: str, parent: str, folder: str, me
         return
     for fd in (int(read_fd), int(write_fd)):
         os.set_inheritable(fd, False)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported, not dumped into the user's folder
     if int(memory_limit):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_limit), int(memory_limit)))
-    with open(int(read_fd)) as requests, open(int(write_fd), "w") as replies:
+    with os.fdopen(int(read_fd)) as requests, os.fdopen(int(write_fd), "w") as replies:
         serve(backend, Path(folder), requests, replies)
 
 

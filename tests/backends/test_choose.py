@@ -61,8 +61,8 @@ def test_asked_for_and_unavailable_is_an_error(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.exit_status == 6
     with pytest.raises(UnknownName):
         choose.pick("tensorflow", "fp32")
+    monkeypatch.undo()
     with pytest.raises(UsageError, match="openvino, onnxruntime"):
-        hide(monkeypatch)
         choose.pick("torch", "int8")
 
 

@@ -46,21 +46,27 @@ def _tree(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+GROUP = "sys/fs/cgroup"
+V1 = f"{GROUP}/cpu,cpuacct/x"
+
+
 @pytest.mark.parametrize(
-    ("files", "quota"),
+    ("line", "files", "quota"),
     [
-        ({"proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/cpu.max": "max 100000\n", "sys/fs/cgroup/a/cpu.max": "250000 100000\n"}, 2.5),
-        ({"proc/self/cgroup": "0::/host/path\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}, 0.5),
-        ({"proc/self/cgroup": "0::/\n"}, None),
-        ({"proc/self/cgroup": "3:cpu,cpuacct:/x\n", "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_quota_us": "300000\n", "sys/fs/cgroup/cpu,cpuacct/x/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"proc/self/cgroup": "1:cpu:/\n", "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({}, None),
+        ("0::/a/b", {f"{GROUP}/a/b/cpu.max": "max 100000", f"{GROUP}/a/cpu.max": "250000 100000"}, 2.5),
+        ("0::/host/path", {f"{GROUP}/cpu.max": "50000 100000"}, 0.5),
+        ("0::/", {}, None),
+        ("3:cpu,cpuacct:/x", {f"{V1}/cpu.cfs_quota_us": "300000", f"{V1}/cpu.cfs_period_us": "100000"}, 3.0),
+        ("3:cpu,cpuacct:/x", {f"{V1}/cpu.cfs_quota_us": "-1", f"{V1}/cpu.cfs_period_us": "100000"}, None),
+        ("", {}, None),
     ],
     ids=["v2 parent", "v2 in a container", "v2 none", "v1", "v1 unlimited", "no cgroup"],
-)  # fmt: skip
-def test_quota_is_read_from_both_cgroup_versions(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
+)
+def test_quota_is_read_from_both_cgroup_versions(
+    line: str, files: dict[str, str], quota: float | None, tmp_path: Path
+) -> None:
     """The smallest quota of the group and its ancestors counts."""
-    root = _tree(tmp_path, files)
+    root = _tree(tmp_path, {**files, "proc/self/cgroup": line})
     assert machine._quota(root) == quota
     affinity = len(os.sched_getaffinity(0))
     assert machine.usable_cores(root) == (affinity if quota is None else max(1, min(affinity, int(quota))))
