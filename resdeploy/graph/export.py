@@ -49,8 +49,10 @@ def export(
     Args:
         module: maps float32 (N, C, H, W) to (N, classes); exported in evaluation mode.
         spec: describes it; its input shape is the one traced.
+        out: the file to write.
         weights: where the module's weights came from.
         parent: SHA-256 of the checkpoint, if there was one.
+        progress: told the three steps.
 
     Raises:
         MalformedInput: torch cannot export the module, or the graph has no portable form.
@@ -96,9 +98,9 @@ def _trace(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
                 optimize=False,
                 verbose=False,
             )
-    except Exception as e:  # noqa: BLE001 (the exporter raises dozens of classes, its own and Python's)
+    except Exception as e:
         raise MalformedInput(
-            f"torch cannot export {spec.name}: {str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__}",
+            f"torch cannot export {spec.name}: {type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}",
             cause="The model's forward has data-dependent Python code, or an operator without ONNX form",
             fix="Run torch.export.export on it to see where",
         ) from e
@@ -135,6 +137,8 @@ def verify(
     """Compares the file with the module in float64 at two batch sizes; returns the artifact with `checks`.
 
     Args:
+        artifact: of `export`.
+        module: what it was exported from.
         run: runs the file in FP32: (path, inputs (N, C, H, W)) -> logits (N, classes). Given by the caller, since
             runtimes live above this room.
         samples: at least one real input, (N, C, H, W); repeated where a batch needs more.
@@ -159,8 +163,8 @@ def verify(
     relative = absolute / largest if largest else absolute
     if not relative <= MAX_REL_ERROR:
         raise MalformedInput(
-            f"{artifact.path} differs from torch in float64 by {relative:.1e} of the largest logit (allowed: {MAX_REL_ERROR:.0e})",
-            cause="The exporter produced a wrong graph, or the weights are so large that FP32 loses them",
+            f"{artifact.path} is off from torch in float64 by {relative:.1e} of the largest logit",
+            cause=f"Rounding stays under {MAX_REL_ERROR:.0e}: the graph is wrong, or the weights are too large for FP32",
             fix="Report the model with the versions in `resdeploy doctor`",
         )
     checks = {"max_abs_error": absolute, "max_rel_error": relative}

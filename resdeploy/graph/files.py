@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
 from resdeploy import store
@@ -63,7 +63,7 @@ def _parse(path: Path) -> onnx.ModelProto:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise MalformedInput(f"{path} has {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
-        model = onnx.ModelProto.FromString(path.read_bytes())
+        model: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
         raise MissingInput(f"there is no file {path}", fix="Check the path") from e
     except DecodeError as e:
@@ -114,7 +114,8 @@ def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
                 if attribute.HasField("t"):
                     yield attribute.t
                 yield from attribute.tensors
-                for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                for sparse in (*single, *attribute.sparse_tensors):
                     yield from (sparse.values, sparse.indices)
                 pending.extend((attribute.g, *attribute.graphs))
 

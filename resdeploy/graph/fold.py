@@ -14,15 +14,18 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from resdeploy.errors import MalformedInput
+
 Dims = tuple[int | str, ...]  # a shape-like vector: known integers, and names of symbolic dimensions
 Array = NDArray[np.generic]
 
 # Ops worth evaluating: what exporters write around shapes, pads and zero biases. No op that draws or loops.
-_FOLDABLE = frozenset(
-    "Abs Add And Cast CastLike Ceil Clip Concat ConstantOfShape Div Equal Expand Floor Gather Greater Identity Less "
-    "Max Min Mod Mul Neg Not Or Pow Range ReduceProd Reshape Shape Size Slice Split Sqrt Squeeze Sub Tile Transpose "
-    "Unsqueeze Where".split()
-)
+_FOLDABLE = frozenset({
+    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand"),
+    *("Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range"),
+    *("ReduceProd", "Reshape", "Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose"),
+    *("Unsqueeze", "Where"),
+})  # fmt: skip
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile"})
 # A 111-byte file can ask Tile for terabytes: results over this are not computed here.
 _MAX_FOLDED_ELEMENTS = 1 << 22
@@ -33,6 +36,18 @@ def constant(value: ir.Value | None) -> Array | None:
     if value is None or value.const_value is None or value.is_graph_input():
         return None
     return value.const_value.numpy()
+
+
+def operand(node: ir.Node, index: int = 0) -> ir.Value:
+    """A required input.
+
+    Raises:
+        MalformedInput: it is not given.
+    """
+    value = node.inputs[index] if index < len(node.inputs) else None
+    if value is None:
+        raise MalformedInput(f"node {node.name!r} ({node.op_type}) lacks its input {index}")
+    return value
 
 
 def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
@@ -79,7 +94,7 @@ def fold_constants(graph: ir.Graph, opset: int) -> None:
             replace(graph, output, add_constant(graph, str(output.name), array))
         graph.remove(node, safe=True)
     for node in graph:
-        if node.op_type == "Reshape" and (dims := known.get(node.inputs[1])) is not None:
+        if node.op_type == "Reshape" and (dims := known.get(operand(node, 1))) is not None:
             _freeze_reshape(graph, node, dims)
 
 
@@ -90,8 +105,8 @@ def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Ar
     if node.op_type == "Constant":
         return (_constant_node(node),)
     inputs = [constant(v) for v in node.inputs]
-    if node.op_type == "CastLike" and inputs[0] is not None and node.inputs[1].dtype is not None:
-        return (inputs[0].astype(node.inputs[1].dtype.numpy()),)
+    if node.op_type == "CastLike" and inputs[0] is not None and (dtype := operand(node, 1).dtype) is not None:
+        return (inputs[0].astype(dtype.numpy()),)
     if node.op_type not in _FOLDABLE or not inputs:
         return None
     if any(a is None and v is not None for a, v in zip(inputs, node.inputs, strict=True)):
@@ -160,15 +175,16 @@ def _dims_of(value: ir.Value | None, known: dict[ir.Value, Dims]) -> Dims | None
 
 
 def _shape(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
-    shape = node.inputs[0].shape
+    shape = operand(node).shape
     if shape is None:
         return None
     dims = [d if isinstance(d, int) else d.value for d in shape]
-    if any(d is None for d in dims):
+    named = tuple(d for d in dims if d is not None)
+    if len(named) < len(dims):
         return None
     start = node.attributes["start"].as_int() if "start" in node.attributes else 0
     end = node.attributes["end"].as_int() if "end" in node.attributes else len(dims)
-    return tuple(dims[start:end])
+    return named[start:end]
 
 
 def _gather(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
@@ -212,7 +228,7 @@ _FOLLOWED: dict[str, Callable[[ir.Node, dict[ir.Value, Dims]], Dims | None]] = {
 
 def _freeze_reshape(graph: ir.Graph, node: ir.Node, dims: Dims) -> None:
     """A Reshape that only keeps its input's first dimension gets the constant shape (0, ...)."""
-    shape = node.inputs[0].shape
+    shape = operand(node).shape
     if shape is None or not dims or isinstance(shape[0], int) or dims[0] != shape[0].value:
         return
     if any(isinstance(d, str) or d == 0 for d in dims[1:]):
@@ -231,7 +247,7 @@ def fold_batch_norms(graph: ir.Graph) -> None:
     for norm in tuple(graph):
         if norm.domain or norm.op_type != "BatchNormalization":
             continue
-        conv = norm.inputs[0].producer()
+        conv = operand(norm).producer()
         parameters = [constant(v) for v in norm.inputs[1:5]]
         training = "training_mode" in norm.attributes and norm.attributes["training_mode"].as_int()
         if conv is None or conv.domain or conv.op_type != "Conv" or training or any(p is None for p in parameters):
@@ -245,7 +261,7 @@ def fold_batch_norms(graph: ir.Graph) -> None:
         scale = gamma / np.sqrt(variance + epsilon)
         folded_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))
         folded_bias = (np.asarray(bias, dtype=np.float64) - mean) * scale + beta
-        name = str(conv.inputs[1].name)
+        name = str(operand(conv, 1).name)
         inputs = (
             conv.inputs[0],
             add_constant(graph, name, folded_weight.astype(weight.dtype)),

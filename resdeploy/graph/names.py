@@ -16,17 +16,21 @@ import onnx_ir as ir
 
 from resdeploy.graph.opset import OPSET
 
-_WEIGHTED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization"})
 _READABLE = re.compile(r"[A-Za-z_][\w.]*\.weight$")
-# Formal parameter names of ONNX schemas, in the words that PyTorch users know.
-_PARAMETERS = {"W": "weight", "B": "bias", "C": "bias", "scale": "weight", "input_mean": "running_mean"}
-_PARAMETERS["input_var"] = "running_var"
+# In the words that PyTorch users know; other operators' inputs are named as their ONNX schema does.
+_PARAMETERS = {
+    "Conv": ["input", "weight", "bias"],
+    "ConvTranspose": ["input", "weight", "bias"],
+    "Gemm": ["input", "weight", "bias"],
+    "MatMul": ["input", "weight"],
+    "BatchNormalization": ["input", "weight", "bias", "running_mean", "running_var"],
+}
 _SHORT = {"GlobalAveragePool": "avgpool", "MaxPool": "maxpool", "BatchNormalization": "bn", "Gemm": "fc"}
 
 
 def rename(graph: ir.Graph) -> None:
     """Gives every node, value and initialiser its final name, in place; drops unused initialisers."""
-    scopes = [_scope(node) for node in graph]
+    scopes = _merge_repeats([_scope(node) for node in graph])
     bases = _bases(list(graph), scopes)
     totals = collections.Counter(bases)
     seen: collections.Counter[str] = collections.Counter()
@@ -43,7 +47,7 @@ def rename(graph: ir.Graph) -> None:
 
 def _scope(node: ir.Node) -> tuple[str, bool]:
     """(path, final): a final path names this very node, another one the module that it was called in."""
-    weight = node.inputs[1] if node.op_type in _WEIGHTED and len(node.inputs) > 1 else None
+    weight = node.inputs[1] if node.op_type in _PARAMETERS and len(node.inputs) > 1 else None
     if weight is not None and _READABLE.match(weight.name or ""):
         return str(weight.name).removesuffix(".weight"), True
     if "pkg.torch.onnx.name_scopes" in node.metadata_props:
@@ -53,6 +57,16 @@ def _scope(node: ir.Node) -> tuple[str, bool]:
     if name.startswith("/"):
         return _slashed(name), False
     return (re.sub(r"[^\w.]+", ".", name).strip(".") or node.op_type.lower()), True
+
+
+def _merge_repeats(scopes: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
+    """TorchScript calls the second use of a module `relu` `relu_1`: both are uses of `relu`."""
+    paths = {path for path, _ in scopes}
+    merged = []
+    for path, final in scopes:
+        first = re.sub(r"_\d+$", "", path)
+        merged.append((first if not final and first in paths else path, final))
+    return merged
 
 
 def _slashed(name: str) -> str:
@@ -121,9 +135,4 @@ def _rename_values(graph: ir.Graph) -> None:
 def _formal_names(node: ir.Node) -> list[str]:
     if node.domain or not onnx.defs.has(node.op_type):
         return ["constant"]
-    formal = [p.name for p in onnx.defs.get_schema(node.op_type, OPSET).inputs]
-    if node.op_type == "MatMul":
-        return ["input", "weight"]
-    if node.op_type in _WEIGHTED:
-        return [_PARAMETERS.get(name, name) if k else name for k, name in enumerate(formal)]
-    return formal
+    return _PARAMETERS.get(node.op_type) or [p.name for p in onnx.defs.get_schema(node.op_type, OPSET).inputs]

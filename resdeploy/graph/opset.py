@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnx.version_converter
 import onnx_ir as ir
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.fold import add_constant, constant
+from resdeploy.graph.fold import add_constant, constant, operand
 
 OPSET = 17
 IR_VERSION = 8  # the format version that came with opset 17
@@ -27,7 +28,7 @@ def upgrade(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     try:
         return onnx.version_converter.convert_version(model, OPSET)
-    except Exception as e:  # noqa: BLE001 (the C++ converter raises RuntimeError and its own ConvertError)
+    except Exception as e:
         raise MalformedInput(
             f"this ONNX file cannot be brought to opset {OPSET}: {e}", fix="Export it again with opset 13 to 18"
         ) from e
@@ -93,7 +94,7 @@ def _respell(graph: ir.Graph, node: ir.Node, opset: int) -> None:
 
 
 def _pad_all_axes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
-    pads, axes, shape = constant(node.inputs[1]), constant(node.inputs[3]), node.inputs[0].shape
+    pads, axes, shape = constant(node.inputs[1]), constant(node.inputs[3]), operand(node).shape
     if pads is None or axes is None or shape is None:
         _refuse(node, opset)
         return
@@ -105,7 +106,7 @@ def _pad_all_axes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
 
 def _split_by_sizes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
-    shape, parts = node.inputs[0].shape, len(node.outputs)
+    shape, parts = operand(node).shape, len(node.outputs)
     length = None if shape is None else shape[axis]
     if not isinstance(length, int):
         _refuse(node, opset)

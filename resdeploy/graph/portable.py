@@ -11,6 +11,7 @@ Passes work on onnx-ir, whose values know their users; the doors of this room ta
 from __future__ import annotations
 
 import onnx
+import onnx.inliner
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -24,7 +25,8 @@ BATCH = "batch"
 def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function in the canonical portable form; `model` is left alone.
 
-    Metadata of ours (`resdeploy.*`) is kept. A batch dimension fixed at export becomes symbolic where no node depends on it.
+    Metadata of ours (`resdeploy.*`) is kept. A batch dimension fixed at export becomes symbolic where no node
+    depends on it.
 
     Raises:
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
@@ -34,7 +36,8 @@ def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
     if version < opset.OPSET:
         model, version = opset.upgrade(model), opset.OPSET
     ours = {p.key: p.value for p in model.metadata_props if p.key.startswith("resdeploy.")}
-    work = ir.serde.deserialize_model(model)
+    # A copy, since onnx-ir's values share the proto's tensors and rename them.
+    work = ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
     graph = work.graph
     _check_interface(graph)
     _infer_shapes(work)
@@ -124,7 +127,8 @@ def _finish(work: ir.Model) -> onnx.ModelProto:
 
 def _inferred(work: ir.Model) -> onnx.ModelProto:
     proto = ir.serde.serialize_model(work)
+    del proto.graph.value_info[:]
     try:
         return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return proto
+        return onnx.shape_inference.infer_shapes(proto)

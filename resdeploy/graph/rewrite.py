@@ -9,14 +9,14 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.graph.fold import add_constant, constant, new_node, replace
+from resdeploy.graph.fold import add_constant, constant, new_node, operand, replace
 
 
 def drop_no_ops(graph: ir.Graph) -> None:
     """Removes Identity, inference-mode Dropout, casts to the same type and slices that keep everything."""
     for node in tuple(graph):
         if not node.domain and _does_nothing(node):
-            replace(graph, node.outputs[0], node.inputs[0])
+            replace(graph, node.outputs[0], operand(node))
             graph.remove(node, safe=True)
 
 
@@ -35,21 +35,30 @@ def _does_nothing(node: ir.Node) -> bool:
         mask_used = len(node.outputs) > 1 and bool(node.outputs[1].uses())
         return training is not None and not training.any() and not mask_used
     if node.op_type == "Cast":
-        return node.inputs[0].dtype is not None and node.attributes["to"].as_int() == node.inputs[0].dtype
+        return node.attributes["to"].as_int() == operand(node).dtype
+    if node.op_type in ("AveragePool", "MaxPool") and len(node.outputs) == 1:
+        return set(node.attributes["kernel_shape"].as_ints()) == {1} and _is_dense(node)
     if node.op_type == "Slice":
         parameters = _slice_parameters(node)
         return parameters is not None and all(p[:3] == (0, p[1], 1) and p[1] >= p[3] for p in parameters)
     return False
 
 
+def _is_dense(node: ir.Node) -> bool:
+    """Stride 1 and no padding."""
+    strides, pads = (node.attributes[a].as_ints() if a in node.attributes else () for a in ("strides", "pads"))
+    return set(strides) <= {1} and not any(pads)
+
+
 def _slice_parameters(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
     """(start, end, step, axis length) of each sliced axis; an unknown length counts as the largest integer."""
     axes = _slice_axes(node)
-    shape = node.inputs[0].shape
+    shape = operand(node).shape
     if axes is None or shape is None:
         return None
-    lengths = [shape[a] if isinstance(shape[a], int) else np.iinfo(np.int64).max for a, *_ in axes]
-    return [(start, end, step, int(length)) for (_, start, end, step), length in zip(axes, lengths, strict=True)]
+    sizes = [shape[a] for a, *_ in axes]
+    lengths = [size if isinstance(size, int) else np.iinfo(np.int64).max for size in sizes]
+    return [(start, end, step, length) for (_, start, end, step), length in zip(axes, lengths, strict=True)]
 
 
 def _slice_axes(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
@@ -90,7 +99,7 @@ def pool_globally(graph: ir.Graph) -> None:
         keeps = _global_mean(node)
         if keeps is None:
             continue
-        source, shape = node.inputs[0], node.inputs[0].shape
+        source, shape = node.inputs[0], operand(node).shape
         assert shape is not None
         pooled = new_node(graph, node, "GlobalAveragePool", (source,), node.outputs[0])
         pooled.shape = ir.Shape((shape[0], shape[1], *[1] * (len(shape) - 2)))
@@ -108,7 +117,7 @@ def _global_mean(node: ir.Node) -> bool | None:
     """Whether the spatial axes are kept, for a node that averages all of them; else None."""
     if node.domain or node.op_type not in ("ReduceMean", "AveragePool") or node.inputs[0] is None:
         return None
-    shape = node.inputs[0].shape
+    shape = operand(node).shape
     if shape is None or len(shape) != 4:
         return None
     if node.op_type == "AveragePool":
@@ -129,13 +138,16 @@ def flatten(graph: ir.Graph) -> None:
     for node in tuple(graph):
         if node.domain or node.op_type not in ("Reshape", "Squeeze") or not _joins_all_but_batch(node):
             continue
-        new_node(graph, node, "Flatten", (node.inputs[0],), node.outputs[0], attributes=(ir.AttrInt64("axis", 1),))
+        if len(operand(node).shape or ()) == 2:
+            replace(graph, node.outputs[0], operand(node))
+        else:
+            new_node(graph, node, "Flatten", (operand(node),), node.outputs[0], attributes=(ir.AttrInt64("axis", 1),))
         graph.remove(node, safe=True)
 
 
 def _joins_all_but_batch(node: ir.Node) -> bool:
-    shape = node.inputs[0].shape
-    if shape is None or len(shape) < 3:
+    shape = operand(node).shape
+    if shape is None or len(shape) < 2:
         return False
     rest = [d for d in shape[1:] if isinstance(d, int)]
     joined = int(np.prod(rest)) if len(rest) == len(shape) - 1 else None
@@ -155,7 +167,7 @@ def _joins_all_but_batch(node: ir.Node) -> bool:
 def join_gemms(graph: ir.Graph) -> None:
     """MatMul by a constant matrix plus a constant vector becomes Gemm; every Gemm holds its weights as (out, in)."""
     for node in tuple(graph):
-        if node.domain or node.op_type not in ("MatMul", "Gemm") or len(node.inputs[0].shape or ()) != 2:
+        if node.domain or node.op_type not in ("MatMul", "Gemm") or len(operand(node).shape or ()) != 2:
             continue
         weight = constant(node.inputs[1])
         if weight is None or weight.ndim != 2:
@@ -165,7 +177,7 @@ def join_gemms(graph: ir.Graph) -> None:
             continue
         if node.op_type == "MatMul":
             last, bias = _bias_after(node, weight.shape[1])
-        inputs = (node.inputs[0], add_constant(graph, str(node.inputs[1].name), np.ascontiguousarray(weight.T)), bias)
+        inputs = (node.inputs[0], add_constant(graph, str(operand(node, 1).name), np.ascontiguousarray(weight.T)), bias)
         kept = tuple(a for a in attributes.values() if a.name != "transB")
         new_node(
             graph,

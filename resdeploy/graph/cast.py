@@ -1,0 +1,145 @@
+"""FP32 graph -> FP16 or BF16 graph with FP32 input and output: precision lives in the file, not in builder flags.
+
+Weights are rounded to nearest even. In FP16 what is below 2^-25 becomes zero (weights this small move no logit),
+and what is over 65504 would become infinity: the node that holds it stays in FP32 and is named by `kept`.
+BF16 has FP32's range. Conv takes BF16 from opset 22 on, so a BF16 file is at opset 22 and only for runtimes
+that read it; an FP16 file stays at opset 17.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.errors import UnknownName, UsageError
+
+KEPT_KEY = "resdeploy.kept_fp32"
+BF16_OPSET, BF16_IR_VERSION = 22, 10
+FP16_MAX = 65504.0
+_TYPES = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+_SUFFIXES: dict[int, str] = {TensorProto.FLOAT16: "fp16", TensorProto.BFLOAT16: "bf16", TensorProto.FLOAT: "fp32"}
+# Inputs that ONNX defines as FP32 whatever the data's type is.
+_ALWAYS_FLOAT = {("Resize", 2)}
+
+
+def to_half(
+    model: onnx.ModelProto, precision: Literal["fp16", "bf16"], *, keep: Collection[str] = ()
+) -> onnx.ModelProto:
+    """The model in half precision; `model` itself (FP32, canonical) is left alone.
+
+    Args:
+        model: FP32, in the canonical form.
+        precision: of all weights and of all values but the input and the output.
+        keep: names of nodes that run in FP32, with casts around them.
+
+    Raises:
+        UnknownName: `keep` names a node that is not there.
+        UsageError: the model holds Q/DQ nodes.
+    """
+    if missing := sorted(set(keep) - {node.name for node in model.graph.node}):
+        raise UnknownName(f"there is no node {', '.join(map(repr, missing))} to keep in FP32")
+    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+        raise UsageError("a quantized model cannot be cast to half precision", fix="Cast the FP32 model it came from")
+    result = onnx.version_converter.convert_version(model, BF16_OPSET) if precision == "bf16" else model
+    result = onnx.shape_inference.infer_shapes(result)
+    if precision == "bf16":
+        result.ir_version = BF16_IR_VERSION
+    names = set(keep) | (_overflowing(result.graph) if precision == "fp16" else set())
+    _cast(result.graph, _TYPES[precision], names)
+    props = {p.key: p.value for p in model.metadata_props}
+    if names:
+        props[KEPT_KEY] = "\n".join(node.name for node in result.graph.node if node.name in names)
+    helper.set_model_props(result, dict(sorted(props.items())))
+    onnx.checker.check_model(result)
+    return result
+
+
+def kept(model: onnx.ModelProto) -> tuple[str, ...]:
+    """Names of the nodes that `to_half` left in FP32, asked for or because FP16 cannot hold their weights."""
+    return tuple(name for p in model.metadata_props if p.key == KEPT_KEY for name in p.value.split("\n"))
+
+
+def _overflowing(graph: onnx.GraphProto) -> set[str]:
+    """Nodes with a weight that rounds to infinity in FP16."""
+    too_large = {
+        tensor.name
+        for tensor in graph.initializer
+        if tensor.data_type == TensorProto.FLOAT
+        and not np.isfinite(_rounded(numpy_helper.to_array(tensor), TensorProto.FLOAT16)).all()
+    }
+    return {node.name for node in graph.node if too_large & set(node.input)}
+
+
+def _rounded(array: np.ndarray, elem_type: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        return array.astype(helper.tensor_dtype_to_np_dtype(elem_type))
+
+
+def _cast(graph: onnx.GraphProto, half: int, in_float: set[str]) -> None:
+    """In execution order: every value has one type, and a Cast is made where a user wants the other."""
+    infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+    types = {name: info.type.tensor_type.elem_type for name, info in infos.items()}
+    weights = {t.name: t for t in graph.initializer}
+    constants: dict[str, onnx.TensorProto] = {}
+    nodes: list[onnx.NodeProto] = []
+    casts: list[onnx.ValueInfoProto] = []
+
+    def operand(name: str, wanted: int) -> str:
+        """The name under which `name` can be had as `wanted`; integers and booleans stay what they are."""
+        if name in weights:
+            tensor = weights[name]
+            if tensor.data_type != TensorProto.FLOAT:
+                constants[name] = tensor
+                return name
+            # Another name, since a node that is not kept may use the same weight.
+            final = f"{name}.fp32" if wanted == TensorProto.FLOAT else name
+            if final not in constants:
+                constants[final] = numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), wanted), final)
+            return final
+        if types.get(name) not in (TensorProto.FLOAT, half) or types[name] == wanted:
+            return name
+        final = f"{name}.{_SUFFIXES[wanted]}"
+        if final not in types:
+            nodes.append(helper.make_node("Cast", [name], [final], name=f"{final}.cast", to=wanted))
+            info = onnx.ValueInfoProto()
+            info.CopyFrom(infos[name])
+            info.name, types[final] = final, wanted
+            casts.append(info)
+        return final
+
+    for node in graph.node:
+        wanted = TensorProto.FLOAT if node.name in in_float else half
+        for k, name in enumerate(node.input):
+            node.input[k] = operand(name, TensorProto.FLOAT if (node.op_type, k) in _ALWAYS_FLOAT else wanted)
+        for name in node.output:
+            if types.get(name) == TensorProto.FLOAT:
+                types[name] = wanted
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
+                attribute.i = wanted
+        nodes.append(node)
+    logits = graph.output[0].name
+    if types[logits] == half:
+        last = next(node for node in nodes if logits in node.output)
+        inner = f"{logits}.{_SUFFIXES[half]}"
+        for node in nodes:
+            node.input[:] = [inner if name == logits else name for name in node.input]
+        last.output[:] = [inner if name == logits else name for name in last.output]
+        nodes.append(helper.make_node("Cast", [inner], [logits], name=f"{logits}.cast", to=TensorProto.FLOAT))
+    values = [*graph.value_info, *casts]
+    for info in values:
+        info.type.tensor_type.elem_type = types[info.name]
+    changed = onnx.GraphProto(
+        name=graph.name,
+        node=nodes,
+        input=graph.input,
+        output=graph.output,
+        initializer=constants.values(),
+        value_info=values,
+    )
+    graph.CopyFrom(changed)
