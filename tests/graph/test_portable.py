@@ -1,0 +1,283 @@
+"""The canonical portable form."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections import Counter
+from types import ModuleType
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.errors import MalformedInput
+from resdeploy.graph import portable
+
+torch = pytest.importorskip("torch")
+CANONICAL = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
+RESNET18 = dict(Conv=20, Relu=17, Add=8, MaxPool=1, GlobalAveragePool=1, Flatten=1, Gemm=1)
+
+
+def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
+    """In onnxruntime without its own rewrites, so that a wrong file cannot be repaired."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: x})[0]
+
+
+def ops(model: onnx.ModelProto) -> Counter[str]:
+    return Counter(node.op_type for node in model.graph.node)
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def torchscript(module: torch.nn.Module, example: torch.Tensor, **options: object) -> onnx.ModelProto:
+    """The exporter that most ONNX files in the world came from."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(module, (example,), buffer, dynamo=False, **options)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def randomise_statistics(module: torch.nn.Module) -> None:
+    """Fresh batch norms are the identity, which hides folding errors."""
+    generator = torch.Generator().manual_seed(7)
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            for tensor, low in (
+                (layer.weight, 0.5),
+                (layer.running_var, 0.5),
+                (layer.bias, -0.5),
+                (layer.running_mean, -0.5),
+            ):
+                tensor.data = torch.rand(tensor.shape, generator=generator) + low
+
+
+@pytest.fixture(scope="module")
+def resnet18(torchvision: ModuleType) -> torch.nn.Module:
+    torch.manual_seed(0)
+    module = torchvision.models.resnet18(weights=None).eval()
+    randomise_statistics(module)
+    return module
+
+
+@pytest.mark.parametrize("constant_folding", [True, False])
+@pytest.mark.parametrize("opset", [11, 17])
+def test_a_torchscript_file_becomes_canonical(resnet18: torch.nn.Module, opset: int, constant_folding: bool) -> None:
+    """TorchScript exports of opset 11 to 17, folded or not, give 49 nodes that compute what torch computes."""
+    raw = torchscript(
+        resnet18,
+        torch.zeros(1, 3, 64, 64),
+        opset_version=opset,
+        do_constant_folding=constant_folding,
+        input_names=["data"],
+        dynamic_axes={"data": {0: "n"}},
+    )
+    model = portable.canonicalise(raw)
+    assert ops(model) == RESNET18
+    assert {o.domain: o.version for o in model.opset_import} == {"": 17}
+    assert model.ir_version == 8
+    x = np.random.default_rng(0).normal(size=(3, 3, 64, 64)).astype(np.float32)
+    with torch.no_grad():
+        expected = resnet18.double()(torch.from_numpy(x).double()).numpy()
+    resnet18.float()
+    assert relative_error(run(model, x), expected) < 1e-5
+
+
+def test_names_are_the_module_paths(resnet18: torch.nn.Module) -> None:
+    """From a TorchScript file that kept no weight names, the nodes are named after the modules, and unique."""
+    model = portable.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
+    names = [node.name for node in model.graph.node]
+    assert names[:8] == ["conv1", "relu", "maxpool", "layer1.0.conv1", "layer1.0.relu1", "layer1.0.conv2", "layer1.0.add",
+                         "layer1.0.relu2"]  # fmt: skip
+    assert names[-3:] == ["avgpool", "flatten", "fc"]
+    assert {"layer2.0.downsample.0", "layer4.1.relu2"} <= set(names)
+    assert len(set(names)) == len(names)
+    assert {"layer1.0.conv2.weight", "layer1.0.conv2.bias", "fc.weight"} <= {t.name for t in model.graph.initializer}
+    assert [model.graph.input[0].name, model.graph.output[0].name] == ["input", "logits"]
+
+
+def test_a_fixed_batch_becomes_symbolic(resnet18: torch.nn.Module) -> None:
+    """A file exported for batch 1 runs at batch 3 afterwards, since nothing in it depends on the batch."""
+    model = portable.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert run(model, np.zeros((3, 3, 64, 64), np.float32)).shape == (3, 1000)
+
+
+def test_the_canonical_form_is_a_fixed_point_and_deterministic(resnet18: torch.nn.Module) -> None:
+    """Canonicalising twice, or two equal files, gives the same bytes."""
+    raw = torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=13)
+    once = portable.canonicalise(raw)
+    assert portable.canonicalise(raw).SerializeToString() == once.SerializeToString()
+    assert portable.canonicalise(once).SerializeToString() == once.SerializeToString()
+
+
+def graph_model(
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 17, **shapes: object
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shapes.get("x", ("n", 3, 8, 8)))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def test_means_over_the_image_become_global_pooling() -> None:
+    """ReduceMean with axes as an input (opset 18, misread by TensorRT 8.6) becomes GlobalAveragePool + Flatten."""
+    node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
+    raw = graph_model([node], {"axes": np.array([-1, -2])}, opset=18)
+    model = portable.canonicalise(raw)
+    assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    assert np.allclose(run(model, x), x.mean((2, 3)), atol=1e-6)
+
+
+def test_shape_arithmetic_of_view_is_gone() -> None:
+    """`x.view(x.size(0), -1)`, Shape-Gather-Unsqueeze-Concat-Reshape, becomes one Flatten."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["n"]),
+        helper.make_node("Unsqueeze", ["n", "axis"], ["n1"]),
+        helper.make_node("Concat", ["n1", "rest"], ["shape"], axis=0),
+        helper.make_node("Reshape", ["x", "shape"], ["y"]),
+    ]
+    model = portable.canonicalise(
+        graph_model(nodes, {"zero": np.array(0), "axis": np.array([0]), "rest": np.array([-1])})
+    )
+    assert ops(model) == {"Flatten": 1}
+    assert run(model, np.zeros((5, 3, 8, 8), np.float32)).shape == (5, 192)
+
+
+def test_option_a_is_two_nodes() -> None:
+    """`F.pad(x[:, :, ::2, ::2], ...)` is one Slice and one Pad, bit-exact."""
+
+    class Shortcut(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 5))
+
+    module = Shortcut()
+    model = portable.canonicalise(torchscript(module, torch.zeros(1, 3, 8, 8), opset_version=17))
+    assert ops(model) == {"Slice": 1, "Pad": 1}
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    assert np.array_equal(run(model, x), module(torch.from_numpy(x)).numpy())
+
+
+def test_a_batch_norm_whose_input_is_used_elsewhere_stays() -> None:
+    """Folding must not change the convolution's other users."""
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", *"abmv"], ["n"]),
+        helper.make_node("Add", ["c", "n"], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    weights = {"w": rng.normal(size=(3, 3, 1, 1)).astype(np.float32)}
+    weights |= {name: rng.uniform(0.5, 1, 3).astype(np.float32) for name in "abmv"}
+    raw = graph_model(nodes, weights)
+    model = portable.canonicalise(raw)
+    assert ops(model) == {"Conv": 1, "BatchNormalization": 1, "Add": 1}
+    x = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
+    assert np.allclose(run(model, x), run(raw, x), rtol=1e-6)
+
+
+def test_a_tile_bomb_is_not_computed() -> None:
+    """A constant Tile to 10^12 elements is left alone instead of filling the memory."""
+    nodes = [helper.make_node("Tile", ["one", "times"], ["t"]), helper.make_node("Add", ["x", "t"], ["y"])]
+    weights = {"one": np.ones((1, 1), np.float32), "times": np.array([10**6, 10**6])}
+    raw = graph_model(nodes, weights, x=("n", 3, 1, 1))
+    assert ops(portable.canonicalise(raw))["Tile"] == 1
+
+
+def test_two_inputs_are_refused() -> None:
+    """A model that is no classifier is refused in words, not by a stack trace."""
+    model = graph_model([helper.make_node("Add", ["x", "z"], ["y"])], {})
+    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("n", 3, 8, 8)))
+    with pytest.raises(MalformedInput, match="2 inputs"):
+        portable.canonicalise(model)
+
+
+def test_an_operator_newer_than_opset_17_is_refused_by_name() -> None:
+    """What has no equal in opset 17 is named."""
+    with pytest.raises(MalformedInput, match=r"'g' \(Gelu"):
+        portable.canonicalise(graph_model([helper.make_node("Gelu", ["x"], ["y"], name="g")], {}, opset=20))
+
+
+@st.composite
+def residual_nets(draw: st.DrawFn) -> onnx.ModelProto:
+    """Small random residual networks in the spellings of several exporters."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    nodes: list[onnx.NodeProto] = []
+    weights: dict[str, np.ndarray] = {}
+    opset = draw(st.sampled_from([17, 18]))
+    width = draw(st.sampled_from([4, 8]))
+
+    def emit(op: str, inputs: list[str], **attributes: object) -> str:
+        out = f"v{len(nodes)}"
+        nodes.append(helper.make_node(op, inputs, [out], **attributes))
+        return out
+
+    def constant(array: np.ndarray) -> str:
+        name = f"w{len(weights)}"
+        weights[name] = array
+        return name
+
+    def conv(x: str, inputs: int, norm: bool) -> str:
+        groups = draw(st.sampled_from([1, 2])) if inputs % 2 == 0 else 1
+        operands = [x, constant(rng.normal(size=(width, inputs // groups, 3, 3)).astype(np.float32))]
+        if draw(st.booleans()):
+            operands.append(constant(rng.normal(size=width).astype(np.float32)))
+        x = emit("Conv", operands, pads=[1, 1, 1, 1], group=groups)
+        if draw(st.booleans()):
+            x = emit("Identity", [x])
+        if norm:
+            parameters = [
+                rng.normal(size=width),
+                rng.normal(size=width),
+                rng.normal(size=width),
+                rng.uniform(0.1, 2, width),
+            ]
+            x = emit("BatchNormalization", [x, *(constant(p.astype(np.float32)) for p in parameters)], epsilon=1e-3)
+        return x
+
+    x = conv("x", 3, draw(st.booleans()))
+    for _ in range(draw(st.integers(0, 3))):
+        y = emit("Relu", [conv(x, width, draw(st.booleans()))])
+        x = emit("Relu", [emit("Add", [conv(y, width, draw(st.booleans())), x])])
+    if opset == 17:
+        x = emit("ReduceMean", [x], axes=[2, 3], keepdims=draw(st.sampled_from([0, 1])))
+    else:
+        x = emit("ReduceMean", [x, constant(np.array([2, 3]))], keepdims=draw(st.sampled_from([0, 1])))
+    x = emit("Reshape", [x, constant(np.array([0, -1]))])
+    x = emit("MatMul", [x, constant(rng.normal(size=(width, 5)).astype(np.float32))])
+    nodes.append(helper.make_node("Add", [x, constant(rng.normal(size=5).astype(np.float32))], ["y"]))
+    return graph_model(nodes, weights, opset)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    phases=[Phase.explicit, Phase.generate],
+    suppress_health_check=[HealthCheck.too_slow],
+)
+@given(raw=residual_nets(), seed=st.integers(0, 1000))
+def test_canonicalising_never_changes_the_function(raw: onnx.ModelProto, seed: int) -> None:
+    """For random residual networks: same results in onnxruntime, canonical operators only, and a fixed point."""
+    model = portable.canonicalise(raw)
+    assert set(ops(model)) <= CANONICAL
+    x = np.random.default_rng(seed).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    before = run(raw, x)
+    assert np.abs(run(model, x) - before).max() <= 1e-4 * max(1.0, np.abs(before).max())
+    assert portable.canonicalise(model).SerializeToString() == model.SerializeToString()
