@@ -239,12 +239,16 @@ def _start_at_identity(net: nn.Module) -> None:
 
 
 def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    if recipe == "paper":
-        return torch.optim.SGD(net.parameters(), lr=0, momentum=MOMENTUM, weight_decay=1e-4)
     matrices = [p for p in net.parameters() if p.ndim > 1]
     vectors = [p for p in net.parameters() if p.ndim <= 1]  # biases and BN: decay there only costs accuracy
     groups = [{"params": matrices, "weight_decay": 5e-4}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=0, momentum=MOMENTUM, nesterov=True)
+    if recipe == "paper":
+        groups = [{"params": [*net.parameters()], "weight_decay": 1e-4}]
+    optimizer = torch.optim.SGD(groups, lr=0, momentum=MOMENTUM, nesterov=recipe == "fast")
+    for parameter in net.parameters():
+        # Made here and not by torch from the first gradient, so that a resumed training has the same memory layout.
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _check_finite(loss: float, step: int, lr: float, out: Path) -> None:

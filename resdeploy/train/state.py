@@ -79,8 +79,7 @@ def restore(
         _same(header["settings"], settings, path)
         module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         for name, parameter in module.named_parameters():
-            momentum = torch.empty_like(parameter)  # keeps the layout
-            optimizer.state[parameter]["momentum_buffer"] = momentum.copy_(tensors[f"momentum.{name}"])
+            optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
         return [Epoch(**line) for line in header["history"]], note
     return [], note
 
