@@ -25,10 +25,10 @@ def build(
     from resdeploy.backends import choose
     from resdeploy.pipeline import bench, make
 
-    name, why = choose.pick(backend)
-    console.note(f"{name}: {why}", quiet=quiet)
     with console.progress(quiet=quiet) as progress:
         source = make.onnx_fp32(options.request(model), progress=progress)
+        name, why = choose.pick(backend, source.precision)
+        console.note(f"{name}: {why}", quiet=quiet)
         execution = bench.execution_for(source, batch_size=batch_size, threads=threads)
         out = output or options.beside(model, f".{name}{make.suffix_of(name)}")
         artifact = make.built(source, name, execution, out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,7 +46,9 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None
     from resdeploy import store
     from resdeploy.report import render
 
-    text = render.render(document, fmt)
+    tty = output is None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if tty else None
+    text = render.render(document, fmt, width=width, color=tty and "NO_COLOR" not in os.environ)
     if output is None:
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()

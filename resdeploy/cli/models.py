@@ -22,5 +22,5 @@ def models(
     from resdeploy.models import zoo
     from resdeploy.report import documents
 
-    entries = [entry for entry in zoo.ENTRIES if name in entry.name]
+    entries = [entry for entry in zoo.ENTRIES.values() if name in entry.name]
     console.emit(documents.models(entries, environment.capture()), fmt, output)

@@ -18,6 +18,7 @@ from onnx import numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, UnsafeInput
+from resdeploy.records import Precision
 
 MAX_BYTES = (1 << 31) - 1  # protobuf's limit for one message
 MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
@@ -56,6 +57,17 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
     if (size := model.ByteSize()) > MAX_BYTES:
         raise MalformedInput(f"the model takes {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
     store.write_bytes(out, model.SerializeToString(deterministic=True))
+
+
+def precision_of(model: onnx.ModelProto) -> Precision:
+    """The precision that the graph itself states: by its quantizers, else by the type of its weights."""
+    operators = {node.op_type for node in model.graph.node}
+    if "QuantizeLinear" in operators or "QLinearConv" in operators:
+        return "int8"
+    types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    if onnx.TensorProto.FLOAT16 in types:
+        return "fp16"
+    return "bf16" if onnx.TensorProto.BFLOAT16 in types else "fp32"
 
 
 def _parse(path: Path) -> onnx.ModelProto:

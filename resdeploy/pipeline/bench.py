@@ -182,7 +182,7 @@ def failure(label: str, source: Artifact, backend: BackendName, execution: Execu
 def _backends(plan: BenchPlan) -> tuple[BackendName, ...]:
     if plan.backends == ("all",):
         return tuple(name for name in backends.PREFERENCE if backends.load(name).available().ok)
-    return tuple(choose.pick(name, plan.precision)[0] for name in plan.backends)
+    return tuple(choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
 
 
 def source_for(

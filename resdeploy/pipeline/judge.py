@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy.backends import choose
-from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.errors import BackendCrash, MalformedInput, UsageError
 from resdeploy.judge import accuracy, pairs, speed
 from resdeploy.measure import bench as timing
 from resdeploy.measure import evaluate as evaluation
 from resdeploy.measure import predictions as saved
+from resdeploy.measure import summary
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, BackendName, Check, Precision, Predictions, Progress, Verdict
+from resdeploy.records import Artifact, BackendName, Check, Failure, Precision, Predictions, Progress, Verdict
 
 SAVED = (".npz", ".json", ".csv")
 
@@ -61,7 +62,7 @@ def evaluate(request: Request, plan: EvalPlan, calibration: make.CalibrationPlan
     Raises:
         MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
     """
-    backend, _ = choose.pick(plan.backend, plan.precision)
+    backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
     source = rows.source_for(request, backend, plan.precision, calibration, progress=progress)
     return Evaluation(source=source, backend=backend, predictions=predict(source, backend, plan, progress=progress))
 
@@ -130,5 +131,10 @@ def _slowdown(baseline: Artifact, candidate: Artifact, plan: GatePlan, progress:
         built = make.built(source, backend, execution)
         row = timing.Candidate(label=role, backend=backend, artifact=built, execution=execution)
         table.append(rows.Row(source=source, candidate=row, baselines=()))
-    before, after = rows.timed(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
-    return speed.judge(before, after, max_slowdown_pct=plan.max_slowdown_pct, confidence=plan.confidence)
+    outcomes = rows.timed(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    times = []
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            raise BackendCrash(outcome.message, code=outcome.error_code)
+        times.append(summary.per_image_s(outcome))
+    return speed.judge(*times, max_slowdown_pct=plan.max_slowdown_pct, confidence=plan.confidence)

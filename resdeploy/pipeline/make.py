@@ -174,7 +174,7 @@ def lowered(
     """
     if source.precision == precision:
         return source
-    if source.precision != "fp32":
+    if source.precision != "fp32" or precision == "fp32":
         raise UsageError(
             f"{source.path} is {source.precision} already and cannot become {precision}",
             fix="Name the FP32 file it was made from",
@@ -184,7 +184,7 @@ def lowered(
     return _half(source, precision, out)
 
 
-def _half(source: Artifact, precision: Precision, out: Path | None) -> Artifact:
+def _half(source: Artifact, precision: Literal["fp16", "bf16"], out: Path | None) -> Artifact:
     def make(path: Path) -> Artifact:
         from resdeploy.graph import cast, files
 

@@ -53,8 +53,15 @@ def network(request: Request) -> Network:
 
     if format_of(request.model) == "checkpoint":
         return _checkpoint_network(request)
-    spec = zoo.spec(request.model, classes=request.classes)
-    path, record = weights.resolve(request.weights, spec)
+    size = request.sight.img_size
+    spec = zoo.spec(
+        request.model,
+        classes=request.classes,
+        weights=request.weights,
+        # A foreign module is run once to learn its classes, at the size it will have.
+        input_shape=(3, size, size) if size and ":" in request.model else None,
+    )
+    path, record = weights.resolve(request.weights, spec, seed=request.seed)
     stored = weights.spec_in(path) if path is not None else None
     if stored is not None and stored.name == spec.name:
         if request.classes not in (None, stored.classes):
@@ -62,8 +69,6 @@ def network(request: Request) -> Network:
                 f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes away"
             )
         spec = stored
-    if record.random:
-        record = dataclasses.replace(record, seed=request.seed)
     return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
 
 
@@ -115,7 +120,7 @@ def _foreign_onnx(path: Path) -> Artifact:
     return Artifact(
         path=str(path),
         format="onnx",
-        precision=metadata.precision_of(model),
+        precision=files.precision_of(model),
         sha256=store.digest(path),
         model=metadata.spec_of(model, path),
         weights=Weights(source=path.name),

@@ -29,3 +29,20 @@ def resdeploy(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that has really learned handwriting, made by the command line."""
+    out = tmp_path_factory.mktemp("trained") / "digits.safetensors"
+    command = [sys.executable, "-m", "resdeploy", "train", "resnet20", "--data", "digits", "--img-size", "16"]
+    subprocess.run([*command, "--epochs", "4", "-o", out], check=True, capture_output=True)
+    return out
+
+
+@pytest.fixture(scope="session")
+def digits_onnx(digits_checkpoint: Path) -> Path:
+    """The same in ONNX."""
+    out = digits_checkpoint.with_suffix(".onnx")
+    subprocess.run([sys.executable, "-m", "resdeploy", "export", digits_checkpoint, "-o", out], check=True)
+    return out

@@ -46,7 +46,7 @@ def torchless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "bin" / "python"
 
 
-def test_an_onnx_file_goes_the_whole_way_without_torch(torchless: Path, tmp_path: Path, cifar_onnx: Path) -> None:
+def test_an_onnx_file_goes_the_whole_way_without_torch(torchless: Path, tmp_path: Path, digits_onnx: Path) -> None:
     """quantize, build, bench, eval, cost and gate work in an environment that has no torch."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
@@ -59,10 +59,10 @@ def test_an_onnx_file_goes_the_whole_way_without_torch(torchless: Path, tmp_path
 
     missing = subprocess.run([torchless, "-c", "import torch"], env=environment, capture_output=True, check=False)
     assert missing.returncode != 0
-    run("quantize", cifar_onnx, "--calib-data", "digits", "--calib-samples", 50, "-o", "int8.onnx")
+    run("quantize", digits_onnx, "--calib-data", "digits", "--calib-samples", 50, "-o", "int8.onnx")
     run("build", "int8.onnx", "--backend", "onnxruntime", "-o", "built.onnx")
     run("bench", "int8.onnx", "--duration", "0.2")
     run("cost", "int8.onnx")
-    run("eval", cifar_onnx, "--data", "digits", "--predictions", "fp32.npz")
+    run("eval", digits_onnx, "--data", "digits", "--predictions", "fp32.npz")
     run("eval", "int8.onnx", "--data", "digits", "--predictions", "int8.npz")
     run("gate", "--baseline", "fp32.npz", "--candidate", "int8.npz", "--max-drop", "5")

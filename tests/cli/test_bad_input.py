@@ -1,0 +1,170 @@
+"""Each bad input: its exit status, one paragraph on stderr, and nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import Run
+from PIL import Image
+
+
+def files_in(folder: Path) -> set[Path]:
+    return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+def refused(done: object, status: int, *words: str) -> None:
+    """One paragraph `error[E-...]` with these words, and the status."""
+    assert done.returncode == status, done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error[E-")]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_an_unknown_model_names_the_nearest(resdeploy: Run, tmp_path: Path) -> None:
+    """A misspelt zoo name exits 2 and suggests the right one."""
+    refused(resdeploy("export", "resnet5O"), 2, "resnet50")
+    assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["quantize", "no.onnx", "--calib-data", "digits"],
+        ["export", "resnet20", "--weights", "no.pth"],
+        ["eval", "no.onnx", "--data", "digits"],
+        ["run", "no.toml"],
+        ["gate", "--baseline", "a.npz", "--candidate", "b.npz", "--max-drop", "1"],
+    ],
+)
+def test_a_missing_file_is_named(resdeploy: Run, tmp_path: Path, command: list[str]) -> None:
+    """A file that is not there exits 2 and is named."""
+    refused(resdeploy(*command), 2, next(part for part in command if "." in part))
+    assert not files_in(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_malformed(resdeploy: Run, tmp_path: Path, digits_checkpoint: Path) -> None:
+    """Half a safetensors file exits 4."""
+    data = digits_checkpoint.read_bytes()
+    (tmp_path / "half.safetensors").write_bytes(data[: len(data) // 2])
+    refused(resdeploy("export", "resnet20", "--weights", "half.safetensors"), 4, "half.safetensors")
+    assert files_in(tmp_path) == {Path("half.safetensors")}
+
+
+class Payload:
+    """Runs a command when unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.canary}",)
+
+
+def test_a_pickle_with_a_payload_is_refused_and_never_run(resdeploy: Run, tmp_path: Path) -> None:
+    """A checkpoint that wants to run code exits 4, and its code did not run."""
+    torch = pytest.importorskip("torch")
+    canary = tmp_path / "canary"
+    torch.save({"state_dict": Payload(canary)}, tmp_path / "evil.pth")
+    refused(resdeploy("export", "resnet20", "--weights", "evil.pth"), 4, "E-PICKLE")
+    assert not canary.exists()
+    assert files_in(tmp_path) == {Path("evil.pth")}
+
+
+def test_a_wrong_number_of_classes_is_said(resdeploy: Run, tmp_path: Path, digits_checkpoint: Path) -> None:
+    """Weights for ten classes do not go into a network of seven."""
+    refused(resdeploy("export", "resnet20", "--classes", 7, "--weights", digits_checkpoint), 4, "classes")
+    assert not files_in(tmp_path)
+
+
+def test_an_empty_data_folder_is_a_usage_error(resdeploy: Run, tmp_path: Path, digits_onnx: Path) -> None:
+    """A folder without images exits 2."""
+    (tmp_path / "empty").mkdir()
+    refused(resdeploy("eval", digits_onnx, "--data", "empty"), 2, "empty")
+
+
+@pytest.fixture
+def folder_of_digits(tmp_path: Path) -> Path:
+    """Three images in each of ten class folders."""
+    rng = np.random.default_rng(0)
+    for label in range(10):
+        (tmp_path / "images" / str(label)).mkdir(parents=True)
+        for i in range(3):
+            pixels = rng.integers(0, 255, (16, 16), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / str(label) / f"{i}.png")
+    return tmp_path / "images"
+
+
+def test_a_corrupt_image_is_counted_and_named(resdeploy: Run, folder_of_digits: Path, digits_onnx: Path) -> None:
+    """One broken image stops eval with exit 4 and its name; --skip-bad goes on with one image fewer and says so."""
+    (folder_of_digits / "3" / "1.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    refused(resdeploy("eval", digits_onnx, "--data", folder_of_digits), 4, "1 of 30", "3/1.png")
+    done = resdeploy("eval", digits_onnx, "--data", folder_of_digits, "--skip-bad", "--format", "json")
+    assert done.returncode == 0, done.stderr
+    assert '"total": 29' in done.stdout
+    assert "3/1.png" in done.stdout
+
+
+@pytest.mark.parametrize("verb", ["export", "quantize"])
+def test_a_read_only_folder_is_an_environment_failure(
+    resdeploy: Run, tmp_path: Path, digits_onnx: Path, digits_checkpoint: Path, verb: str
+) -> None:
+    """Output that cannot be written exits 6 and names the place. (`/proc` refuses root too.)"""
+    args = {
+        "export": ["export", digits_checkpoint],
+        "quantize": ["quantize", digits_onnx, "--calib-data", "digits", "--calib-samples", 20],
+    }[verb]
+    refused(resdeploy(*args, "-o", "/proc/nowhere/x.onnx"), 6, "/proc/nowhere")
+
+
+def test_a_profile_reports_all_its_problems_at_once(resdeploy: Run, tmp_path: Path) -> None:
+    """Two unknown keys and one wrong type are three problems in one message, exit 2."""
+    (tmp_path / "p.toml").write_text('name = "p"\nmodle = "resnet18"\nbatchsize = 3\nepochs = "ten"\n')
+    refused(resdeploy("run", "p.toml"), 2, "modle", "batchsize", "epochs")
+    assert files_in(tmp_path) == {Path("p.toml")}
+
+
+def test_int8_without_images_is_refused_for_weights_that_are_not_random(
+    resdeploy: Run, tmp_path: Path, digits_onnx: Path
+) -> None:
+    """Nobody calibrates on noise unasked."""
+    refused(resdeploy("quantize", digits_onnx, "-o", "x.onnx"), 2, "--calib-data")
+    assert not files_in(tmp_path)
+
+
+def test_a_damaged_file_does_not_pass_its_sidecar(resdeploy: Run, tmp_path: Path, digits_onnx: Path) -> None:
+    """One changed byte beside a sidecar exits 5."""
+    shutil.copy(digits_onnx, tmp_path / "m.onnx")
+    shutil.copy(f"{digits_onnx}.json", tmp_path / "m.onnx.json")
+    data = bytearray((tmp_path / "m.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "m.onnx").write_bytes(data)
+    refused(resdeploy("eval", "m.onnx", "--data", "digits"), 5, "m.onnx")
+
+
+def test_a_model_calibrated_on_noise_cannot_be_gated(resdeploy: Run, tmp_path: Path) -> None:
+    """Synthetic calibration may be timed, not judged."""
+    assert resdeploy("export", "resnet20", "--resize", 32, "-o", "r.onnx").returncode == 0
+    assert resdeploy("quantize", "r.onnx", "-o", "q.onnx").returncode == 0
+    args = ["--baseline", "r.onnx", "--candidate", "q.onnx", "--data", "digits", "--max-drop", 1]
+    refused(resdeploy("gate", *args), 2, "synthetic")
+
+
+def test_a_killed_backend_is_exit_7(resdeploy: Run, digits_onnx: Path) -> None:
+    """A backend's process that dies of a signal is reported as such."""
+    done = resdeploy("bench", digits_onnx, "--backend", "null", RESDEPLOY_NULL_FAULT="kill")
+    refused(done, 7, "SIGKILL")
+
+
+def test_no_gpu_is_exit_6_in_one_paragraph(resdeploy: Run, digits_onnx: Path) -> None:
+    """TensorRT where it cannot run says why and what to install."""
+    from resdeploy.backends import load
+
+    if load("tensorrt").available().ok:
+        pytest.skip("TensorRT runs here")
+    refused(resdeploy("bench", digits_onnx, "--backend", "tensorrt"), 6)

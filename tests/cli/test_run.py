@@ -1,0 +1,111 @@
+"""`resdeploy run`: resumable, interruptible, and nothing done twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import Run
+
+PROFILE = """
+name = "tiny"
+model = "resnet20"
+data = "digits"
+epochs = 1
+precisions = ["fp32", "int8"]
+backends = ["onnxruntime"]
+calib_samples = 20
+duration_s = 0.2
+max_drop_pp = 50.0
+"""
+
+
+def children_of(pid: int) -> set[int]:
+    """Living processes that this one started, and theirs."""
+    found = set()
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if fields[1] == str(pid) and fields[0] != "Z":
+            found |= {int(stat.parent.name)} | children_of(int(stat.parent.name))
+    return found
+
+
+def test_sigint_in_every_step_leaves_only_finished_files_and_the_run_goes_on(tmp_path: Path, resdeploy: Run) -> None:
+    """Interrupted in each step in turn: exit 130, no process and no temporary file stays; then the run completes."""
+    (tmp_path / "tiny.toml").write_text(PROFILE)
+    command = [sys.executable, "-m", "resdeploy", "run", "tiny.toml"]
+    interrupted: list[str] = []
+    while True:
+        process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        assert process.stderr is not None
+        for line in process.stderr:
+            step = re.match(r"making +(\S+)", line)
+            if step and step[1] not in interrupted:
+                interrupted.append(step[1])
+                workers = children_of(process.pid)
+                process.send_signal(signal.SIGINT)
+                break
+        else:
+            assert process.wait() == 0
+            break
+        rest = process.stderr.read()
+        assert process.wait(timeout=60) == 130, rest
+        assert "Traceback" not in rest
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+        assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
+    assert interrupted[0] == "model.safetensors"
+    assert interrupted[-1] == "measurements.json"
+    assert len(interrupted) == 8
+
+    again = resdeploy("run", "tiny.toml", "--format", "json")
+    assert again.returncode == 0, again.stderr
+    assert "making" not in again.stderr
+    document = json.loads(again.stdout)
+    assert document == json.loads((tmp_path / "runs/tiny/results.json").read_text()) or document["results"]
+    assert [row["precision"] for row in document["results"]] == ["fp32", "int8"]
+
+
+def test_a_changed_profile_redoes_only_what_depends_on_the_change(tmp_path: Path, resdeploy: Run) -> None:
+    """Other calibration images: the training, the export and the FP32 model stay."""
+    (tmp_path / "tiny.toml").write_text(PROFILE)
+    assert resdeploy("run", "tiny.toml").returncode == 0
+    (tmp_path / "tiny.toml").write_text(PROFILE.replace("calib_samples = 20", "calib_samples = 30"))
+    done = resdeploy("run", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    made = set(re.findall(r"making +(\S+)", done.stderr))
+    assert made == {
+        "model.int8.onnxruntime.onnx",
+        "onnxruntime.int8.onnx",
+        "onnxruntime.int8.predictions.npz",
+        "measurements.json",
+    }
+
+
+def test_a_damaged_file_is_made_again(tmp_path: Path, resdeploy: Run) -> None:
+    """A file that is no longer what was written is not used."""
+    (tmp_path / "tiny.toml").write_text(PROFILE)
+    assert resdeploy("run", "tiny.toml").returncode == 0
+    model = tmp_path / "runs/tiny/model.fp32.onnx"
+    model.write_bytes(model.read_bytes()[:-10])
+    done = resdeploy("run", "tiny.toml")
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"making +(\S+)", done.stderr) == ["model.fp32.onnx"]
+
+
+def test_sigterm_exits_143(tmp_path: Path) -> None:
+    """As a CI system cancels."""
+    (tmp_path / "tiny.toml").write_text(PROFILE)
+    command = [sys.executable, "-m", "resdeploy", "run", "tiny.toml"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    process.stderr.readline()
+    os.kill(process.pid, signal.SIGTERM)
+    assert process.wait(timeout=60) == 143
