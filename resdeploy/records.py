@@ -343,6 +343,7 @@ class Profile:
     name: str
     model: str = "resnet50"
     weights: str = "random"
+    img_size: int | None = None  # input height and width; None: the model's own
     data: str | None = None
     calib_data: str | None = None  # None: the training split of `data`
     calib_samples: int = 300

@@ -19,7 +19,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A zoo name (resnet50), timm:NAME, torchvision:NAME, package.module:factory, or a .onnx or .safetensors file.",
+        help="A zoo name, timm:NAME, torchvision:NAME, package.module:factory, a .onnx or .safetensors file.",
     ),
 ]
 Weights = Annotated[

@@ -127,7 +127,8 @@ def save(module: nn.Module, spec: ModelSpec, out: Path, weights: Weights) -> Art
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in module.state_dict().items()}
     with store.atomic_path(out) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt", SPEC_KEY: json.dumps(asdict(spec))})
+        # One key only: safetensors writes several in an order that changes from run to run.
+        save_file(tensors, temporary, metadata={SPEC_KEY: json.dumps(asdict(spec))})
     return store.save(
         Artifact(
             path=str(out),

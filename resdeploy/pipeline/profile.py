@@ -18,7 +18,7 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import judge, make
-from resdeploy.pipeline.request import Request
+from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -158,7 +158,8 @@ def _check(profile: Profile) -> None:
 
 def _fp32(profile: Profile, steps: Steps, progress: Progress) -> Artifact:
     """The profile's network in ONNX, trained first where it says so."""
-    request = Request(model=profile.model, weights=profile.weights, seed=profile.seed)
+    sight = Sight(img_size=profile.img_size)
+    request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=sight)
     made_from: Any = request
     if profile.epochs and profile.data is not None:
         data = profile.data
@@ -244,9 +245,10 @@ def _bench(profile: Profile, steps: Steps, variants: tuple[Variant, ...], progre
         store.write_json(path, dataclasses.asdict(kept))
         return kept
 
+    keys = [(row.candidate.label, row.candidate.artifact.sha256, row.candidate.execution) for row in table]
     measured = steps.step(
         "measurements.json",
-        ("bench", [row.candidate for row in table], profile.duration_s, profile.seed, machine.cpu()),
+        ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.isa_name()),
         lambda path: store.read(Measurements, path),
         measure,
     )

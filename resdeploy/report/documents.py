@@ -154,11 +154,12 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict, environment: Env
         if row.comparison is not None:
             comparison = _comparison(row.comparison)
             comparisons.append(comparison)
-            found |= {key: comparison[key] for key in ("speedup", "speedup_ci95")}
+            if row.comparison.valid:
+                found |= {key: comparison[key] for key in ("speedup", "speedup_ci95")}
         if row.verdict is not None:
             found["verdict"] = row.verdict.state
             checks += [{"subject": found["label"], **_check(check)} for check in row.verdict.checks]
-            drop = next((check for check in row.verdict.checks if check.unit == "pp"), None)
+            drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
                 found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": _interval(drop.interval)}
         results.append(found)
@@ -170,8 +171,21 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict, environment: Env
         comparisons=comparisons,
         checks=checks,
         verdict=verdict.state,
-        notes=_notes(results),
+        notes=_run_notes(results, checks),
     )
+
+
+def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
+    """What stands in the way of a verdict or a speed claim; everything else is in the document."""
+    notes = [f"{check['subject']}: {check['note']}" for check in checks if check["state"] != "pass"]
+    notes += [f"{row['label']}: {row['error']['message']}" for row in rows if "error" in row]
+    doubtful = [row["label"] for row in rows if row["state"] == "INVALID"]
+    if doubtful:
+        notes.append(
+            f"Times not to be believed, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
+            "`warnings` in the JSON; stop other programs and run again"
+        )
+    return notes
 
 
 def _timed(outcome: Summary | Failure) -> Json:

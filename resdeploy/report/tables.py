@@ -88,7 +88,6 @@ _PRECISION = Column("precision", "precision")
 _CHECKS = Table(
     "checks",
     (
-        Column("of", "subject"),
         Column("check", "name"),
         Column("state", "state"),
         Column("observed", "observed", "number", ci="interval"),
@@ -209,13 +208,14 @@ _RUN = Table(
         _MODEL,
         _BACKEND,
         _PRECISION,
-        Column("top-1 %", "top1", "percent", ci="top1_ci95"),
-        Column("drop pp", "drop_pp", "points", ci="drop_ci_pp"),
-        Column("p50 ms", "latency_ms.p50", "ms"),
+        Column("top-1 %", "top1", "percent"),
+        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
         Column("images/s", "throughput_ips", "rate"),
         Column("MB", "size_bytes", "megabytes"),
-        Column("speed-up", "speedup", "ratio", ci="speedup_ci95"),
-        Column("verdict", "verdict"),
+        Column("speed-up [95 %]", "speedup", "ratio", ci="speedup_ci95"),
+        Column("timing", "state"),
+        Column("accuracy", "verdict"),
     ),
 )
 
@@ -231,5 +231,5 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "eval": (_EVAL,),
     "gate": (_CHECKS,),
     "models": (_MODELS,),
-    "run": (_RUN, _CHECKS),
+    "run": (_RUN,),
 }
