@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 RESAMPLES = (
     2000  # Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 14.3: 1,000 or more for limits
 )
-GRID_POINTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,16 +105,20 @@ def _resampled(
 ) -> NDArray[np.float64]:
     """The percentile of the pooled times in each resample of whole blocks.
 
-    A pooled percentile lies between the smallest and the largest of its blocks' percentiles, so only the times in that
-    range (at most GRID_POINTS of them, evenly chosen) can be the answer: counting the times up to each one in each
-    block once turns every resample into one row of a matrix product.
+    A pooled percentile lies between the smallest and the largest of its blocks' percentiles. Only the times in that
+    range can be the answer; how many times of each block are at most each of them is counted once, and every resample
+    finds its own among them by halving.
     """
     ends = [_percentile(block, share) for block in blocks]
     pooled = np.unique(np.concatenate(blocks))
     grid = pooled[np.searchsorted(pooled, min(ends)) : np.searchsorted(pooled, max(ends), side="right")]
-    grid = grid[np.linspace(0, len(grid) - 1, min(len(grid), GRID_POINTS)).round().astype(np.int64)]
-    up_to = np.stack([np.searchsorted(np.sort(block), grid, side="right") for block in blocks]).astype(np.float64)
-    sizes = np.array([len(block) for block in blocks], dtype=np.float64)
-    weights = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), size=resamples).astype(np.float64)
-    reached = weights @ up_to >= share * (weights @ sizes)[:, None] - 1e-9
-    return np.asarray(grid[reached.argmax(axis=1)], dtype=np.float64)
+    up_to = np.stack([np.searchsorted(np.sort(block), grid, side="right") for block in blocks], axis=1)
+    weights = rng.multinomial(len(blocks), np.full(len(blocks), 1 / len(blocks)), size=resamples)
+    sizes = np.array([len(block) for block in blocks])
+    wanted = np.ceil(share * (weights @ sizes) - 1e-9)
+    low, high = np.zeros(resamples, dtype=np.int64), np.full(resamples, len(grid) - 1)
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = np.einsum("ij,ij->i", weights, up_to[middle]) >= wanted
+        low, high = np.where(reached, low, middle + 1), np.where(reached, middle, high)
+    return np.asarray(grid[low], dtype=np.float64)

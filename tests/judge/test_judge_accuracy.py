@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from resdeploy import stats
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.judge import accuracy, pairs

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.measure import predictions
 from resdeploy.records import Predictions
@@ -21,7 +22,7 @@ def ours(*, logits: bool = True) -> Predictions:
     scores = rng.normal(size=(6, 7)).astype(np.float32)
     return Predictions(
         model="resnet56 int8",
-        ids=("a/1.jpg", "=cmd|' /C calc'!A0", "-2.png", "comma, quote \" and\nnewline", "'quoted", "ünïcode"),
+        ids=("a/1.jpg", "=cmd|' /C calc'!A0", "-2.png", 'comma, quote " and\nnewline', "'quoted", "ünïcode"),
         labels=np.array([0, 1, 2, 3, 4, 6]),
         top=predictions.top_classes(scores),
         logits=scores if logits else None,
@@ -82,7 +83,9 @@ def test_a_numpy_file_of_another_tool(tmp_path: Path) -> None:
 def test_logits_of_another_tool_give_top5(tmp_path: Path) -> None:
     """Logits in any float type are ranked; ids may be numbers."""
     logits = np.random.default_rng(0).normal(size=(4, 9))
-    (tmp_path / "x.json").write_text(json.dumps({"logits": logits.tolist(), "labels": [0, 1, 2, 3], "ids": [7, 8, 9, 10]}))
+    (tmp_path / "x.json").write_text(
+        json.dumps({"logits": logits.tolist(), "labels": [0, 1, 2, 3], "ids": [7, 8, 9, 10]})
+    )
     loaded = predictions.load(tmp_path / "x.json")
     assert loaded.top.tolist() == np.argsort(-logits, axis=1)[:, :5].tolist()
     assert loaded.ids == ("7", "8", "9", "10")
@@ -204,7 +207,7 @@ def test_pickled_arrays_are_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     np.savez(tmp_path / "x.npz", predictions=np.array([Canary()], dtype=object), labels=[1])
-    with pytest.raises(MalformedInput, match="[Oo]bject arrays"):
+    with pytest.raises(MalformedInput, match=r"[Oo]bject arrays"):
         predictions.load(tmp_path / "x.npz")
     assert not (tmp_path / "ran").exists()
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from resdeploy import stats
 from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, norm
+
+from resdeploy import stats
 
 TABLES = st.integers(1, 400).flatmap(
     lambda n: st.tuples(st.integers(0, n), st.integers(0, n), st.just(n)).filter(lambda t: t[0] + t[1] <= t[2])
@@ -50,7 +51,7 @@ def test_tango_interval_of_airway_reactivity() -> None:
 
 
 def test_tango_interval_of_consolidation_therapy() -> None:
-    """The R package contingencytables (Fagerland et al., 2017, chapter 8) prints -0.1240 to -0.0054 for 6, 16 of 161."""
+    """The R package contingencytables (Fagerland et al., 2017, chapter 8): -0.1240 to -0.0054 for 6, 16 of 161."""
     low, high = stats.tango_interval(6, 16, 161, tail=0.025)
     assert (round(low, 4), round(high, 4)) == (-0.1240, -0.0054)
 
@@ -87,7 +88,7 @@ def test_tango_score_is_that_of_the_numerical_likelihood(table: tuple[int, int, 
 
 @settings(max_examples=60, deadline=None)
 @given(TABLES, st.sampled_from([0.05, 0.025, 0.005]))
-def test_tango_limits_are_where_the_numerical_score_meets_the_quantile(table: tuple[int, int, int], tail: float) -> None:
+def test_tango_limits_are_where_the_numerical_score_is_the_quantile(table: tuple[int, int, int], tail: float) -> None:
     """Both limits agree to 1e-6 with a root finder over the independent likelihood solver."""
     lost, gained, images = table
     low, high = stats.tango_interval(lost, gained, images, tail=tail)
@@ -135,7 +136,12 @@ def test_tango_interval_refuses_impossible_tables() -> None:
 
 def test_wilson_interval_of_newcombes_example() -> None:
     """Newcombe, Stat. Med. 17 (1998) 857, table I, method 3: 81/263, 15/148, 0/20 and 1/29."""
-    expected = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0.0, 0.1611), (1, 29): (0.0061, 0.1718)}
+    expected = {
+        (81, 263): (0.2553, 0.3662),
+        (15, 148): (0.0624, 0.1605),
+        (0, 20): (0.0, 0.1611),
+        (1, 29): (0.0061, 0.1718),
+    }
     for (successes, trials), limits in expected.items():
         assert tuple(round(x, 4) for x in stats.wilson_interval(successes, trials)) == limits
     assert stats.wilson_interval(0, 0) == (0.0, 1.0)
