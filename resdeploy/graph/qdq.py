@@ -1,4 +1,4 @@
-"""Explicit INT8: where QuantizeLinear/DequantizeLinear (Q/DQ) pairs go so that the target fuses, and putting them there.
+"""Explicit INT8: where QuantizeLinear/DequantizeLinear (Q/DQ) pairs go so that the target fuses, and their insertion.
 
 A pair belongs to a tensor: all readers of the tensor read the dequantized value. What differs between the targets:
 

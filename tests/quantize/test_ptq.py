@@ -1,0 +1,304 @@
+"""Calibration and the post-training quantization driver, on real files in real runtimes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy import store
+from resdeploy.errors import MalformedInput, MissingInput, UsageError
+from resdeploy.graph import files, portable, qdq
+from resdeploy.models import weights, zoo
+from resdeploy.quantize import calibrate, ptq
+from resdeploy.records import Artifact, Calibration, Target
+
+torch = pytest.importorskip("torch")
+Images = NDArray[np.float32]
+
+
+@contextlib.contextmanager
+def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
+    """In this process, which spares each test a child."""
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    assert tuple(session.get_inputs()[0].shape[1:]) == image_shape
+    yield lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+
+
+def export(module: torch.nn.Module, out: Path, size: int = 32) -> Artifact:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = {"input": {0: "batch"}}
+        torch.onnx.export(
+            module.eval(),
+            (torch.zeros(2, 3, size, size),),
+            buffer,
+            dynamo=False,
+            input_names=["input"],
+            dynamic_axes=axes,
+        )
+    files.save_model(portable.canonicalise(onnx.load_from_string(buffer.getvalue())), out)
+    return Artifact(path=str(out), format="onnx", precision="fp32", sha256=store.digest(out))
+
+
+@pytest.fixture(scope="module")
+def resnet20(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """With random weights."""
+    return export(zoo.create(zoo.spec("resnet20")), tmp_path_factory.mktemp("resnet20") / "fp32.onnx")
+
+
+@pytest.fixture
+def images() -> Images:
+    return np.random.default_rng(0).standard_normal((10, 3, 32, 32)).astype(np.float32)
+
+
+def calibration(count: int = 10, method: str = "minmax") -> Calibration:
+    return Calibration(data="noise", count=count, seed=0, method=method)
+
+
+def quantize(
+    source: Artifact, batches: list[Images], out: Path, target: Target = "openvino", **options: object
+) -> Artifact:
+    return ptq.quantize(source, batches, calibration=calibration(), target=target, out=out, run=here, **options)
+
+
+def test_ranges_are_the_extremes_of_each_tensor_in_torch(images: Images) -> None:
+    """Minimum and maximum over all images, however these are batched."""
+    layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            layers,
+            (torch.zeros(1, 3, 32, 32),),
+            buffer,
+            dynamo=False,
+            opset_version=17,
+            dynamic_axes={"x": {0: "b"}},
+            input_names=["x"],
+        )
+    model = onnx.load_from_string(buffer.getvalue())
+    names = ["x", *(node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Relu"))]
+    found, count = calibrate.extremes(model, names, [images[:3], images[3:3], images[3:]], run=here)
+    assert count == len(images)
+    with torch.no_grad():
+        at = torch.from_numpy(images)
+        for name, layer in zip(names, (torch.nn.Identity(), *layers), strict=True):
+            at = layer(at)
+            assert found[name].lo == pytest.approx(at.min().item(), rel=1e-5, abs=1e-6)
+            assert found[name].hi == pytest.approx(at.max().item(), rel=1e-5, abs=1e-6)
+
+
+def test_a_lane_finds_the_same_ranges(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """What runs by default, in a child process: the same file, byte for byte."""
+    local = quantize(resnet20, [images], tmp_path / "here.onnx")
+    lane = ptq.quantize(resnet20, [images], calibration=calibration(), target="openvino", out=tmp_path / "lane.onnx")
+    assert lane.sha256 == local.sha256
+
+
+def test_the_record_says_what_was_done(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """Parent, target, the number of images seen, reduced range and float layers."""
+    told: list[tuple[str, int, int]] = []
+    artifact = quantize(
+        resnet20,
+        [images[:4], images[4:9]],
+        tmp_path / "int8.onnx",
+        portable=True,
+        keep_float=["conv1"],
+        progress=lambda *report: told.append(report),
+    )
+    assert (artifact.precision, artifact.target, artifact.parent) == ("int8", "openvino", resnet20.sha256)
+    assert artifact.calibration is not None
+    assert artifact.calibration.count == 9
+    assert artifact.sha256 == store.digest(tmp_path / "int8.onnx")
+    assert any("[-64, 64]" in note for note in artifact.notes)
+    assert any("conv1 is not quantized" in note for note in artifact.notes)
+    assert told == [("calibrate", 4, 10), ("calibrate", 9, 10)]
+    stored = files.load_model(tmp_path / "int8.onnx").graph.initializer
+    integers = [numpy_helper.to_array(t) for t in stored if t.name.endswith("weight/quantized")]
+    assert max(int(np.abs(values.astype(int)).max()) for values in integers) == 64
+
+
+def test_unfusable_blocks_are_noted(images: Images, tmp_path: Path) -> None:
+    """A gate between the last convolution and the Add, as in squeeze-and-excitation."""
+
+    class Gated(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.stem(x).relu()
+            y = self.conv(x)
+            return (x + y * y.sigmoid()).relu().mean((2, 3))
+
+    artifact = quantize(export(Gated(), tmp_path / "fp32.onnx"), [images], tmp_path / "int8.onnx", "tensorrt")
+    assert any("ends in Mul, not in a convolution" in note for note in artifact.notes)
+
+
+def test_int8_files_are_a_quarter_of_fp32_ones(tmp_path: Path) -> None:
+    """CPU targets store integers, not float weights to be quantized at load time."""
+    source = export(torch.nn.Sequential(torch.nn.Conv2d(3, 256, 3), torch.nn.Conv2d(256, 256, 3)), tmp_path / "a.onnx")
+    images = np.random.default_rng(0).standard_normal((1, 3, 32, 32)).astype(np.float32)
+    quantize(source, [images], tmp_path / "b.onnx", "onnxruntime")
+    assert (tmp_path / "b.onnx").stat().st_size < 0.27 * (tmp_path / "a.onnx").stat().st_size
+
+
+def test_no_images_are_refused_and_nothing_is_written(resnet20: Artifact, tmp_path: Path) -> None:
+    """An empty stream and one of empty batches."""
+    for batches in ([], [np.zeros((0, 3, 32, 32), np.float32)]):
+        with pytest.raises(MissingInput, match="no calibration images"):
+            quantize(resnet20, batches, tmp_path / "int8.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_image_is_enough_but_noted(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """The user is told that the ranges are narrow."""
+    artifact = quantize(resnet20, [images[:1]], tmp_path / "int8.onnx")
+    assert any("a single image" in note for note in artifact.notes)
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino", "onnxruntime"])
+def test_constant_images_give_a_file_that_runs(resnet20: Artifact, target: Target, tmp_path: Path) -> None:
+    """All-zero images: scales stay positive, logits finite."""
+    black = np.zeros((3, 3, 32, 32), np.float32)
+    artifact = quantize(resnet20, [black], tmp_path / "int8.onnx", target)
+    assert any("always zero" in note and "input" in note for note in artifact.notes)
+    with here(files.load_model(Path(artifact.path)), (3, 32, 32)) as predict:
+        assert np.isfinite(predict(black)).all()
+
+
+def test_a_bad_image_is_named(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """NaN in the sixth image of two batches."""
+    images[5, 0, 0, 0] = np.nan
+    with pytest.raises(MalformedInput, match=r"calibration image 5 \(counted from 0\)"):
+        quantize(resnet20, [images[:4], images[4:]], tmp_path / "int8.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_and_activations_that_are_not_finite_are_named(images: Images, tmp_path: Path) -> None:
+    """A weight of NaN, and weights whose sums overflow float32."""
+    for value, match in ((np.nan, "holds NaN"), (3e38, "activation .* is not finite")):
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+        layers[0].weight.data[:] = 3e38
+        layers[2].bias.data[1] = value
+        model = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(layers, (torch.zeros(1, 3, 32, 32),), model, dynamo=False, opset_version=17)
+        path = tmp_path / "bad.onnx"
+        path.write_bytes(model.getvalue())
+        source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+        with pytest.raises(MalformedInput, match=match):
+            quantize(source, [np.abs(images)[:1]], tmp_path / "int8.onnx")
+        assert not (tmp_path / "int8.onnx").exists()
+
+
+def test_a_quantized_file_a_file_without_convolutions_and_an_unknown_method_are_refused(
+    resnet20: Artifact, images: Images, tmp_path: Path
+) -> None:
+    """Each with its own sentence."""
+    artifact = quantize(resnet20, [images], tmp_path / "int8.onnx")
+    with pytest.raises(UsageError, match="quantized already"):
+        quantize(artifact, [images], tmp_path / "twice.onnx")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("GlobalAveragePool", ["input"], ["p"]), helper.make_node("Flatten", ["p"], ["logits"])],
+        "g",
+        [value("input", TensorProto.FLOAT, ["batch", 3, 32, 32])],
+        [value("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
+    path = tmp_path / "none.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    with pytest.raises(UsageError, match="nothing to quantize"):
+        quantize(source, [images], tmp_path / "out.onnx")
+    with pytest.raises(UsageError, match="no calibration method 'magic'"):
+        ptq.quantize(
+            resnet20, [images], calibration=calibration(method="magic"), target="openvino", out=tmp_path / "out.onnx"
+        )
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def cifar(folder: Path, per_class: int) -> tuple[Images, NDArray[np.int64]]:
+    """The first images of each class, normalised as the checkpoints expect."""
+    from PIL import Image
+
+    pixels, labels = [], []
+    for label, kind in enumerate(sorted(folder.iterdir())):
+        for file in sorted(kind.iterdir())[:per_class]:
+            pixels.append(np.asarray(Image.open(file).convert("RGB"), np.float32))
+            labels.append(label)
+    normalised = (np.stack(pixels) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    return normalised.transpose(0, 3, 1, 2).astype(np.float32), np.array(labels)
+
+
+def openvino_logits(path: Path, images: Images) -> Images:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    return np.concatenate([compiled(images[i : i + 100])[0] for i in range(0, len(images), 100)])
+
+
+def onnxruntime_logits(path: Path, images: Images) -> Images:
+    with here(files.load_model(path), (3, 32, 32)) as predict:
+        return np.concatenate([predict(images[i : i + 100]) for i in range(0, len(images), 100)])
+
+
+@pytest.fixture(scope="module")
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Images, Images, NDArray[np.int64]]:
+    """CIFAR-10 ResNet-20: the FP32 file, 200 calibration images, 1,000 test images and their labels."""
+    spec = zoo.spec("resnet20")
+    module = zoo.create(spec)
+    weights.load_into(module, shared / "data/weights/resnet20-12fca82f.th")
+    source = export(module, tmp_path_factory.mktemp("real") / "fp32.onnx")
+    chosen, _ = cifar(shared / "data/cifar10/train", 20)
+    return source, chosen, *cifar(shared / "data/cifar10/test", 100)
+
+
+@pytest.mark.parametrize(("target", "limit_pct"), [("openvino", 4), ("onnxruntime", 4), ("tensorrt", 5)])
+def test_real_weights_keep_their_predictions(
+    real: tuple[Artifact, Images, Images, NDArray[np.int64]], tmp_path: Path, target: Target, limit_pct: float
+) -> None:
+    """Few of 1,000 predictions change on this CPU, and accuracy drops by less than a point.
+
+    The portable range is what makes the CPU targets hold on a machine without VNNI; where there is one it costs
+    a little. S8S8 has half the resolution after a ReLU.
+    """
+    source, chosen, images, labels = real
+    artifact = quantize(source, [chosen], tmp_path / "int8.onnx", target, portable=True)
+    before = onnxruntime_logits(Path(source.path), images).argmax(1)
+    logits = openvino_logits if target == "openvino" else onnxruntime_logits
+    after = logits(Path(artifact.path), images).argmax(1)
+    assert 100 * (before != after).mean() < limit_pct
+    assert 100 * ((before == labels).mean() - (after == labels).mean()) < 1.0
+
+
+def test_calibration_memory_does_not_grow_with_the_images(resnet20: Artifact, tmp_path: Path) -> None:
+    """Batches are read once and never held: at most two are alive at any time."""
+    import weakref
+
+    alive: list[weakref.ref[Images]] = []
+
+    def stream() -> Iterator[Images]:
+        for seed in range(20):
+            batch = np.random.default_rng(seed).standard_normal((4, 3, 32, 32)).astype(np.float32)
+            alive.append(weakref.ref(batch))
+            assert sum(ref() is not None for ref in alive) <= 2
+            yield batch
+            del batch
+
+    model = files.load_model(Path(resnet20.path))
+    plan = qdq.plan(model, "openvino")
+    _, count = calibrate.extremes(model, plan.observed, stream(), run=here)
+    assert count == 80
