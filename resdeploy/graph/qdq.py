@@ -70,12 +70,11 @@ class Placement:
     """Where the Q/DQ pairs of one graph go for one target."""
 
     target: Target
-    activations: Mapping[
-        str, str
-    ]  # tensor -> the tensor whose range it takes: itself, or the source of what only moves values
+    # Tensor -> the tensor whose range it takes: itself, or the source of what only moves values.
+    activations: Mapping[str, str]
     weights: tuple[WeightSite, ...]
     kept_float: Mapping[str, str]  # operator -> why it is not quantized
-    unfusable: Mapping[str, str]  # residual Add -> why it cannot run inside an INT8 convolution
+    unfusable: Mapping[str, str]  # residual Add -> why no INT8 kernel can take it in
     blocks: tuple[ResidualBlock, ...]
 
     @property
@@ -239,13 +238,16 @@ def _obstacle(
     sites: tuple[WeightSite, ...],
     activations: Mapping[str, str],
 ) -> str:
-    """Why a residual addition cannot run inside an INT8 convolution; "" where it can."""
+    """Why a residual addition cannot be fused into an INT8 kernel; "" where it can.
+
+    That kernel is the last convolution of the main branch; ONNX Runtime adds in a kernel of its own, QLinearAdd.
+    """
     if block.last_conv is None:
         node = index.made_by(block.main)
         return f"its main branch ends in {node.op_type if node else 'an input'}, not in a convolution"
     if all(site.node != block.last_conv for site in sites):
         return f"its last convolution {block.last_conv} stays in float"
-    if index.only_reader(block.main) is None:
+    if target != "onnxruntime" and index.only_reader(block.main) is None:
         return f"the output of its last convolution {block.last_conv} is read elsewhere too"
     if block.output not in activations:
         return "its sum is read in float"

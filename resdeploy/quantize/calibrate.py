@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # Any exact FP32 backend will do; a BF16 machine's OpenVINO would round what it watches.
 RUNNERS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-BATCH_SIZE = 8
+BATCH_SIZE = 8  # enough to keep the cores busy; activations of 8 images of 224 x 224 fit into memory anywhere
 WATCHED = "watched"
 
 

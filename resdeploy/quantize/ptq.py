@@ -45,7 +45,8 @@ def quantize(
         calibration: where they come from, and the method; its count becomes the number actually seen.
         target: whose fusion rules and integer types the file follows.
         out: where to write.
-        portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT.
+        portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT. Otherwise
+            a CPU target's record says `machine="vnni"`.
         keep_float: names of convolutions and matrix products to leave in float.
         run: opens a graph for running.
         progress: told after every batch of images.
@@ -76,6 +77,7 @@ def quantize(
         parent=source.sha256,
         target=target,
         calibration=dataclasses.replace(calibration, count=count),
+        machine=None if reduced or target == "tensorrt" else "vnni",
         checks={},
         notes=(*source.notes, *notes(placement, observed, count, reduced)),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
@@ -83,7 +85,11 @@ def quantize(
 
 
 def refuse_bad_weights(model: onnx.ModelProto) -> None:
-    """Raises MalformedInput naming the first float tensor of the file that holds NaN or infinity."""
+    """Names the first float tensor that is not finite; folding a batch normalisation can make such.
+
+    Raises:
+        MalformedInput: there is one.
+    """
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
             raise MalformedInput(
@@ -118,10 +124,12 @@ def quantized_weights(
 
 def notes(placement: qdq.Placement, observed: dict[str, ranges.Range], count: int, reduced: bool) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
-    found = [f"{add} cannot run inside an INT8 convolution: {why}" for add, why in placement.unfusable.items()]
+    found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
     found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
     if reduced:
         found.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
+    elif placement.target != "tensorrt":
+        found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate and lose accuracy (see --portable)")
     if count == 1:
         found.append("calibrated on a single image: ranges may be too narrow for others")
     dead = [name for name, r in observed.items() if r.lo == r.hi == 0]

@@ -121,12 +121,21 @@ def test_the_record_says_what_was_done(resnet20: Artifact, images: Images, tmp_p
     assert artifact.calibration is not None
     assert artifact.calibration.count == 9
     assert artifact.sha256 == store.digest(tmp_path / "int8.onnx")
+    assert artifact.machine is None
     assert any("[-64, 64]" in note for note in artifact.notes)
     assert any("conv1 is not quantized" in note for note in artifact.notes)
     assert told == [("calibrate", 4, 10), ("calibrate", 9, 10)]
     stored = files.load_model(tmp_path / "int8.onnx").graph.initializer
     integers = [numpy_helper.to_array(t) for t in stored if t.name.endswith("weight/quantized")]
     assert max(int(np.abs(values.astype(int)).max()) for values in integers) == 64
+
+
+def test_a_file_of_full_range_is_tied_to_vnni(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """Its record says so, for whoever is about to run it; TensorRT's files have no such limit."""
+    artifact = quantize(resnet20, [images], tmp_path / "int8.onnx")
+    assert artifact.machine == "vnni"
+    assert any("without VNNI saturate" in note for note in artifact.notes)
+    assert quantize(resnet20, [images], tmp_path / "trt.onnx", "tensorrt", portable=True).machine is None
 
 
 def test_unfusable_blocks_are_noted(images: Images, tmp_path: Path) -> None:
