@@ -7,7 +7,7 @@ something else than "the same images, two models" is refused: a wrong verdict is
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -189,8 +189,8 @@ def _order(baseline: Predictions, candidate: Predictions) -> NDArray[np.int64]:
 
 
 def _reordered(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
-    from dataclasses import replace
-
+    if (order == np.arange(len(order))).all():
+        return predictions
     return replace(
         predictions,
         ids=tuple(predictions.ids[k] for k in order) if predictions.ids else (),
