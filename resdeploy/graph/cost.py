@@ -108,8 +108,10 @@ def _shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], 
     graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node)
     held = {t.name for t in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in held)
-    first = image.type.tensor_type.shape.dim[0] if image.type.tensor_type.shape.dim else None
-    batch_size = first.dim_value if first is not None and first.dim_value else 1
+    fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
+    if len(fixed) == 4 and fixed[1] not in (0, spec.input_shape[0]):
+        raise MalformedInput(f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}")
+    batch_size = fixed[0] if fixed and fixed[0] else 1
     elem_type = image.type.tensor_type.elem_type
     graph.input.append(helper.make_tensor_value_info(image.name, elem_type, (batch_size, *spec.input_shape)))
     for tensor in model.graph.initializer:

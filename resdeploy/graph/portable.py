@@ -77,6 +77,7 @@ def _infer_shapes(work: ir.Model) -> None:
 
 def _simplify(graph: ir.Graph) -> None:
     rewrite.drop_no_ops(graph)
+    rewrite.split_plainly(graph)
     rewrite.merge_slices(graph)
     rewrite.pool_globally(graph)
     rewrite.flatten(graph)
@@ -108,14 +109,13 @@ def _finish(work: ir.Model) -> onnx.ModelProto:
     """The final proto: symbolic batch where that holds to the end, fresh shapes, checked."""
     image, logits = work.graph.inputs[0], work.graph.outputs[0]
     image_shape, logits_shape = image.shape, logits.shape
-    for node in work.graph:
-        for value in node.outputs:
-            value.shape = None
+    logits.shape = None
     if image_shape is not None and len(image_shape) > 0:
         image.shape = ir.Shape((BATCH, *image_shape[1:]))
     model = _inferred(work)
-    found = model.graph.output[0].type.tensor_type.shape.dim
-    if image_shape is None or not found or found[0].dim_param != BATCH:
+    # A file that says its batch is symbolic is taken at its word.
+    fixed = image_shape is None or len(image_shape) == 0 or isinstance(image_shape[0], int)
+    if fixed and not _carries_batch(model.graph):
         image.shape, logits.shape = image_shape, logits_shape
         model = _inferred(work)
     try:
@@ -123,6 +123,18 @@ def _finish(work: ir.Model) -> onnx.ModelProto:
     except onnx.checker.ValidationError as e:
         raise MalformedInput(f"the model in opset {opset.OPSET} is not valid ONNX: {e}") from e
     return model
+
+
+def _carries_batch(graph: onnx.GraphProto) -> bool:
+    """Whether every computed value begins with the batch dimension.
+
+    The logits alone would not tell: a Reshape to (1, ...) broadcasts away against a value that has the batch.
+    """
+    first = {}
+    for info in (*graph.value_info, *graph.output):
+        dims = info.type.tensor_type.shape.dim
+        first[info.name] = dims[0].dim_param if dims else ""
+    return all(first.get(name) == BATCH for node in graph.node for name in node.output if name)
 
 
 def _inferred(work: ir.Model) -> onnx.ModelProto:

@@ -90,6 +90,41 @@ def merge_slices(graph: ir.Graph) -> None:
         graph.remove([node, first], safe=True)
 
 
+def split_plainly(graph: ir.Graph) -> None:
+    """`torch.split`, which the dynamo exporter writes as a sequence and its elements, becomes Split."""
+    for node in tuple(graph):
+        if node.domain or node.op_type != "SplitToSequence" or len(node.inputs) != 2:
+            continue
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        split, shape = constant(node.inputs[1]), operand(node).shape
+        length = None if shape is None else shape[axis]
+        users = [user for user, _ in node.outputs[0].uses()]
+        if split is None or not isinstance(length, int) or any(user.op_type != "SequenceAt" for user in users):
+            continue
+        sizes = split if split.ndim else np.diff([*range(0, length, int(split)), length])
+        positions = [int(np.ravel(p)[0]) for user in users if (p := constant(user.inputs[1])) is not None]
+        if len(positions) < len(users):
+            continue
+        size_input = add_constant(graph, "split", sizes.astype(np.int64))
+        plain = ir.Node(
+            "",
+            "Split",
+            [operand(node), size_input],
+            [ir.AttrInt64("axis", axis)],
+            num_outputs=len(sizes),
+            name=node.name,
+            metadata_props=dict(node.metadata_props),
+        )
+        graph.insert_before(node, plain)
+        for k, part in enumerate(plain.outputs):
+            part.name = f"{node.outputs[0].name}_{k}"
+        for user, position in zip(users, positions, strict=True):
+            part = plain.outputs[position]
+            part.shape, part.type = user.outputs[0].shape, operand(node).type
+            replace(graph, user.outputs[0], part)
+        graph.remove([*users, node], safe=True)
+
+
 def pool_globally(graph: ir.Graph) -> None:
     """Means over height and width become GlobalAveragePool, plus a Flatten where the axes were dropped.
 

@@ -20,7 +20,7 @@ from resdeploy.graph import portable
 
 torch = pytest.importorskip("torch")
 CANONICAL = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
-RESNET18 = dict(Conv=20, Relu=17, Add=8, MaxPool=1, GlobalAveragePool=1, Flatten=1, Gemm=1)
+RESNET18 = {"Conv": 20, "Relu": 17, "Add": 8, "MaxPool": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
 
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
@@ -99,8 +99,8 @@ def test_names_are_the_module_paths(resnet18: torch.nn.Module) -> None:
     """From a TorchScript file that kept no weight names, the nodes are named after the modules, and unique."""
     model = portable.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
     names = [node.name for node in model.graph.node]
-    assert names[:8] == ["conv1", "relu", "maxpool", "layer1.0.conv1", "layer1.0.relu1", "layer1.0.conv2", "layer1.0.add",
-                         "layer1.0.relu2"]  # fmt: skip
+    block = ["layer1.0.conv1", "layer1.0.relu1", "layer1.0.conv2", "layer1.0.add", "layer1.0.relu2"]
+    assert names[:8] == ["conv1", "relu", "maxpool", *block]
     assert names[-3:] == ["avgpool", "flatten", "fc"]
     assert {"layer2.0.downsample.0", "layer4.1.relu2"} <= set(names)
     assert len(set(names)) == len(names)
@@ -174,6 +174,31 @@ def test_option_a_is_two_nodes() -> None:
     assert ops(model) == {"Slice": 1, "Pad": 1}
     x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
     assert np.array_equal(run(model, x), module(torch.from_numpy(x)).numpy())
+
+
+def test_a_batch_that_some_node_depends_on_stays_fixed() -> None:
+    """A Reshape to (1, ...) would broadcast the first image over the others: the batch of 1 is kept."""
+    nodes = [
+        helper.make_node("Reshape", ["x", "one"], ["r"]),
+        helper.make_node("Add", ["x", "r"], ["y"]),
+    ]
+    model = portable.canonicalise(graph_model(nodes, {"one": np.array([1, 3, 8, 8])}, x=(1, 3, 8, 8)))
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+
+
+def test_a_split_written_as_a_sequence_becomes_split() -> None:
+    """The dynamo exporter spells `torch.split` as SplitToSequence and SequenceAt, which TensorRT does not read."""
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "two"], ["s"], axis=1),
+        helper.make_node("SequenceAt", ["s", "first"], ["a"]),
+        helper.make_node("SequenceAt", ["s", "second"], ["b"]),
+        helper.make_node("Concat", ["b", "a"], ["y"], axis=1),
+    ]
+    raw = graph_model(nodes, {"two": np.array(2), "first": np.array(0), "second": np.array(1)})
+    model = portable.canonicalise(raw)
+    assert ops(model) == {"Split": 1, "Concat": 1}
+    x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    assert np.array_equal(run(model, x), x[:, [2, 0, 1]])
 
 
 def test_a_batch_norm_whose_input_is_used_elsewhere_stays() -> None:
