@@ -71,7 +71,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         NotWritable, DiskFull: what the operating system said, in our words.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as e:  # file systems such as /proc answer so where nothing can be made
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent)) from e
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
         try:
             # Probe now: some vendors report an unwritable folder as their own obscure failure.

@@ -56,8 +56,7 @@ def bench(
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     with console.progress(quiet=quiet) as progress:
         result = timing.bench(requests, plan, calibration, progress=progress)
-    for artifact in result.sources:
-        console.announce(artifact, quiet=quiet)
+    console.announce(*result.sources, quiet=quiet)
     outcomes = [o if isinstance(o, Failure) else summary.summarise(o) for o in result.outcomes]
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output)
     if result.failures:

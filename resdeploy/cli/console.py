@@ -12,6 +12,7 @@ from typing import Any
 
 import typer
 
+from resdeploy.backends import machine
 from resdeploy.records import Artifact, Progress
 
 
@@ -21,15 +22,23 @@ def note(message: str, *, quiet: bool = False) -> None:
         typer.echo(message, err=True)
 
 
-def announce(artifact: Artifact, *, quiet: bool = False) -> None:
-    """Says what a person must know about a file before trusting it."""
-    name = artifact.model.name if artifact.model else artifact.path
-    if artifact.weights is not None and artifact.weights.random:
-        note(f"{name}: random weights (seed {artifact.weights.seed}): good for timing, not for accuracy", quiet=quiet)
-    if artifact.calibration is not None and artifact.calibration.synthetic:
-        note(f"{name}: calibrated on synthetic images: good for timing, refused by gate", quiet=quiet)
-    for line in artifact.notes:
-        note(f"{name}: {line}", quiet=quiet)
+def announce(*artifacts: Artifact, quiet: bool = False) -> None:
+    """Says, once, what a person must know about files before trusting them."""
+    messages: dict[str, None] = {}
+    for artifact in artifacts:
+        name = artifact.model.name if artifact.model else artifact.path
+        if artifact.weights is not None and artifact.weights.random:
+            messages[f"{name}: random weights (seed {artifact.weights.seed}): good for timing, not for accuracy"] = None
+        if artifact.calibration is not None and artifact.calibration.synthetic:
+            messages[f"{name}: calibrated on synthetic images: good for timing, refused by gate"] = None
+        if artifact.machine == "vnni" and not machine.cpu().vnni:
+            messages[
+                f"{name}: its INT8 weights saturate on this CPU, which has no VNNI: it loses accuracy here; "
+                "quantize it again with --portable"
+            ] = None
+        messages |= dict.fromkeys(f"{name}: {line}" for line in artifact.notes)
+    for message in messages:
+        note(message, quiet=quiet)
 
 
 def wrote(artifact: Artifact, *, quiet: bool = False) -> None:

@@ -183,7 +183,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     if doubtful:
         notes.append(
             f"Times not to be believed, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
-            "`warnings` in the JSON; stop other programs and run again"
+            "'warnings' in the JSON; stop other programs and run again"
         )
     return notes
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -32,17 +33,25 @@ def resdeploy(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def digits_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small network that has really learned handwriting, made by the command line."""
-    out = tmp_path_factory.mktemp("trained") / "digits.safetensors"
-    command = [sys.executable, "-m", "resdeploy", "train", "resnet20", "--data", "digits", "--img-size", "16"]
-    subprocess.run([*command, "--epochs", "4", "-o", out], check=True, capture_output=True)
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network that has really learned handwriting, trained and exported by the command line.
+
+    Made once for all of pytest's workers: the first one here makes it while the others wait.
+    """
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    checkpoint, out = shared / "digits.safetensors", shared / "digits.onnx"
+    with (shared / "digits.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not out.exists():
+            base = [sys.executable, "-m", "resdeploy"]
+            training = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "3", "-o", checkpoint]
+            subprocess.run([*base, *training], check=True, capture_output=True)
+            subprocess.run([*base, "export", checkpoint, "-o", out], check=True, capture_output=True)
     return out
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(digits_checkpoint: Path) -> Path:
-    """The same in ONNX."""
-    out = digits_checkpoint.with_suffix(".onnx")
-    subprocess.run([sys.executable, "-m", "resdeploy", "export", digits_checkpoint, "-o", out], check=True)
-    return out
+def digits_checkpoint(digits_onnx: Path) -> Path:
+    """The checkpoint that `digits_onnx` was exported from."""
+    return digits_onnx.with_suffix(".safetensors")
