@@ -73,8 +73,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError as e:  # file systems such as /proc answer so where nothing can be made
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path.parent)) from e
+        except FileNotFoundError as e:
+            raise _refused(path.parent) from e
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
         try:
             # Probe now: some vendors report an unwritable folder as their own obscure failure.
@@ -86,6 +86,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
+
+
+def probe(path: Path) -> None:
+    """Finds out before long work whether `path` can be written, by a file beside it that is removed at once.
+
+    Raises:
+        NotWritable, DiskFull: what the operating system said.
+    """
+    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
+    with disk_errors(path):
+        temporary = folder / f".{secrets.token_hex(6)}.tmp"
+        try:
+            temporary.touch(exist_ok=False)
+        except FileNotFoundError as e:
+            raise _refused(folder) from e
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def _refused(folder: Path) -> PermissionError:
+    """What file systems such as /proc mean when they say that a file cannot be found that is to be made."""
+    return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

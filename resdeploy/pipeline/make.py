@@ -65,6 +65,7 @@ def trained(
     from resdeploy.data import datasets
     from resdeploy.train import loop
 
+    store.probe(out)
     network = sources.network(request)
     train_data = datasets.open_dataset(data, split="train")
     test_data = datasets.open_dataset(data, split="test")
@@ -324,7 +325,10 @@ def suffix_of(backend: BackendName) -> str:
 
 def _made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
     """Made at `out` where the user named a file, else taken from or put into the cache."""
-    return store.save(make(out)) if out is not None else store.cached(key, suffix, make)
+    if out is None:
+        return store.cached(key, suffix, make)
+    store.probe(out)
+    return store.save(make(out))
 
 
 def versions(*packages: str) -> dict[str, str]:
