@@ -2,6 +2,9 @@
 
 Each verb is one file that parses, calls one function of `resdeploy.pipeline`, and renders. This file holds the list of
 verbs and the one place where failures become exit codes (the table is in `resdeploy.errors`).
+
+The verb files do without `from __future__ import annotations`: Typer would evaluate all 150 annotations three times,
+which `--help` pays for (benchmarks/startup.py).
 """
 
 from __future__ import annotations

@@ -8,12 +8,12 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from resdeploy.backends import machine
-from resdeploy.records import Artifact, Progress
+if TYPE_CHECKING:
+    from resdeploy.records import Artifact, Progress
 
 
 def note(message: str, *, quiet: bool = False) -> None:
@@ -24,6 +24,8 @@ def note(message: str, *, quiet: bool = False) -> None:
 
 def announce(*artifacts: Artifact, quiet: bool = False) -> None:
     """Says, once, what a person must know about files before trusting them."""
+    from resdeploy.backends import machine
+
     messages: dict[str, None] = {}
     for artifact in artifacts:
         name = artifact.model.name if artifact.model else artifact.path

@@ -1,7 +1,5 @@
 """`resdeploy cost`."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

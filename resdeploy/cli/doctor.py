@@ -1,7 +1,5 @@
 """`resdeploy doctor`."""
 
-from __future__ import annotations
-
 from resdeploy.cli import console, options
 
 

@@ -1,7 +1,5 @@
 """`resdeploy export`."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from resdeploy.cli import console, options

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from resdeploy.errors import UsageError
-from resdeploy.pipeline import sources
-from resdeploy.pipeline.request import Request, Sight
+
+if TYPE_CHECKING:
+    from resdeploy.pipeline.request import Request
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
@@ -117,6 +118,8 @@ def request(
     std: str | None = None,
 ) -> Request:
     """The `Request` that the shared options describe."""
+    from resdeploy.pipeline.request import Request, Sight
+
     sight = Sight(
         img_size=img_size,
         resize=resize,
@@ -129,5 +132,7 @@ def request(
 
 def beside(model: str, suffix: str) -> Path:
     """Where a file made from MODEL goes by default: beside it, or in the current folder for a zoo name."""
+    from resdeploy.pipeline import sources
+
     folder = Path(model).parent if sources.format_of(model) else Path()
     return folder / (sources.stem(model) + suffix)

@@ -1,7 +1,5 @@
 """`resdeploy quantize`."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 import typer
