@@ -88,6 +88,7 @@ class Calibration:
     method: str
     fingerprint: str | None = None  # the data set's, None when synthetic
     images: tuple[str, ...] = ()  # content hashes (16 hex digits) of the images used, to find leaks into evaluation
+    methods: Mapping[str, str] = field(default_factory=dict)  # tensor -> how its range was found
 
     @property
     def synthetic(self) -> bool:

@@ -12,17 +12,17 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy import store
-from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
 from resdeploy.graph import portable as portable_form
 from resdeploy.graph.residual import Index, node_name
-from resdeploy.quantize import calibrate, ranges
+from resdeploy.quantize import bias, calibrate, methods, ranges
 from resdeploy.records import Artifact, Calibration, Progress, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from resdeploy.quantize.calibrate import Runner
+    from resdeploy.quantize.calibrate import Observed, Runner
 
 
 def quantize(
@@ -41,7 +41,7 @@ def quantize(
 
     Args:
         source: an FP32 ONNX file.
-        batches: preprocessed calibration images, each (n, C, H, W); read once, never held.
+        batches: preprocessed calibration images, each (n, C, H, W); read once, a bounded sample kept.
         calibration: where they come from, and the method; its count becomes the number actually seen.
         target: whose fusion rules and integer types the file follows.
         out: where to write.
@@ -55,18 +55,29 @@ def quantize(
         UsageError: quantized already, nothing to quantize, no images, or an unknown method or layer name.
         MalformedInput: weights, images or activations that are not finite; a graph that fails the ONNX checker.
     """
-    if calibration.method != "minmax":
-        raise UsageError(f"there is no calibration method {calibration.method!r}", fix="Use minmax")
+    methods.refuse_unknown(calibration.method)
     model = portable_form.canonicalise(files.load_model(Path(source.path)))
     refuse_bad_weights(model)
     placement = qdq.plan(model, target, keep_float=keep_float)
-    observed, count = calibrate.extremes(
-        model, placement.observed, batches, run=run, total=calibration.count, progress=progress
+    reservoir = bias.Reservoir(calibration.seed)
+    observed, count = calibrate.observe(
+        model,
+        importance(model, placement),
+        reservoir.watch(batches),
+        seed=calibration.seed,
+        run=run,
+        total=calibration.count,
+        progress=progress,
     )
-    activations = {name: ranges.activation(found, target) for name, found in observed.items()}
+    chosen = {name: methods.choose(seen, target, calibration.method) for name, seen in observed.items()}
+    activations = {name: ranges.activation(found, target) for name, (_, found) in chosen.items()}
     reduced = portable and target != "tensorrt"
     weights = quantized_weights(model, placement, activations, ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
     result = qdq.insert(model, placement, activations, weights)
+    corrected = not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    if corrected:
+        lacking = bias.shifts(model, result, placement, weights, reservoir.images, run)
+        result = qdq.insert(bias.shifted(model, lacking), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
     files.save_model(result, out)
     return dataclasses.replace(
@@ -76,10 +87,12 @@ def quantize(
         sha256=store.digest(out),
         parent=source.sha256,
         target=target,
-        calibration=dataclasses.replace(calibration, count=count),
+        calibration=dataclasses.replace(
+            calibration, count=count, methods={name: method for name, (method, _) in chosen.items()}
+        ),
         machine=None if reduced or target == "tensorrt" else "vnni",
         checks={},
-        notes=(*source.notes, *notes(placement, observed, count, reduced)),
+        notes=(*source.notes, *notes(placement, observed, count, reduced, corrected)),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
 
@@ -115,14 +128,44 @@ def quantized_weights(
     for site in placement.weights:
         inputs = nodes[site.node].input
         if placement.target == "onnxruntime" and len(inputs) > 2 and inputs[2] in index.constants:
-            bias, scale = constant(inputs[2]), activations[placement.activations[site.data]].scale
+            offset, scale = constant(inputs[2]), activations[placement.activations[site.data]].scale
         else:
-            bias, scale = None, 1.0
-        found[site.node] = ranges.weight(constant(site.tensor), site.axis, limit=limit, bias=bias, input_scale=scale)
+            offset, scale = None, 1.0
+        found[site.node] = ranges.weight(constant(site.tensor), site.axis, limit=limit, bias=offset, input_scale=scale)
     return found
 
 
-def notes(placement: qdq.Placement, observed: dict[str, ranges.Range], count: int, reduced: bool) -> tuple[str, ...]:
+def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, NDArray[np.float64]]:
+    """How much an error in each channel of each observed tensor matters: the energy of the weights that read it.
+
+    An addition reads with a weight of 1. Where nothing but operators that move values read a tensor, all its channels
+    matter alike.
+    """
+    index = Index(model)
+    nodes = {node_name(node): node for node in index.nodes}
+    found: dict[str, NDArray[np.float64]] = {}
+    for site in placement.weights:
+        if placement.activations.get(site.data) != site.data:
+            continue
+        stored = index.value(site.tensor)
+        assert stored is not None, site
+        squares = np.square(numpy_helper.to_array(stored).astype(np.float64))
+        if nodes[site.node].op_type == "Conv":  # (out, in of a group, ...)
+            groups = int(qdq.attribute(nodes[site.node], "group", 1))
+            energy = squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum(axis=(1, 3)).ravel()
+        else:
+            energy = squares.sum(axis=site.axis)
+        found[site.data] = found.get(site.data, 0.0) + energy
+    for block in placement.blocks:
+        for operand in (block.main, block.skip):
+            if operand in found:
+                found[operand] = found[operand] + 1.0
+    return {tensor: found.get(tensor, np.ones(1)) for tensor in placement.observed}
+
+
+def notes(
+    placement: qdq.Placement, observed: dict[str, Observed], count: int, reduced: bool, corrected: bool
+) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
     found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
@@ -132,7 +175,9 @@ def notes(placement: qdq.Placement, observed: dict[str, ranges.Range], count: in
         found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate and lose accuracy (see --portable)")
     if count == 1:
         found.append("calibrated on a single image: ranges may be too narrow for others")
-    dead = [name for name, r in observed.items() if r.lo == r.hi == 0]
+    if not corrected:
+        found.append("biases are not corrected: the file's batch size is fixed")
+    dead = [name for name, seen in observed.items() if seen.extremes.lo == seen.extremes.hi == 0]
     if dead:
         found.append(f"always zero on the calibration images: {', '.join(dead)}")
     return tuple(found)

@@ -19,6 +19,8 @@ FULL_RANGE = 127
 REDUCED_RANGE = 64
 # Smallest scale: a constant-zero tensor still needs a positive one, and its products must stay normal numbers.
 MIN_SCALE = 1e-9
+# Room for bias correction: it moves an int32 bias by some 127 steps for each weight of the channel at most.
+BIAS_SLACK = 1.01
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ def weight(
     scale = np.abs(values).max(axis=others) / limit
     floor = np.full_like(scale, MIN_SCALE)
     if bias is not None:
-        floor = np.maximum(floor, np.abs(bias) / (input_scale * BIAS_LIMIT) * 1.001)
+        floor = np.maximum(floor, np.abs(bias) / (input_scale * BIAS_LIMIT) * BIAS_SLACK)
     scale = np.maximum(scale, floor).astype(np.float32)
     shape = [1] * values.ndim
     shape[axis] = -1

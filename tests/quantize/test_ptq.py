@@ -19,7 +19,7 @@ from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, UsageError
 from resdeploy.graph import files, portable, qdq
 from resdeploy.models import weights, zoo
-from resdeploy.quantize import calibrate, ptq
+from resdeploy.quantize import bias, calibrate, methods, ptq
 from resdeploy.records import Artifact, Calibration, Target
 
 torch = pytest.importorskip("torch")
@@ -89,14 +89,15 @@ def test_ranges_are_the_extremes_of_each_tensor_in_torch(images: Images) -> None
         )
     model = onnx.load_from_string(buffer.getvalue())
     names = ["x", *(node.output[0] for node in model.graph.node if node.op_type in ("Conv", "Relu"))]
-    found, count = calibrate.extremes(model, names, [images[:3], images[3:3], images[3:]], run=here)
+    wanted = dict.fromkeys(names, np.ones(1))
+    found, count = calibrate.observe(model, wanted, [images[:3], images[3:3], images[3:]], run=here)
     assert count == len(images)
     with torch.no_grad():
         at = torch.from_numpy(images)
         for name, layer in zip(names, (torch.nn.Identity(), *layers), strict=True):
             at = layer(at)
-            assert found[name].lo == pytest.approx(at.min().item(), rel=1e-5, abs=1e-6)
-            assert found[name].hi == pytest.approx(at.max().item(), rel=1e-5, abs=1e-6)
+            assert found[name].extremes.lo == pytest.approx(at.min().item(), rel=1e-5, abs=1e-6)
+            assert found[name].extremes.hi == pytest.approx(at.max().item(), rel=1e-5, abs=1e-6)
 
 
 def test_a_lane_finds_the_same_ranges(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
@@ -128,6 +129,67 @@ def test_the_record_says_what_was_done(resnet20: Artifact, images: Images, tmp_p
     stored = files.load_model(tmp_path / "int8.onnx").graph.initializer
     integers = [numpy_helper.to_array(t) for t in stored if t.name.endswith("weight/quantized")]
     assert max(int(np.abs(values.astype(int)).max()) for values in integers) == 64
+
+
+def test_the_record_names_the_method_of_every_tensor(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
+    """What `auto` chose; and what was asked for, where that was one method. Others give other files."""
+    placement = qdq.plan(files.load_model(Path(resnet20.path)), "openvino")
+    digests = set()
+    for method in ("minmax", "percentile", "entropy", "mse", "auto"):
+        asked = calibration(method=method)
+        out = tmp_path / f"{method}.onnx"
+        made = ptq.quantize(resnet20, [images], calibration=asked, target="openvino", out=out, run=here)
+        assert made.calibration is not None
+        assert set(made.calibration.methods) == set(placement.observed)
+        assert set(made.calibration.methods.values()) <= ({method} if method != "auto" else set(methods.METHODS))
+        digests.add(made.sha256)
+    assert len(digests) >= 4
+
+
+def test_samples_are_values_of_the_tensor_weighted_by_channel(images: Images, resnet20: Artifact) -> None:
+    """Of a tensor smaller than the sample every element is seen; a channel's weight goes with its values."""
+    model = files.load_model(Path(resnet20.path))
+    pool = next(node for node in model.graph.node if node.op_type == "GlobalAveragePool")
+    only = np.zeros(64)
+    only[7] = 2.0
+    found, _ = calibrate.observe(model, {pool.output[0]: only, "input": np.ones(3)}, [images], run=here)
+    session = onnxruntime.InferenceSession(_with_output(model, pool.output[0]))
+    pooled = session.run([pool.output[0]], {"input": images})[0].reshape(-1, 64)
+    histogram = found[pool.output[0]].histogram
+    each = calibrate.SAMPLES / 64
+    assert histogram.total == pooled.size * each
+    assert histogram.weights.sum() == 2 * each * np.count_nonzero(pooled[:, 7])
+    counts = found["input"].histogram
+    share = float(counts.counts[counts.centres > 1].sum() / counts.total)
+    assert share == pytest.approx((images > 1).mean(), abs=0.01)
+
+
+def _with_output(model: onnx.ModelProto, tensor: str) -> bytes:
+    wider = onnx.ModelProto()
+    wider.CopyFrom(model)
+    wider.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
+    return bytes(wider.SerializeToString())
+
+
+def test_a_fixed_batch_size_is_calibrated_but_not_corrected(images: Images, tmp_path: Path) -> None:
+    """Its graph cannot be run on whole batches of images; the record says so."""
+
+    class Fixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.conv(x).reshape(1, -1, 8).mean(2)
+
+    buffer, path = io.BytesIO(), tmp_path / "fp32.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(Fixed(), (torch.zeros(1, 3, 32, 32),), buffer, dynamo=False, opset_version=17)
+    path.write_bytes(buffer.getvalue())
+    source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    made = ptq.quantize(source, [images[:3]], calibration=calibration(), target="openvino", out=tmp_path / "int8.onnx")
+    assert any("not corrected" in note for note in made.notes)
 
 
 def test_a_file_of_full_range_is_tied_to_vnni(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
@@ -309,5 +371,6 @@ def test_calibration_memory_does_not_grow_with_the_images(resnet20: Artifact, tm
 
     model = files.load_model(Path(resnet20.path))
     plan = qdq.plan(model, "openvino")
-    _, count = calibrate.extremes(model, plan.observed, stream(), run=here)
+    kept = bias.Reservoir(0)
+    _, count = calibrate.observe(model, ptq.importance(model, plan), kept.watch(stream()), run=here)
     assert count == 80

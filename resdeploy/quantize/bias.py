@@ -1,0 +1,176 @@
+"""Bias correction: quantization shifts the mean of a layer's outputs, and its bias can shift it back.
+
+The empirical form of Nagel et al. 2019 (arXiv:1906.04721, section 4.2 and appendix D): run the float and the quantized
+network on the same images and add to each bias what its layer's outputs lack on average. Shifts from the layers before
+must have been corrected by then, or they would be corrected twice, so the paper goes layer by layer. Here one graph
+holds both networks, and each layer of the quantized one is corrected on the spot by the mean over the batch: one pass,
+whatever the depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from resdeploy.graph.residual import Index, node_name
+from resdeploy.quantize import calibrate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.graph.qdq import Placement, Weight, WeightSite
+    from resdeploy.quantize.calibrate import Runner
+
+# Both networks run, in float: 16 images of 224 x 224 at most, whose last maps still give 784 values a channel.
+IMAGE_ELEMENTS = 16 * 3 * 224 * 224
+LACKING = "lacking"
+FLOAT = "float/"
+
+
+class Reservoir:
+    """A seeded uniform sample of a stream of images, bounded in memory (Vitter 1985, algorithm R)."""
+
+    def __init__(self, seed: int) -> None:
+        self.images: list[NDArray[np.float32]] = []
+        self._seen = 0
+        self._random = np.random.default_rng(seed)
+
+    def watch(self, batches: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+        """The batches themselves, looked at in passing."""
+        for batch in batches:
+            for image in batch:
+                self._seen += 1
+                if len(self.images) < max(1, IMAGE_ELEMENTS // image.size):
+                    self.images.append(image.copy())
+                elif (slot := int(self._random.integers(self._seen))) < len(self.images):
+                    self.images[slot] = image.copy()
+            yield batch
+
+
+def shifts(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    placement: Placement,
+    weights: Mapping[str, Weight],
+    images: Sequence[NDArray[np.float32]],
+    run: Runner,
+) -> dict[str, NDArray[np.float64]]:
+    """What each quantized convolution and Gemm lacks on average, (channels,), those before it corrected.
+
+    Args:
+        model: the float graph, its batch dimension symbolic.
+        quantized: made from it by `qdq.insert`.
+        placement: the one it was made with.
+        weights: the ones it was made with.
+        images: each (C, H, W).
+        run: opens a graph for running.
+    """
+    sites = _sites(model, placement)
+    channels, height, width = images[0].shape
+    size = min(calibrate.batch_size(model, images[0].shape), len(images))
+    graph = paired(model, quantized, sites, weights, size)
+    # Only whole batches: a runtime may fill up the last one, and then its mean would not be that of the images.
+    starts = range(0, len(images) - size + 1, size)
+    with run(graph, (channels, height, width)) as predict:
+        rows = [predict(np.stack(images[i : i + size])).mean(axis=0, dtype=np.float64) for i in starts]
+    ends = np.cumsum([weights[site.node].scale.size for site in sites])
+    return {site.node: part for site, part in zip(sites, np.split(np.mean(rows, axis=0), ends[:-1]), strict=True)}
+
+
+def _sites(model: onnx.ModelProto, placement: Placement) -> tuple[WeightSite, ...]:
+    """The quantized operators that can have a bias."""
+    able = {node_name(node) for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    return tuple(site for site in placement.weights if site.node in able)
+
+
+def paired(
+    model: onnx.ModelProto,
+    quantized: onnx.ModelProto,
+    sites: Sequence[WeightSite],
+    weights: Mapping[str, Weight],
+    size: int,
+) -> onnx.ModelProto:
+    """Both networks in one graph for batches of `size`, with one output (size, channels of all sites).
+
+    It is what each layer of the quantized network lacks on average, image by image.
+
+    The quantized one's weights are written as float numbers, so that no runtime makes integer kernels of it, which
+    could saturate: its activations are rounded, and all else is exact.
+    """
+    result = onnx.ModelProto()
+    result.CopyFrom(quantized)
+    graph = result.graph
+    by_name = {site.node: site for site in sites}
+    nodes = _float_twins(model, graph)
+    columns: dict[str, str] = {}
+    for node in quantized.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        nodes.append(copy)
+        if (site := by_name.get(node_name(node))) is None:
+            continue
+        weight, stem = weights[site.node], f"{LACKING}/{site.node}"
+        real = weight.values * np.expand_dims(weight.scale, [i for i in range(weight.values.ndim) if i != site.axis])
+        graph.initializer.append(numpy_helper.from_array(real, f"{stem}/weight"))
+        copy.input[1], copy.output[0] = f"{stem}/weight", f"{stem}/raw"
+        nodes += _corrected(node.output[0], stem, list(range(2, weight.values.ndim)))
+        columns[site.node] = f"{stem}/column"
+    nodes.append(helper.make_node("Concat", [columns[site.node] for site in sites], [LACKING], axis=1))
+    del graph.node[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
+    shape = [size, sum(weights[site.node].scale.size for site in sites)]
+    graph.output.append(helper.make_tensor_value_info(LACKING, onnx.TensorProto.FLOAT, shape))
+    return result
+
+
+def _float_twins(model: onnx.ModelProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The float network's nodes under new names; its weights are added to `graph`."""
+    own = {tensor.name for tensor in model.graph.initializer} | {name for n in model.graph.node for name in n.output}
+    for tensor in model.graph.initializer:
+        graph.initializer.append(tensor)
+        graph.initializer[-1].name = FLOAT + tensor.name
+    twins = []
+    for node in model.graph.node:
+        twin = onnx.NodeProto()
+        twin.CopyFrom(node)
+        twin.name = FLOAT + node_name(node)
+        twin.input[:] = [FLOAT + name if name in own else name for name in node.input]
+        twin.output[:] = [FLOAT + name if name else name for name in node.output]
+        twins.append(twin)
+    return twins
+
+
+def _corrected(output: str, stem: str, space: list[int]) -> list[onnx.NodeProto]:
+    """From `stem/raw` to `output`: what an image's values lack on average is a column, the batch's average is added."""
+    nodes = [helper.make_node("Sub", [FLOAT + output, f"{stem}/raw"], [f"{stem}/lacking"])]
+    image = f"{stem}/lacking"
+    if space:
+        image = f"{stem}/image"
+        nodes.append(helper.make_node("ReduceMean", [f"{stem}/lacking"], [image], axes=space, keepdims=1))
+    return [
+        *nodes,
+        helper.make_node("Flatten", [image], [f"{stem}/column"], axis=1),
+        helper.make_node("ReduceMean", [image], [f"{stem}/batch"], axes=[0], keepdims=1),
+        helper.make_node("Add", [f"{stem}/raw", f"{stem}/batch"], [output]),
+    ]
+
+
+def shifted(model: onnx.ModelProto, by: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
+    """A copy of the float graph with each named operator's bias shifted; one that had none gets one."""
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    index = Index(result)
+    for node in result.graph.node:
+        if (shift := by.get(node_name(node))) is None:
+            continue
+        stored = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        bias = shift if stored is None else numpy_helper.to_array(stored) + shift
+        name = f"{node_name(node)}/bias/corrected"
+        result.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
+        node.input[:] = [*node.input[:2], name]
+    return result
