@@ -145,22 +145,24 @@ def installed(package: str, *distributions: str) -> str | None:
 def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execution: Execution) -> tuple[int, ...]:
     """The shape (N, C, H, W) to run with, from what the file declares: a number, or a name or None where it is free.
 
+    A 0 in the execution's or the model's input shape means unknown (`graph.metadata.spec_of`).
+
     Raises:
         UsageError: the file is fixed to another size than asked for, or nothing says the image's size.
     """
-    image: Sequence[int] = execution.input_shape or (artifact.model.input_shape if artifact.model else ())
-    wanted = (execution.batch_size, *(image or declared[1:]))
-    fits = len(wanted) == len(declared) and all(
-        not isinstance(have, int) or have == want for have, want in zip(declared, wanted, strict=True)
-    )
-    sizes = tuple(size for size in wanted if isinstance(size, int))
-    if not fits or len(sizes) != len(wanted):
-        takes, given = (" x ".join("?" if n is None else str(n) for n in shape) for shape in (declared, wanted))
+    have = tuple(size if isinstance(size, int) else 0 for size in declared)
+    image = execution.input_shape or (artifact.model.input_shape if artifact.model else have[1:])
+    want = (execution.batch_size, *image)
+    if len(want) != len(have) or any(0 not in (h, w) and h != w for h, w in zip(have, want, strict=True)):
+        takes, given = (" x ".join(str(n) if n else "?" for n in shape) for shape in (have, want))
         raise UsageError(
             f"{artifact.path} takes {takes}, not {given}",
             cause="The first number is the batch size, then channels, height and width",
             fix="Ask for that size with -b and --img-size, or export or build the model for this one",
         )
+    sizes = tuple(w or h for h, w in zip(have, want, strict=True))
+    if 0 in sizes:
+        raise UsageError(f"{artifact.path} takes images of any size, and nothing says which", fix="Add --img-size")
     return sizes
 
 

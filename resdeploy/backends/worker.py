@@ -4,7 +4,7 @@
 
 Requests and replies are JSON lines on two private pipes, so that whatever a vendor prints cannot disturb them;
 arrays travel as `.npy` files in FOLDER. Standard library, numpy, our records and the one vendor are imported,
-nothing else: the worker must start under another interpreter (`--python tensorrt=PATH`) that has no more than that.
+nothing else: the worker must start under another interpreter (`Lane(python=...)`) that has no more than that.
 """
 
 from __future__ import annotations

@@ -80,7 +80,7 @@ def _crop(image: Image.Image, height: int, width: int) -> Image.Image:
     if image.height < height or image.width < width:
         raise UsageError(
             f"a crop of {height}x{width} from an image resized to {image.height}x{image.width}",
-            fix=f"Use --resize {max(height, width)} or more, or a smaller --crop",
+            fix=f"Use --resize {max(height, width)} or more, or a smaller --img-size",
         )
     # Half to even, as torchvision: Python's round.
     top, left = round((image.height - height) / 2), round((image.width - width) / 2)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 import onnx
 from onnx import TensorProto, helper
 
-from resdeploy.errors import MalformedInput
+from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
@@ -34,8 +34,11 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     """Costs of every layer at batch 1 and `spec.input_shape`; a Q/DQ graph counts as its original.
 
     Raises:
+        UsageError: the image size is unknown (0 in `spec.input_shape`).
         MalformedInput: the shapes cannot be inferred, for example because the file's image size is another one.
     """
+    if 0 in spec.input_shape:
+        raise UsageError(f"{spec.name} takes images of any size, and its costs depend on it", fix="Add --img-size")
     shapes, batch_size = _shapes(model, spec)
     producers = {output: node for node in model.graph.node for output in node.output}
     sizes = _parameter_sizes(model.graph)

@@ -107,7 +107,7 @@ def _top1(pair: Pair, state: State, limit_pp: float, confidence: float, candidat
     drop_pp, low_pp, high_pp = 100 * (lost - gained) / images, 100 * low, 100 * high
     sure = f"at {100 * confidence:g} % confidence"
     if state == "pass":
-        verdict = f"On new images like these top-1 drops by at most {high_pp:.3g} points {sure} (limit {limit_pp:g})"
+        verdict = f"On new images like these top-1 {_at_most(high_pp)} {sure} (limit {limit_pp:g})"
     elif state == "fail":
         verdict = f"On new images like these top-1 drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})"
     else:
@@ -116,9 +116,10 @@ def _top1(pair: Pair, state: State, limit_pp: float, confidence: float, candidat
             f"(between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
             + _would_decide(lost, gained, images, limit_pp, confidence)
         )
+    moved = "drops" if drop_pp >= 0 else "rises"
     side = "within" if drop_pp <= limit_pp else "over"
     here = (
-        f"On this very set it drops by {drop_pp:.3g} points, {side} the limit: {lost:,} right answers lost, "
+        f"On this very set it {moved} by {abs(drop_pp):.3g} points, {side} the limit: {lost:,} right answers lost, "
         f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})"
     )
     sentences = [verdict, here]
@@ -134,6 +135,11 @@ def _top1(pair: Pair, state: State, limit_pp: float, confidence: float, candidat
         unit="points",
         note=". ".join(sentences) + ".",
     )
+
+
+def _at_most(drop_pp: float) -> str:
+    """An upper bound of a drop in words; below zero it is a lower bound of a rise."""
+    return f"drops by at most {drop_pp:.3g} points" if drop_pp >= 0 else f"rises by at least {-drop_pp:.3g} points"
 
 
 def _would_decide(lost: int, gained: int, images: int, limit_pp: float, confidence: float) -> str:

@@ -87,7 +87,7 @@ def match(baseline: Predictions, candidate: Predictions) -> Pair:
             f"the predictions are of different data: {baseline.data} ({prints[0][:12]}) "
             f"and {candidate.data} ({prints[1][:12]})",
             cause="Images or labels differ, or a baseline was stored before the data changed",
-            fix="Evaluate both models on the same --data, or renew the baseline with --update-baseline",
+            fix="Evaluate both models on the same --data: resdeploy eval MODEL --data DATA --predictions FILE",
         )
     if (baseline.logits is None) != (candidate.logits is None):
         raise UsageError(

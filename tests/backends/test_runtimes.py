@@ -108,6 +108,29 @@ def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[str, Path], 
         lane.build(tiny, Execution(batch_size=4), out)
 
 
+def test_file_of_any_image_size_runs_at_the_size_given(
+    runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray
+) -> None:
+    """Height and width are names in the file and 0 in its description: refused as such, run once --img-size is given."""
+    model = onnx.load(tiny.path)
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "side"
+    onnx.save(model, tiny.path)
+    assert tiny.model is not None
+    spec = dataclasses.replace(tiny.model, input_shape=(3, 0, 0))
+    source = dataclasses.replace(tiny, sha256=store.digest(Path(tiny.path)), model=spec)
+    small = np.ascontiguousarray(images[:, :, :16, :16])
+    (expected,) = ReferenceEvaluator(model).run(None, {"input": small})
+    name, out = runtime
+    with Lane(name) as lane:
+        for unknown in (None, (3, 0, 0)):
+            with pytest.raises(UsageError, match="--img-size"):
+                lane.build(source, Execution(input_shape=unknown), out)
+        execution = Execution(batch_size=5, input_shape=(3, 16, 16))
+        assert lane.open(lane.build(source, execution, out), execution).inputs["input"].shape == (5, 3, 16, 16)
+        np.testing.assert_allclose(lane.predict(small), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_openvino_writes_xml_only(tiny: Artifact, tmp_path: Path) -> None:
     """Another suffix is refused with the right one."""
     with Lane("openvino") as lane, pytest.raises(UsageError, match=r"model\.xml"):

@@ -105,6 +105,17 @@ def test_another_image_size_is_counted_or_refused(tmp_path: Path) -> None:
         cost.count(model, dataclasses.replace(spec, input_shape=(4, 8, 8)))
 
 
+def test_a_symbolic_image_size_is_asked_for(tmp_path: Path) -> None:
+    """A file that takes any size has no costs until one is given: not zero."""
+    model = network()
+    for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "side"
+    spec = spec_of(model, tmp_path)
+    with pytest.raises(UsageError, match="--img-size"):
+        cost.count(model, spec)
+    assert cost.count(model, dataclasses.replace(spec, input_shape=(3, 8, 8))).macs == 8 * 8 * 4 * 27 + 20
+
+
 def test_an_operator_we_cannot_count_is_named(tmp_path: Path) -> None:
     """A total that is a lower bound says so."""
     model = network()

@@ -64,7 +64,8 @@ def test_a_candidate_within_the_limit_passes_with_its_bound() -> None:
     assert check.state == "pass"
     assert check.observed == pytest.approx(0.05)
     assert check.interval == pytest.approx([100 * x for x in stats.tango_interval(40, 35, 10_000)])
-    assert "40 right answers lost, 35 gained of 10,000" in check.note
+    assert f"top-1 drops by at most {check.interval[1]:.3g} points" in check.note
+    assert "On this very set it drops by 0.05 points, within the limit: 40 right answers lost, 35 gained" in check.note
 
 
 def test_a_candidate_beyond_the_limit_fails() -> None:
@@ -92,7 +93,12 @@ def test_a_drop_over_the_limit_on_this_set_alone_is_inconclusive() -> None:
 
 def test_a_gain_passes_even_at_limit_zero() -> None:
     """A limit of 0 asks for proof that nothing is lost: 20 lost, 60 gained has it, no change at all has not."""
-    assert top1(*table(20, 60, 5000), max_drop_pp=0).state == "pass"
+    gain = top1(*table(20, 60, 5000), max_drop_pp=0)
+    assert gain.state == "pass"
+    assert gain.interval is not None
+    assert gain.interval[1] < 0
+    assert f"top-1 rises by at least {-gain.interval[1]:.3g} points" in gain.note
+    assert "On this very set it rises by 0.8 points, within the limit" in gain.note
     same = top1(*table(0, 0, 5000), max_drop_pp=0)
     assert same.state == "inconclusive"
     assert "choose another limit" in same.note
