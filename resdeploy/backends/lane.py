@@ -284,7 +284,7 @@ class _Child:
             )
         except OSError as e:
             self._discard()
-            raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check the path of the interpreter") from e
+            raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check its path") from e
         finally:
             os.close(child_reads)
             os.close(child_writes)

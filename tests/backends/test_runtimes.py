@@ -111,7 +111,7 @@ def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[str, Path], 
 def test_file_of_any_image_size_runs_at_the_size_given(
     runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray
 ) -> None:
-    """Height and width are names in the file and 0 in its description: refused as such, run once --img-size is given."""
+    """Height and width are names in the file and 0 in its description: asked for, and then run."""
     model = onnx.load(tiny.path)
     for dim in model.graph.input[0].type.tensor_type.shape.dim[2:]:
         dim.dim_param = "side"
