@@ -106,3 +106,11 @@ class OutOfMemory(EnvironmentFailure):
 
 class BackendCrash(ResdeployError):
     code, exit_status = "E-BACKEND-CRASH", 7
+
+
+def of_code(code: str) -> type[ResdeployError]:
+    """The class whose `code` this is; `BackendCrash` for one that no class has as its own."""
+    kinds = list(ResdeployError.__subclasses__())
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return next((kind for kind in kinds if kind.code == code), BackendCrash)

@@ -189,8 +189,11 @@ class Measurement:
     size_bytes: int = 0
     params: int | None = None
     macs: int | None = None
+    weights: str | None = None  # `Weights.source`: a file, a URL or `random`
+    calibration: str | None = None  # `Calibration.data` of an INT8 model
     settings: Mapping[str, str] = field(default_factory=dict)  # the vendor's, as it reports them itself
-    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what a reader must know of the model that ran: FP16 computed in FP32
+    warnings: tuple[str, ...] = ()  # what speaks against the times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,9 +356,8 @@ class Profile:
     lr: float = 0.1
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")
-    batch_sizes: tuple[int, ...] = (1,)
+    batch_size: int = 1
     threads: int | None = None
     duration_s: float = 3.0
     max_drop_pp: float | None = None
-    max_slowdown_pct: float | None = None
     seed: int = 0

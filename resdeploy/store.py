@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -78,7 +79,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
         try:
             # Probe now: some vendors report an unwritable folder as their own obscure failure.
-            temporary.touch()
+            try:
+                temporary.touch()
+            except FileNotFoundError as e:
+                raise _refused(path.parent) from e
             yield temporary
             _fsync(temporary)
             os.replace(temporary, path)
@@ -96,6 +100,10 @@ def probe(path: Path) -> None:
     """
     folder = next(folder for folder in path.absolute().parents if folder.is_dir())
     with disk_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if any(parent.exists() and not parent.is_dir() for parent in path.absolute().parents):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
         temporary = folder / f".{secrets.token_hex(6)}.tmp"
         try:
             temporary.touch(exist_ok=False)
@@ -270,12 +278,26 @@ def load(path: Path) -> Artifact | None:
 def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
     """The artifact cached under `key`, made by `make(path)` where it is missing or damaged.
 
-    Two processes may build the same entry at once: each writes its own temporary file and the last rename
-    wins, so work can be done twice but never torn.
+    Processes that want the same entry wait for one of them to make it. Where locks do not work (some network file
+    systems), work is done twice: each file is still whole, and one that does not fit its sidecar is made again.
     """
     path = cache_dir() / "artifacts" / f"{fingerprint(key)[:32]}{suffix}"
-    with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
-        found = load(path)
-        if found is not None:
-            return found
-    return save(make(path))
+    with _locked(path.with_suffix(".lock")):
+        with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
+            found = load(path)
+            if found is not None:
+                return found
+        return save(make(path))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -26,7 +26,6 @@ def run(
     Example: resdeploy run profiles/quickstart.toml
     """
     from resdeploy import store
-    from resdeploy.measure import environment
     from resdeploy.pipeline import profile as profiles
     from resdeploy.report import documents
 
@@ -35,8 +34,8 @@ def run(
         result = profiles.run(
             wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)
         )
-    document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, environment.capture())
+    document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)
     console.emit(document, fmt, output)
     console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)
-    raise typer.Exit(EXIT[result.verdict.state])
+    raise typer.Exit(EXIT[result.verdict.state] if result.verdict else 0)

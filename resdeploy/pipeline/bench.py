@@ -10,7 +10,7 @@ from pathlib import Path
 
 from resdeploy import backends
 from resdeploy.backends import choose
-from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
+from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import bench as timing
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
@@ -81,32 +81,88 @@ def cost_of(artifact: Artifact) -> Cost:
 def bench(
     requests: Sequence[Request], plan: BenchPlan, calibration: make.CalibrationPlan, *, progress: Progress
 ) -> Bench:
-    """Times every model x batch size x backend x precision, interleaved in one run.
+    """Times every model x batch size x backend x precision, interleaved in one run; what fails is a row too.
 
     Raises:
         BackendMissing, UsageError: what was asked for cannot run here.
-        BackendCrash, OutOfMemory: every row failed.
+        ResdeployError: every row failed; of the first one's class.
     """
     rows: list[Row] = []
     failures: list[Failure] = []
-    for request, batch_size, (backend, precision, baselines) in itertools.product(
-        requests, plan.batch_sizes, _table(plan)
-    ):
-        source = source_for(request, backend, precision, calibration, progress=progress)
-        execution = execution_for(source, batch_size=batch_size, threads=plan.threads, streams=plan.streams)
-        labels = tuple(_label(request, name, wide, batch_size) for name, wide in baselines)
-        label = _label(request, backend, precision, batch_size)
-        try:
-            built = make.built(source, backend, execution)
-        except (BackendCrash, OutOfMemory) as e:
-            failures.append(failure(label, source, backend, execution, e))
-            continue
-        candidate = timing.Candidate(label=label, backend=backend, artifact=built, execution=execution)
-        rows.append(Row(source=source, candidate=candidate, baselines=labels))
+    errors: list[ResdeployError] = []
+    names = _names(requests)
+    for request, batch_size in itertools.product(dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes)):
+        for backend, precision, baselines in _table(request, plan):
+            label, *others = (
+                f"{names[request]} {name}{' ' + wide if wide else ''} b{batch_size}"
+                for name, wide in ((backend, precision), *baselines)
+            )
+            try:
+                row = _row(request, backend, precision, batch_size, label, plan, calibration, progress)
+            except UsageError:
+                raise
+            except ResdeployError as e:
+                errors.append(e)
+                failures.append(_failure(label, request, backend, precision, batch_size, e))
+            else:
+                # Without a low precision the first row is what the others are compared with.
+                first = () if baselines or not rows else (rows[0].candidate.label,)
+                rows.append(dataclasses.replace(row, baselines=(*others, *first)))
     if not rows:
-        raise BackendCrash("no row could be built: " + "; ".join(f.message for f in failures))
+        raise errors[0]
     found = measure(rows, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
+
+
+def _names(requests: Sequence[Request]) -> dict[Request, str]:
+    """A name for each model: its stem, or all that was typed where stems are equal."""
+    stems = [sources.stem(request.model) for request in dict.fromkeys(requests)]
+    return {
+        request: stem if stems.count(stem) == 1 else request.model
+        for request, stem in zip(dict.fromkeys(requests), stems, strict=True)
+    }
+
+
+def _row(
+    request: Request,
+    backend: BackendName,
+    precision: Precision | None,
+    batch_size: int,
+    label: str,
+    plan: BenchPlan,
+    calibration: make.CalibrationPlan,
+    progress: Progress,
+) -> Row:
+    source = source_for(request, backend, precision, calibration, progress=progress)
+    execution = execution_for(source, batch_size=batch_size, threads=plan.threads, streams=plan.streams)
+    candidate = timing.Candidate(
+        label=label,
+        backend=backend,
+        artifact=make.built(source, backend, execution),
+        execution=execution,
+        macs=cost_of(source).macs if source.format == "onnx" else None,
+    )
+    return Row(source=source, candidate=candidate, baselines=())
+
+
+def _failure(
+    label: str,
+    request: Request,
+    backend: BackendName,
+    precision: Precision | None,
+    batch_size: int,
+    error: ResdeployError,
+) -> Failure:
+    return Failure(
+        label=label,
+        model=request.model,
+        backend=backend,
+        precision=precision or "fp32",
+        batch_size=batch_size,
+        error_code=error.code,
+        exit_status=error.exit_status,
+        message=str(error),
+    )
 
 
 def measure(rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress) -> Bench:
@@ -117,12 +173,8 @@ def measure(rows: Sequence[Row], *, duration_s: float, seed: int, progress: Prog
 def timed(
     rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress
 ) -> tuple[Measurement | Failure, ...]:
-    """Raw times of built rows from one interleaved run, with the cost of each model where its file can tell."""
-    candidates = [
-        dataclasses.replace(row.candidate, macs=cost_of(row.source).macs if row.source.format == "onnx" else None)
-        for row in rows
-    ]
-    return timing.run(candidates, duration_s=duration_s, seed=seed, progress=progress)
+    """Raw times of built rows from one interleaved run."""
+    return timing.run([row.candidate for row in rows], duration_s=duration_s, seed=seed, progress=progress)
 
 
 def compared(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:
@@ -137,19 +189,22 @@ def compared(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> 
     return Bench(outcomes=tuple(outcomes), comparisons=comparisons, sources=tuple(row.source for row in rows))
 
 
-def _table(plan: BenchPlan) -> list[tuple[BackendName, Precision | None, tuple[tuple[BackendName, Precision], ...]]]:
+Baseline = tuple[BackendName, Precision]
+
+
+def _table(request: Request, plan: BenchPlan) -> list[tuple[BackendName, Precision | None, tuple[Baseline, ...]]]:
     """Backend, precision, and the rows to compare it with.
 
     A low precision is compared with FP32 on its own backend; where the backend was left to us, with ONNX Runtime in
-    FP32 too. Without a low precision the first row is what the others are compared with.
+    FP32 too.
     """
-    names = _backends(plan)
+    names = _backends(request, plan)
     if plan.precision in (None, "fp32"):
         return [(name, plan.precision, ()) for name in names]
-    reference: tuple[tuple[BackendName, Precision], ...] = ()
+    reference: tuple[Baseline, ...] = ()
     if plan.backends == ("auto",) and names != (REFERENCE,) and backends.load(REFERENCE).available().ok:
         reference = ((REFERENCE, "fp32"),)
-    table: list[tuple[BackendName, Precision | None, tuple[tuple[BackendName, Precision], ...]]] = [
+    table: list[tuple[BackendName, Precision | None, tuple[Baseline, ...]]] = [
         (name, precision, ()) for name, precision in reference
     ]
     for name in names:
@@ -161,28 +216,12 @@ def _table(plan: BenchPlan) -> list[tuple[BackendName, Precision | None, tuple[t
     return table
 
 
-def _label(request: Request, backend: BackendName, precision: Precision | None, batch_size: int) -> str:
-    return f"{sources.stem(request.model)} {backend}{' ' + precision if precision else ''} b{batch_size}"
-
-
-def failure(label: str, source: Artifact, backend: BackendName, execution: Execution, error: ResdeployError) -> Failure:
-    """The row of a model that could not be built."""
-    return Failure(
-        label=label,
-        model=source.model.name if source.model else Path(source.path).stem,
-        backend=backend,
-        precision=source.precision,
-        batch_size=execution.batch_size,
-        error_code=error.code,
-        exit_status=error.exit_status,
-        message=str(error),
-    )
-
-
-def _backends(plan: BenchPlan) -> tuple[BackendName, ...]:
-    if plan.backends == ("all",):
-        return tuple(name for name in backends.PREFERENCE if backends.load(name).available().ok)
-    return tuple(choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
+def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
+    if plan.backends != ("all",):
+        picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
+        return tuple(dict.fromkeys(picked))
+    able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
+    return tuple(name for name in able if sources.can_give(request, backends.load(name).SOURCE))
 
 
 def source_for(
@@ -195,8 +234,19 @@ def source_for(
 ) -> Artifact:
     """The file that `backend` builds from, in the precision asked for (None: what the model is)."""
     if sources.format_of(request.model) in ("openvino", "engine"):
-        return sources.model_file(request)
+        compiled = sources.model_file(request)
+        if precision not in (None, compiled.precision):
+            raise UsageError(
+                f"{request.model} is compiled in {compiled.precision} and cannot become {precision}",
+                fix="Name the ONNX file it was made from",
+            )
+        return compiled
     if backends.load(backend).SOURCE == "checkpoint":
+        if not sources.can_give(request, "checkpoint"):
+            raise UsageError(
+                f"{backend} runs networks and checkpoints, and {request.model} is neither",
+                fix="Choose another --backend",
+            )
         artifact = make.checkpoint(request)
         return dataclasses.replace(artifact, precision=precision or artifact.precision)
     artifact = make.onnx_fp32(request, progress=progress)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from resdeploy.backends import choose
-from resdeploy.errors import BackendCrash, MalformedInput, UsageError
+from resdeploy.errors import MalformedInput, UsageError, of_code
 from resdeploy.judge import accuracy, pairs, speed
 from resdeploy.measure import bench as timing
 from resdeploy.measure import evaluate as evaluation
@@ -14,10 +14,11 @@ from resdeploy.measure import predictions as saved
 from resdeploy.measure import summary
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make, sources
-from resdeploy.pipeline.request import Request
+from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import Artifact, BackendName, Check, Failure, Precision, Predictions, Progress, Verdict
 
 SAVED = (".npz", ".json", ".csv")
+DECODED = 32  # images decoded at a time, whatever the batch size of the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class GatePlan:
     max_drop_pp: float
     max_slowdown_pct: float | None = None
     data: str | None = None
+    sight: Sight = field(default_factory=Sight)
+    skip_bad: bool = False
     confidence: float = 0.95
     backend: str = "auto"
     batch_size: int = 32
@@ -69,9 +72,6 @@ def evaluate(request: Request, plan: EvalPlan, calibration: make.CalibrationPlan
 
 def predict(source: Artifact, backend: BackendName, plan: EvalPlan, *, progress: Progress) -> Predictions:
     """Per-image results of a file on the data set's test split."""
-    from resdeploy.data import datasets
-
-    images = datasets.open_dataset(plan.data, split="test")
     execution = rows.execution_for(source, batch_size=plan.batch_size, threads=plan.threads)
     candidate = timing.Candidate(
         label=f"{sources.stem(source.path)} {backend}",
@@ -79,13 +79,31 @@ def predict(source: Artifact, backend: BackendName, plan: EvalPlan, *, progress:
         artifact=make.built(source, backend, execution),
         execution=execution,
     )
-    spec = source.model.preprocessing if source.model else None
-    found = evaluation.predict(candidate, images, spec, batch_size=plan.batch_size, progress=progress)
-    if found.unreadable and not plan.skip_bad:
+    return predict_built(candidate, plan.data, skip_bad=plan.skip_bad, progress=progress)
+
+
+def predict_built(candidate: timing.Candidate, data: str, *, skip_bad: bool = False, progress: Progress) -> Predictions:
+    """Per-image results of a built model on the data set's test split.
+
+    Raises:
+        MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
+    """
+    from resdeploy.data import datasets
+
+    images = datasets.open_dataset(data, split="test")
+    model = candidate.artifact.model
+    found = evaluation.predict(
+        candidate,
+        images,
+        model.preprocessing if model else None,
+        batch_size=max(DECODED, candidate.execution.batch_size),
+        progress=progress,
+    )
+    if found.unreadable and not skip_bad:
         shown = ", ".join(found.unreadable[:5]) + (" ..." if len(found.unreadable) > 5 else "")
         raise MalformedInput(
             f"{len(found.unreadable)} of {len(images)} images cannot be decoded: {shown}",
-            fix="Repair or remove them, or go on without them: --skip-bad",
+            fix="Repair or remove them; eval and gate go on without them with --skip-bad",
         )
     return found
 
@@ -97,16 +115,17 @@ def gate(baseline: str, candidate: str, plan: GatePlan, *, progress: Progress) -
         UsageError: a model without data; `max_slowdown_pct` without two models; a candidate calibrated on synthetic
             images or on the evaluation images; predictions of different images.
     """
+    if plan.max_slowdown_pct is not None and any(Path(name).suffix.lower() in SAVED for name in (baseline, candidate)):
+        raise UsageError("--max-slowdown compares two models, not saved predictions", fix="Name the model files")
     sides = [_side(name, plan, progress) for name in (baseline, candidate)]
-    (_, before), (source, after) = sides
-    if source is not None:
-        pairs.refuse_leak(source.calibration, after)
+    for source, predictions in sides:
+        if source is not None:
+            pairs.refuse_leak(source.calibration, predictions)
+    (_, before), (_, after) = sides
     verdict = accuracy.judge(before, after, max_drop_pp=plan.max_drop_pp, confidence=plan.confidence)
     if plan.max_slowdown_pct is None:
         return verdict
     models = [source for source, _ in sides if source is not None]
-    if len(models) != 2:
-        raise UsageError("--max-slowdown compares two models, not saved predictions", fix="Name the model files")
     return Verdict(checks=(*verdict.checks, _slowdown(models[0], models[1], plan, progress)))
 
 
@@ -116,8 +135,15 @@ def _side(name: str, plan: GatePlan, progress: Progress) -> tuple[Artifact | Non
         return None, saved.load(Path(name))
     if plan.data is None:
         raise UsageError(f"{name} is a model, and judging it needs images", fix="Add --data DIR")
-    evaluation_plan = EvalPlan(data=plan.data, backend=plan.backend, batch_size=plan.batch_size, threads=plan.threads)
-    found = evaluate(Request(model=name, seed=plan.seed), evaluation_plan, make.CalibrationPlan(), progress=progress)
+    evaluation_plan = EvalPlan(
+        data=plan.data, backend=plan.backend, batch_size=plan.batch_size, threads=plan.threads, skip_bad=plan.skip_bad
+    )
+    found = evaluate(
+        Request(model=name, seed=plan.seed, sight=plan.sight),
+        evaluation_plan,
+        make.CalibrationPlan(),
+        progress=progress,
+    )
     return found.source, found.predictions
 
 
@@ -135,6 +161,6 @@ def _slowdown(baseline: Artifact, candidate: Artifact, plan: GatePlan, progress:
     times = []
     for outcome in outcomes:
         if isinstance(outcome, Failure):
-            raise BackendCrash(outcome.message, code=outcome.error_code)
+            raise of_code(outcome.error_code)(outcome.message)
         times.append(summary.per_image_s(outcome))
-    return speed.judge(*times, max_slowdown_pct=plan.max_slowdown_pct, confidence=plan.confidence)
+    return speed.judge(*times, max_slowdown_pct=plan.max_slowdown_pct, confidence=plan.confidence, seed=plan.seed)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Iterator
@@ -61,14 +63,21 @@ def trained(
     resume: bool = False,
     progress: Progress,
 ) -> Artifact:
-    """The request's network trained on the data set's training split, its accuracy on the test split in `checks`."""
+    """The request's network trained on the data set's training split, its accuracy on the test split in `checks`.
+
+    Raises:
+        UsageError: a data set without a test split, on which the result could not be judged.
+    """
     from resdeploy.data import datasets
     from resdeploy.train import loop
 
     store.probe(out)
     network = sources.network(request)
-    train_data = datasets.open_dataset(data, split="train")
-    test_data = datasets.open_dataset(data, split="test")
+    train_data, test_data = (datasets.open_dataset(data, split=split) for split in ("train", "test"))
+    if train_data.split == "all":
+        raise UsageError(
+            f"{data} has no training and test images of its own", fix="Put them into two folders in it: train and val"
+        )
     artifact = loop.train(
         _spec_for(network.spec, train_data),
         train_data,
@@ -86,13 +95,14 @@ def trained(
 
 
 def _spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:
-    """The spec with the data set's classes, its images brought to the input's size where they have another."""
-    spec = dataclasses.replace(spec, classes=len(images.classes), labels=images.classes)
-    if images.name == "digits" and spec.preprocessing is not None and spec.preprocessing.resize is None:
-        # 8x8 scans: the network sees them enlarged.
-        seen = dataclasses.replace(spec.preprocessing, resize=spec.preprocessing.size[0])
-        spec = dataclasses.replace(spec, preprocessing=seen)
-    return spec
+    """The spec with the data set's classes; the 8x8 scans of `digits` are enlarged to the input's size."""
+    from resdeploy.models import zoo
+
+    seen = spec.preprocessing
+    if images.name == "digits" and seen is not None and seen.resize is None:
+        seen = dataclasses.replace(seen, resize=seen.size[0])
+    classes = len(images.classes) or int(images.labels.max()) + 1
+    return zoo.spec(spec.name, classes=classes, input_shape=spec.input_shape, preprocessing=seen, labels=images.classes)
 
 
 def checkpoint(request: Request, out: Path | None = None) -> Artifact:
@@ -113,14 +123,16 @@ def checkpoint(request: Request, out: Path | None = None) -> Artifact:
 def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = None, progress: Progress) -> Artifact:
     """The request's network as a canonical ONNX file in FP32, compared with torch in float64.
 
-    An ONNX file is taken as it is. Compared on images of `data`, or on synthetic ones; the error is in `checks`.
+    Compared on images of `data`, or on synthetic ones; the error is in `checks`. An ONNX file is taken as it is; with
+    `out` its canonical form is written there, its preprocessing inside.
 
     Raises:
         UsageError: a compiled file, from which no ONNX can be made.
     """
     kind = sources.format_of(request.model)
     if kind == "onnx":
-        return sources.model_file(request)
+        artifact = sources.model_file(request)
+        return artifact if out is None else store.save(_canonical(artifact, out))
     if kind not in (None, "checkpoint"):
         raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
     network = sources.network(request)
@@ -135,8 +147,24 @@ def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = N
         artifact = export.export(module, network.spec, path, weights=network.weights, progress=progress)
         return export.verify(artifact, module, _run_fp32, check_images(artifact, data))
 
-    key = ("onnx", network, data, versions("torch", "onnx", "onnxscript"))
+    key = ("onnx", network, data, versions("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision"))
     return _made(key, ".onnx", out, make)
+
+
+def _canonical(source: Artifact, out: Path) -> Artifact:
+    """A user's own ONNX file in the canonical form, carrying what is known of it."""
+    from resdeploy.graph import files, metadata, portable
+
+    assert source.model is not None
+    store.probe(out)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
+    model = portable.canonicalise(files.load_model(Path(source.path)))
+    metadata.attach(model, source.model)
+    files.save_model(model, out)
+    return dataclasses.replace(
+        source, path=str(out), sha256=store.digest(out), parent=source.sha256, checks={}, tools=versions("onnx")
+    )
 
 
 def check_images(artifact: Artifact, data: str | None) -> NDArray[np.float32]:
@@ -187,10 +215,11 @@ def lowered(
 
 def _half(source: Artifact, precision: Literal["fp16", "bf16"], out: Path | None) -> Artifact:
     def make(path: Path) -> Artifact:
-        from resdeploy.graph import cast, files
+        from resdeploy.graph import cast, files, portable
 
-        model = cast.to_half(files.load_model(Path(source.path)), precision)
+        model = cast.to_half(portable.canonicalise(files.load_model(Path(source.path))), precision)
         files.save_model(model, path)
+        kept = cast.kept(model)
         return dataclasses.replace(
             source,
             path=str(path),
@@ -198,10 +227,11 @@ def _half(source: Artifact, precision: Literal["fp16", "bf16"], out: Path | None
             sha256=store.digest(path),
             parent=source.sha256,
             checks={},
+            notes=(*source.notes, *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else [])),
             tools=versions("onnx"),
         )
 
-    return _made((precision, source.sha256, versions("onnx")), ".onnx", out, make)
+    return _made(_half_key(source, precision), ".onnx", out, make)
 
 
 def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | None, progress: Progress) -> Artifact:
@@ -213,10 +243,14 @@ def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | N
 
         spec = sources.sight_of(source)
         hashes: list[str] = []
+        used: list[int] = []
+        unreadable: list[str] = []
 
         def inputs() -> Iterator[NDArray[np.float32]]:
             for batch in datasets.batches(images, spec, CALIBRATION_BATCH):
                 hashes.extend(batch.hashes)
+                used.extend(batch.indices.tolist())
+                unreadable.extend(batch.unreadable)
                 yield batch.inputs
 
         made = ptq.quantize(
@@ -234,12 +268,14 @@ def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | N
             progress=progress,
         )
         assert made.calibration is not None
-        seen = dataclasses.replace(
+        seen = images.subset(used)
+        record = dataclasses.replace(
             made.calibration,
             images=tuple(hashes),
-            fingerprint=None if images.synthetic else datasets.fingerprint(images.ids, images.labels, hashes),
+            fingerprint=None if images.synthetic else datasets.fingerprint(seen.ids, seen.labels, hashes),
         )
-        return dataclasses.replace(made, calibration=seen)
+        notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
+        return dataclasses.replace(made, calibration=record, notes=(*made.notes, *notes))
 
     return _made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
 
@@ -247,9 +283,19 @@ def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | N
 def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
     """Everything that `lowered` depends on."""
     if precision != "int8":
-        return (precision, source.sha256, versions("onnx"))
+        return _half_key(source, precision)
     images = calibration_images(source, plan).signature()
-    return ("int8", source.sha256, target, plan, plan.portable_here(), images, versions("onnx", "onnxruntime"))
+    tools = versions("onnx", "onnxruntime", "pillow")
+    return ("int8", _identity(source), target, plan, plan.portable_here(), images, tools)
+
+
+def _half_key(source: Artifact, precision: Precision) -> Any:
+    return (precision, _identity(source), versions("onnx"))
+
+
+def _identity(source: Artifact) -> Any:
+    """A file and what is known of it, which what is made from it inherits."""
+    return (source.sha256, source.precision, source.model, source.weights, source.calibration, source.notes)
 
 
 def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
@@ -315,7 +361,7 @@ def built(source: Artifact, backend: BackendName, execution: Execution, out: Pat
 def built_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
     """Everything that `built` depends on."""
     version = backends.load(backend).available().version
-    return ("built", backend, version, machine.isa_name(), source.sha256, source.precision, execution, versions())
+    return ("built", backend, version, machine.isa_name(), _identity(source), execution, versions())
 
 
 def suffix_of(backend: BackendName) -> str:
@@ -332,9 +378,18 @@ def _made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifa
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Ours and those of the packages that a result depends on; what is not installed is left out."""
-    found = {"resdeploy": __version__}
+    """Our code and the versions of the packages that a result depends on; what is not installed is left out."""
+    found = {"resdeploy": f"{__version__} {_code()}"}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+@functools.cache
+def _code() -> str:
+    """A digest of our own sources: what another version of them made is made again."""
+    sha = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        sha.update(path.read_bytes())
+    return sha.hexdigest()[:16]

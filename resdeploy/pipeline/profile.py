@@ -12,12 +12,13 @@ from typing import Any, TypeVar
 
 from resdeploy import backends, store
 from resdeploy.backends import machine
-from resdeploy.errors import BackendCrash, IntegrityError, MalformedInput, MissingInput, ProfileError
+from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, ProfileError, of_code
 from resdeploy.judge import accuracy, pairs
 from resdeploy.measure import bench as timing
+from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import judge, make
+from resdeploy.pipeline import judge, make, sources
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -52,6 +53,7 @@ class Measurements:
     """What `measurements.json` of a run holds."""
 
     measurements: tuple[Measurement, ...]
+    environment: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +64,14 @@ class Result:
     folder: Path
     variants: tuple[Variant, ...]
     bench: rows.Bench
+    environment: dict[str, Any]  # of the bench
     verdicts: dict[str, Verdict]
 
     @property
-    def verdict(self) -> Verdict:
-        """All checks of all candidates in one."""
-        return Verdict(checks=tuple(check for verdict in self.verdicts.values() for check in verdict.checks))
+    def verdict(self) -> Verdict | None:
+        """All checks of all candidates in one; None where the profile asks for none."""
+        checks = tuple(check for verdict in self.verdicts.values() for check in verdict.checks)
+        return Verdict(checks=checks) if checks else None
 
 
 def result_rows(result: Result) -> tuple[RunRow, ...]:
@@ -95,6 +99,7 @@ class Steps:
     def __init__(self, folder: Path, note: Note) -> None:
         self._folder, self._note, self._file = folder, note, folder / "steps.json"
         self._keys: dict[str, str] = {}
+        self._said: set[str] = set()  # files that several rows share are named once
         with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
             self._keys = json.loads(self._file.read_text())
 
@@ -108,13 +113,26 @@ class Steps:
         if self._keys.get(name) == wanted:
             with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
                 found = load(path)
-                self._note(f"unchanged  {name}")
+                self._say("unchanged", name)
                 return found
-        self._note(f"making     {name}")
+        self._say("making", name)
         made = make_it(path)
-        self._keys[name] = wanted
-        store.write_json(self._file, self._keys)
+        self.remember(name, key)
         return made
+
+    def remember(self, name: str, key: Any) -> None:
+        """Keeps what `name` is made from."""
+        self._keys[name] = store.fingerprint(key)
+        store.write_json(self._file, self._keys)
+
+    def recalls(self, name: str, key: Any) -> bool:
+        """Whether `name` was made from the same key."""
+        return self._keys.get(name) == store.fingerprint(key)
+
+    def _say(self, what: str, name: str) -> None:
+        if name not in self._said:
+            self._note(f"{what:<10} {name}")
+        self._said.add(name)
 
 
 def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Result:
@@ -133,25 +151,36 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
         for precision in profile.precisions
         if precision in backends.load(backend).ACCEPTS
     )
-    return Result(
-        profile=profile,
-        folder=folder,
-        variants=variants,
-        bench=_bench(profile, steps, variants, progress),
-        verdicts=_judged(profile, variants),
-    )
+    verdicts = _judged(profile, variants)
+    bench, where = _bench(profile, steps, variants, progress)
+    return Result(profile=profile, folder=folder, variants=variants, bench=bench, environment=where, verdicts=verdicts)
 
 
 def _check(profile: Profile) -> None:
-    problems = []
-    if profile.epochs and profile.data is None:
-        problems.append("epochs: training needs data")
-    if profile.max_drop_pp is not None and profile.data is None:
-        problems.append("max_drop_pp: judging accuracy needs data")
-    if "fp32" not in profile.precisions:
-        problems.append("precisions: fp32 is what the others are compared with")
-    if not profile.backends:
-        problems.append("backends: name at least one")
+    """Refuses what could only fail later, all of it at once."""
+    backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
+    missing = {name: backends.load(name).available() for name in backend_names}
+    problems = [
+        message
+        for wrong, message in (
+            (profile.epochs < 0, "epochs: a number from 0"),
+            (profile.epochs and profile.data is None, "epochs: training needs data"),
+            (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
+            (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
+            ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
+            (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
+            (not profile.backends, "backends: name at least one"),
+            (len(set(profile.backends)) < len(profile.backends), "backends: one is named twice"),
+            (len(backend_names) < len(profile.backends), "backends: only those that run ONNX (not torch)"),
+            (profile.batch_size < 1, "batch_size: a number from 1"),
+            (profile.calib_samples < 1, "calib_samples: a number from 1"),
+            (profile.threads is not None and profile.threads < 1, "threads: a number from 1"),
+            (profile.duration_s <= 0, "duration_s: seconds above 0"),
+            (profile.lr <= 0, "lr: a number above 0"),
+        )
+        if wrong
+    ]
+    problems += [f"backends: {name}: {found.reason}" for name, found in missing.items() if not found.ok]
     if problems:
         raise ProfileError(f"profile {profile.name}: " + "; ".join(problems), fix="Correct these keys")
 
@@ -160,23 +189,40 @@ def _fp32(profile: Profile, steps: Steps, progress: Progress) -> Artifact:
     """The profile's network in ONNX, trained first where it says so."""
     sight = Sight(img_size=profile.img_size)
     request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=sight)
-    made_from: Any = request
     if profile.epochs and profile.data is not None:
-        data = profile.data
-        trained = steps.artifact(
-            "model.safetensors",
-            (request, profile.epochs, profile.lr, make.data_signature(data, "train"), make.versions("torch")),
-            lambda path: make.trained(
-                request, data, epochs=profile.epochs, lr=profile.lr, out=path, resume=True, progress=progress
-            ),
-        )
+        trained = _trained(profile, profile.data, request, steps, progress)
         request = Request(model=trained.path, seed=profile.seed)
-        made_from = trained.sha256
+    if sources.format_of(request.model) == "onnx":
+        made_from: Any = sources.model_file(request)
+    else:
+        network = sources.network(request)
+        made_from = dataclasses.replace(network, path=None)  # its hash is in `weights`
     return steps.artifact(
         "model.fp32.onnx",
-        (made_from, make.versions("torch", "onnx", "onnxscript")),
+        (made_from, make.versions("torch", "onnx", "onnx-ir", "onnxscript")),
         lambda path: make.onnx_fp32(request, path, data=profile.data, progress=progress),
     )
+
+
+def _trained(profile: Profile, data: str, request: Request, steps: Steps, progress: Progress) -> Artifact:
+    """The trained checkpoint; an interrupted training of the same key goes on, another one starts anew."""
+    name, started = "model.safetensors", "model.safetensors (begun)"
+    key = (
+        dataclasses.replace(sources.network(request), path=None),
+        profile.epochs,
+        profile.lr,
+        [make.data_signature(data, split) for split in ("train", "test")],
+        make.versions("torch"),
+    )
+
+    def train(path: Path) -> Artifact:
+        resume = steps.recalls(started, key)
+        steps.remember(started, key)
+        return make.trained(
+            request, data, epochs=profile.epochs, lr=profile.lr, out=path, resume=resume, progress=progress
+        )
+
+    return steps.artifact(name, key, train)
 
 
 def _variant(
@@ -184,24 +230,28 @@ def _variant(
 ) -> Variant:
     """One backend's model in one precision: lowered, built, and run on the held-out images."""
     source = _lowered(profile, steps, fp32, backend, precision, progress)
-    execution = rows.execution_for(source, batch_size=profile.batch_sizes[0], threads=profile.threads)
+    execution = rows.execution_for(source, batch_size=profile.batch_size, threads=profile.threads)
     built = steps.artifact(
         f"{backend}.{precision}{make.suffix_of(backend)}",
         make.built_key(source, backend, execution),
         lambda path: make.built(source, backend, execution, path),
     )
+    candidate = timing.Candidate(
+        label=f"{profile.model} {backend} {precision}",
+        backend=backend,
+        artifact=built,
+        execution=execution,
+        macs=rows.cost_of(source).macs,
+    )
     predictions = None
     if profile.data is not None:
-        plan = judge.EvalPlan(data=profile.data, threads=profile.threads)
+        data = profile.data
         predictions = steps.step(
             f"{backend}.{precision}.predictions.npz",
-            ("eval", built.sha256, make.data_signature(profile.data, "test"), make.versions(backend, "pillow")),
+            ("eval", built.sha256, execution, make.data_signature(data, "test"), make.versions(backend, "pillow")),
             saved.load,
-            lambda path: _saved(judge.predict(source, backend, plan, progress=progress), path),
+            lambda path: _saved(judge.predict_built(candidate, data, progress=progress), path),
         )
-    candidate = timing.Candidate(
-        label=f"{profile.model} {backend} {precision}", backend=backend, artifact=built, execution=execution
-    )
     return Variant(backend=backend, precision=precision, source=source, candidate=candidate, predictions=predictions)
 
 
@@ -224,8 +274,10 @@ def _lowered(
     )
 
 
-def _bench(profile: Profile, steps: Steps, variants: tuple[Variant, ...], progress: Progress) -> rows.Bench:
-    """All variants in one interleaved run, each compared with FP32 on its own backend."""
+def _bench(
+    profile: Profile, steps: Steps, variants: tuple[Variant, ...], progress: Progress
+) -> tuple[rows.Bench, dict[str, Any]]:
+    """All variants in one interleaved run, each compared with FP32 on its own backend; and where that was."""
     baselines = {variant.backend: variant.candidate.label for variant in variants if variant.precision == "fp32"}
     table = [
         rows.Row(
@@ -238,21 +290,22 @@ def _bench(profile: Profile, steps: Steps, variants: tuple[Variant, ...], progre
 
     def measure(path: Path) -> Measurements:
         found = rows.timed(table, duration_s=profile.duration_s, seed=profile.seed, progress=progress)
-        failed = [outcome for outcome in found if not isinstance(outcome, Measurement)]
-        if failed:
-            raise BackendCrash(failed[0].message, code=failed[0].error_code)
-        kept = Measurements(measurements=tuple(m for m in found if isinstance(m, Measurement)))
+        for outcome in found:
+            if isinstance(outcome, Failure):
+                raise of_code(outcome.error_code)(outcome.message)
+        kept = Measurements(
+            measurements=tuple(m for m in found if isinstance(m, Measurement)), environment=environment.capture()
+        )
         store.write_json(path, dataclasses.asdict(kept))
         return kept
 
-    keys = [(row.candidate.label, row.candidate.artifact.sha256, row.candidate.execution) for row in table]
-    measured = steps.step(
-        "measurements.json",
-        ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.isa_name()),
-        lambda path: store.read(Measurements, path),
-        measure,
-    )
-    return rows.compared(table, measured.measurements)
+    keys = [
+        (row.candidate.label, make.built_key(row.source, row.candidate.backend, row.candidate.execution))
+        for row in table
+    ]
+    key = ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.usable_cores())
+    measured = steps.step("measurements.json", key, lambda path: store.read(Measurements, path), measure)
+    return rows.compared(table, measured.measurements), measured.environment
 
 
 def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:

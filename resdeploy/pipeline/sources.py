@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import store
-from resdeploy.errors import MissingInput, UsageError, WeightsMismatch
+from resdeploy.errors import UsageError, WeightsMismatch
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Format, ModelSpec, Preprocessing, Weights
 
@@ -28,6 +29,12 @@ def format_of(name: str) -> Format | None:
     return FORMATS.get(Path(name).suffix.lower()) if ":" not in name else None
 
 
+def can_give(request: Request, wanted: Format) -> bool:
+    """Whether a file in this format can be made of the request."""
+    found = format_of(request.model) or "checkpoint"
+    return found == wanted or (found == "checkpoint" and wanted == "onnx")
+
+
 def stem(model: str) -> str:
     """A short name for a model's rows and files: `resnet50`, `timm-resnet50d`, or the model file's own stem."""
     return Path(model).stem if format_of(model) else model.replace(":", "-").replace("/", "-")
@@ -40,6 +47,7 @@ class Network:
     spec: ModelSpec
     weights: Weights
     path: Path | None
+    code: str | None = None  # sha256 of the module that holds a factory of the user's own
 
 
 def network(request: Request) -> Network:
@@ -69,15 +77,23 @@ def network(request: Request) -> Network:
                 f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes away"
             )
         spec = stored
-    return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
+    return Network(spec=request.sight.applied_to(spec), weights=record, path=path, code=_code(request.model))
+
+
+def _code(model: str) -> str | None:
+    """The user's own code is part of what a network is: an edited factory makes another one."""
+    module, colon, _ = model.partition(":")
+    if not colon or module in ("timm", "torchvision"):
+        return None
+    found = importlib.util.find_spec(module)
+    return store.digest(Path(found.origin)) if found and found.origin else None
 
 
 def _checkpoint_network(request: Request) -> Network:
     from resdeploy.models import weights
 
     path = Path(request.model)
-    if not path.is_file():
-        raise MissingInput(f"there is no file {path}", fix="Check the path")
+    _refuse_changes(request)
     spec = weights.spec_in(path)
     if spec is None:
         raise UsageError(
@@ -99,6 +115,7 @@ def model_file(request: Request) -> Artifact:
         UsageError: a compiled file without a sidecar; options that would have to change the file.
     """
     path = Path(request.model)
+    _refuse_changes(request)
     kind = format_of(request.model)
     artifact = store.load(path)
     if artifact is None:
@@ -110,7 +127,17 @@ def model_file(request: Request) -> Artifact:
         artifact = _foreign_onnx(path)
     if artifact.model is None:
         raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
-    return dataclasses.replace(artifact, model=request.sight.applied_to(artifact.model))
+    spec = request.sight.applied_to(artifact.model)
+    if 0 in spec.input_shape:
+        raise UsageError(f"{path} does not fix the size of its images", fix="Add --img-size")
+    return dataclasses.replace(artifact, model=spec)
+
+
+def _refuse_changes(request: Request) -> None:
+    """A file has its weights and classes."""
+    for option, given in (("--weights", request.weights != "random"), ("--classes", request.classes is not None)):
+        if given:
+            raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it away")
 
 
 def _foreign_onnx(path: Path) -> Artifact:

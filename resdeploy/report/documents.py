@@ -142,7 +142,7 @@ def doctor(survey: Mapping[BackendName, Availability], environment: Environment)
     return _document("doctor", environment, rows, machine=[{"name": k, "value": v} for k, v in _facts(environment)])
 
 
-def run(profile: str, rows: Iterable[RunRow], verdict: Verdict, environment: Environment) -> Json:
+def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:
     """`run`: what a profile led to, one row a model, backend and precision."""
     results: list[Json] = []
     comparisons: list[Json] = []
@@ -170,20 +170,21 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict, environment: Env
         profile=profile,
         comparisons=comparisons,
         checks=checks,
-        verdict=verdict.state,
+        verdict=verdict.state if verdict else None,
         notes=_run_notes(results, checks),
     )
 
 
 def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
-    """What stands in the way of a verdict or a speed claim; everything else is in the document."""
-    notes = [f"{check['subject']}: {check['note']}" for check in checks if check["state"] != "pass"]
+    """What is true of the rows, and what stands in the way of a verdict or a speed claim; the rest is in the document."""
+    notes = [f"{row['label']}: {note}" for row in rows for note in row["notes"]]
+    notes += [f"{check['subject']}: {check['note']}" for check in checks if check["state"] != "pass"]
     notes += [f"{row['label']}: {row['error']['message']}" for row in rows if "error" in row]
     doubtful = [row["label"] for row in rows if row["state"] == "INVALID"]
     if doubtful:
         notes.append(
             f"Times not to be believed, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
-            "'warnings' in the JSON; stop other programs and run again"
+            "'warnings' in the JSON; stop other programs, remove measurements.json and run again"
         )
     return notes
 
@@ -203,8 +204,12 @@ def _timed(outcome: Summary | Failure) -> Json:
             "throughput_ips": None,
             "params": None,
             "macs": None,
+            "weights": None,
+            "calibration": None,
+            "settings": {},
             "valid": False,
             "state": f"failed ({outcome.error_code})",
+            "notes": [],
             "warnings": [outcome.message],
             "samples_ms": [],
             "error": {"code": outcome.error_code, "message": outcome.message},
@@ -231,8 +236,12 @@ def _timed(outcome: Summary | Failure) -> Json:
         "load_s": m.load_s,
         "first_ms": _ms(m.first_s),
         "sha256": m.sha256,
+        "weights": m.weights,
+        "calibration": m.calibration,
+        "settings": dict(m.settings),
         "valid": outcome.valid,
         "state": "ok" if outcome.valid else "INVALID",
+        "notes": list(m.notes),
         "warnings": list(outcome.warnings),
         # Which samples belong to one block, and so are not independent, is in block_sizes.
         "samples_ms": [_ms(time_s) for block in m.blocks for time_s in block.run_s],
@@ -298,11 +307,11 @@ def _stages(counted: Cost) -> list[Json]:
 
 
 def _notes(rows: list[Json]) -> list[str]:
-    """The rows' warnings; what is true of the whole run is said once."""
+    """The rows' notes and warnings; what is true of the whole run is said once."""
     common = (
         [w for w in rows[0]["warnings"] if len(rows) > 1 and all(w in row["warnings"] for row in rows)] if rows else []
     )
-    own = [f"{row['label']}: {w}" for row in rows for w in row["warnings"] if w not in common]
+    own = [f"{row['label']}: {w}" for row in rows for w in (*row["notes"], *row["warnings"]) if w not in common]
     return [f"all rows: {w}" for w in common] + own
 
 
