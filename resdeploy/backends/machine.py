@@ -61,12 +61,12 @@ def usable_cores(root: Path = Path("/")) -> int:
     A quota is rounded down: one thread more than the quota is throttled every period.
     """
     affinity = len(os.sched_getaffinity(0))
-    quota = _quota(root)
+    quota = quota_cores(root)
     return affinity if quota is None else max(1, min(affinity, int(quota)))
 
 
-def _groups(root: Path, controller: str) -> list[Path]:
-    """Folders of this process's control group and its ancestors, for cgroup v2 and v1."""
+def groups(root: Path, controller: str) -> list[Path]:
+    """Folders of this process's control group and its ancestors, the innermost first, for cgroup v2 and v1."""
     base = root / "sys/fs/cgroup"
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -87,9 +87,10 @@ def _groups(root: Path, controller: str) -> list[Path]:
     return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 
-def _quota(root: Path) -> float | None:
+def quota_cores(root: Path = Path("/")) -> float | None:
+    """CPU time this process may use, in cores: the smallest quota of its group and the group's ancestors; None: any."""
     quotas = []
-    for folder in _groups(root, "cpu"):
+    for folder in groups(root, "cpu"):
         words = _words(folder / "cpu.max")
         if not words:
             words = _words(folder / "cpu.cfs_quota_us") + _words(folder / "cpu.cfs_period_us")
@@ -103,7 +104,7 @@ def oom_kills(root: Path = Path("/")) -> int:
 
     The control group's own counter where there is one, else the whole machine's.
     """
-    for folder in _groups(root, "memory"):
+    for folder in groups(root, "memory"):
         for name in ("memory.events", "memory.oom_control"):
             words = _words(folder / name)
             if "oom_kill" in words:

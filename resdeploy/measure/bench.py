@@ -68,7 +68,6 @@ def run(
     blocks: int = BLOCKS,
     processes: int = PROCESSES,
     extensions: int = EXTENSIONS,
-    on_block: Callable[[Measurement], None] | None = None,
     progress: Progress | None = None,
     open_lane: Callable[[BackendName], Lane] = Lane,
 ) -> tuple[Measurement | Failure, ...]:
@@ -83,7 +82,6 @@ def run(
         blocks: a candidate, spread over its processes.
         processes: fresh processes a candidate.
         extensions: further processes for all, as long as a run is not to be believed (`stats.doubts`).
-        on_block: gets the measurement so far after each block, so that a crash of ours loses nothing.
         progress: what is being done.
         open_lane: makes lanes.
 
@@ -105,11 +103,15 @@ def run(
         if generation >= processes and not any(entrant.unstable for entrant in entrants):
             break
         what = "timing" if generation < processes else "timing again, unstable so far"
-        _generation(entrants, rounds, duration_s / blocks, order, open_lane, on_block, _counter(progress, what))
+        _generation(entrants, rounds, duration_s / blocks, order, open_lane, _counter(progress, what))
     disturbances = environment.disturbances(before, environment.snapshot())
     _raise_if_all_failed(entrants)
     return tuple(
-        entrant.failure() if entrant.error else dataclasses.replace(entrant.measurement(), warnings=disturbances)
+        entrant.failure()
+        if entrant.error
+        else dataclasses.replace(
+            entrant.measurement(), notes=_arithmetic(entrant.candidate, open_lane), warnings=disturbances
+        )
         for entrant in entrants
     )
 
@@ -171,6 +173,8 @@ class _Entrant:
             size_bytes=sum(part.stat().st_size for part in (path, *store.companions(path))),
             params=artifact.model.params if artifact.model else None,
             macs=candidate.macs,
+            weights=artifact.weights.source if artifact.weights else None,
+            calibration=artifact.calibration.data if artifact.calibration else None,
             settings=self.settings,
         )
 
@@ -216,7 +220,6 @@ def _generation(
     block_s: float,
     order: random.Random,
     open_lane: Callable[[BackendName], Lane],
-    on_block: Callable[[Measurement], None] | None,
     count: Callable[[int, int], None],
 ) -> None:
     """A fresh process for every candidate, then `rounds` blocks of each, every round in another order."""
@@ -231,9 +234,28 @@ def _generation(
             for position, entrant in enumerate(running):
                 with _recorded(entrant):
                     entrant.time_block(block_s)
-                if on_block is not None and entrant.error is None:
-                    on_block(entrant.measurement())
                 count(number * len(running) + position + 1, rounds * len(running))
+
+
+def _arithmetic(candidate: Candidate, open_lane: Callable[[BackendName], Lane]) -> tuple[str, ...]:
+    """A note on a half-precision file whose convolutions run in FP32, by the kernels that a traced lane executes.
+
+    Backends do so silently on CPUs without half-precision arithmetic: the file is smaller, the time FP32's.
+    """
+    stored = candidate.artifact.precision
+    if stored not in ("fp16", "bf16"):
+        return ()
+    try:
+        with open_lane(candidate.backend) as lane:
+            lane.open(candidate.artifact, candidate.execution, trace=True)
+            convolutions = [layer for layer in lane.layers() if layer.kind.startswith("Conv")]
+    except ResdeployError as e:
+        return (f"in which precision it computes could not be seen: {e.what}",)
+    wide = sum(layer.precision == "fp32" for layer in convolutions)
+    if not wide:
+        return ()
+    where = f"{wide} of {len(convolutions)} convolutions"
+    return (f"stored in {stored.upper()}, computed in FP32 by {candidate.backend} on this machine ({where})",)
 
 
 @contextlib.contextmanager

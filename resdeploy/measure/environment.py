@@ -71,8 +71,8 @@ def capture(root: Path = Path("/")) -> dict[str, Any]:
             "amx": cpu.amx,
             "bf16": cpu.bf16,
             "logical_cores": os.cpu_count(),
-            "usable_cores": machine.usable_cores(),
-            "quota_cores": _quota_cores(root),
+            "usable_cores": machine.usable_cores(root),
+            "quota_cores": machine.quota_cores(root),
             "governor": _text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
             "mhz": _frequencies_mhz(root),
         },
@@ -178,34 +178,9 @@ def _frequencies_mhz(root: Path) -> dict[str, float] | None:
     return {"min": round(min(mhz), 1), "max": round(max(mhz), 1)} if mhz else None
 
 
-def _cpu_groups(root: Path) -> list[Path]:
-    """Folders of our control group for CPU time, the innermost first; version 2 or 1."""
-    folders = []
-    for line in (_text(root / "proc/self/cgroup") or "").splitlines():
-        _, controllers, inner = line.split(":", 2)
-        if controllers == "" or "cpu" in controllers.split(","):
-            mount = root / "sys/fs/cgroup" / ("" if controllers == "" else "cpu")
-            # Inside a container the listed path may be the host's: then only the mount's top is ours.
-            folders += [mount / inner.lstrip("/"), mount]
-    return folders
-
-
-def _quota_cores(root: Path) -> float | None:
-    """CPU time a container may use, in cores; None: unlimited."""
-    for folder in _cpu_groups(root):
-        if (text := _text(folder / "cpu.max")) is not None:
-            quota, period = text.split()
-            if quota != "max":
-                return int(quota) / int(period)
-        quota_us, period_us = _text(folder / "cpu.cfs_quota_us"), _text(folder / "cpu.cfs_period_us")
-        if quota_us is not None and period_us is not None and int(quota_us) > 0:
-            return int(quota_us) / int(period_us)
-    return None
-
-
 def _throttling(root: Path) -> tuple[int | None, float | None]:
     """Throttled periods and seconds; (None, None) where the kernel does not say."""
-    for folder in _cpu_groups(root):
+    for folder in machine.groups(root, "cpu"):
         fields = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
         if "nr_throttled" in fields:
             in_ns, in_us = fields.get("throttled_time"), fields.get("throttled_usec")  # version 1, version 2

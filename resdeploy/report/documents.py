@@ -176,7 +176,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
 
 
 def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
-    """What is true of the rows, and what stands in the way of a verdict or a speed claim; the rest is in the document."""
+    """What must be known of the rows, and what stands in the way of a verdict or a speed claim."""
     notes = [f"{row['label']}: {note}" for row in rows for note in row["notes"]]
     notes += [f"{check['subject']}: {check['note']}" for check in checks if check["state"] != "pass"]
     notes += [f"{row['label']}: {row['error']['message']}" for row in rows if "error" in row]

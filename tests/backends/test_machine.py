@@ -67,7 +67,7 @@ def test_quota_is_read_from_both_cgroup_versions(
 ) -> None:
     """The smallest quota of the group and its ancestors counts."""
     root = _tree(tmp_path, {**files, "proc/self/cgroup": line})
-    assert machine._quota(root) == quota
+    assert machine.quota_cores(root) == quota
     affinity = len(os.sched_getaffinity(0))
     assert machine.usable_cores(root) == (affinity if quota is None else max(1, min(affinity, int(quota))))
 

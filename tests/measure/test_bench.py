@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 
 from resdeploy import store
 from resdeploy.backends.lane import Opened
-from resdeploy.errors import BackendCrash, BackendMissing, DiskFull, OutOfMemory, UsageError
+from resdeploy.backends.machine import cpu
+from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
+from resdeploy.graph import cast
 from resdeploy.measure import bench
-from resdeploy.records import Artifact, Block, Execution, Failure, Measurement, ModelSpec
+from resdeploy.records import Artifact, Block, Calibration, Execution, Failure, Layer, Measurement, ModelSpec, Weights
 
 
 class Machine:
@@ -25,6 +28,7 @@ class Machine:
         self.log = []  # (event, model, lane number)
         self.numbers = itertools.count()
         self.open_lanes = set()
+        self.layers = []
 
     def __call__(self, backend):
         return FakeLane(self)
@@ -46,10 +50,13 @@ class FakeLane:
     def __exit__(self, *exc):
         self.machine.open_lanes.discard(self.number)
 
-    def open(self, artifact, execution):
+    def open(self, artifact, execution, trace=False):
         self.model, self.streams = artifact.model.name, execution.streams
         self.machine.log.append(("open", self.model, self.number))
         self._fail("open")
+        if trace:
+            self.machine.log.append(("trace", self.model, self.number))
+            self._fail("trace")
         return Opened(load_s=0.5, first_s=0.1, inputs={}, outputs={}, settings={"HINT": "LATENCY"})
 
     def block(self, queries=1, *, warmup=0, seconds=0.0):
@@ -69,6 +76,9 @@ class FakeLane:
         wall_s = (self.machine.now - began) / self.streams
         none = (0.0,) * len(run)
         return Block(put_s=none, run_s=tuple(run), get_s=none, started_s=began, wall_s=wall_s)
+
+    def layers(self):
+        return self.machine.layers
 
     def peak_rss_bytes(self):
         return 1000 + self.number
@@ -196,25 +206,77 @@ def test_when_all_fail_the_error_is_raised_with_every_reason(candidates):
         bench.run(candidates("b"), open_lane=machine)
 
 
-def test_partial_results_grow_block_by_block(candidates):
-    """After each block the callback gets that candidate's measurement so far."""
-    seen = []
-    machine = Machine({"a": steady(0.01), "b": steady(0.01)})
-    bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, on_block=seen.append)
-    assert [m.label for m in seen] == machine.timed
-    assert [len(m.blocks) for m in seen if m.label == "a"] == list(range(1, bench.BLOCKS + 1))
-
-
-def test_a_full_disk_while_saving_partial_results_ends_the_run(candidates):
-    """Our own failure is not recorded as the backend's."""
-
-    def full(_measurement):
-        raise DiskFull("no space left")
-
+@pytest.mark.parametrize(
+    ("precision", "layers", "said"),
+    [
+        ("fp16", ("fp32", "fp32"), "stored in FP16, computed in FP32 by null on this machine (2 of 2 convolutions)"),
+        ("fp16", ("fp16", "fp32"), "stored in FP16, computed in FP32 by null on this machine (1 of 2 convolutions)"),
+        ("fp16", ("fp16", "fp16"), None),
+        ("fp32", ("fp32", "fp32"), None),
+    ],
+)
+def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, layers, said):
+    """From the kernels that a traced lane executed after the timed run; only convolutions count."""
+    (candidate,) = candidates("a")
+    candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision=precision))
     machine = Machine({"a": steady(0.01)})
-    with pytest.raises(DiskFull):
-        bench.run(candidates("a"), open_lane=machine, on_block=full)
+    machine.layers = [Layer(name=str(n), kind="Conv", precision=p) for n, p in enumerate(layers)]
+    machine.layers.append(Layer(name="out", kind="Cast", precision="fp32"))
+    (result,) = bench.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    assert result.notes == ((said,) if said else ())
     assert not machine.open_lanes
+
+
+def test_a_trace_that_fails_costs_no_measurement(candidates):
+    """The times stand; the note says what could not be seen."""
+    (candidate,) = candidates("a")
+    candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision="fp16"))
+    machine = Machine({"a": steady(0.01)}, {"a": ("trace", 1, BackendCrash("it died"))})
+    (result,) = bench.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    assert len(result.blocks) == bench.BLOCKS
+    assert result.notes == ("in which precision it computes could not be seen: it died",)
+
+
+def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
+    """ONNX Runtime and OpenVINO run an FP16 convolution in FP32 on x86 without AVX512-FP16, and take it silently."""
+    onnx = pytest.importorskip("onnx")
+    if platform.machine() != "x86_64" or "avx512_fp16" in cpu().isa:
+        pytest.skip("this CPU has FP16 arithmetic")
+    conv = onnx.helper.make_node("Conv", ["x", "w"], ["c"], name="c")
+    pool = onnx.helper.make_node("ReduceMean", ["c"], ["y"], name="p", axes=[2, 3], keepdims=0)
+    weights = onnx.numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    ends = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", (1, 3, 16, 16)), ("y", (1, 4)))]
+    graph = onnx.helper.make_graph([conv, pool], "g", ends[:1], ends[1:], [weights])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(cast.to_half(model, "fp16"), tmp_path / "m.onnx")
+    source = Artifact(
+        path=str(tmp_path / "m.onnx"), format="onnx", precision="fp16", sha256=store.digest(tmp_path / "m.onnx")
+    )
+    execution = Execution(precision="fp16")
+    rows = []
+    for name, file in (("onnxruntime", "b.onnx"), ("openvino", "b.xml")):
+        pytest.importorskip(name)
+        with bench.Lane(name) as lane:
+            built = lane.build(source, execution, tmp_path / file)
+        rows.append(bench.Candidate(label=name, backend=name, artifact=built, execution=execution))
+    for result in bench.run(rows, duration_s=0.1, blocks=2, processes=1, extensions=0):
+        assert result.notes == (
+            f"stored in FP16, computed in FP32 by {result.backend} on this machine (1 of 1 convolutions)",
+        )
+
+
+def test_where_weights_and_calibration_come_from_is_kept(candidates):
+    """Times of random weights or synthetic ranges can be told from real ones."""
+    (plain,) = candidates("a")
+    (result,) = bench.run([plain], duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    assert (result.weights, result.calibration) == (None, None)
+    calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
+    artifact = dataclasses.replace(
+        plain.artifact, weights=Weights(source="random", seed=0), calibration=calibration, precision="int8"
+    )
+    rows = [dataclasses.replace(plain, artifact=artifact)]
+    (result,) = bench.run(rows, duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    assert (result.weights, result.calibration) == ("random", "synthetic")
 
 
 def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):

@@ -52,11 +52,12 @@ HOSTILE = [
 ]
 
 
-def summary(name="resnet50", *, p99=None, valid=True, warnings=()):
+def summary(name="resnet50", *, p99=None, valid=True, warnings=(), notes=()):
     block = Block(put_s=(0.0,) * 3, run_s=(0.01, 0.011, 0.012), get_s=(0.0,) * 3, started_s=0.0, wall_s=0.033)
     m = Measurement(
         label=name, model=name, backend="openvino", precision="int8", batch_size=1, scenario="single-stream",
         sha256="ab", execution=Execution(), blocks=(block, block), size_bytes=25_000_000, params=25, macs=4_089,
+        weights=name, calibration=name, settings={"HINT": name}, notes=notes,
     )  # fmt: skip
     latency = dict.fromkeys(documents.LATENCIES, 0.011) | {"p99": p99}
     return Summary(
@@ -105,7 +106,7 @@ def all_documents(name):
     row = documents.RunRow(outcome=summary(name), score=scored(name), comparison=faster(name), verdict=verdict(name))
     survey = {"torch": Availability(ok=False, reason=name, install=name, devices=(name,))}
     return [
-        documents.bench([summary(name, warnings=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
+        documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
         documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
         documents.gate(verdict(name), ENVIRONMENT),
         documents.cost([cost], ENVIRONMENT, per_layer=True),
@@ -129,7 +130,8 @@ def test_bench_rows_have_the_contracts_keys_whether_measured_or_not():
     """A CI job may read the same keys of a row that failed: they are null."""
     document = json.loads(render.render(documents.bench([summary(), failed()], [faster()], ENVIRONMENT), "json"))
     keys = {"model", "backend", "precision", "batch_size", "scenario", "latency_ms", "p50_ci95_ms", "throughput_ips",
-            "params", "macs", "valid", "warnings", "samples_ms"}  # fmt: skip
+            "params", "macs", "weights", "calibration", "settings", "valid", "notes", "warnings",
+            "samples_ms"}  # fmt: skip
     good, bad = document["results"]
     assert keys <= good.keys()
     assert keys <= bad.keys()
@@ -138,6 +140,7 @@ def test_bench_rows_have_the_contracts_keys_whether_measured_or_not():
     assert good["latency_ms"]["p99"] is None
     assert good["p50_ci95_ms"] == [10.0, 12.0]
     assert good["samples_ms"] == [10.0, 11.0, 12.0, 10.0, 11.0, 12.0]
+    assert (good["weights"], good["calibration"], good["settings"]) == ("resnet50", "resnet50", {"HINT": "resnet50"})
     assert bad["latency_ms"].keys() == good["latency_ms"].keys()
     assert (bad["valid"], bad["error"]["code"]) == (False, "E-BACKEND-CRASH")
     assert {"baseline", "candidate", "speedup", "speedup_ci95"} <= document["comparisons"][0].keys()
@@ -156,6 +159,15 @@ def test_eval_gate_and_cost_have_the_contracts_keys():
     cost = counted["results"][0]
     assert (cost["params"], cost["macs"], cost["flops"], cost["input_shape"]) == (None, 600, 1200, [3, 8, 8])
     assert [(s["stage"], s["layers"], s["macs"]) for s in cost["stages"]] == [("m", 2, 600)]
+
+
+@pytest.mark.parametrize("form", ["table", "md"])
+def test_what_a_reader_must_know_of_a_row_is_printed(form):
+    """FP16 computed in FP32 stands under the table of `bench` and of `run`, beside the row's label."""
+    known = summary("a", notes=("computed in FP32",))
+    rows = [documents.RunRow(outcome=known), documents.RunRow(outcome=failed("b"))]
+    for document in (documents.bench([known], [], ENVIRONMENT), documents.run("p", rows, verdict(), ENVIRONMENT)):
+        assert "- a: computed in FP32" in render.render(document, form)
 
 
 @pytest.mark.parametrize(
