@@ -9,9 +9,9 @@ which `--help` pays for (benchmarks/startup.py).
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
+import traceback
 from types import FrameType
 
 import typer
@@ -20,6 +20,7 @@ from resdeploy import __version__
 from resdeploy.cli import (
     bench,
     build,
+    console,
     cost,
     doctor,
     evaluate,
@@ -30,7 +31,7 @@ from resdeploy.cli import (
     run,
     train,
 )
-from resdeploy.errors import OutOfMemory, ResdeployError
+from resdeploy.errors import EnvironmentFailure, OutOfMemory, ResdeployError
 
 app = typer.Typer(
     help="A ResNet from weights to a deployment that can be trusted.",
@@ -78,28 +79,34 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Runs the command line and exits with the status that `resdeploy.errors` lists."""
     signal.signal(signal.SIGTERM, _on_sigterm)
-    verbose = "-vv" in sys.argv
     try:
         app()
     except KeyboardInterrupt:
         _leave("interrupted", 130)
     except _Terminated:
         _leave("terminated", 143)
-    except BrokenPipeError:  # the reader of a pipe left, e.g. `| head`; not worth a word
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except ResdeployError as e:
-        if verbose:
-            raise
-        _leave(str(e), e.exit_status)
-    except MemoryError:
-        _leave(str(OutOfMemory("this process ran out of memory", fix="Use a smaller batch size")), 6)
-    except Exception as e:
-        if verbose:
-            raise
-        what = f"{type(e).__name__}: {e}"
-        fix = "Run the command again with -vv and report the traceback"
-        _leave(str(ResdeployError(what, cause="This is a defect of resdeploy", fix=fix)), 7)
+    except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status
+        if console.verbosity > 1:
+            traceback.print_exc()
+        error = _in_our_words(e)
+        _leave(str(error), error.exit_status)
+
+
+def _in_our_words(error: Exception) -> ResdeployError:
+    if isinstance(error, ResdeployError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("this process ran out of memory", fix="Use a smaller batch size")
+    if isinstance(error, OSError) and error.errno is not None:
+        return EnvironmentFailure(
+            f"{error.filename or 'a file'} cannot be read or written: {error.strerror}",
+            fix="Check its permissions and the disk it is on",
+        )
+    return ResdeployError(
+        f"{type(error).__name__}: {error}",
+        cause="This is a defect of resdeploy",
+        fix="Run the command again with -vv and report the traceback",
+    )
 
 
 def _leave(message: str, status: int) -> None:

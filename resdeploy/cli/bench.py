@@ -24,6 +24,10 @@ def bench(
     portable: options.Portable = None,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a row is INVALID.")] = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
@@ -41,7 +45,10 @@ def bench(
     from resdeploy.records import Failure, Summary
     from resdeploy.report import documents
 
-    requests = [options.request(name, weights, classes, seed, img_size) for name in (model or ["resnet50"])]
+    sight = options.sight(img_size, resize, interpolation, mean, std)
+    requests = [
+        options.request(name, sight, weights=weights, classes=classes, seed=seed) for name in (model or ["resnet50"])
+    ]
     plan = timing.BenchPlan(
         precision=precision,
         backends=tuple(backend.split(",")),
@@ -52,6 +59,7 @@ def bench(
         seed=seed,
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
+    console.chosen(backend, precision, quiet=quiet)
     with console.progress(quiet=quiet) as progress:
         result = timing.bench(requests, plan, calibration, progress=progress)
     console.announce(*result.sources, quiet=quiet)

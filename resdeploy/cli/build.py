@@ -12,6 +12,7 @@ def build(
     backend: options.Backend = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 1,
     threads: options.Threads = None,
+    img_size: options.ImgSize = None,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -24,10 +25,11 @@ def build(
     from resdeploy.pipeline import bench, make
 
     with console.progress(quiet=quiet) as progress:
-        source = make.onnx_fp32(options.request(model), progress=progress)
+        source = make.onnx_fp32(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision)
         console.note(f"{name}: {why}", quiet=quiet)
         execution = bench.execution_for(source, batch_size=batch_size, threads=threads)
         out = output or options.beside(model, f".{name}{make.suffix_of(name)}")
         artifact = make.built(source, name, execution, out)
+    console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

@@ -13,7 +13,16 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from resdeploy.records import Artifact, Progress
+    from resdeploy.records import Artifact, Precision, Progress
+
+verbosity = 0  # how often -v was given
+
+
+def set_verbosity(level: int) -> int:
+    """Keeps what `-v` says, for `announce` and for `main`."""
+    global verbosity
+    verbosity = level
+    return level
 
 
 def note(message: str, *, quiet: bool = False) -> None:
@@ -22,13 +31,28 @@ def note(message: str, *, quiet: bool = False) -> None:
         typer.echo(message, err=True)
 
 
+def chosen(backend: str, precision: Precision | None, *, quiet: bool = False) -> None:
+    """Says which backend `auto` stands for and why; nothing where the person has named one.
+
+    Raises:
+        BackendMissing: none is here.
+    """
+    from resdeploy.backends import choose
+
+    if "auto" in backend.split(","):
+        name, why = choose.pick("auto", precision or "fp32")
+        note(f"backend {name}: {why}", quiet=quiet)
+
+
 def announce(*artifacts: Artifact, quiet: bool = False) -> None:
-    """Says, once, what a person must know about files before trusting them."""
+    """Says, once, what a person must know about files before trusting them; with `-v` also which files they are."""
     from resdeploy.backends import machine
 
     messages: dict[str, None] = {}
     for artifact in artifacts:
         name = artifact.model.name if artifact.model else artifact.path
+        if verbosity:
+            messages[f"{name}: {artifact.path} ({_facts(artifact)})"] = None
         if artifact.weights is not None and artifact.weights.random:
             messages[f"{name}: random weights (seed {artifact.weights.seed}): good for timing, not for accuracy"] = None
         if artifact.calibration is not None and artifact.calibration.synthetic:
@@ -45,11 +69,16 @@ def announce(*artifacts: Artifact, quiet: bool = False) -> None:
 
 def wrote(artifact: Artifact, *, quiet: bool = False) -> None:
     """Names the file written and the error it was checked to."""
-    checks = ", ".join(f"{name} {value:.3g}" for name, value in artifact.checks.items())
-    size_mb = Path(artifact.path).stat().st_size / 1e6
-    note(
-        f"wrote {artifact.path} ({size_mb:.1f} MB, {artifact.precision}{', ' + checks if checks else ''})", quiet=quiet
-    )
+    note(f"wrote {artifact.path} ({_facts(artifact)})", quiet=quiet)
+
+
+def _facts(artifact: Artifact) -> str:
+    from resdeploy import store
+
+    path = Path(artifact.path)
+    size_mb = sum(part.stat().st_size for part in (path, *store.companions(path))) / 1e6
+    checks = (f"{name} {value:.3g}" for name, value in artifact.checks.items())
+    return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *checks))
 
 
 def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None:
@@ -61,10 +90,25 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None
     width = shutil.get_terminal_size().columns if tty else None
     text = render.render(document, fmt, width=width, color=tty and "NO_COLOR" not in os.environ)
     if output is None:
-        sys.stdout.write(text if text.endswith("\n") else text + "\n")
-        sys.stdout.flush()
+        _to_stdout(text if text.endswith("\n") else text + "\n")
     else:
         store.write_bytes(output, text.encode())
+
+
+def _to_stdout(text: str) -> None:
+    """Writes the result; a reader of a pipe who has left, as `| head` does, is not worth a word.
+
+    Raises:
+        OSError: standard output is a file on a full disk, or the like.
+    """
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as e:
+        # Python flushes again when it ends, and would exit 120 for it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(e, BrokenPipeError):
+            raise OSError(e.errno, e.strerror, "standard output") from e
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ def cost(
     fmt: options.Format = "table",
     output: options.Output = None,
     quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
 ) -> None:
     """Count parameters, multiply-accumulates (MACs) and FLOPs (2 x MACs) at batch 1.
 
@@ -24,7 +25,7 @@ def cost(
     from resdeploy.pipeline import bench
     from resdeploy.report import documents
 
-    requests = [options.request(name, classes=classes, img_size=img_size) for name in model]
+    requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     with console.progress(quiet=quiet) as progress:
         costs = bench.costs(requests, progress=progress)
     console.emit(documents.cost(costs, environment.capture(), per_layer=per_layer), fmt, output)

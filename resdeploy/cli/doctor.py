@@ -3,7 +3,7 @@
 from resdeploy.cli import console, options
 
 
-def doctor(fmt: options.Format = "table", output: options.Output = None) -> None:
+def doctor(fmt: options.Format = "table", output: options.Output = None, verbose: options.Verbose = 0) -> None:
     """Say what this machine can run, what is missing, and the command that installs it."""
     from resdeploy.backends import choose
     from resdeploy.measure import environment

@@ -19,9 +19,10 @@ def evaluate(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 32,
     threads: options.Threads = None,
     predictions: Annotated[
-        Path | None, typer.Option(help="Save per-image predictions (.npz, .json, .csv); one model only.")
+        Path | None,
+        typer.Option(help="Save per-image predictions (.npz, .json, .csv); one model only.", callback=options.writable),
     ] = None,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")] = False,
+    skip_bad: options.SkipBad = False,
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
     calib_method: options.CalibMethod = "minmax",
@@ -48,16 +49,19 @@ def evaluate(
     from resdeploy.pipeline import judge, make
     from resdeploy.report import documents
 
-    sight = (img_size, resize, interpolation, mean, std)
-    requests = [options.request(name, weights, classes, seed, *sight) for name in model]
+    sight = options.sight(img_size, resize, interpolation, mean, std)
+    requests = [options.request(name, sight, weights=weights, classes=classes, seed=seed) for name in model]
     if predictions is not None and len(requests) > 1:
         raise UsageError("--predictions saves one model's predictions", fix="Name one model")
+    if predictions is not None and predictions.suffix not in judge.SAVED:
+        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(judge.SAVED)}")
     calibration = make.CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
     plan = judge.EvalPlan(
         data=data, backend=backend, precision=precision, batch_size=batch_size, threads=threads, skip_bad=skip_bad
     )
+    console.chosen(backend, precision, quiet=quiet)
     results = []
     with console.progress(quiet=quiet) as progress:
         for request in requests:

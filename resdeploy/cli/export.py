@@ -25,7 +25,8 @@ def export(
     """
     from resdeploy.pipeline import make, sources
 
-    request = options.request(model, weights, classes, seed, img_size, resize, interpolation, mean, std)
+    sight = options.sight(img_size, resize, interpolation, mean, std)
+    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     out = output or Path(f"{sources.stem(model)}.onnx")
     with console.progress(quiet=quiet) as progress:
         artifact = make.onnx_fp32(request, out, progress=progress)

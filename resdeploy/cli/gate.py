@@ -12,15 +12,23 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 def gate(
     baseline: Annotated[str, typer.Option(help="A model, or saved predictions (.npz, .json, .csv).")],
     candidate: Annotated[str, typer.Option(help="Likewise.")],
-    max_drop: Annotated[float, typer.Option(min=0.0, help="Largest top-1 drop allowed, in percentage points.")],
+    max_drop: Annotated[
+        float, typer.Option(min=0.0, max=99.99, help="Largest top-1 drop allowed, in percentage points.")
+    ],
     data: options.Data = None,
     max_slowdown: Annotated[
         float | None, typer.Option(min=0.0, help="Largest slow-down of the median latency allowed, in percent.")
     ] = None,
-    confidence: Annotated[float, typer.Option(min=0.5, max=0.9999, help="One-sided confidence.")] = 0.95,
+    confidence: Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")] = 0.95,
     backend: options.Backend = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 32,
     threads: options.Threads = None,
+    skip_bad: options.SkipBad = False,
+    img_size: options.ImgSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,
@@ -39,6 +47,8 @@ def gate(
 
     plan = judge.GatePlan(
         data=data,
+        sight=options.sight(img_size, resize, interpolation, mean, std),
+        skip_bad=skip_bad,
         max_drop_pp=max_drop,
         max_slowdown_pct=max_slowdown,
         confidence=confidence,

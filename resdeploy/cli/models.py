@@ -11,6 +11,7 @@ def models(
     name: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
     fmt: options.Format = "table",
     output: options.Output = None,
+    verbose: options.Verbose = 0,
 ) -> None:
     """List the zoo: family, parameters, MACs, input, published accuracy.
 

@@ -7,14 +7,29 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resdeploy.cli import console
 from resdeploy.errors import UsageError
 
 if TYPE_CHECKING:
-    from resdeploy.pipeline.request import Request
+    from resdeploy.pipeline.request import Request, Sight
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
 _OUTPUT = "Output"
+
+
+def writable(path: Path | None) -> Path | None:
+    """The path as it is, once it is known that it can be written: before long work, not after it.
+
+    Raises:
+        NotWritable, DiskFull: it cannot.
+    """
+    from resdeploy import store
+
+    if path is not None:
+        store.probe(path)
+    return path
+
 
 Model = Annotated[
     str,
@@ -44,6 +59,7 @@ Interpolation = Annotated[
 Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Means of the channels.", rich_help_panel=_SEEING)]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviations of the channels.", rich_help_panel=_SEEING)]
 
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")]
 Data = Annotated[
     str | None,
     typer.Option(help="digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."),
@@ -70,28 +86,40 @@ Format = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
 ]
-Output = Annotated[Path | None, typer.Option("--output", "-o", help="File to write to.", rich_help_panel=_OUTPUT)]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="File to write to.", callback=writable, rich_help_panel=_OUTPUT),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.", rich_help_panel=_OUTPUT)]
+# Its callback keeps it; verbs need not look at it. Eager, so that errors in other options have their traceback too.
 Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="-vv: tracebacks too.", rich_help_panel=_OUTPUT)
+    int,
+    typer.Option(
+        "--verbose",
+        "-v",
+        count=True,
+        is_eager=True,
+        callback=console.set_verbosity,
+        help="Name the files used; -vv: tracebacks too.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 
 
-def numbers(text: str | None, option: str, *, of: int | None = None) -> tuple[float, ...] | None:
+def numbers(text: str | None, option: str) -> tuple[float, ...] | None:
     """Comma-separated numbers of an option.
 
     Raises:
-        UsageError: not numbers, or not `of` of them.
+        UsageError: not numbers.
     """
     if text is None:
         return None
     try:
-        values = tuple(float(part) for part in text.split(","))
+        return tuple(float(part) for part in text.split(","))
     except ValueError as e:
-        raise UsageError(f"{option} takes numbers separated by commas, not {text!r}") from e
-    if of is not None and len(values) != of:
-        raise UsageError(f"{option} takes {of} numbers, not {len(values)}", fix=f"Write {option} 0.5,0.5,0.5")
-    return values
+        raise UsageError(
+            f"{option} takes numbers separated by commas, not {text!r}", fix=f"Write {option} 0.5,0.5,0.5"
+        ) from e
 
 
 def positive_integers(text: str, option: str) -> tuple[int, ...]:
@@ -106,27 +134,29 @@ def positive_integers(text: str, option: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def request(
-    model: str,
-    weights: str = "random",
-    classes: int | None = None,
-    seed: int = 0,
-    img_size: int | None = None,
+def sight(
+    img_size: int | None,
     resize: int | None = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
     mean: str | None = None,
     std: str | None = None,
-) -> Request:
-    """The `Request` that the shared options describe."""
-    from resdeploy.pipeline.request import Request, Sight
+) -> Sight:
+    """The `Sight` that the shared options describe."""
+    from resdeploy.pipeline.request import Sight
 
-    sight = Sight(
+    return Sight(
         img_size=img_size,
         resize=resize,
         interpolation=interpolation,
         mean=numbers(mean, "--mean"),
         std=numbers(std, "--std"),
     )
+
+
+def request(model: str, sight: Sight, *, weights: str = "random", classes: int | None = None, seed: int = 0) -> Request:
+    """The `Request` that the shared options describe."""
+    from resdeploy.pipeline.request import Request
+
     return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight)
 
 

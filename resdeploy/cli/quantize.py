@@ -18,9 +18,11 @@ def quantize(
     calib_method: options.CalibMethod = "minmax",
     portable: options.Portable = None,
     weights: options.Weights = "random",
+    classes: options.Classes = None,
     output: options.Output = None,
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
     seed: options.Seed = 0,
@@ -33,7 +35,8 @@ def quantize(
     """
     from resdeploy.pipeline import make
 
-    request = options.request(model, weights, seed=seed, img_size=img_size, resize=resize, mean=mean, std=std)
+    sight = options.sight(img_size, resize, interpolation, mean, std)
+    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     plan = make.CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )

@@ -34,6 +34,7 @@ def run(
         result = profiles.run(
             wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)
         )
+    console.announce(*result.bench.sources, quiet=quiet)
     document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)
     console.emit(document, fmt, output)

@@ -17,7 +17,9 @@ def train(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
     weights: options.Weights = "random",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    classes: options.Classes = None,
     img_size: options.ImgSize = None,
+    resize: options.Resize = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -28,9 +30,11 @@ def train(
     """
     from resdeploy.pipeline import make
 
-    request = options.request(model, weights, seed=seed, img_size=img_size)
+    sight = options.sight(img_size, resize)
+    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     with console.progress(quiet=quiet) as progress:
         artifact = make.trained(
             request, data, epochs=epochs, lr=lr, batch_size=batch_size, resume=resume, out=output, progress=progress
         )
+    console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

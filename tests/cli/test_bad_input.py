@@ -122,6 +122,45 @@ def test_a_read_only_folder_is_an_environment_failure(
     refused(resdeploy(*args, "-o", "/proc/nowhere/x.onnx"), 6, "/proc/nowhere")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["bench", "no.onnx", "-o", "/proc/x.json"],
+        ["eval", "no.onnx", "--data", "digits", "-o", "/proc/x.json"],
+        ["eval", "no.onnx", "--data", "digits", "--predictions", "/proc/x.npz"],
+        ["gate", "--baseline", "a.npz", "--candidate", "b.npz", "--max-drop", "1", "-o", "/proc/x.json"],
+        ["run", "no.toml", "-o", "/proc/x.json"],
+    ],
+)
+def test_an_unwritable_result_is_found_before_the_work(resdeploy: Run, tmp_path: Path, command: list[str]) -> None:
+    """The output is refused before the model, which is not there either, is even looked for."""
+    refused(resdeploy(*command), 6, "/proc/x")
+    assert not files_in(tmp_path)
+
+
+def test_predictions_of_an_unknown_form_are_refused_before_the_work(resdeploy: Run, tmp_path: Path) -> None:
+    """A suffix that nobody writes is found before the model is looked for."""
+    refused(resdeploy("eval", "no.onnx", "--data", "digits", "--predictions", "p.txt"), 2, "p.txt", ".npz")
+    assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize("limit", [["--confidence", "0.5"], ["--max-drop", "150"], ["--max-drop", "-1"]])
+def test_a_limit_that_is_none_is_refused_before_the_work(resdeploy: Run, limit: list[str]) -> None:
+    """gate looks at its limits before it looks for the models."""
+    done = resdeploy("gate", "--baseline", "a.npz", "--candidate", "b.npz", "--max-drop", "1", *limit)
+    assert done.returncode == 2
+    assert limit[0] in done.stderr
+    assert "a.npz" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs a file whose reading always fails")
+def test_a_file_that_cannot_be_read_is_an_environment_failure(resdeploy: Run, tmp_path: Path) -> None:
+    """The operating system's refusal to read exits 6, not 7. (`/proc/self/mem` refuses root too.)"""
+    (tmp_path / "x.onnx").symlink_to("/proc/self/mem")
+    refused(resdeploy("cost", "x.onnx"), 6, "E-ENVIRONMENT", "Input/output error")
+    assert files_in(tmp_path) == {Path("x.onnx")}
+
+
 def test_a_profile_reports_all_its_problems_at_once(resdeploy: Run, tmp_path: Path) -> None:
     """Two unknown keys and one wrong type are three problems in one message, exit 2."""
     (tmp_path / "p.toml").write_text('name = "p"\nmodle = "resnet18"\nbatchsize = 3\nepochs = "ten"\n')

@@ -1,0 +1,129 @@
+"""What is printed where, and with which exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+from conftest import Run
+
+COMMAND = [sys.executable, "-m", "resdeploy"]
+
+
+@pytest.mark.parametrize("verbose", [["-vv"], ["-v", "-v"], ["--verbose", "--verbose"]])
+@pytest.mark.parametrize("verb", ["cost", "export"])
+def test_a_traceback_keeps_the_exit_status(resdeploy: Run, verb: str, verbose: list[str]) -> None:
+    """However -vv is spelt, a misspelt model exits 2, with a traceback and the same paragraph."""
+    done = resdeploy(verb, "resnet5O", *verbose)
+    assert done.returncode == 2
+    assert "Traceback" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error[E-UNKNOWN-NAME]")
+
+
+def test_once_verbose_is_no_traceback(resdeploy: Run) -> None:
+    """-v alone leaves errors at one paragraph."""
+    done = resdeploy("cost", "resnet5O", "-v")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("args", [["models"], ["models", "--format", "json"], ["doctor"]])
+def test_a_reader_that_left_is_no_error(args: list[str], tmp_path: Path) -> None:
+    """Into a pipe that nobody reads: exit 0, and not a word."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*COMMAND, *args], cwd=tmp_path, stdout=writing, stderr=subprocess.PIPE, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no device that is always full")
+def test_a_full_disk_behind_stdout_is_exit_6(tmp_path: Path) -> None:
+    """`> FILE` on a full disk is the machine's failure, in one paragraph."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "models"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == 6
+    assert re.fullmatch(r"error\[E-ENVIRONMENT\]: standard output .*\n", done.stderr)
+
+
+def test_auto_says_which_backend_it_took_and_why(resdeploy: Run, digits_onnx: Path) -> None:
+    """One line on stderr, which --quiet silences and a named backend needs not."""
+    chosen = r"(?m)^backend (\w+): .*\1 \S+ is the best here$"
+    assert len(re.findall(chosen, resdeploy("eval", digits_onnx, "--data", "digits").stderr)) == 1
+    assert len(re.findall(chosen, resdeploy("bench", digits_onnx, "--duration", 0.1).stderr)) == 1
+    assert resdeploy("eval", digits_onnx, "--data", "digits", "-q").stderr == ""
+    named = resdeploy("eval", digits_onnx, "--data", "digits", "--backend", "onnxruntime")
+    assert "backend" not in named.stderr
+
+
+def test_verbose_names_the_files_used(resdeploy: Run, digits_onnx: Path) -> None:
+    """-v tells which file was evaluated, and its precision."""
+    done = resdeploy("eval", digits_onnx, "--data", "digits", "-v")
+    assert re.search(rf"{re.escape(str(digits_onnx))} \([\d.]+ MB, fp32", done.stderr)
+    assert str(digits_onnx) not in resdeploy("eval", digits_onnx, "--data", "digits").stderr
+
+
+def test_training_says_what_it_left_for_the_reader(resdeploy: Run) -> None:
+    """`train` and `build` print the notes that their file carries."""
+    done = resdeploy("train", "resnet20", "--data", "digits", "--img-size", 8, "--epochs", 1, "-o", "r.safetensors")
+    assert done.returncode == 0, done.stderr
+    assert "wrote r.safetensors" in done.stderr
+
+
+def test_the_size_printed_counts_the_weights_beside_the_file(resdeploy: Run, tmp_path: Path, digits_onnx: Path) -> None:
+    """OpenVINO's XML is small; its .bin holds the model."""
+    done = resdeploy("build", digits_onnx, "--backend", "openvino", "-o", "m.xml")
+    assert done.returncode == 0, done.stderr
+    printed = float(re.search(r"wrote m\.xml \(([\d.]+) MB", done.stderr)[1])
+    real = sum((tmp_path / name).stat().st_size for name in ("m.xml", "m.bin")) / 1e6
+    assert printed == pytest.approx(real, abs=0.05)
+    assert (tmp_path / "m.bin").stat().st_size / 1e6 > 0.1
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, digits_onnx: Path) -> Path:
+    """The digits network as another exporter would have left it: nothing in it but the graph, and no sidecar."""
+    model = onnx.load(digits_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "foreign.onnx")
+    return tmp_path / "foreign.onnx"
+
+
+def seen_as(original: Path) -> list[object]:
+    """The options that say what the original's own metadata says."""
+    props = {p.key: p.value for p in onnx.load(original).metadata_props}
+    seen = json.loads(props["resdeploy.spec"])["preprocessing"]
+    mean, std = (",".join(map(str, seen[name])) for name in ("mean", "std"))
+    return ["--mean", mean, "--std", std, "--resize", seen["resize"], "--interpolation", seen["interpolation"]]
+
+
+def test_a_foreign_file_is_gated_timed_in_int8_and_adopted(
+    resdeploy: Run, tmp_path: Path, digits_onnx: Path, foreign: Path
+) -> None:
+    """With the options it is what the original is, in every verb; `export` writes them into a canonical copy."""
+    sight = seen_as(digits_onnx)
+    data = ["--data", "digits"]
+    pair = ["--baseline", digits_onnx, "--candidate", foreign, "--max-drop", 1, *data]
+    assert resdeploy("gate", *pair).returncode == 2
+    gated = resdeploy("gate", *pair, *sight)
+    assert gated.returncode == 0, gated.stdout + gated.stderr
+
+    bench = ["bench", foreign, "--precision", "int8", "--calib-data", "digits", "--calib-samples", 20]
+    assert resdeploy(*bench, "--backend", "onnxruntime", "--duration", 0.1, *sight).returncode == 0
+
+    exported = resdeploy("export", foreign, "-o", "ours.onnx", *sight)
+    assert exported.returncode == 0, exported.stderr
+    assert "wrote ours.onnx" in exported.stderr
+    scores = [
+        json.loads(resdeploy("eval", path, *data, "--format", "json").stdout)["results"][0]["correct"]
+        for path in (digits_onnx, tmp_path / "ours.onnx")
+    ]
+    assert scores[0] == scores[1] > 0

@@ -1,0 +1,51 @@
+"""What the verbs' options are, and that advice names only those."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import typer
+
+import resdeploy
+from resdeploy.cli import app
+
+COMMANDS = typer.main.get_command(app).commands
+OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
+SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
+DOCKERS = {"--gpus"}  # an option of `docker run`
+
+
+def named_in(source: Path) -> set[str]:
+    """Every `--option` in a string of this file, docstrings included."""
+    tree = ast.parse(source.read_text())
+    texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return {name for text in texts for name in re.findall(r"(?<![\w-])--[a-z][a-z-]*", text)}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
+def test_advice_names_only_options_that_exist(source: Path) -> None:
+    """An option that an error, a warning or a note recommends belongs to some verb."""
+    known = set().union(*OPTIONS.values()) | {"--version", "--help"} | DOCKERS
+    assert named_in(source) <= known
+
+
+def test_the_search_for_advice_finds_it() -> None:
+    """The test above would see a wrong name: right ones are found where they are known to be."""
+    found = {str(path.relative_to(SOURCES[0].parent)): named_in(path) for path in SOURCES}
+    assert {"--mean", "--std", "--resize"} <= found["pipeline/sources.py"]
+    assert "--duration" in found["measure/summary.py"]
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_can_be_verbose(verb: str) -> None:
+    """-v means the same everywhere."""
+    assert {"-v", "--verbose"} <= OPTIONS[verb]
+
+
+@pytest.mark.parametrize("verb", ["export", "quantize", "bench", "eval", "gate"])
+def test_a_foreign_file_can_be_told_how_it_sees(verb: str) -> None:
+    """A file that does not say how images become its input can be used by every verb that needs to know."""
+    assert {"--img-size", "--resize", "--interpolation", "--mean", "--std"} <= OPTIONS[verb]
