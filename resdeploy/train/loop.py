@@ -92,7 +92,7 @@ def train(
             not finite (E-DIVERGED); the last state stays.
         MalformedInput: no image can be read.
     """
-    torch.set_num_threads(threads or machine.usable_cores())
+    torch.set_num_threads(threads or default_threads(spec, batch_size))
     spec, train_data, test_data = _fit(spec, train_data, test_data)
     assert spec.preprocessing is not None
     images = datasets.load_pixels(train_data, spec.preprocessing, progress=progress)
