@@ -9,9 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from conftest import Run
+from PIL import Image
 
 COMMAND = [sys.executable, "-m", "resdeploy"]
 
@@ -55,27 +57,39 @@ def test_a_full_disk_behind_stdout_is_exit_6(tmp_path: Path) -> None:
 
 
 def test_auto_says_which_backend_it_took_and_why(resdeploy: Run, digits_onnx: Path) -> None:
-    """One line on stderr, which --quiet silences and a named backend needs not."""
+    """One line on stderr; -v also names the file that was used; --quiet silences both."""
     chosen = r"(?m)^backend (\w+): .*\1 \S+ is the best here$"
-    assert len(re.findall(chosen, resdeploy("eval", digits_onnx, "--data", "digits").stderr)) == 1
-    assert len(re.findall(chosen, resdeploy("bench", digits_onnx, "--duration", 0.1).stderr)) == 1
-    assert resdeploy("eval", digits_onnx, "--data", "digits", "-q").stderr == ""
-    named = resdeploy("eval", digits_onnx, "--data", "digits", "--backend", "onnxruntime")
-    assert "backend" not in named.stderr
+    file = rf"{re.escape(str(digits_onnx))} \([\d.]+ MB, fp32"
+    timed = resdeploy("bench", digits_onnx, "--duration", 0.1).stderr
+    assert len(re.findall(chosen, timed)) == 1
+    assert not re.search(file, timed)
+    judged = resdeploy("eval", digits_onnx, "--data", "digits", "-v").stderr
+    assert len(re.findall(chosen, judged)) == 1
+    assert len(re.findall(file, judged)) == 1
+    assert resdeploy("eval", digits_onnx, "--data", "digits", "-v", "-q").stderr == ""
 
 
-def test_verbose_names_the_files_used(resdeploy: Run, digits_onnx: Path) -> None:
-    """-v tells which file was evaluated, and its precision."""
-    done = resdeploy("eval", digits_onnx, "--data", "digits", "-v")
-    assert re.search(rf"{re.escape(str(digits_onnx))} \([\d.]+ MB, fp32", done.stderr)
-    assert str(digits_onnx) not in resdeploy("eval", digits_onnx, "--data", "digits").stderr
+def test_a_named_backend_needs_no_explanation(resdeploy: Run, digits_onnx: Path) -> None:
+    """Who asks for a backend gets it without a word."""
+    assert resdeploy("bench", digits_onnx, "--duration", 0.1, "--backend", "onnxruntime").stderr == ""
 
 
-def test_training_says_what_it_left_for_the_reader(resdeploy: Run) -> None:
-    """`train` and `build` print the notes that their file carries."""
-    done = resdeploy("train", "resnet20", "--data", "digits", "--img-size", 8, "--epochs", 1, "-o", "r.safetensors")
+def test_training_says_which_images_it_left_out(resdeploy: Run, tmp_path: Path) -> None:
+    """What the checkpoint's notes hold is printed: here the one image that is broken."""
+    rng = np.random.default_rng(0)
+    for part in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / "images" / part).mkdir(parents=True)
+        for i in range(4):
+            pixels = rng.integers(0, 255, (20, 24, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / part / f"{i}.png")
+    (tmp_path / "images/train/b/2.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    size = ["--img-size", 16, "--resize", 18]
+    done = resdeploy("train", "resnet20", "--data", "images", "--epochs", 1, "-b", 2, *size, "-o", "r.safetensors")
     assert done.returncode == 0, done.stderr
+    assert re.search(r"(?m)^resnet20: left out of training, unreadable: .*b/2\.png", done.stderr)
     assert "wrote r.safetensors" in done.stderr
+    seen = json.loads((tmp_path / "r.safetensors.json").read_text())["model"]["preprocessing"]
+    assert (seen["size"], seen["resize"]) == ([16, 16], 18)
 
 
 def test_the_size_printed_counts_the_weights_beside_the_file(resdeploy: Run, tmp_path: Path, digits_onnx: Path) -> None:
