@@ -1,6 +1,6 @@
 """Bias correction: quantization shifts the mean of a layer's outputs, and its bias can shift it back.
 
-The empirical form of Nagel et al. 2019 (arXiv:1906.04721, section 4.2 and appendix D): run the float and the quantized
+The empirical form of Nagel et al. 2019 (arXiv:1906.04721, section 4.2 and appendix): run the float and the quantized
 network on the same images and add to each bias what its layer's outputs lack on average. Shifts from the layers before
 must have been corrected by then, or they would be corrected twice, so the paper goes layer by layer. Here one graph
 holds both networks, and each layer of the quantized one is corrected on the spot by the mean over the batch: one pass,

@@ -24,6 +24,13 @@ def seen(values: NDArray[np.float32], weights: NDArray[np.float64] | None = None
     return Observed(extremes=ranges.Range(lo=float(values.min()), hi=float(values.max())), histogram=histogram)
 
 
+def errors_of(values: NDArray[np.float32], covered: ranges.Range, target: Target) -> NDArray[np.float64]:
+    """Squared, those of clipping times `CLIPPED`."""
+    beyond = ranges.activation(covered, target).scale * 0.5001
+    off = np.abs(rounded(values, covered, target) - values)
+    return np.square(off) * np.where(off > beyond, methods.CLIPPED, 1.0)
+
+
 def rounded(values: NDArray[np.float32], covered: ranges.Range, target: Target) -> NDArray[np.float64]:
     """What comes back from the integers, by the definition of QuantizeLinear."""
     grid = ranges.activation(covered, target)
@@ -33,9 +40,8 @@ def rounded(values: NDArray[np.float32], covered: ranges.Range, target: Target) 
 
 @pytest.fixture
 def relu() -> NDArray[np.float32]:
-    """What follows a ReLU, with a rare long tail."""
-    random = np.random.default_rng(0)
-    values = np.maximum(random.standard_normal(400_000), 0)
+    """What follows a ReLU, with a few outliers."""
+    values = np.maximum(np.random.default_rng(0).standard_normal(400_000), 0)
     values[::9973] *= 6
     return values.astype(np.float32)
 
@@ -65,20 +71,22 @@ def test_percentiles_are_numpys_up_to_a_bin(target: Target) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("signed", [False, True])
-def test_mse_is_the_least_error_on_the_real_grid(relu: NDArray[np.float32], target: Target, signed: bool) -> None:
+def test_mse_is_the_least_error_on_the_real_grid(target: Target, signed: bool) -> None:
     """Within 3 % of a brute-force search over the values themselves, and below minmax."""
-    values = relu * np.where(np.arange(relu.size) % 3, 1, -0.5).astype(np.float32) if signed else relu
+    values = np.maximum(np.random.default_rng(0).laplace(size=400_000), 0).astype(np.float32)
+    if signed:
+        values[::3] *= -0.5
     found = methods.mse(seen(values), target)
 
     def error(covered: ranges.Range) -> float:
-        return float(np.square(rounded(values, covered, target) - values).mean())
+        return float(errors_of(values, covered, target).mean())
 
     lo, hi = float(values.min()), float(values.max())
     grid = np.linspace(0.2, 1, 33)
     pairs = [(a, b) for a in grid for b in grid] if signed and target == "onnxruntime" else [(a, a) for a in grid]
     best = min(error(ranges.Range(lo=lo * a, hi=hi * b)) for a, b in pairs[:: 7 if len(pairs) > 99 else 1])
     assert error(found) <= 1.03 * best
-    assert error(found) < 0.9 * error(ranges.Range(lo=lo, hi=hi))
+    assert error(found) < 0.97 * error(ranges.Range(lo=lo, hi=hi))
 
 
 def test_entropy_cuts_a_thin_tail_and_keeps_a_uniform_one(relu: NDArray[np.float32]) -> None:
@@ -95,7 +103,7 @@ def test_auto_takes_the_method_of_least_weighted_error(relu: NDArray[np.float32]
         observed = seen(planes, weights)
         name, found = methods.choose(observed, "openvino", "auto")
         errors = {
-            other: float((np.square(rounded(planes, make(observed, "openvino"), "openvino") - planes) * weights).sum())
+            other: float((errors_of(planes, make(observed, "openvino"), "openvino") * weights).sum())
             for other, make in methods.METHODS.items()
         }
         assert errors[name] <= 1.02 * min(errors.values())
