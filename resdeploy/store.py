@@ -100,8 +100,8 @@ def probe(path: Path) -> None:
     """
     folder = next(folder for folder in path.absolute().parents if folder.is_dir())
     with disk_errors(path):
-        if path.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if path.exists() and not path.is_file():  # a folder, or a device that a rename would replace
+            raise IsADirectoryError(errno.EISDIR, "not a plain file", str(path))
         if any(parent.exists() and not parent.is_dir() for parent in path.absolute().parents):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
         temporary = folder / f".{secrets.token_hex(6)}.tmp"

@@ -17,7 +17,6 @@ def train(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
     weights: options.Weights = "random",
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
-    classes: options.Classes = None,
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
     seed: options.Seed = 0,
@@ -31,7 +30,7 @@ def train(
     from resdeploy.pipeline import make
 
     sight = options.sight(img_size, resize)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
+    request = options.request(model, sight, weights=weights, seed=seed)
     with console.progress(quiet=quiet) as progress:
         artifact = make.trained(
             request, data, epochs=epochs, lr=lr, batch_size=batch_size, resume=resume, out=output, progress=progress
