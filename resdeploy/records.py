@@ -351,7 +351,7 @@ class Profile:
     data: str | None = None
     calib_data: str | None = None  # None: the training split of `data`
     calib_samples: int = 300
-    calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "minmax"
+    calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
     epochs: int = 0  # 0: no training
     lr: float = 0.1
     precisions: tuple[Precision, ...] = ("fp32", "int8")

@@ -25,7 +25,7 @@ def evaluate(
     skip_bad: options.SkipBad = False,
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
-    calib_method: options.CalibMethod = "minmax",
+    calib_method: options.CalibMethod = "percentile",
     portable: options.Portable = None,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,

@@ -15,7 +15,7 @@ def quantize(
     ] = "openvino",
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
-    calib_method: options.CalibMethod = "minmax",
+    calib_method: options.CalibMethod = "percentile",
     portable: options.Portable = None,
     weights: options.Weights = "random",
     classes: options.Classes = None,

@@ -43,7 +43,7 @@ class CalibrationPlan:
 
     data: str | None = None
     samples: int = 300
-    method: str = "minmax"
+    method: str = "percentile"
     portable: bool | None = None  # None: what this CPU needs
     seed: int = 0
 
