@@ -4,7 +4,10 @@ from resdeploy.cli import console, options
 
 
 def doctor(fmt: options.Format = "table", output: options.Output = None, verbose: options.Verbose = 0) -> None:
-    """Say what this machine can run, what is missing, and the command that installs it."""
+    """Say what this machine can run, what is missing, and the command that installs it.
+
+    Example: resdeploy doctor --format json
+    """
     from resdeploy.backends import choose
     from resdeploy.measure import environment
     from resdeploy.report import documents
