@@ -246,6 +246,20 @@ class Comparison:
         return low > 1.01 or high < 1 / 1.01
 
 
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What made predictions, besides the model file and the images: what a gate must know before it compares two."""
+
+    __pydantic_config__ = STRICT
+    weights: str = ""  # `Weights.source`: a file, a URL or `random`
+    precision: str = ""
+    backend: str = ""
+    machine: str = ""  # processor and instruction set, or the GPU
+    tools: Mapping[str, str] = field(default_factory=dict)  # package -> version
+    preprocessing: Preprocessing | None = None
+    calibration: Calibration | None = None  # without `methods`, which no gate asks for
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
     """Per-image results on one data set, in the data set's order."""
@@ -261,6 +275,8 @@ class Predictions:
     sha256: str  # the artifact's
     images: tuple[str, ...] = ()  # content hashes (16 hex digits), as in Calibration.images
     unreadable: tuple[str, ...] = ()  # images that could not be decoded, never silently dropped
+    classes: tuple[str, ...] = ()  # their names, by id; () where nobody told them
+    origin: Origin | None = None  # None: a foreign file, which does not say
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +353,82 @@ class Verdict:
         if "fail" in states:
             return "fail"
         return "inconclusive" if "inconclusive" in states or not states else "pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flip:
+    """One image whose predicted class changed from the baseline to the candidate."""
+
+    image: str  # its id, such as its path in the data set; its position where the files have no ids
+    label: int
+    baseline: int
+    candidate: int
+
+    @property
+    def effect(self) -> Literal["right to wrong", "wrong to right", "wrong to other"]:
+        if self.baseline == self.label:
+            return "right to wrong"
+        return "wrong to right" if self.candidate == self.label else "wrong to other"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassDrop:
+    """What one class lost, in points of its own images."""
+
+    label: int
+    name: str  # "" where nobody told it
+    images: int
+    lost: int
+    gained: int
+    p_adjusted: float  # McNemar mid-p, corrected by Holm for the number of classes
+
+    @property
+    def drop_pp(self) -> float:
+        return 100 * (self.lost - self.gained) / self.images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """One side of a gate: which model, what it ran on, and which images it answered. "" is what nobody told."""
+
+    name: str  # as the command line names it
+    model: str
+    sha256: str = ""
+    weights: str = ""
+    precision: str = ""
+    backend: str = ""
+    machine: str = ""
+    tools: Mapping[str, str] = field(default_factory=dict)
+    data: str = ""
+    data_fingerprint: str = ""
+    preprocessing_fingerprint: str = ""
+    images: int | None = None  # None: it was only measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """One candidate of a gate: its verdict, and what that was drawn from."""
+
+    candidate: Subject
+    verdict: Verdict
+    flips: tuple[Flip, ...] = ()
+    unchanged: int | None = None  # images with the same predicted class; None: no predictions were compared
+    classes: tuple[ClassDrop, ...] = ()  # the largest drop first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """What a gate found: one baseline, one or more candidates."""
+
+    baseline: Subject
+    judged: tuple[Judged, ...]
+    confidence: float
+    notes: tuple[str, ...] = ()  # what a reader must know of the comparison: other machines, a baseline replaced
+
+    @property
+    def verdict(self) -> Verdict:
+        """All checks of all candidates."""
+        return Verdict(checks=tuple(check for one in self.judged for check in one.verdict.checks))
 
 
 @dataclass(frozen=True, kw_only=True)

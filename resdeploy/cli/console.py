@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,30 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None
         _to_stdout(text if text.endswith("\n") else text + "\n")
     else:
         store.write_bytes(output, text.encode())
+
+
+def files(document: Mapping[str, Any], *wanted: tuple[Path | None, Callable[[Mapping[str, Any]], str]]) -> None:
+    """Writes the document in each form that has a path."""
+    from resdeploy import store
+
+    for path, form in wanted:
+        if path is not None:
+            store.write_bytes(path, form(document).encode())
+
+
+def github(document: Mapping[str, Any], *, wanted: bool | None) -> None:
+    """GitHub's annotations on stderr and its step summary, where asked for or where a GitHub job runs us.
+
+    On stderr, since stdout is the result's alone; the runner reads both.
+    """
+    if not (os.environ.get("GITHUB_ACTIONS") == "true" if wanted is None else wanted):
+        return
+    from resdeploy.report import ci
+
+    sys.stderr.write(ci.commands(document))
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:  # several steps write to one file, each its part
+            file.write(ci.comment(document))
 
 
 def _to_stdout(text: str) -> None:

@@ -1,5 +1,6 @@
 """`resdeploy gate`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -7,21 +8,36 @@ import typer
 from resdeploy.cli import console, options
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
+_LIMITS = "Limits (at least one)"
+_CI = "For CI"
 
 
 def gate(
-    baseline: Annotated[str, typer.Option(help="A model, or saved predictions (.npz, .json, .csv).")],
-    candidate: Annotated[str, typer.Option(help="Likewise.")],
+    baseline: Annotated[str, typer.Option(help="A model, saved predictions, or a saved bench (.json).")],
+    candidate: Annotated[list[str], typer.Option(help="Likewise; may be repeated, Holm's correction is applied.")],
     max_drop: Annotated[
-        float, typer.Option(min=0.0, max=99.99, help="Largest top-1 drop allowed, in percentage points.")
-    ],
-    data: options.Data = None,
-    max_slowdown: Annotated[
-        float | None, typer.Option(min=0.0, help="Largest slow-down of the median latency allowed, in percent.")
+        float | None,
+        typer.Option(min=0.0, max=99.99, help="Largest top-1 drop, in percentage points.", rich_help_panel=_LIMITS),
     ] = None,
+    max_top5_drop: Annotated[
+        float | None, typer.Option(min=0.0, max=99.99, help="Likewise of top-5.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_slowdown: Annotated[
+        float | None,
+        typer.Option(min=-99.0, help="Largest slow-down of the median latency, in percent.", rich_help_panel=_LIMITS),
+    ] = None,
+    max_size: Annotated[
+        float | None, typer.Option(min=0.000001, help="Largest model file, in MB.", rich_help_panel=_LIMITS)
+    ] = None,
+    max_memory: Annotated[
+        float | None,
+        typer.Option(min=0.000001, help="Largest peak memory of the process, in MB.", rich_help_panel=_LIMITS),
+    ] = None,
+    data: options.Data = None,
     confidence: Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")] = 0.95,
     backend: options.Backend = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query, for accuracy.")] = 32,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing a model.")] = 3.0,
     threads: options.Threads = None,
     skip_bad: options.SkipBad = False,
     img_size: options.ImgSize = None,
@@ -30,34 +46,71 @@ def gate(
     mean: options.Mean = None,
     std: options.Std = None,
     seed: options.Seed = 0,
+    update_baseline: Annotated[
+        bool, typer.Option("--update-baseline", help="Store a candidate that passes as the new baseline.")
+    ] = False,
+    junit: Annotated[
+        Path | None, typer.Option(help="JUnit XML to write.", callback=options.writable, rich_help_panel=_CI)
+    ] = None,
+    comment: Annotated[
+        Path | None,
+        typer.Option(help="Markdown for a pull request to write.", callback=options.writable, rich_help_panel=_CI),
+    ] = None,
+    metrics: Annotated[
+        Path | None,
+        typer.Option(help="OpenMetrics text to write (GitLab).", callback=options.writable, rich_help_panel=_CI),
+    ] = None,
+    github: Annotated[
+        bool | None,
+        typer.Option(
+            "--github/--no-github",
+            help="Annotations and step summary; default: where GITHUB_ACTIONS is set.",
+            show_default=False,
+            rich_help_panel=_CI,
+        ),
+    ] = None,
     fmt: options.Format = "table",
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Judge a candidate against a baseline: exit 0 pass, 1 fail, 3 inconclusive.
+    """Judge candidates against a baseline: exit 0 pass, 1 fail, 3 inconclusive.
 
-    The candidate passes when its drop is shown to lie within --max-drop, image by image, at the stated confidence.
+    A candidate passes when its drop is shown to lie within --max-drop, image by image, at the stated confidence.
 
     Example: resdeploy gate --baseline r56.onnx --candidate r56.int8.onnx --data cifar10/test --max-drop 0.5
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import judge
-    from resdeploy.report import documents
+    from resdeploy.pipeline import gate as pipeline
+    from resdeploy.report import ci, documents
 
-    plan = judge.GatePlan(
+    limits = pipeline.Limits(
+        drop_pp=max_drop,
+        top5_drop_pp=max_top5_drop,
+        slowdown_pct=max_slowdown,
+        size_mb=max_size,
+        memory_mb=max_memory,
+    )
+    plan = pipeline.GatePlan(
+        baseline=baseline,
+        candidates=tuple(candidate),
+        limits=limits,
         data=data,
         sight=options.sight(img_size, resize, interpolation, mean, std),
         skip_bad=skip_bad,
-        max_drop_pp=max_drop,
-        max_slowdown_pct=max_slowdown,
         confidence=confidence,
-        backend=backend,
+        backends=tuple(backend.split(",")),
         batch_size=batch_size,
         threads=threads,
+        duration_s=duration,
         seed=seed,
+        update_baseline=update_baseline,
     )
     with console.progress(quiet=quiet) as progress:
-        verdict = judge.gate(baseline, candidate, plan, progress=progress)
-    console.emit(documents.gate(verdict, environment.capture()), fmt, output)
-    raise typer.Exit(EXIT[verdict.state])
+        found = pipeline.gate(plan, progress=progress)
+    console.announce(*found.sources, quiet=quiet)
+    document = documents.gate(found.gate, environment.capture())
+    console.files(document, (junit, ci.junit), (comment, ci.comment), (metrics, ci.metrics))
+    console.github(document, wanted=github)
+    console.emit(document, fmt, output)
+    raise typer.Exit(EXIT[found.gate.verdict.state])

@@ -11,9 +11,10 @@ luck in the choice of images may explain it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,69 +22,73 @@ from resdeploy import stats
 from resdeploy.errors import UsageError
 from resdeploy.judge.hints import hints
 from resdeploy.judge.pairs import Pair, match
-from resdeploy.records import Check, Predictions, State, Verdict
+from resdeploy.records import Check, ClassDrop, Predictions, State, Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_IMAGES = 1_000_000_000  # more than this "would decide" is no advice
 ALPHA = 0.05
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassDrop:
-    """What one class lost, in points of its own images."""
-
-    label: int
-    images: int
-    lost: int
-    gained: int
-    p_adjusted: float  # McNemar mid-p, corrected by Holm for the number of classes
-
-    @property
-    def drop_pp(self) -> float:
-        return 100 * (self.lost - self.gained) / self.images
-
-
-def judge(baseline: Predictions, candidate: Predictions, *, max_drop_pp: float, confidence: float = 0.95) -> Verdict:
-    """Judges the top-1 drop of a candidate; top-5, classes and calibration are reported beside it.
+def judge(
+    baseline: Predictions,
+    candidate: Predictions,
+    *,
+    max_drop_pp: float | None = None,
+    max_top5_drop_pp: float | None = None,
+    confidence: float = 0.95,
+) -> Verdict:
+    """Judges the drops of a candidate; those without a limit, classes and calibration are reported beside it.
 
     Args:
         baseline: what the candidate is measured against.
         candidate: of the same images, in any order.
-        max_drop_pp: the largest drop of top-1 allowed, in percentage points.
+        max_drop_pp: the largest drop of top-1 allowed, in percentage points; None: it is only reported.
+        max_top5_drop_pp: likewise of top-5.
         confidence: one-sided, of the pass and of the fail.
 
     Raises:
         UsageError: the two cannot be compared, or the limit is no limit.
         MalformedInput: one of them is damaged.
     """
-    return judge_many(baseline, (candidate,), max_drop_pp=max_drop_pp, confidence=confidence)[0]
+    pair = match(baseline, candidate)
+    return judge_many([pair], max_drop_pp=max_drop_pp, max_top5_drop_pp=max_top5_drop_pp, confidence=confidence)[0]
 
 
 def judge_many(
-    baseline: Predictions, candidates: Sequence[Predictions], *, max_drop_pp: float, confidence: float = 0.95
+    pairs: Sequence[Pair],
+    *,
+    max_drop_pp: float | None = None,
+    max_top5_drop_pp: float | None = None,
+    confidence: float = 0.95,
 ) -> tuple[Verdict, ...]:
     """Judges several candidates at once: the chance that any one passes (or fails) wrongly stays `1 - confidence`.
 
-    Holm's correction, for the passes and for the fails each. Intervals are those of each candidate alone.
+    Holm's correction over the candidates, for the passes and for the fails of each quantity. Intervals are those of
+    each candidate alone.
 
     Raises:
-        UsageError, MalformedInput: as `judge`.
+        UsageError: a limit that is none, or one of top-5 where only one class an image is known.
     """
-    if not 0 <= max_drop_pp < 100:
-        raise UsageError(f"a drop of {max_drop_pp} points is no limit", fix="Choose points of top-1 from 0 up to 100")
+    for limit in (max_drop_pp, max_top5_drop_pp):
+        if limit is not None and not 0 <= limit < 100:
+            raise UsageError(f"a drop of {limit} points is no limit", fix="Choose points from 0 up to 100")
     if not 0.5 < confidence < 1:
         raise UsageError(f"a confidence of {confidence} is none", fix="Choose a share such as 0.95")
-    pairs = [match(baseline, candidate) for candidate in candidates]
-    scores = [
-        float(stats.tango_score(pair.lost.sum(), pair.gained.sum(), pair.images, max_drop_pp / 100)) for pair in pairs
-    ]
-    within = stats.holm([NormalDist().cdf(score) for score in scores])
-    beyond = stats.holm([NormalDist().cdf(-score) for score in scores])
+    top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], max_drop_pp, confidence)
+    five = [_five(pair) for pair in pairs]
+    if max_top5_drop_pp is not None and None in five:
+        raise UsageError(
+            "top-5 cannot be judged: one side has fewer than five classes an image",
+            fix="Save logits, not class ids alone, or judge top-1 alone",
+        )
+    known = [flips for flips in five if flips is not None]
+    top5 = iter(_drops("top5", known, max_top5_drop_pp, confidence))
     verdicts = []
-    for pair, p_within, p_beyond in zip(pairs, within, beyond, strict=True):
-        tail = 1 - confidence
-        state: State = "pass" if p_within <= tail else "fail" if p_beyond <= tail else "inconclusive"
-        top1 = _top1(pair, state, max_drop_pp, confidence, len(pairs))
-        verdicts.append(Verdict(checks=(top1, *_reported(pair))))
+    for pair, first, has_five in zip(pairs, top1, (flips is not None for flips in five), strict=True):
+        explained = dataclasses.replace(first, note=" ".join((first.note, *(f"{h}." for h in hints(pair)))))
+        verdicts.append(Verdict(checks=(explained, *([next(top5)] if has_five else []), *_reported(pair))))
     return tuple(verdicts)
 
 
@@ -94,46 +99,87 @@ def class_drops(pair: Pair) -> tuple[ClassDrop, ...]:
     lost = np.bincount(which[pair.lost], minlength=len(classes)).tolist()
     gained = np.bincount(which[pair.gained], minlength=len(classes)).tolist()
     adjusted = stats.holm([stats.mcnemar_midp(*table) for table in zip(lost, gained, strict=True)])
+    names = pair.baseline.classes or pair.candidate.classes
     drops = [
-        ClassDrop(label=int(label), images=int(n), lost=b, gained=c, p_adjusted=p)
+        ClassDrop(
+            label=int(label),
+            name=names[label] if label < len(names) else "",
+            images=int(n),
+            lost=b,
+            gained=c,
+            p_adjusted=p,
+        )
         for label, n, b, c, p in zip(classes, images, lost, gained, adjusted, strict=True)
     ]
     return tuple(sorted(drops, key=lambda drop: (-drop.drop_pp, drop.label)))
 
 
-def _top1(pair: Pair, state: State, limit_pp: float, confidence: float, candidates: int) -> Check:
-    lost, gained, images = int(pair.lost.sum()), int(pair.gained.sum()), pair.images
+Masks = tuple["NDArray[np.bool_]", "NDArray[np.bool_]"]
+
+
+def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence: float) -> list[Check]:
+    """One check a candidate, from the images that it lost and gained."""
+    tables = [(int(lost.sum()), int(gained.sum()), len(lost)) for lost, gained in flips]
+    if limit_pp is None:
+        return [_drop(name, *table, None, "pass", confidence) for table in tables]
+    scores = [float(stats.tango_score(*table, limit_pp / 100)) for table in tables]
+    within = stats.holm([NormalDist().cdf(score) for score in scores])
+    beyond = stats.holm([NormalDist().cdf(-score) for score in scores])
+    checks = []
+    for table, p_within, p_beyond in zip(tables, within, beyond, strict=True):
+        tail = 1 - confidence
+        state: State = "pass" if p_within <= tail else "fail" if p_beyond <= tail else "inconclusive"
+        check = _drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
+        if len(tables) > 1:
+            corrected = f"Holm's correction for {len(tables)} candidates was applied; the interval is this one's alone."
+            check = dataclasses.replace(check, note=f"{check.note} {corrected}")
+        checks.append(check)
+    return checks
+
+
+def _drop(
+    name: str,
+    lost: int,
+    gained: int,
+    images: int,
+    limit_pp: float | None,
+    state: State,
+    confidence: float,
+    *,
+    candidates: int = 1,
+) -> Check:
     low, high = stats.tango_interval(lost, gained, images, tail=1 - confidence)
     drop_pp, low_pp, high_pp = 100 * (lost - gained) / images, 100 * low, 100 * high
+    moved = "drops" if drop_pp >= 0 else "rises"
+    side = "" if limit_pp is None else " within the limit:" if drop_pp <= limit_pp else " over the limit:"
+    here = (
+        f"On this very set it {moved} by {abs(drop_pp):.3g} points,{side} {lost:,} right answers lost, "
+        f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})."
+    )
     sure = f"at {100 * confidence:g} % confidence"
-    if state == "pass":
-        verdict = f"On new images like these top-1 {_at_most(high_pp)} {sure} (limit {limit_pp:g})"
+    quantity = {"top1": "top-1", "top5": "top-5"}[name]
+    if limit_pp is None:
+        verdict = "Reported, not judged."
+    elif state == "pass":
+        verdict = f"On new images like these {quantity} {_at_most(high_pp)} {sure} (limit {limit_pp:g})."
     elif state == "fail":
-        verdict = f"On new images like these top-1 drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})"
+        verdict = (
+            f"On new images like these {quantity} drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})."
+        )
     else:
         verdict = (
-            f"{images:,} images cannot tell whether top-1 drops by more than {limit_pp:g} points on new ones "
+            f"{images:,} images cannot tell whether {quantity} drops by more than {limit_pp:g} points on new ones "
             f"(between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
-            + _would_decide(lost, gained, images, limit_pp, confidence)
+            f"{_would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
         )
-    moved = "drops" if drop_pp >= 0 else "rises"
-    side = "within" if drop_pp <= limit_pp else "over"
-    here = (
-        f"On this very set it {moved} by {abs(drop_pp):.3g} points, {side} the limit: {lost:,} right answers lost, "
-        f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})"
-    )
-    sentences = [verdict, here]
-    if candidates > 1:
-        sentences.append(f"Holm's correction for {candidates} candidates was applied; the interval is this one's alone")
-    sentences += hints(pair)
     return Check(
-        name="top1",
+        name=name,
         limit=limit_pp,
         observed=drop_pp,
         interval=(low_pp, high_pp),
         state=state,
         unit="points",
-        note=". ".join(sentences) + ".",
+        note=f"{verdict} {here}",
     )
 
 
@@ -142,10 +188,8 @@ def _at_most(drop_pp: float) -> str:
     return f"drops by at most {drop_pp:.3g} points" if drop_pp >= 0 else f"rises by at least {-drop_pp:.3g} points"
 
 
-def _would_decide(lost: int, gained: int, images: int, limit_pp: float, confidence: float) -> str:
-    needed = stats.images_to_decide(
-        (lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=1 - confidence
-    )
+def _would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
+    needed = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
     if needed is None or needed > MAX_IMAGES:
         return "the drop seen is the limit itself, which no number of images can tell apart: choose another limit"
     return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
@@ -154,10 +198,10 @@ def _would_decide(lost: int, gained: int, images: int, limit_pp: float, confiden
 def _reported(pair: Pair) -> tuple[Check, ...]:
     """Quantities without a limit: they inform and never decide."""
     checks = []
-    if pair.baseline.top.shape[1] == pair.candidate.top.shape[1] == 5:
-        checks.append(_top5(pair))
     worse = [drop for drop in class_drops(pair) if drop.p_adjusted <= ALPHA and drop.lost > drop.gained]
-    named = ", ".join(f"{drop.label} ({drop.drop_pp:.3g} points of {drop.images:,} images)" for drop in worse[:10])
+    named = ", ".join(
+        f"{drop.name or drop.label} ({drop.drop_pp:.3g} points of {drop.images:,} images)" for drop in worse[:10]
+    )
     checks.append(
         Check(
             name="classes",
@@ -186,20 +230,13 @@ def _reported(pair: Pair) -> tuple[Check, ...]:
     return tuple(checks)
 
 
-def _top5(pair: Pair) -> Check:
+def _five(pair: Pair) -> Masks | None:
+    """Which images leave and enter the five best answers; None where one side knows fewer."""
+    if not pair.baseline.top.shape[1] == pair.candidate.top.shape[1] == 5:
+        return None
     before = (pair.baseline.top == pair.baseline.labels[:, None]).any(axis=1)
     after = (pair.candidate.top == pair.baseline.labels[:, None]).any(axis=1)
-    lost, gained = int((before & ~after).sum()), int((after & ~before).sum())
-    low, high = stats.tango_interval(lost, gained, pair.images)
-    return Check(
-        name="top5",
-        limit=None,
-        observed=100 * (lost - gained) / pair.images,
-        interval=(100 * low, 100 * high),
-        state="pass",
-        unit="points",
-        note=f"Reported, not judged: {lost:,} right answers lost, {gained:,} gained.",
-    )
+    return before & ~after, after & ~before
 
 
 def _calibration_error_pp(predictions: Predictions) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,16 +19,29 @@ COLLAPSED = 0.9
 
 def hints(pair: Pair) -> tuple[str, ...]:
     """Sentences naming likely causes; empty where nothing can be known."""
-    prints = (pair.baseline.preprocessing_fingerprint, pair.candidate.preprocessing_fingerprint)
-    found = []
-    if all(prints) and prints[0] != prints[1]:
-        found.append(
-            f"The two models' images were preprocessed differently ({prints[0][:12]} and {prints[1][:12]}): "
-            "check size, mean, std and channel order"
-        )
-    found.append(_renumbered(pair))
-    found.append(_collapsed(pair))
+    found = (_preprocessed(pair), _renumbered(pair), _collapsed(pair))
     return tuple(sentence for sentence in found if sentence)
+
+
+def _preprocessed(pair: Pair) -> str:
+    """Images that the two models saw differently; which settings differ, where both sides tell them."""
+    prints = (pair.baseline.preprocessing_fingerprint, pair.candidate.preprocessing_fingerprint)
+    if not all(prints) or prints[0] == prints[1]:
+        return ""
+    said = f"The two models' images were preprocessed differently ({prints[0][:12]} and {prints[1][:12]}): "
+    specs = [side.origin.preprocessing if side.origin else None for side in (pair.baseline, pair.candidate)]
+    if specs[0] is None or specs[1] is None:
+        return said + "check size, mean, std and channel order"
+    before, after = (dataclasses.asdict(spec) for spec in specs if spec is not None)
+    changed = [
+        f"{name} {_written(before[name])} and {_written(after[name])}" for name in before if before[name] != after[name]
+    ]
+    return said + (", ".join(changed) or "another version of the image decoder")
+
+
+def _written(value: object) -> str:
+    """A setting as the command line takes it."""
+    return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
 def _renumbered(pair: Pair) -> str:

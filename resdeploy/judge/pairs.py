@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.records import Calibration, Predictions
+from resdeploy.records import Flip, Predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,35 +41,31 @@ class Pair:
         return _right(self.candidate) & ~_right(self.baseline)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flips:
-    """Images whose predicted class changed, by what that did; ids, or positions where the files have no ids."""
-
-    right_to_wrong: tuple[str, ...]
-    wrong_to_right: tuple[str, ...]
-    wrong_to_other: tuple[str, ...]
-    unchanged: int
-
-
 def _right(predictions: Predictions) -> NDArray[np.bool_]:
     return np.asarray(predictions.top[:, 0] == predictions.labels)
 
 
-def flips(pair: Pair) -> Flips:
-    """The table of flips with the images in it."""
-    changed = pair.baseline.top[:, 0] != pair.candidate.top[:, 0]
-    lost, gained = pair.lost, pair.gained
-
-    def named(mask: NDArray[np.bool_]) -> tuple[str, ...]:
-        where = np.flatnonzero(mask).tolist()
-        return tuple(pair.baseline.ids[k] if pair.baseline.ids else str(k) for k in where)
-
-    return Flips(
-        right_to_wrong=named(lost),
-        wrong_to_right=named(gained),
-        wrong_to_other=named(changed & ~lost & ~gained),
-        unchanged=int((~changed).sum()),
+def flips(pair: Pair) -> tuple[Flip, ...]:
+    """The images whose predicted class changed, in the order of the baseline."""
+    before, after = pair.baseline.top[:, 0], pair.candidate.top[:, 0]
+    ids, labels = pair.baseline.ids, pair.baseline.labels
+    return tuple(
+        Flip(image=ids[k] if ids else str(k), label=int(labels[k]), baseline=int(before[k]), candidate=int(after[k]))
+        for k in np.flatnonzero(before != after).tolist()
     )
+
+
+def differences(baseline: Predictions, candidate: Predictions) -> tuple[str, ...]:
+    """What else than the model differs between the two sides: machine, backend and versions.
+
+    Preprocessing is not here: it is among the hints, since it explains a drop. Sides that do not say are not compared.
+    """
+    before, after = baseline.origin, candidate.origin
+    if before is None or after is None:
+        return ()
+    facts = [("machine", before.machine, after.machine), ("backend", before.backend, after.backend)]
+    facts += [(tool, before.tools[tool], after.tools[tool]) for tool in sorted(before.tools.keys() & after.tools)]
+    return tuple(f"{what}: {old} before, {new} now" for what, old, new in facts if old != new)
 
 
 def match(baseline: Predictions, candidate: Predictions) -> Pair:
@@ -87,7 +83,7 @@ def match(baseline: Predictions, candidate: Predictions) -> Pair:
             f"the predictions are of different data: {baseline.data} ({prints[0][:12]}) "
             f"and {candidate.data} ({prints[1][:12]})",
             cause="Images or labels differ, or a baseline was stored before the data changed",
-            fix="Evaluate both models on the same --data: resdeploy eval MODEL --data DATA --predictions FILE",
+            fix="Evaluate both on the same --data; to store a baseline anew, remove its file and use --update-baseline",
         )
     if (baseline.logits is None) != (candidate.logits is None):
         raise UsageError(
@@ -107,16 +103,13 @@ def match(baseline: Predictions, candidate: Predictions) -> Pair:
     return Pair(baseline=baseline, candidate=matched)
 
 
-def refuse_leak(calibration: Calibration | None, evaluated: Predictions) -> None:
+def refuse_leak(evaluated: Predictions) -> None:
     """Refuses to judge a model on images that its INT8 ranges were taken from, or one calibrated on no real images.
-
-    Args:
-        calibration: of the candidate's artifact; None for a model that was not calibrated.
-        evaluated: the candidate's predictions.
 
     Raises:
         UsageError: the calibration is synthetic, or shares images with the evaluation.
     """
+    calibration = evaluated.origin.calibration if evaluated.origin else None
     if calibration is None:
         return
     if calibration.synthetic:

@@ -6,8 +6,9 @@ whatever its numbers say.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from resdeploy import stats
@@ -18,13 +19,18 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 
+Blocks = Sequence["ArrayLike"]
+Bounds = Callable[[int, float], tuple[float, float, float]]  # candidate, tail -> slowdown and its two bounds, percent
+
+
 def judge(
-    baseline_s: Sequence[ArrayLike],
-    candidate_s: Sequence[ArrayLike],
+    baseline_s: Blocks,
+    candidate_s: Blocks,
     *,
     max_slowdown_pct: float,
     confidence: float = 0.95,
     seed: int = 0,
+    doubts: Sequence[str] = (),
 ) -> Check:
     """Judges the slowdown: the ratio of the median times, less one, in percent.
 
@@ -34,37 +40,106 @@ def judge(
         max_slowdown_pct: how much slower the candidate may be, above -100.
         confidence: one-sided, of the pass and of the fail.
         seed: of the resampling.
+        doubts: what else speaks against comparing the two, such as another machine.
 
     Raises:
         UsageError: the limit is no limit.
+    """
+    return judge_many(
+        [(baseline_s, candidate_s)],
+        max_slowdown_pct=max_slowdown_pct,
+        confidence=confidence,
+        seed=seed,
+        doubts=[doubts],
+    )[0]
+
+
+def judge_many(
+    pairs: Sequence[tuple[Blocks, Blocks]],
+    *,
+    max_slowdown_pct: float,
+    confidence: float = 0.95,
+    seed: int = 0,
+    doubts: Sequence[Sequence[str]] = (),
+) -> tuple[Check, ...]:
+    """Judges several candidates, each against its own baseline; the chance of any wrong pass stays `1 - confidence`.
+
+    Holm's step-down over those that may be believed, for the passes and for the fails each: with m claims left, one
+    holds if its bound at `(1 - confidence) / m` is on its side of the limit. Intervals are each candidate's alone.
+
+    Raises:
+        UsageError: as `judge`.
     """
     if not -100 < max_slowdown_pct < math.inf:
         raise UsageError(f"a slowdown of {max_slowdown_pct} % is no limit", fix="Choose a percentage such as 3")
     if not 0.5 < confidence < 1:
         raise UsageError(f"a confidence of {confidence} is none", fix="Choose a share such as 0.95")
-    reasons = [
+
+    @functools.cache
+    def bounds(k: int, tail: float) -> tuple[float, float, float]:
+        before, after = pairs[k]
+        # Each end of a two-sided interval of 1 - 2 tails is a one-sided bound of confidence 1 - tail.
+        ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed)
+        return 100 * (ratio.value - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1)
+
+    known = doubts or [()] * len(pairs)
+    reasons = [[*own, *_reasons(before, after)] for own, (before, after) in zip(known, pairs, strict=True)]
+    believed = [k for k, against in enumerate(reasons) if not against]
+    tail = 1 - confidence
+    within = _shown(believed, tail, lambda k, part: bounds(k, part)[2] <= max_slowdown_pct)
+    beyond = _shown(believed, tail, lambda k, part: bounds(k, part)[1] > max_slowdown_pct)
+    checks = []
+    for k, against in enumerate(reasons):
+        state: State = "pass" if k in within else "fail" if k in beyond else "inconclusive"
+        checks.append(_judged(k, state, against, bounds, max_slowdown_pct, tail, pairs))
+    return tuple(checks)
+
+
+def _reasons(baseline_s: Blocks, candidate_s: Blocks) -> list[str]:
+    """Why the times are not to be believed."""
+    return [
         f"{role}: {doubt.kind} ({doubt.observed:.3g}, limit {doubt.limit:g})"
         for role, blocks in (("baseline", baseline_s), ("candidate", candidate_s))
         for doubt in stats.doubts(blocks)
     ]
-    blocks = min(len(baseline_s), len(candidate_s))
+
+
+def _shown(believed: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
+    """Holm's step-down by bounds instead of p-values (Holm, Scand. J. Statist. 6 (1979) 65-70)."""
+    left = list(believed)
+    while left:
+        found = next((k for k in left if holds(k, tail / len(left))), None)
+        if found is None:
+            break
+        left.remove(found)
+    return set(believed) - set(left)
+
+
+def _judged(
+    k: int,
+    state: State,
+    reasons: Sequence[str],
+    bounds: Bounds,
+    limit: float,
+    tail: float,
+    pairs: Sequence[tuple[Blocks, Blocks]],
+) -> Check:
+    blocks = min(map(len, pairs[k]))
     if blocks < 2:
-        return _check(max_slowdown_pct, None, None, "inconclusive", "; ".join(reasons))
-    # Each end of a two-sided interval of 2c - 1 is a one-sided bound of confidence c.
-    ratio = stats.ratio_of_medians(candidate_s, baseline_s, confidence=2 * confidence - 1, seed=seed)
-    value, low, high = (100 * (x - 1) for x in (ratio.value, ratio.low, ratio.high))
-    bounds = f"{low:+.2f} % to {high:+.2f} %, each end at {100 * confidence:g} % confidence"
-    state: State
+        return _check(limit, None, None, "inconclusive", "; ".join(reasons))
+    value, low, high = bounds(k, tail)
+    said = f"The median time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * (1 - tail):g} % confidence"
     if reasons:
-        state, note = "inconclusive", f"The run is not to be believed: {'; '.join(reasons)}. Measure again"
-    elif high <= max_slowdown_pct:
-        state, note = "pass", f"The median time changes by {bounds}: within the limit of {max_slowdown_pct:g} %"
-    elif low > max_slowdown_pct:
-        state, note = "fail", f"The median time changes by {bounds}: beyond the limit of {max_slowdown_pct:g} %"
+        note = f"The run is not to be believed: {'; '.join(reasons)}. Measure again"
+    elif state == "pass":
+        note = f"{said}: within the limit of {limit:g} %"
+    elif state == "fail":
+        note = f"{said}: beyond the limit of {limit:g} %"
     else:
-        state = "inconclusive"
-        note = f"The median time changes by {bounds}; {_would_decide(value, low, high, max_slowdown_pct, blocks)}"
-    return _check(max_slowdown_pct, value, (low, high), state, note)
+        note = f"{said}; {_would_decide(value, low, high, limit, blocks)}"
+    if len(pairs) > 1:
+        note += f". Holm's correction for {len(pairs)} candidates was applied; the interval is this one's alone"
+    return _check(limit, value, (low, high), state, note)
 
 
 def _would_decide(value: float, low: float, high: float, limit: float, blocks: int) -> str:

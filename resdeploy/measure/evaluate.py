@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy.backends import Tensor
+from resdeploy import __version__, backends
+from resdeploy.backends import Tensor, machine
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets, preprocess
 from resdeploy.data.datasets import Dataset
 from resdeploy.errors import BackendCrash, UsageError
 from resdeploy.measure import predictions as saved
 from resdeploy.measure.bench import Candidate
-from resdeploy.records import Predictions, Preprocessing, Progress
+from resdeploy.records import Origin, Predictions, Preprocessing, Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -79,6 +81,29 @@ def predict(
         sha256=candidate.artifact.sha256,
         images=tuple(hashes),
         unreadable=tuple(unreadable),
+        classes=aligned.classes,
+        origin=_origin(candidate, spec),
+    )
+
+
+def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
+    """Everything besides weights and images that the predictions depend on."""
+    artifact = candidate.artifact
+    found = backends.load(candidate.backend).available()
+    cpu = machine.cpu()
+    tools = {"resdeploy": __version__, "numpy": np.__version__}
+    tools |= {name: version for name, version in {"pillow": backends.installed("PIL", "pillow")}.items() if version}
+    if found.version:
+        tools[candidate.backend] = found.version
+    on_cpu = found.devices in ((), ("CPU",))
+    return Origin(
+        weights=artifact.weights.source if artifact.weights else "",
+        precision=artifact.precision,
+        backend=candidate.backend,
+        machine=f"{cpu.model} ({machine.isa_name(cpu)})" if on_cpu else ", ".join(found.devices),
+        tools=tools,
+        preprocessing=spec,
+        calibration=dataclasses.replace(artifact.calibration, methods={}) if artifact.calibration else None,
     )
 
 

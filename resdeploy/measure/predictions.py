@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import io
 import json
 import zipfile
@@ -26,7 +27,7 @@ import numpy as np
 
 from resdeploy import stats, store
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
-from resdeploy.records import Predictions, Score
+from resdeploy.records import Origin, Predictions, Score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -83,7 +84,9 @@ def save(predictions: Predictions, path: Path) -> None:
     """
     suffix = _suffix(path)
     meta: dict[str, Any] = {name: getattr(predictions, name) for name in TEXT_FIELDS}
-    meta["unreadable"] = list(predictions.unreadable)
+    meta |= {"unreadable": list(predictions.unreadable), "classes": list(predictions.classes)}
+    if predictions.origin is not None:
+        meta["origin"] = dataclasses.asdict(predictions.origin)
     arrays: dict[str, Any] = {
         "predictions": predictions.top[:, 0],
         "labels": predictions.labels,
@@ -281,7 +284,9 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
         labels=labels,
         top=top,
         logits=logits,
+        origin=store.parse(Origin, json.dumps(meta["origin"]), f"the origin in {path}") if "origin" in meta else None,
         unreadable=tuple(str(v) for v in meta.get("unreadable", ())),
+        classes=tuple(str(v) for v in meta.get("classes", ())),
         **(dict.fromkeys(TEXT_FIELDS, "") | {"model": path.stem} | {n: str(meta[n]) for n in TEXT_FIELDS if n in meta}),
     )
 

@@ -317,9 +317,10 @@ def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdic
     if reference is None or not candidates:
         return {}
     predictions = [variant.predictions for variant in candidates if variant.predictions is not None]
-    for variant, predicted in zip(candidates, predictions, strict=True):
-        pairs.refuse_leak(variant.source.calibration, predicted)
-    verdicts = accuracy.judge_many(reference, predictions, max_drop_pp=profile.max_drop_pp)
+    for predicted in predictions:
+        pairs.refuse_leak(predicted)
+    matched = [pairs.match(reference, predicted) for predicted in predictions]
+    verdicts = accuracy.judge_many(matched, max_drop_pp=profile.max_drop_pp)
     return {variant.candidate.label: verdict for variant, verdict in zip(candidates, verdicts, strict=True)}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from resdeploy.records import (
     Comparison,
     Cost,
     Failure,
+    Flip,
+    Gate,
     Precision,
     Predictions,
     Score,
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from resdeploy.models.zoo import Entry
 
 SCHEMA_VERSION = 1
+EFFECTS = ("right to wrong", "wrong to right", "wrong to other")
 LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
 
 Json = dict[str, Any]
@@ -85,10 +89,33 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
     return _document("eval", environment, rows, notes=notes)
 
 
-def gate(verdict: Verdict, environment: Environment) -> Json:
-    """`gate`: the verdict and what it is made of."""
-    checks = [_check(check) for check in verdict.checks]
-    return _document("gate", environment, checks, verdict=verdict.state, checks=checks)
+def gate(found: Gate, environment: Environment) -> Json:
+    """`gate`: the verdict, the checks it is made of, and of each candidate the classes and images that changed."""
+    checks, candidates, flips, flipped, classes = [], [], [], [], []
+    for one in found.judged:
+        name = one.candidate.name
+        checks += [{"candidate": name, **_check(check)} for check in one.verdict.checks]
+        candidates.append({**dataclasses.asdict(one.candidate), "verdict": one.verdict.state})
+        if one.unchanged is not None:
+            effects = Counter[str](flip.effect for flip in one.flips)
+            counts = {effect.replace(" ", "_"): effects[effect] for effect in EFFECTS}
+            flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
+        flipped += [_flipped(name, flip) for flip in one.flips]
+        classes += [{"candidate": name, **dataclasses.asdict(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
+    return _document(
+        "gate",
+        environment,
+        checks,
+        verdict=found.verdict.state,
+        confidence=found.confidence,
+        checks=checks,
+        baseline=dataclasses.asdict(found.baseline),
+        candidates=candidates,
+        flips=flips,
+        flipped=flipped,
+        classes=classes,
+        notes=list(found.notes),
+    )
 
 
 def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = False) -> Json:
@@ -246,6 +273,7 @@ def _timed(outcome: Summary | Failure) -> Json:
         # Which samples belong to one block, and so are not independent, is in block_sizes.
         "samples_ms": [_ms(time_s) for block in m.blocks for time_s in block.run_s],
         "block_sizes": [len(block.run_s) for block in m.blocks],
+        "block_walls_s": [block.wall_s for block in m.blocks],
     }
 
 
@@ -277,6 +305,17 @@ def _comparison(comparison: Comparison) -> Json:
         "speedup_ci95": _interval(comparison.speedup_ci95),
         "valid": comparison.valid,
         "finding": finding,
+    }
+
+
+def _flipped(candidate: str, flip: Flip) -> Json:
+    return {
+        "candidate": candidate,
+        "image": flip.image,
+        "label": flip.label,
+        "baseline": flip.baseline,
+        "candidate_class": flip.candidate,
+        "effect": flip.effect,
     }
 
 

@@ -111,7 +111,7 @@ def _paragraphs(
 ) -> str:
     """Tables, then what must be said about the results, then where they were obtained."""
     filled = ((table, _rows(document, table)) for table in TABLES[document["command"]])
-    parts = [draw(table, rows) for table, rows in filled if rows]
+    parts = [draw(table, rows[: table.most]) + _more(table, rows) for table, rows in filled if rows]
     if notes := document.get("notes"):
         parts.append("\n".join(f"- {safe(note)}" for note in notes))
     if verdict := document.get("verdict"):
@@ -119,6 +119,11 @@ def _paragraphs(
     if where := _where(document.get("environment") or {}):
         parts.append(safe(where))
     return "\n\n".join(parts) + "\n"
+
+
+def _more(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
+    left = len(rows) - (table.most or len(rows))
+    return f"\n\n{left:,} more: --format json lists them all" if left > 0 else ""
 
 
 def _where(environment: Mapping[str, Any]) -> str:

@@ -40,6 +40,7 @@ class Table:
     key: str
     columns: tuple[Column, ...]
     title: str = ""
+    most: int | None = None  # rows shown to a person; programs get all of them
 
 
 def _look(row: Mapping[str, Any], path: str) -> Any:
@@ -88,6 +89,7 @@ _PRECISION = Column("precision", "precision")
 _CHECKS = Table(
     "checks",
     (
+        Column("candidate", "candidate"),
         Column("check", "name"),
         Column("state", "state"),
         Column("observed", "observed", "number", ci="interval"),
@@ -96,6 +98,45 @@ _CHECKS = Table(
         Column("because", "note"),
     ),
     "checks",
+)
+_FLIPS = Table(
+    "flips",
+    (
+        Column("candidate", "candidate"),
+        Column("right to wrong", "right_to_wrong", "count"),
+        Column("wrong to right", "wrong_to_right", "count"),
+        Column("wrong to other", "wrong_to_other", "count"),
+        Column("same answer", "unchanged", "count"),
+    ),
+    "answers that changed",
+)
+_CLASSES = Table(
+    "classes",
+    (
+        Column("candidate", "candidate"),
+        Column("class", "label", "number"),
+        Column("name", "name"),
+        Column("images", "images", "count"),
+        Column("lost", "lost", "count"),
+        Column("gained", "gained", "count"),
+        Column("drop in points", "drop_pp", "points"),
+        Column("mid-p (Holm)", "p_adjusted", "number"),
+    ),
+    "classes, the largest drop first",
+    most=10,
+)
+_FLIPPED = Table(
+    "flipped",
+    (
+        Column("candidate", "candidate"),
+        Column("image", "image"),
+        Column("label", "label", "number"),
+        Column("baseline", "baseline", "number"),
+        Column("now", "candidate_class", "number"),
+        Column("effect", "effect"),
+    ),
+    "images that flipped",
+    most=20,
 )
 _COMPARISONS = Table(
     "comparisons",
@@ -229,7 +270,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "cost": (_COST, _STAGES, _LAYERS),
     "doctor": (_DOCTOR, _MACHINE),
     "eval": (_EVAL,),
-    "gate": (_CHECKS,),
+    "gate": (_CHECKS, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
     "run": (_RUN,),
 }

@@ -10,7 +10,7 @@ from resdeploy import stats
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.judge import accuracy, pairs
 from resdeploy.measure.predictions import top_classes
-from resdeploy.records import Calibration, Check, Predictions
+from resdeploy.records import Calibration, Check, Origin, Predictions, Preprocessing
 
 
 def predictions(top1: Any, labels: Any, **fields: Any) -> Predictions:
@@ -114,10 +114,11 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
 def test_flips_are_counted_and_named() -> None:
     """2 lost, 3 gained, 4 from one wrong class to another, 11 unchanged, each with its id."""
     flips = pairs.flips(pairs.match(*table(2, 3, 20, other=4)))
-    assert flips.right_to_wrong == ("i0", "i1")
-    assert flips.wrong_to_right == ("i2", "i3", "i4")
-    assert flips.wrong_to_other == ("i5", "i6", "i7", "i8")
-    assert flips.unchanged == 11
+    effects = ["right to wrong"] * 2 + ["wrong to right"] * 3 + ["wrong to other"] * 4
+    assert [(flip.image, flip.effect) for flip in flips] == [(f"i{k}", effect) for k, effect in enumerate(effects)]
+    assert (flips[0].label, flips[0].baseline, flips[0].candidate) == (0, 0, 1)
+    without = (replace(side, ids=()) for side in table(1, 0, 20))
+    assert [flip.image for flip in pairs.flips(pairs.match(*without))] == ["0"]
 
 
 def test_order_does_not_matter_where_ids_are_given() -> None:
@@ -183,7 +184,8 @@ def test_holm_makes_one_of_twenty_candidates_harder_to_pass() -> None:
     """A candidate that passes alone by a hair no longer does among twenty like it; a clear one still does."""
     baseline, candidate = table(65, 39, 10_000)
     assert top1(baseline, candidate, 0.44).state == "pass"
-    many = accuracy.judge_many(baseline, [candidate] * 19 + [baseline], max_drop_pp=0.44)
+    matched = [pairs.match(baseline, side) for side in [candidate] * 19 + [baseline]]
+    many = accuracy.judge_many(matched, max_drop_pp=0.44)
     assert {verdict.state for verdict in many[:-1]} == {"inconclusive"}
     assert many[-1].state == "pass"
     assert "Holm's correction for 20 candidates" in many[0].checks[0].note
@@ -281,17 +283,65 @@ def test_no_images_at_all_are_refused() -> None:
         accuracy.judge(*table(0, 0, 0), max_drop_pp=1)
 
 
+def calibrated(calibration: Calibration | None) -> Predictions:
+    return replace(GOOD[0], images=tuple("abcdef"), origin=Origin(calibration=calibration))
+
+
 def test_calibration_images_in_the_evaluation_are_refused() -> None:
     """One image in common is one too many; none, or no calibration, is fine."""
-    evaluated = replace(GOOD[0], images=tuple("abcdef"))
     calibration = Calibration(data="train", count=2, seed=0, method="minmax", images=("x", "c"))
     with pytest.raises(UsageError, match="1 of 6 evaluated images were also used to calibrate"):
-        pairs.refuse_leak(calibration, evaluated)
-    pairs.refuse_leak(replace(calibration, images=("x", "y")), evaluated)
-    pairs.refuse_leak(None, evaluated)
+        pairs.refuse_leak(calibrated(calibration))
+    pairs.refuse_leak(calibrated(replace(calibration, images=("x", "y"))))
+    pairs.refuse_leak(calibrated(None))
+    pairs.refuse_leak(GOOD[0])
 
 
 def test_synthetic_calibration_is_refused() -> None:
     """A model calibrated on random images can only be timed."""
     with pytest.raises(UsageError, match="synthetic"):
-        pairs.refuse_leak(Calibration(data="synthetic", count=8, seed=0, method="minmax"), GOOD[0])
+        pairs.refuse_leak(calibrated(Calibration(data="synthetic", count=8, seed=0, method="minmax")))
+
+
+def test_top5_is_judged_where_it_has_a_limit() -> None:
+    """The five best of a model that answers at random: a fail on top-5 alone; class ids alone cannot be judged."""
+    baseline, _ = random_pair()
+    noise = with_logits(baseline, np.random.default_rng(5).normal(size=(4000, 10)).astype(np.float32))
+    verdict = accuracy.judge(baseline, noise, max_top5_drop_pp=1)
+    states = {check.name: (check.limit, check.state) for check in verdict.checks}
+    assert states["top5"] == (1, "fail")
+    assert states["top1"] == (None, "pass")
+    with pytest.raises(UsageError, match="top-5 cannot be judged"):
+        accuracy.judge(*table(1, 1, 100), max_top5_drop_pp=1)
+
+
+def test_settings_of_the_preprocessing_that_differ_are_named() -> None:
+    """Where both sides say how they saw the images, the hint gives both values."""
+    origins = [
+        Origin(preprocessing=Preprocessing(size=(32, 32), mean=mean)) for mean in ((0.485, 0.456, 0.406), (0.5,) * 3)
+    ]
+    sides = [
+        replace(side, preprocessing_fingerprint=name, origin=origin)
+        for side, name, origin in zip(table(300, 0, 10_000), "ab", origins, strict=True)
+    ]
+    assert "mean 0.485,0.456,0.406 and 0.5,0.5,0.5." in top1(*sides).note
+
+
+def test_another_machine_and_other_versions_are_differences() -> None:
+    """What a stored baseline was made with, against what is here now; sides that do not say are not compared."""
+    before, after = table(1, 1, 10)
+    old = Origin(machine="Xeon (avx2)", backend="openvino", tools={"openvino": "2025.4", "numpy": "2"})
+    new = Origin(machine="EPYC (avx2)", backend="openvino", tools={"openvino": "2026.4", "numpy": "2"})
+    assert pairs.differences(replace(before, origin=old), replace(after, origin=new)) == (
+        "machine: Xeon (avx2) before, EPYC (avx2) now",
+        "openvino: 2025.4 before, 2026.4 now",
+    )
+    assert pairs.differences(before, replace(after, origin=new)) == ()
+
+
+def test_images_to_decide_allow_for_the_number_of_candidates() -> None:
+    """Among twenty candidates more images are needed than for one alone: Holm's first step asks for 0.25 %."""
+    pair = pairs.match(*table(0, 0, 100))
+    alone, among = (accuracy.judge_many([pair] * n, max_drop_pp=0.5)[0].checks[0].note for n in (1, 20))
+    assert "about 539 images" in alone
+    assert "about 1,569 images" in among

@@ -11,7 +11,7 @@ import pytest
 
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.measure import predictions
-from resdeploy.records import Predictions
+from resdeploy.records import Calibration, Origin, Predictions, Preprocessing
 
 SUFFIXES = (".npz", ".json", ".csv")
 
@@ -32,6 +32,16 @@ def ours(*, logits: bool = True) -> Predictions:
         sha256="s" * 64,
         images=tuple(f"{k:016x}" for k in range(6)),
         unreadable=("broken.jpg",),
+        classes=("cat", "dog"),
+        origin=Origin(
+            weights="resnet56.th",
+            precision="int8",
+            backend="openvino",
+            machine="Xeon (avx2)",
+            tools={"openvino": "2026.4"},
+            preprocessing=Preprocessing(size=(32, 32)),
+            calibration=Calibration(data="train", count=2, seed=1, method="mse", images=("a", "b")),
+        ),
     )
 
 
@@ -59,7 +69,7 @@ def test_our_own_files_come_back_bit_for_bit(tmp_path: Path, suffix: str, *, log
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_predictions_without_ids_come_back_without(tmp_path: Path, suffix: str) -> None:
     """What a foreign file did not have is not made up."""
-    saved = replace(ours(logits=False), ids=(), images=(), unreadable=())
+    saved = replace(ours(logits=False), ids=(), images=(), unreadable=(), classes=(), origin=None)
     predictions.save(saved, tmp_path / f"p{suffix}")
     assert same(predictions.load(tmp_path / f"p{suffix}"), saved)
 

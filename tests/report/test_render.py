@@ -17,14 +17,19 @@ from resdeploy.records import (
     Availability,
     Block,
     Check,
+    ClassDrop,
     Comparison,
     Cost,
     Execution,
     Failure,
+    Flip,
+    Gate,
+    Judged,
     LayerCost,
     Measurement,
     Predictions,
     Score,
+    Subject,
     Summary,
     Verdict,
 )
@@ -96,6 +101,22 @@ def verdict(name="accuracy", interval=(-math.inf, 0.4)):
     return Verdict(checks=(check,))
 
 
+def gated(name="m", judged=None):
+    subject = Subject(
+        name=name, model=name, sha256="ab", weights=name, backend="openvino", precision="int8", machine=name,
+        tools={"openvino": "1"}, data=name, data_fingerprint="d", preprocessing_fingerprint="p", images=9,
+    )  # fmt: skip
+    one = Judged(
+        candidate=subject,
+        verdict=judged or verdict(name),
+        flips=(Flip(image=name, label=3, baseline=3, candidate=4),),
+        unchanged=8,
+        classes=(ClassDrop(label=3, name=name, images=9, lost=1, gained=0, p_adjusted=1.0),),
+    )
+    found = Gate(baseline=subject, judged=(one,), confidence=0.95, notes=(f"made on {name}",))
+    return documents.gate(found, ENVIRONMENT)
+
+
 def all_documents(name):
     layer = LayerCost(
         name=f"{name}.conv", op="Conv", params=10, macs=300, output_shape=(8, 4, 4), block="b", stage=name
@@ -108,7 +129,7 @@ def all_documents(name):
     return [
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
         documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
-        documents.gate(verdict(name), ENVIRONMENT),
+        gated(name),
         documents.cost([cost], ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT),
@@ -240,7 +261,7 @@ def test_a_table_in_a_pipe_is_not_cut_and_on_a_terminal_fits():
     assert max(map(len, tables.splitlines())) <= 80
     assert "…" not in folded
     assert "\x1b" not in render.render(document)
-    assert "\x1b[" in render.render(documents.gate(verdict(), ENVIRONMENT), color=True)
+    assert "\x1b[" in render.render(gated(), color=True)
 
 
 def test_the_run_table_has_one_row_a_model_that_a_person_understands():
@@ -279,7 +300,7 @@ def test_lists_of_numbers_take_one_line_and_strings_are_left_alone():
 def test_an_unknown_format_is_named_with_the_known_ones():
     """Exit 2 with the choices."""
     with pytest.raises(UnknownName, match="table, json, csv, md"):
-        render.render(documents.gate(verdict(), ENVIRONMENT), "yaml")
+        render.render(gated(), "yaml")
 
 
 def test_plain_names_stay_as_they_are():

@@ -1,0 +1,47 @@
+"""Gates on what is counted, not estimated: the size of a file, the memory of a process, the fusion of blocks.
+
+There is nothing to infer here, so there is no interval, and no `inconclusive` but "it could not be found out".
+"""
+
+from __future__ import annotations
+
+from resdeploy.errors import UsageError
+from resdeploy.records import Check
+
+MB = 1e6
+
+
+def size(size_bytes: int, *, max_mb: float) -> Check:
+    """The model file with its companions (weights beside an XML, external data), in units of 1,000,000 bytes."""
+    return _bounded("size", size_bytes / MB, max_mb, "The file and what belongs to it take")
+
+
+def memory(peak_rss_bytes: int, *, max_mb: float) -> Check:
+    """Peak resident memory of the process that loaded and ran the model; 0 where the system does not tell it."""
+    if peak_rss_bytes <= 0:
+        _limit("memory", max_mb)
+        note = "The system does not tell the memory of the process that ran the model."
+        return Check(
+            name="memory", limit=max_mb, observed=None, interval=None, state="inconclusive", unit="MB", note=note
+        )
+    return _bounded("memory", peak_rss_bytes / MB, max_mb, "The process that loaded and ran the model took at most")
+
+
+def _bounded(name: str, observed_mb: float, max_mb: float, what: str) -> Check:
+    _limit(name, max_mb)
+    within = observed_mb <= max_mb
+    note = f"{what} {observed_mb:.3g} MB: {'within' if within else 'over'} the limit of {max_mb:g} MB."
+    return Check(
+        name=name,
+        limit=max_mb,
+        observed=observed_mb,
+        interval=None,
+        state="pass" if within else "fail",
+        unit="MB",
+        note=note,
+    )
+
+
+def _limit(name: str, max_mb: float) -> None:
+    if not max_mb > 0:
+        raise UsageError(f"{max_mb} MB is no limit of {name}", fix="Choose a number above 0")

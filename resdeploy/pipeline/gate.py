@@ -1,0 +1,425 @@
+"""`gate`: whether candidates may replace a baseline, by every limit that was given, in one verdict.
+
+Sides are models, saved predictions, or saved results of `bench`. Models are run here; accuracy is judged on
+predictions, speed on one interleaved run of the baseline and all candidates (or on the saved times).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from resdeploy import store
+from resdeploy.backends import choose
+from resdeploy.errors import UsageError, of_code
+from resdeploy.judge import accuracy, budgets, pairs, speed
+from resdeploy.measure import bench as timing
+from resdeploy.measure import predictions as saved
+from resdeploy.measure import results, summary
+from resdeploy.pipeline import bench as rows
+from resdeploy.pipeline import judge, make, sources
+from resdeploy.pipeline.request import Request, Sight
+from resdeploy.records import (
+    Artifact,
+    BackendName,
+    Check,
+    Failure,
+    Gate,
+    Judged,
+    Measurement,
+    Predictions,
+    Progress,
+    Subject,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a candidate may lose or take; None: not judged."""
+
+    drop_pp: float | None = None
+    top5_drop_pp: float | None = None
+    slowdown_pct: float | None = None
+    size_mb: float | None = None
+    memory_mb: float | None = None
+
+    @property
+    def of_accuracy(self) -> bool:
+        return self.drop_pp is not None or self.top5_drop_pp is not None
+
+    @property
+    def of_runs(self) -> bool:
+        return self.slowdown_pct is not None or self.memory_mb is not None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatePlan:
+    """Who is compared with whom, on what, and how."""
+
+    baseline: str
+    candidates: tuple[str, ...]
+    limits: Limits
+    data: str | None = None
+    sight: Sight = field(default_factory=Sight)
+    skip_bad: bool = False
+    confidence: float = 0.95
+    backends: tuple[str, ...] = ("auto",)
+    batch_size: int = 32
+    threads: int | None = None
+    duration_s: float = 3.0
+    seed: int = 0
+    update_baseline: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Side:
+    """The baseline, or a candidate on one backend."""
+
+    name: str  # tells it from the other candidates
+    given: str  # as the command line names it
+    source: Artifact | None  # None: saved predictions
+    backend: BackendName | None
+    predictions: Predictions | None  # None: accuracy is not looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The result, and the model files that were run for it."""
+
+    gate: Gate
+    sources: tuple[Artifact, ...] = ()
+
+
+def gate(plan: GatePlan, *, progress: Progress) -> Run:
+    """Judges every candidate against the baseline.
+
+    Raises:
+        UsageError: no limit; a model without data; a limit that the sides given cannot be judged by; a candidate
+            calibrated on synthetic images or on the evaluation images; predictions of different images.
+    """
+    benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
+    _check(plan, benches)
+    if all(benches):
+        return Run(gate=_of_saved_times(plan))
+    candidates = [
+        _side(given, name, plan, progress)
+        for given in plan.candidates
+        for name in (plan.backends if not _is_saved(given) else plan.backends[:1])
+    ]
+    candidates = _named(candidates)
+    if plan.update_baseline and not Path(plan.baseline).exists():
+        return _first_baseline(plan, candidates[0])
+    baseline = _side(plan.baseline, plan.backends[0], plan, progress)
+    judged, notes = _judged(baseline, candidates, plan, progress)
+    found = Gate(
+        baseline=_subject(baseline),
+        judged=judged,
+        confidence=plan.confidence,
+        notes=notes,
+    )
+    if plan.update_baseline:
+        found = _updated(plan, found, candidates[0])
+    models = [side.source for side in (baseline, *candidates) if side.source is not None]
+    return Run(gate=found, sources=tuple(models))
+
+
+def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
+    """Refuses what could only fail later."""
+    limits = plan.limits
+    if limits == Limits():
+        raise UsageError(
+            "gate was given no limit", fix="Add --max-drop 0.5, --max-slowdown 3, --max-size or --max-memory"
+        )
+    if any(benches) and not all(benches):
+        raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
+    if all(benches) and limits.of_accuracy:
+        raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it away, or name models")
+    predictions = [name for name in (plan.baseline, *plan.candidates) if _is_saved(name)]
+    if predictions and not any(benches) and limits.slowdown_pct is not None:
+        raise UsageError(
+            f"{predictions[0]} holds predictions, and --max-slowdown needs times",
+            fix="Name two model files, or two saved results of bench",
+        )
+    own = [name for name in plan.candidates if _is_saved(name)]
+    if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None):
+        raise UsageError(f"{own[0]} holds predictions, not a model with a size and a memory", fix="Name the model file")
+    models = [name for name in (plan.baseline, *plan.candidates) if not _is_saved(name)]
+    if models and limits.of_accuracy and plan.data is None:
+        raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
+    if plan.update_baseline and (not _is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
+        raise UsageError(
+            "--update-baseline stores one candidate's predictions in the file that --baseline names",
+            fix=f"Name one candidate, and a baseline that ends in {' or '.join(judge.SAVED)}",
+        )
+
+
+def _is_saved(name: str) -> bool:
+    return Path(name).suffix.lower() in judge.SAVED
+
+
+def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> Side:
+    """A model's file and, where there are images, its predictions; or saved predictions alone."""
+    if _is_saved(given):
+        found = saved.load(Path(given))
+        pairs.refuse_leak(found)
+        return Side(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
+    request = Request(model=given, seed=plan.seed, sight=plan.sight)
+    name, _ = choose.pick(backend, "fp32")
+    source = rows.source_for(request, name, None, make.CalibrationPlan(), progress=progress)
+    predictions = None
+    if plan.data is not None:
+        evaluation = judge.EvalPlan(
+            data=plan.data, backend=name, batch_size=plan.batch_size, threads=plan.threads, skip_bad=plan.skip_bad
+        )
+        predictions = judge.predict(source, name, evaluation, progress=progress)
+        pairs.refuse_leak(predictions)
+    return Side(name=sources.stem(given), given=given, source=source, backend=name, predictions=predictions)
+
+
+def _named(sides: Sequence[Side]) -> list[Side]:
+    """Names that tell the candidates apart: the stem, the backend where there are several, else all that was typed."""
+    several = len({side.backend for side in sides}) > 1
+    names = [f"{side.name} {side.backend}" if several and side.backend else side.name for side in sides]
+    full = [f"{side.given} {side.backend}" if several and side.backend else side.given for side in sides]
+    return [
+        dataclasses.replace(side, name=name if names.count(name) == 1 else whole)
+        for side, name, whole in zip(sides, names, full, strict=True)
+    ]
+
+
+def _judged(
+    baseline: Side, candidates: Sequence[Side], plan: GatePlan, progress: Progress
+) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
+    """All checks of all candidates, and what must be known of the comparison."""
+    matched = [
+        pairs.match(baseline.predictions, side.predictions)
+        for side in candidates
+        if baseline.predictions is not None and side.predictions is not None
+    ]
+    verdicts: Sequence[Verdict | None] = [None] * len(candidates)
+    if matched:
+        verdicts = accuracy.judge_many(
+            matched,
+            max_drop_pp=plan.limits.drop_pp,
+            max_top5_drop_pp=plan.limits.top5_drop_pp,
+            confidence=plan.confidence,
+        )
+    measured = _measured(baseline, candidates, plan, progress) if plan.limits.of_runs else ((),) * len(candidates)
+    judged = []
+    for k, side in enumerate(candidates):
+        verdict = verdicts[k]
+        checks = (*(verdict.checks if verdict else ()), *measured[k], *_sized(side, plan.limits))
+        one = Judged(candidate=_subject(side), verdict=Verdict(checks=checks))
+        if matched:
+            flips = pairs.flips(matched[k])
+            unchanged = matched[k].images - len(flips)
+            classes = accuracy.class_drops(matched[k])
+            one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
+        judged.append(one)
+    return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates)))
+
+
+def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:
+    notes = []
+    for side in candidates:
+        if baseline.predictions is None or side.predictions is None:
+            continue
+        found = pairs.differences(baseline.predictions, side.predictions)
+        if found and (baseline.source is None or side.source is None):
+            notes.append(
+                f"{side.name} and its stored baseline were not made alike, and part of a drop may come from that: "
+                + "; ".join(found)
+            )
+    for side in (baseline, *candidates):
+        origin = side.predictions.origin if side.predictions and side.source is None else None
+        if origin is not None and origin.weights == "random":
+            notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")
+    return notes
+
+
+def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:
+    if limits.size_mb is None or side.source is None:
+        return ()
+    path = Path(side.source.path)
+    size_bytes = sum(part.stat().st_size for part in (path, *store.companions(path)))
+    return (budgets.size(size_bytes, max_mb=limits.size_mb),)
+
+
+def _measured(
+    baseline: Side, candidates: Sequence[Side], plan: GatePlan, progress: Progress
+) -> tuple[tuple[Check, ...], ...]:
+    """The checks of time and memory of each candidate, from one interleaved run, one image a query."""
+    table: dict[str, rows.Row] = {}
+    for k, side in enumerate(candidates):
+        assert side.source is not None
+        assert side.backend is not None
+        table[f"candidate {k}"] = _row(f"candidate {k}", side.source, side.backend, plan)
+        label = f"baseline {side.backend}"
+        if plan.limits.slowdown_pct is not None and label not in table:
+            request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
+            source = rows.source_for(request, side.backend, None, make.CalibrationPlan(), progress=progress)
+            table[label] = _row(label, source, side.backend, plan)
+    outcomes = rows.timed(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    found: dict[str, Measurement] = {}
+    for outcome in outcomes:
+        if isinstance(outcome, Failure):
+            raise of_code(outcome.error_code)(outcome.message)
+        found[outcome.label] = outcome
+    checks: list[list[Check]] = [[] for _ in candidates]
+    if plan.limits.slowdown_pct is not None:
+        times = [
+            tuple(summary.per_image_s(found[label]) for label in (f"baseline {side.backend}", f"candidate {k}"))
+            for k, side in enumerate(candidates)
+        ]
+        slowdowns = speed.judge_many(
+            [(before, after) for before, after in times],
+            max_slowdown_pct=plan.limits.slowdown_pct,
+            confidence=plan.confidence,
+            seed=plan.seed,
+        )
+        for own, check in zip(checks, slowdowns, strict=True):
+            own.append(check)
+    if plan.limits.memory_mb is not None:
+        for k, own in enumerate(checks):
+            own.append(budgets.memory(found[f"candidate {k}"].peak_rss_bytes, max_mb=plan.limits.memory_mb))
+    return tuple(map(tuple, checks))
+
+
+def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> rows.Row:
+    execution = rows.execution_for(source, batch_size=1, threads=plan.threads)
+    built = make.built(source, backend, execution)
+    candidate = timing.Candidate(label=label, backend=backend, artifact=built, execution=execution)
+    return rows.Row(source=source, candidate=candidate, baselines=())
+
+
+def _of_saved_times(plan: GatePlan) -> Gate:
+    """Speed, size and memory from two or more saved results of `bench`; rows of one thing are compared."""
+    before = results.load(Path(plan.baseline))
+    compared: list[tuple[results.SavedBench, results.SavedRow, results.SavedRow]] = []
+    for given in plan.candidates:
+        after = results.load(Path(given))
+        compared += [(after, old, new) for old, new in _in_common(before, after)]
+    limits, doubts = plan.limits, [_elsewhere(before, after) for after, _, _ in compared]
+    checks: list[list[Check]] = [[] for _ in compared]
+    if limits.slowdown_pct is not None:
+        checks = [
+            [check]
+            for check in speed.judge_many(
+                [(old.blocks_s, new.blocks_s) for _, old, new in compared],
+                max_slowdown_pct=limits.slowdown_pct,
+                confidence=plan.confidence,
+                seed=plan.seed,
+                doubts=doubts,
+            )
+        ]
+    for own, (_, _, new) in zip(checks, compared, strict=True):
+        if limits.size_mb is not None and new.size_bytes:
+            own.append(budgets.size(new.size_bytes, max_mb=limits.size_mb))
+        if limits.memory_mb is not None:
+            own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+    judged = [
+        Judged(candidate=_timed_subject(after, new), verdict=Verdict(checks=tuple(own)))
+        for own, (after, _, new) in zip(checks, compared, strict=True)
+    ]
+    note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
+    return Gate(
+        baseline=_timed_subject(before, compared[0][1]),
+        judged=tuple(judged),
+        confidence=plan.confidence,
+        notes=(note,),
+    )
+
+
+def _in_common(
+    before: results.SavedBench, after: results.SavedBench
+) -> list[tuple[results.SavedRow, results.SavedRow]]:
+    """Rows of the same model, backend, precision, batch size and scenario; or the only row of each side."""
+    if len(before.rows) == len(after.rows) == 1:
+        return [(before.rows[0], after.rows[0])]
+    known: Mapping[tuple[object, ...], results.SavedRow] = {row.key: row for row in before.rows}
+    found = [(known[row.key], row) for row in after.rows if row.key in known]
+    if not found:
+        raise UsageError(
+            f"{before.path} and {after.path} have no row of the same model, backend, precision and batch size",
+            fix="Measure the same rows on both sides",
+        )
+    return found
+
+
+def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[str, ...]:
+    """Why times of two saved runs cannot be compared."""
+    if before.machine == after.machine:
+        return ()
+    return (f"other machines ({before.machine}; {after.machine})",)
+
+
+def _subject(side: Side) -> Subject:
+    found, source = side.predictions, side.source
+    subject = Subject(name=side.name, model=side.given)
+    if source is not None:
+        subject = dataclasses.replace(
+            subject,
+            sha256=source.sha256,
+            weights=source.weights.source if source.weights else "",
+            precision=source.precision,
+            backend=side.backend or "",
+        )
+    if found is None:
+        return subject
+    subject = dataclasses.replace(
+        subject,
+        sha256=subject.sha256 or found.sha256,
+        data=found.data,
+        data_fingerprint=found.data_fingerprint,
+        preprocessing_fingerprint=found.preprocessing_fingerprint,
+        images=len(found.labels),
+    )
+    if found.origin is None:
+        return subject
+    told = {name: getattr(found.origin, name) for name in ("weights", "precision", "backend")}
+    kept = {name: getattr(subject, name) or value for name, value in told.items()}
+    return dataclasses.replace(subject, machine=found.origin.machine, tools=found.origin.tools, **kept)
+
+
+def _timed_subject(bench: results.SavedBench, row: results.SavedRow) -> Subject:
+    return Subject(
+        name=row.label,
+        model=row.model,
+        sha256=row.sha256,
+        weights=row.weights,
+        precision=row.precision,
+        backend=row.backend,
+        machine=bench.machine,
+        tools=bench.tools,
+    )
+
+
+def _first_baseline(plan: GatePlan, candidate: Side) -> Run:
+    assert candidate.predictions is not None
+    saved.save(candidate.predictions, Path(plan.baseline))
+    check = Check(
+        name="baseline",
+        limit=None,
+        observed=None,
+        interval=None,
+        state="pass",
+        note=f"There was no {plan.baseline}: the predictions of {candidate.name} are the baseline from now on.",
+    )
+    subject = _subject(candidate)
+    judged = Judged(candidate=subject, verdict=Verdict(checks=(check,)))
+    models = () if candidate.source is None else (candidate.source,)
+    return Run(gate=Gate(baseline=subject, judged=(judged,), confidence=plan.confidence), sources=models)
+
+
+def _updated(plan: GatePlan, found: Gate, candidate: Side) -> Gate:
+    """Stores the candidate as the new baseline if it passes, and says what was done."""
+    assert candidate.predictions is not None
+    if found.verdict.state == "pass":
+        saved.save(candidate.predictions, Path(plan.baseline))
+        note = f"{plan.baseline} was replaced by the predictions of {candidate.name}"
+    else:
+        note = f"{plan.baseline} was left as it is; remove it to accept {candidate.name} all the same"
+    return dataclasses.replace(found, notes=(*found.notes, note))

@@ -1,0 +1,128 @@
+"""The gate's document in the languages of CI: JUnit XML, Markdown for a comment, GitHub annotations, OpenMetrics.
+
+Names come from files that strangers made: every text goes through `render.inert` first, and then through the escapes
+of its own language.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from resdeploy.report.render import inert, markdown, render
+
+Document = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+MARK = "<!-- resdeploy gate -->"  # by which a job finds its comment again
+SHOWN = 50  # flipped images in a comment, whose whole length GitHub limits to 65,536 characters
+ANNOTATIONS = 10  # of one kind, which is all that GitHub shows of a step
+
+
+def junit(document: Document) -> str:
+    """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a suite a candidate, a case a limit.
+
+    A limit that is exceeded is a `failure`; one that could not be decided is an `error`, JUnit's word for "not judged".
+    """
+    root = ET.Element("testsuites", name="resdeploy gate")
+    totals = {"tests": 0, "failures": 0, "errors": 0}
+    for candidate in document["candidates"]:
+        checks = _judged(document, candidate["name"])
+        counts = {
+            "tests": len(checks),
+            "failures": sum(check["state"] == "fail" for check in checks),
+            "errors": sum(check["state"] == "inconclusive" for check in checks),
+        }
+        name = inert(candidate["name"])
+        suite = ET.SubElement(root, "testsuite", {"name": name, **{key: str(n) for key, n in counts.items()}})
+        properties = ET.SubElement(suite, "properties")
+        for key, value in _facts(document, candidate):
+            ET.SubElement(properties, "property", name=key, value=inert(value))
+        for check in checks:
+            case = ET.SubElement(suite, "testcase", classname=f"resdeploy.gate.{name}", name=inert(check["name"]))
+            note = inert(check["note"])
+            if check["state"] != "pass":
+                kind = "failure" if check["state"] == "fail" else "error"
+                ET.SubElement(case, kind, type=check["state"], message=note).text = note
+            else:
+                ET.SubElement(case, "system-out").text = note
+        totals = {key: totals[key] + n for key, n in counts.items()}
+    for key, n in totals.items():
+        root.set(key, str(n))
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
+def _judged(document: Document, candidate: str) -> list[Row]:
+    """The checks with a limit; all of them where none has one."""
+    own = [check for check in document["checks"] if check["candidate"] == candidate]
+    return [check for check in own if check["limit"] is not None] or own
+
+
+def _facts(document: Document, candidate: Row) -> Iterator[tuple[str, str]]:
+    for role, side in (("baseline", document["baseline"]), ("candidate", candidate)):
+        for key in ("model", "sha256", "backend", "precision", "weights", "machine", "data", "data_fingerprint"):
+            if side[key]:
+                yield f"{role}.{key}", str(side[key])
+
+
+def comment(document: Document) -> str:
+    """Markdown for a pull request and for GitHub's step summary: the verdict first, long tables folded away."""
+    verdict = document["verdict"]
+    sign = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}[verdict]
+    short = {**document, "flips": [], "classes": [], "flipped": [], "notes": [], "verdict": None, "environment": {}}
+    parts = [MARK, f"### {sign} resdeploy gate: {verdict.upper()}", _quiet(render(short, "md")).strip()]
+    if document["notes"]:
+        parts.append("\n".join(f"- {_quiet(markdown(note))}" for note in document["notes"]))
+    details = {**short, "checks": [], "flips": document["flips"], "classes": document["classes"]}
+    details |= {"flipped": document["flipped"][:SHOWN], "environment": document["environment"]}
+    if document["flips"]:
+        folded = _quiet(render(details, "md")).strip()
+        parts.append(f"<details><summary>Classes and images that changed</summary>\n\n{folded}\n\n</details>")
+    return "\n\n".join(parts) + "\n"
+
+
+def _quiet(text: str) -> str:
+    """Escaped Markdown in which GitHub finds nobody to mention, no issue to refer to, and no address to link."""
+    text = re.sub(r"([@#])(?=\w)", r"\1<!-- -->", text)
+    return re.sub(r"(?i)(www|:)(?=\.|//)", r"\1<!-- -->", text)
+
+
+def commands(document: Document) -> str:
+    """GitHub's workflow commands: an error for each failed limit, a warning for each that is inconclusive.
+
+    Source of the escapes: docs.github.com, workflow commands for GitHub Actions; actions/toolkit, command.ts.
+    """
+    lines: list[str] = []
+    for state, command in (("fail", "error"), ("inconclusive", "warning")):
+        found = [check for check in document["checks"] if check["state"] == state]
+        for check in found[:ANNOTATIONS]:
+            title = _property(f"resdeploy gate, {check['candidate']}, {check['name']}")
+            lines.append(f"::{command} title={title}::{_data(check['note'])}")
+    if not lines:
+        names = ", ".join(candidate["name"] for candidate in document["candidates"])
+        lines.append(f"::notice title=resdeploy gate::{_data(document['verdict'].upper() + ': ' + names)}")
+    return "\n".join(lines) + "\n"
+
+
+def _data(text: str) -> str:
+    return inert(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+def metrics(document: Document) -> str:
+    """OpenMetrics text, which GitLab compares between branches (`artifacts:reports:metrics`)."""
+    samples: dict[str, list[str]] = {}
+    for check in document["checks"]:
+        if check["observed"] is None:
+            continue
+        name = re.sub(r"\W", "_", f"resdeploy_gate_{check['name']}_{check['unit'].replace('%', 'percent')}").strip("_")
+        label = inert(check["candidate"]).replace("\\", "\\\\").replace('"', '\\"')
+        samples.setdefault(name, []).append(f'{name}{{candidate="{label}"}} {check["observed"]!r}')
+    lines = [line for name, found in samples.items() for line in (f"# TYPE {name} gauge", *found)]
+    return "\n".join([*lines, "# EOF"]) + "\n"

@@ -1,0 +1,225 @@
+"""The gate over saved predictions, saved benches and baselines that it stores itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
+from resdeploy.measure import predictions as saved
+from resdeploy.pipeline import gate
+from resdeploy.pipeline.gate import GatePlan, Limits
+from resdeploy.records import Calibration, Gate, Origin, Predictions
+
+DROP = Limits(drop_pp=1.0)
+
+
+def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: object) -> Predictions:
+    """A model that answers class 1 wrongly for `lost` images that the baseline (0, 0) has right."""
+    labels = np.zeros(images, dtype=np.int64)
+    labels[images - gained :] = 2  # the baseline is wrong here
+    top = np.zeros(images, dtype=np.int64)
+    top[:lost] = 1
+    top[images - gained :] = 2
+    known: dict[str, object] = {
+        "model": "m",
+        "ids": tuple(f"test/{k:05d}.jpg" for k in range(images)),
+        "labels": labels,
+        "top": top[:, None],
+        "logits": None,
+        "data": "cifar",
+        "data_fingerprint": "d",
+        "preprocessing_fingerprint": "p",
+        "sha256": "s",
+    }
+    return Predictions(**known | fields)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """base.npz, good.npz (0.1 points worse) and bad.npz (4 points worse)."""
+    for name, lost in (("base", 0), ("good", 5), ("bad", 200)):
+        saved.save(predictions(lost), tmp_path / f"{name}.npz")
+    return tmp_path
+
+
+def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP, **options: object) -> Gate:
+    plan = GatePlan(
+        baseline=str(folder / baseline),
+        candidates=tuple(str(folder / name) for name in candidates),
+        limits=limits,
+        **options,
+    )
+    return gate.gate(plan, progress=lambda *_: None).gate
+
+
+def test_candidates_are_judged_together_each_with_its_own_verdict(files: Path) -> None:
+    """One passes and one fails: the gate fails, flips and classes are each candidate's, Holm is in the note."""
+    found = judged(files, "base.npz", "good.npz", "bad.npz")
+    assert [(one.candidate.name, one.verdict.state) for one in found.judged] == [("good", "pass"), ("bad", "fail")]
+    assert found.verdict.state == "fail"
+    assert [len(one.flips) for one in found.judged] == [5, 200]
+    assert found.judged[0].flips[0].image == "test/00000.jpg"
+    assert found.judged[1].classes[0].drop_pp == 4.0
+    assert "Holm's correction for 2 candidates" in found.judged[0].verdict.checks[0].note
+
+
+def test_files_of_one_name_are_told_apart(files: Path) -> None:
+    """a/p.npz and b/p.npz are named as they were typed."""
+    for folder in "ab":
+        (files / folder).mkdir()
+        saved.save(predictions(3), files / folder / "p.npz")
+    found = judged(files, "base.npz", "a/p.npz", "b/p.npz")
+    assert [one.candidate.name for one in found.judged] == [str(files / "a/p.npz"), str(files / "b/p.npz")]
+
+
+def test_a_saved_file_of_a_model_calibrated_on_noise_is_refused(files: Path) -> None:
+    """The calibration travels in the file: synthetic images, or images that are evaluated too, cannot be judged."""
+    calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
+    saved.save(predictions(5, origin=Origin(calibration=calibration)), files / "noise.npz")
+    with pytest.raises(UsageError, match="synthetic"):
+        judged(files, "base.npz", "noise.npz")
+    images = tuple(f"{k:016x}" for k in range(5000))
+    leak = dataclasses.replace(calibration, data="test", images=images[:7])
+    saved.save(dataclasses.replace(predictions(5), images=images, origin=Origin(calibration=leak)), files / "leak.json")
+    with pytest.raises(UsageError, match="7 of 5000 evaluated images"):
+        judged(files, "base.npz", "leak.json")
+
+
+def test_random_weights_in_a_saved_file_are_announced(files: Path) -> None:
+    """They can be compared, and what that is worth is said."""
+    saved.save(predictions(5, origin=Origin(weights="random")), files / "r.npz")
+    assert any("random weights" in note for note in judged(files, "base.npz", "r.npz").notes)
+
+
+def test_the_first_baseline_is_stored_and_the_next_is_judged_against_it(files: Path) -> None:
+    """Nothing to compare with: stored, and said. Then a pass replaces it, and a fail leaves it byte for byte."""
+    stored = files / "store" / "baseline.npz"
+    first = judged(files, "store/baseline.npz", "base.npz", update_baseline=True)
+    assert first.verdict.state == "pass"
+    assert "are the baseline from now on" in first.judged[0].verdict.checks[0].note
+    assert judged(files, "store/baseline.npz", "good.npz", update_baseline=True).notes[-1].endswith("of good")
+    before = stored.read_bytes()
+    assert saved.load(stored).top[:5].tolist() == [[1]] * 5
+    refused = judged(files, "store/baseline.npz", "bad.npz", update_baseline=True)
+    assert refused.verdict.state == "fail"
+    assert "left as it is" in refused.notes[-1]
+    assert stored.read_bytes() == before
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_a_baseline_from_another_machine_is_said(files: Path) -> None:
+    """Machine and versions of a stored baseline are compared with those of now; other data is refused."""
+    old = Origin(machine="Xeon (avx512-vnni)", backend="openvino", tools={"openvino": "2025.4"})
+    new = Origin(machine="EPYC (avx2)", backend="openvino", tools={"openvino": "2026.4"})
+    saved.save(predictions(0, origin=old), files / "old.npz")
+    saved.save(predictions(5, origin=new), files / "new.npz")
+    (note,) = judged(files, "old.npz", "new.npz").notes
+    assert "machine: Xeon (avx512-vnni) before, EPYC (avx2) now; openvino: 2025.4 before, 2026.4 now" in note
+    saved.save(predictions(5, data_fingerprint="e"), files / "other.npz")
+    with pytest.raises(UsageError, match=r"different data.*--update-baseline"):
+        judged(files, "old.npz", "other.npz")
+
+
+@pytest.mark.parametrize(
+    ("baseline", "candidate", "limits", "says"),
+    [
+        ("base.npz", "good.npz", Limits(), "no limit"),
+        ("base.npz", "good.npz", Limits(slowdown_pct=3), "needs times"),
+        ("base.npz", "good.npz", Limits(size_mb=3), "not a model with a size"),
+        ("base.npz", "good.npz", Limits(memory_mb=3), "not a model with a size"),
+        ("base.npz", "good.npz", Limits(top5_drop_pp=3), "top-5 cannot be judged"),
+        ("base.npz", "m.onnx", DROP, "Add --data DIR"),
+        ("bench.json", "good.npz", Limits(slowdown_pct=3), "one side is a saved bench"),
+        ("bench.json", "bench.json", DROP, "no predictions to judge --max-drop"),
+    ],
+)
+def test_what_cannot_be_judged_is_a_usage_error(
+    files: Path, baseline: str, candidate: str, limits: Limits, says: str
+) -> None:
+    """Each combination that makes no sense says so before any work."""
+    (files / "bench.json").write_text(json.dumps(bench([0.01] * 320)))
+    with pytest.raises(UsageError) as caught:
+        judged(files, baseline, candidate, limits=limits)
+    assert says in str(caught.value)
+
+
+def bench(times_s: list[float], *, cpu: str = "Xeon", rows: int = 1) -> dict[str, object]:
+    """A saved bench of 16 blocks, with the keys that `resdeploy bench` writes."""
+    row = {
+        "label": "r20 openvino b1", "model": "r20", "backend": "openvino", "precision": "int8", "batch_size": 1,
+        "scenario": "single-stream", "samples_ms": [1e3 * t for t in times_s],
+        "block_sizes": [len(times_s) // 16] * 16, "size_bytes": 3_000_000, "peak_rss_bytes": 90_000_000, "sha256": "ab",
+    }  # fmt: skip
+    table = [{**row, "batch_size": 2**k, "samples_ms": [2**k * t for t in row["samples_ms"]]} for k in range(rows)]
+    environment = {"cpu": {"model": cpu, "usable_cores": 2}, "packages": {"openvino": "2026.4"}}
+    return {"schema_version": 1, "command": "bench", "environment": environment, "results": table}
+
+
+def clock(median_s: float, seed: int) -> list[float]:
+    """16 blocks of 20 times, 1 % of noise."""
+    return (median_s * np.exp(np.random.default_rng(seed).normal(0, 0.01, 320))).tolist()
+
+
+def write(folder: Path, name: str, document: object) -> None:
+    (folder / name).write_text(json.dumps(document))
+
+
+def test_saved_benches_are_judged_on_speed_size_and_memory(tmp_path: Path) -> None:
+    """Rows of one thing are compared: 10 % slower fails 3 %; size and memory are the candidate's own."""
+    write(tmp_path, "a.json", bench(clock(0.01, 0), rows=2))
+    write(tmp_path, "b.json", bench(clock(0.011, 1), rows=2))
+    found = judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3, size_mb=5, memory_mb=80))
+    assert len(found.judged) == 2
+    for one in found.judged:
+        assert [(c.name, c.state) for c in one.verdict.checks] == [
+            ("slowdown", "fail"),
+            ("size", "pass"),
+            ("memory", "fail"),
+        ]
+        assert one.verdict.checks[0].observed == pytest.approx(10, abs=0.5)
+    assert "in runs of their own" in found.notes[0]
+
+
+def test_times_of_two_machines_decide_nothing(tmp_path: Path) -> None:
+    """A candidate timed elsewhere is inconclusive, however fast."""
+    write(tmp_path, "a.json", bench(clock(0.01, 0)))
+    write(tmp_path, "b.json", bench(clock(0.002, 1), cpu="EPYC"))
+    (check,) = judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3)).verdict.checks
+    assert check.state == "inconclusive"
+    assert "other machines" in check.note
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"samples_ms": [1.0] * 7}, MalformedInput),
+        ({"samples_ms": [0.0] * 320}, MalformedInput),
+        ({"samples_ms": "x"}, MalformedInput),
+        ({"label": None, "samples_ms": None}, MalformedInput),
+        ({"error": {"code": "E-BACKEND-CRASH"}}, UsageError),
+        ({"model": "other", "batch_size": 7}, None),
+    ],
+)
+def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, object], error: type[ResdeployError]) -> None:
+    """Times that contradict their blocks, no times, only failed rows; the only row of each side needs no equal name."""
+    document = bench(clock(0.01, 0))
+    write(tmp_path, "a.json", document)
+    document["results"][0] |= change
+    write(tmp_path, "b.json", document)
+    if error is None:
+        judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3))
+        return
+    with pytest.raises(error):
+        judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3))
+
+
+def test_a_missing_side_is_named(tmp_path: Path) -> None:
+    """Exit 2 with the path."""
+    saved.save(predictions(0), tmp_path / "a.npz")
+    with pytest.raises(MissingInput, match=r"b\.npz"):
+        judged(tmp_path, "a.npz", "b.npz")
