@@ -104,15 +104,17 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
     _check(plan, benches)
     if all(benches):
         return Run(gate=_of_saved_times(plan))
-    candidates = [
-        _side(given, name, plan, progress)
-        for given in plan.candidates
-        for name in (plan.backends if not _is_saved(given) else plan.backends[:1])
-    ]
-    candidates = _named(candidates)
-    if plan.update_baseline and not Path(plan.baseline).exists():
+    first = plan.update_baseline and not Path(plan.baseline).exists()
+    baseline = None if first else _side(plan.baseline, plan.backends[0], plan, progress)
+    candidates = _named(
+        [
+            _side(given, name, plan, progress)
+            for given in plan.candidates
+            for name in (plan.backends if not _is_saved(given) else plan.backends[:1])
+        ]
+    )
+    if baseline is None:
         return _first_baseline(plan, candidates[0])
-    baseline = _side(plan.baseline, plan.backends[0], plan, progress)
     judged, notes = _judged(baseline, candidates, plan, progress)
     found = Gate(
         baseline=_subject(baseline),
