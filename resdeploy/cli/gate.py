@@ -84,25 +84,22 @@ def gate(
     from resdeploy.pipeline import gate as pipeline
     from resdeploy.report import ci, documents
 
-    limits = pipeline.Limits(
-        drop_pp=max_drop,
-        top5_drop_pp=max_top5_drop,
-        slowdown_pct=max_slowdown,
-        size_mb=max_size,
-        memory_mb=max_memory,
-    )
-    plan = pipeline.GatePlan(
-        baseline=baseline,
-        candidates=tuple(candidate),
-        limits=limits,
+    plan = pipeline.plan_of(
+        baseline,
+        candidate,
+        max_drop=max_drop,
+        max_top5_drop=max_top5_drop,
+        max_slowdown=max_slowdown,
+        max_size=max_size,
+        max_memory=max_memory,
         data=data,
         sight=options.sight(img_size, resize, interpolation, mean, std),
         skip_bad=skip_bad,
         confidence=confidence,
-        backends=tuple(backend.split(",")),
+        backend=backend,
         batch_size=batch_size,
         threads=threads,
-        duration_s=duration,
+        duration=duration,
         seed=seed,
         update_baseline=update_baseline,
     )

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from resdeploy import store
 from resdeploy.backends import choose
@@ -19,7 +20,7 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
 from resdeploy.measure import results, summary
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import judge, make, sources
+from resdeploy.pipeline import diagnose, judge, make, sources
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -72,6 +73,37 @@ class GatePlan:
     duration_s: float = 3.0
     seed: int = 0
     update_baseline: bool = False
+
+
+def plan_of(
+    baseline: str,
+    candidates: Sequence[str],
+    *,
+    max_drop: float | None = None,
+    max_top5_drop: float | None = None,
+    max_slowdown: float | None = None,
+    max_size: float | None = None,
+    max_memory: float | None = None,
+    backend: str = "auto",
+    duration: float = 3.0,
+    **options: Any,
+) -> GatePlan:
+    """The plan that options of the command line's names describe; the others are `GatePlan`'s own."""
+    limits = Limits(
+        drop_pp=max_drop,
+        top5_drop_pp=max_top5_drop,
+        slowdown_pct=max_slowdown,
+        size_mb=max_size,
+        memory_mb=max_memory,
+    )
+    return GatePlan(
+        baseline=baseline,
+        candidates=tuple(candidates),
+        limits=limits,
+        backends=tuple(backend.split(",")),
+        duration_s=duration,
+        **options,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,12 +248,26 @@ def _judged(
         checks = (*(verdict.checks if verdict else ()), *measured[k], *_sized(side, plan.limits))
         one = Judged(candidate=_subject(side), verdict=Verdict(checks=checks))
         if matched:
+            one = _explained(one, side, matched[k], plan, progress)
             flips = pairs.flips(matched[k])
             unchanged = matched[k].images - len(flips)
             classes = accuracy.class_drops(matched[k])
             one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
         judged.append(one)
     return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates)))
+
+
+def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
+    """With the likely cause of a failure in the note of top-1, where showing the images otherwise reveals it."""
+    top1, *others = one.verdict.checks
+    if top1.state != "fail" or side.source is None or side.backend is None or plan.data is None:
+        return one
+    execution = rows.execution_for(side.source, batch_size=plan.batch_size, threads=plan.threads)
+    built = make.built(side.source, side.backend, execution)
+    candidate = timing.Candidate(label=side.name, backend=side.backend, artifact=built, execution=execution)
+    if found := diagnose.cause(candidate, pair, plan.data, progress=progress):
+        top1 = dataclasses.replace(top1, note=f"{top1.note} {found}.")
+    return dataclasses.replace(one, verdict=Verdict(checks=(top1, *others)))
 
 
 def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:

@@ -10,12 +10,14 @@ import pytest
 import typer
 
 import resdeploy
+from resdeploy import pytest_plugin
 from resdeploy.cli import app
 
 COMMANDS = typer.main.get_command(app).commands
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
 SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
 DOCKERS = {"--gpus"}  # an option of `docker run`
+PYTESTS = {option for option, _ in pytest_plugin.OPTIONS.values()}  # options of `pytest`
 
 
 def named_in(source: Path) -> set[str]:
@@ -28,7 +30,7 @@ def named_in(source: Path) -> set[str]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_advice_names_only_options_that_exist(source: Path) -> None:
     """An option that an error, a warning or a note recommends belongs to some verb."""
-    known = set().union(*OPTIONS.values()) | {"--version", "--help"} | DOCKERS
+    known = set().union(*OPTIONS.values()) | {"--version", "--help"} | DOCKERS | PYTESTS
     assert named_in(source) <= known
 
 

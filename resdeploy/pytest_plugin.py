@@ -1,0 +1,72 @@
+"""pytest plugin: `def test_accuracy(resdeploy_gate): resdeploy_gate("int8.onnx", baseline="fp32.onnx", max_drop=0.5)`.
+
+Found by pytest through the entry point `resdeploy`. Importing it imports nothing of resdeploy or its dependencies, so
+that test runs which never ask for the fixture pay nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+    from resdeploy.records import Gate
+
+# name of the argument: name on the command line, help
+OPTIONS = {
+    "data": ("--resdeploy-data", "Images that resdeploy_gate judges models on, where a test names none."),
+    "backend": ("--resdeploy-backend", "Backend that resdeploy_gate runs models on, where a test names none."),
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--resdeploy-data` and `--resdeploy-backend`, and `resdeploy_data`, `resdeploy_backend` in the configuration."""
+    group = parser.getgroup("resdeploy")
+    for name, (option, text) in OPTIONS.items():
+        group.addoption(option, default=None, help=text)
+        parser.addini(f"resdeploy_{name}", text)
+
+
+def _setting(config: pytest.Config, name: str) -> str | None:
+    return config.getoption(OPTIONS[name][0]) or config.getini(f"resdeploy_{name}") or None
+
+
+@pytest.fixture
+def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
+    """Judges candidates against a baseline; the test fails unless every limit is shown to be kept.
+
+    `resdeploy_gate(candidate, *more, baseline=..., max_drop=..., data=...)` takes the limits and options of `resdeploy
+    gate` by their names: `max_drop`, `max_top5_drop`, `max_slowdown`, `max_size`, `max_memory`, `confidence`,
+    `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`. It returns the `resdeploy.records.Gate`. An
+    inconclusive verdict fails the test too, in its own words: a gate that could not judge has not passed.
+    """
+
+    def judge(
+        candidate: str | PathLike[str], *more: str | PathLike[str], baseline: str | PathLike[str], **options: Any
+    ) -> Gate:
+        __tracebackhide__ = True
+        from resdeploy.pipeline import gate
+
+        for name in OPTIONS:
+            if options.get(name) is None and (value := _setting(request.config, name)) is not None:
+                options[name] = value
+        plan = gate.plan_of(str(baseline), [str(candidate), *map(str, more)], **options)
+        found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
+        if found.verdict.state != "pass":
+            pytest.fail("\n".join(_reasons(found)), pytrace=False)
+        return found
+
+    return judge
+
+
+def _reasons(found: Gate) -> Iterable[str]:
+    yield f"resdeploy gate: {found.verdict.state}"
+    for one in found.judged:
+        for check in one.verdict.checks:
+            if check.state != "pass":
+                yield f"{one.candidate.name}, {check.name}: {check.state}: {check.note}"
+    yield from found.notes

@@ -1,0 +1,170 @@
+"""`resdeploy gate` as a user and a CI job run it: exit statuses, bad files, and the quickstart's model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Run
+from onnx import numpy_helper
+
+IMAGES = 200
+LABELS = np.arange(IMAGES) % 10
+
+
+def arrays(**change: Any) -> dict[str, Any]:
+    """A perfect model's predictions; a change of None leaves an array out."""
+    known = {"predictions": LABELS, "labels": LABELS, "ids": np.array([f"{k}.jpg" for k in range(IMAGES)]), **change}
+    return {name: values for name, values in known.items() if values is not None}
+
+
+def save(folder: Path, name: str, **change: Any) -> None:
+    np.savez(folder / name, **arrays(**change))
+
+
+NAN = np.where(np.eye(10)[LABELS] > 0, 1.0, 0.0)
+NAN[3, 3] = np.nan
+TWICE = np.array(["same.jpg", "same.jpg", *(f"{k}.jpg" for k in range(2, IMAGES))])
+ELSEWHERE = np.array([f"other/{k}.jpg" for k in range(IMAGES)])
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "says"),
+    [
+        ({"labels": None}, 2, "has no labels"),
+        ({"predictions": None}, 2, "has no predictions or logits"),
+        ({"labels": LABELS[:-1]}, 4, "lengths differ"),
+        ({"ids": TWICE}, 4, "ids twice: same.jpg"),
+        ({"predictions": None, "logits": NAN}, 4, "not finite for 1 of 200 images (3)"),
+        ({"predictions": None, "logits": np.eye(10)[LABELS]}, 2, "one side has logits and the other only class ids"),
+        ({"predictions": np.eye(10)[LABELS]}, 2, "under the name logits"),
+        ({"ids": ELSEWHERE}, 2, "share 0 images"),
+        ({"ids": None}, 2, "the baseline has ids and the other side has none"),
+        ({"labels": LABELS - 1}, 4, "class ids below 0"),
+        ({"labels": (LABELS + 1) % 10}, 2, "the labels of 200 of 200 images differ"),
+        ({}, 3, ""),
+    ],
+)
+def test_each_bad_file_has_its_status_and_one_paragraph(
+    resdeploy: Run, tmp_path: Path, change: dict[str, Any], status: int, says: str
+) -> None:
+    """Usage is 2, damage 4; two hundred equal answers prove nothing about half a point, and that is 3, never 0."""
+    save(tmp_path, "base.npz")
+    save(tmp_path, "other.npz", **change)
+    done = resdeploy("gate", "--baseline", "base.npz", "--candidate", "other.npz", "--max-drop", 0.5)
+    assert done.returncode == status, done.stderr
+    if status == 3:
+        assert "would decide" in done.stdout
+        assert not done.stderr
+        return
+    assert done.stderr.startswith("error[E-")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert says in done.stderr
+    assert not done.stdout
+
+
+def test_every_output_of_a_failing_gate(resdeploy: Run, tmp_path: Path) -> None:
+    """Exit 1; stdout is one JSON document that names models, hashes and images; annotations go to stderr."""
+    save(tmp_path, "base.npz")
+    save(tmp_path, "bad.npz", predictions=np.where(LABELS == 3, 4, LABELS))
+    files = ["--junit", "g.xml", "--comment", "g.md", "--metrics", "g.txt"]
+    args = ["--baseline", "base.npz", "--candidate", "bad.npz", "--max-drop", 1, *files, "--format", "json"]
+    done = resdeploy("gate", *args, GITHUB_ACTIONS="true", GITHUB_STEP_SUMMARY=str(tmp_path / "summary"))
+    assert done.returncode == 1
+    document = json.loads(done.stdout)
+    assert document["verdict"] == "fail"
+    assert document["baseline"]["model"] == "base.npz"
+    assert document["candidates"][0]["images"] == IMAGES
+    assert document["flips"][0]["right_to_wrong"] == len(document["flipped"]) == IMAGES // 10
+    assert document["flipped"][0]["image"] == "3.jpg"
+    assert document["classes"][0] | {"p_adjusted": 0} == {
+        "candidate": "bad", "label": 3, "name": "", "images": 20, "lost": 20, "gained": 0, "p_adjusted": 0,
+        "drop_pp": 100.0,
+    }  # fmt: skip
+    assert done.stderr.startswith("::error title=resdeploy gate%2C bad%2C top1::On new images")
+    assert (tmp_path / "summary").read_text() == (tmp_path / "g.md").read_text()
+    assert 'failures="1"' in (tmp_path / "g.xml").read_text()
+    assert 'resdeploy_gate_top1_points{candidate="bad"} 10.0' in (tmp_path / "g.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def digits(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the quickstart's network as trained (fp32.onnx), in INT8, and with its input stated wrongly."""
+    from resdeploy import store
+    from resdeploy.graph import files
+
+    folder = tmp_path_factory.mktemp("digits")
+    for suffix in ("", ".json"):
+        shutil.copy(f"{digits_onnx}{suffix}", folder / f"fp32.onnx{suffix}")
+    artifact = store.load(folder / "fp32.onnx")
+    assert artifact is not None
+    assert artifact.model is not None
+    seen = artifact.model.preprocessing
+    assert seen is not None
+    model = files.load_model(folder / "fp32.onnx")
+    normalise_inside(model, seen.mean, seen.std)
+    files.save_model(model, folder / "unit.onnx")
+    from dataclasses import replace
+
+    path = folder / "unit.onnx"
+    store.save(replace(artifact, path=str(path), sha256=store.digest(path)))
+    return folder
+
+
+def normalise_inside(model: onnx.ModelProto, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """The network normalises its input itself, and so wants pixels from 0 to 1."""
+    image = model.graph.input[0].name
+    for node in model.graph.node:
+        node.input[:] = ["normalised" if name == image else name for name in node.input]
+    for name, values in (("mean", mean), ("std", std)):
+        channels = np.array(values, np.float32)[None, :, None, None]
+        model.graph.initializer.append(numpy_helper.from_array(channels, name))
+    for k, (kind, left, right, made) in enumerate(
+        (("Sub", image, "mean", "centred"), ("Div", "centred", "std", "normalised"))
+    ):
+        model.graph.node.insert(k, onnx.helper.make_node(kind, [left, right], [made], name=made))
+
+
+def test_the_quickstarts_model_passes_its_own_gate_in_int8(resdeploy: Run, digits: Path) -> None:
+    """This project's CI: FP32 becomes the stored baseline, INT8 is judged on accuracy, size and memory at once."""
+    quantize = ["quantize", "fp32.onnx", "--calib-data", "digits", "--calib-samples", 100, "-o", "int8.onnx"]
+    assert resdeploy(*quantize, cwd=digits).returncode == 0
+    judge = ["gate", "--baseline", "base.npz", "--data", "digits", "--backend", "onnxruntime", "--max-drop", 3]
+    first = resdeploy(*judge, "--candidate", "fp32.onnx", "--update-baseline", cwd=digits)
+    assert first.returncode == 0, first.stderr
+    limits = ["--max-size", 2, "--max-memory", 2000, "--duration", 0.2, "--format", "json"]
+    done = resdeploy(*judge, "--candidate", "int8.onnx", *limits, cwd=digits)
+    assert done.returncode == 0, done.stdout + done.stderr
+    document = json.loads(done.stdout)
+    states = {check["name"]: check["state"] for check in document["checks"] if check["limit"] is not None}
+    assert states == {"top1": "pass", "memory": "pass", "size": "pass"}
+    (candidate,) = document["candidates"]
+    assert (candidate["precision"], candidate["backend"], candidate["images"]) == ("int8", "onnxruntime", 360)
+    assert candidate["data_fingerprint"] == document["baseline"]["data_fingerprint"] != ""
+    assert len(candidate["sha256"]) == 64
+
+
+def test_an_input_that_is_stated_wrongly_is_found_out(resdeploy: Run, digits: Path) -> None:
+    """A network trained on pixels from 0 to 1 whose file says mean and std fails, and the note names the cause."""
+    args = ["--baseline", "fp32.onnx", "--candidate", "unit.onnx", "--data", "digits", "--backend", "onnxruntime"]
+    done = resdeploy("gate", *args, "--max-drop", 3, "--format", "json", cwd=digits)
+    assert done.returncode == 1, done.stdout + done.stderr
+    note = json.loads(done.stdout)["checks"][0]["note"]
+    assert "pixels from 0 to 1 without normalisation" in note
+    assert "states its preprocessing wrongly" in note
+
+
+def test_a_model_timed_against_itself_is_not_called_slower(resdeploy: Run, digits: Path) -> None:
+    """Two models and a limit of speed alone: no images are needed, and nothing is shown to be slower."""
+    args = ["--baseline", "fp32.onnx", "--candidate", "fp32.onnx", "--backend", "onnxruntime", "--max-slowdown", 400]
+    done = resdeploy("gate", *args, "--duration", 0.3, "--format", "json", cwd=digits)
+    assert done.returncode in (0, 3), done.stdout + done.stderr
+    (check,) = json.loads(done.stdout)["checks"]
+    assert (check["name"], check["limit"]) == ("slowdown", 400)
+    assert check["state"] != "fail"
+    assert -80 < check["observed"] < 400
