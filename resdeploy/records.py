@@ -452,4 +452,7 @@ class Profile:
     threads: int | None = None
     duration_s: float = 3.0
     max_drop_pp: float | None = None
+    max_slowdown_pct: float | None = None  # of the median time, against FP32 on the same backend; may be negative
+    max_size_mb: float | None = None  # of the built model
+    max_memory_mb: float | None = None  # peak of the process that ran it
     seed: int = 0

@@ -316,23 +316,27 @@ def _measured(
         if isinstance(outcome, Failure):
             raise of_code(outcome.error_code)(outcome.message)
         found[outcome.label] = outcome
-    checks: list[list[Check]] = [[] for _ in candidates]
-    if plan.limits.slowdown_pct is not None:
-        times = [
-            tuple(summary.per_image_s(found[label]) for label in (f"baseline {side.backend}", f"candidate {k}"))
-            for k, side in enumerate(candidates)
-        ]
+    timed = [(found.get(f"baseline {side.backend}"), found[f"candidate {k}"]) for k, side in enumerate(candidates)]
+    return measured_checks(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
+
+
+def measured_checks(
+    timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits, *, confidence: float, seed: int
+) -> tuple[tuple[Check, ...], ...]:
+    """The checks of speed and memory of measured candidates, each with its baseline from the same run."""
+    checks: list[list[Check]] = [[] for _ in timed]
+    if limits.slowdown_pct is not None:
         slowdowns = speed.judge_many(
-            [(before, after) for before, after in times],
-            max_slowdown_pct=plan.limits.slowdown_pct,
-            confidence=plan.confidence,
-            seed=plan.seed,
+            [(summary.per_image_s(old), summary.per_image_s(new)) for old, new in timed if old is not None],
+            max_slowdown_pct=limits.slowdown_pct,
+            confidence=confidence,
+            seed=seed,
         )
         for own, check in zip(checks, slowdowns, strict=True):
             own.append(check)
-    if plan.limits.memory_mb is not None:
-        for k, own in enumerate(checks):
-            own.append(budgets.memory(found[f"candidate {k}"].peak_rss_bytes, max_mb=plan.limits.memory_mb))
+    if limits.memory_mb is not None:
+        for own, (_, new) in zip(checks, timed, strict=True):
+            own.append(budgets.memory(new.peak_rss_bytes, max_mb=limits.memory_mb))
     return tuple(map(tuple, checks))
 
 

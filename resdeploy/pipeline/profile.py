@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 from resdeploy import backends, store
 from resdeploy.backends import machine
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, ProfileError, of_code
-from resdeploy.judge import accuracy, pairs
+from resdeploy.judge import accuracy, budgets, pairs
 from resdeploy.measure import bench as timing
 from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import judge, make, sources
+from resdeploy.pipeline import gate, judge, make, sources
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -151,8 +151,9 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
         for precision in profile.precisions
         if precision in backends.load(backend).ACCEPTS
     )
-    verdicts = _judged(profile, variants)
+    accuracies = _judged(profile, variants)
     bench, where = _bench(profile, steps, variants, progress)
+    verdicts = _with_budgets(profile, variants, bench, accuracies)
     return Result(profile=profile, folder=folder, variants=variants, bench=bench, environment=where, verdicts=verdicts)
 
 
@@ -167,6 +168,9 @@ def _check(profile: Profile) -> None:
             (profile.epochs and profile.data is None, "epochs: training needs data"),
             (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
             (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
+            ((profile.max_slowdown_pct or 0) <= -100, "max_slowdown_pct: a percentage above -100"),
+            (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
+            (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
             ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
             (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
             (not profile.backends, "backends: name at least one"),
@@ -322,6 +326,24 @@ def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdic
     matched = [pairs.match(reference, predicted) for predicted in predictions]
     verdicts = accuracy.judge_many(matched, max_drop_pp=profile.max_drop_pp)
     return {variant.candidate.label: verdict for variant, verdict in zip(candidates, verdicts, strict=True)}
+
+
+def _with_budgets(
+    profile: Profile, variants: tuple[Variant, ...], bench: rows.Bench, verdicts: dict[str, Verdict]
+) -> dict[str, Verdict]:
+    """Every low precision's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
+    limits = gate.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
+    found = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
+    fp32 = {v.backend: found[v.candidate.label] for v in variants if v.precision == "fp32"}
+    timed = [(fp32[v.backend], found[v.candidate.label]) for v in variants if v.precision != "fp32"]
+    measured = gate.measured_checks(timed, limits, confidence=0.95, seed=profile.seed)
+    whole = {}
+    for (_, new), checks in zip(timed, measured, strict=True):
+        accuracy_checks = verdicts[new.label].checks if new.label in verdicts else ()
+        size = () if profile.max_size_mb is None else (budgets.size(new.size_bytes, max_mb=profile.max_size_mb),)
+        if together := (*accuracy_checks, *checks, *size):
+            whole[new.label] = Verdict(checks=together)
+    return whole
 
 
 def _load_artifact(path: Path) -> Artifact:

@@ -256,7 +256,7 @@ _RUN = Table(
         Column("MB", "size_bytes", "megabytes"),
         Column("speed-up [95 %]", "speedup", "ratio", ci="speedup_ci95"),
         Column("timing", "state"),
-        Column("accuracy", "verdict"),
+        Column("gate", "verdict"),
     ),
 )
 

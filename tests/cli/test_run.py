@@ -25,6 +25,8 @@ backends = ["onnxruntime"]
 calib_samples = 20
 duration_s = 0.2
 max_drop_pp = 50.0
+max_size_mb = 5.0
+max_memory_mb = 4000.0
 """
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate
 from resdeploy.pipeline.gate import GatePlan, Limits
-from resdeploy.records import Calibration, Gate, Origin, Predictions
+from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions
 
 DROP = Limits(drop_pp=1.0)
 
@@ -223,3 +224,49 @@ def test_a_missing_side_is_named(tmp_path: Path) -> None:
     saved.save(predictions(0), tmp_path / "a.npz")
     with pytest.raises(MissingInput, match=r"b\.npz"):
         judged(tmp_path, "a.npz", "b.npz")
+
+
+def measurement(label: str, median_s: float, seed: int, **fields: object) -> Measurement:
+    """16 blocks of 20 queries as `bench` keeps them."""
+    times = np.split(np.array(clock(median_s, seed)), 16)
+    blocks = [
+        Block(put_s=(0.0,) * 20, run_s=tuple(part), get_s=(0.0,) * 20, started_s=float(k))
+        for k, part in enumerate(times)
+    ]
+    known: dict[str, object] = {
+        "label": label,
+        "model": "m",
+        "backend": "openvino",
+        "precision": "int8",
+        "batch_size": 1,
+        "scenario": "single-stream",
+        "sha256": "s",
+        "execution": Execution(),
+        "blocks": tuple(blocks),
+        "peak_rss_bytes": 90_000_000,
+    }
+    return Measurement(**known | fields)
+
+
+def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
+    """Twice as fast passes a demanded speed-up of a third, an equal one fails it; memory is the candidate's own."""
+    fp32 = measurement("fp32", 0.01, 0)
+    timed = [(fp32, measurement("a", 0.005, 1)), (fp32, measurement("b", 0.01, 2, peak_rss_bytes=0))]
+    limits = Limits(slowdown_pct=-33, memory_mb=100)
+    found = gate.measured_checks(timed, limits, confidence=0.95, seed=0)
+    assert [[(check.name, check.state) for check in one] for one in found] == [
+        [("slowdown", "pass"), ("memory", "pass")],
+        [("slowdown", "fail"), ("memory", "inconclusive")],
+    ]
+    assert "Holm's correction for 2 candidates" in found[0][0].note
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "profiles").glob("ci-*.toml")), ids=lambda p: p.stem
+)
+def test_profiles_for_ci_are_complete(path: Path) -> None:
+    """Each is read without a complaint, has a limit, and is short enough to be read whole."""
+    profile = store.read_profile(path)
+    assert profile.name == path.stem
+    assert profile.max_drop_pp is not None
+    assert len(path.read_text().splitlines()) <= 30
