@@ -53,8 +53,8 @@ def evaluate(
     requests = [options.request(name, sight, weights=weights, classes=classes, seed=seed) for name in model]
     if predictions is not None and len(requests) > 1:
         raise UsageError("--predictions saves one model's predictions", fix="Name one model")
-    if predictions is not None and predictions.suffix not in judge.SAVED:
-        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(judge.SAVED)}")
+    if predictions is not None and predictions.suffix not in saved.SUFFIXES:
+        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(saved.SUFFIXES)}")
     calibration = make.CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 MAX_IMAGES = 1_000_000_000  # more than this "would decide" is no advice
 ALPHA = 0.05
+ROWS = 512  # at a time: intermediate results stay in the cache
 
 
 def judge(
@@ -241,7 +242,9 @@ def _five(pair: Pair) -> Masks | None:
 
 def _calibration_error_pp(predictions: Predictions) -> float:
     assert predictions.logits is not None
-    shifted = predictions.logits - predictions.logits.max(axis=1, keepdims=True)
-    # The largest probability: exp(0) over the sum.
-    confidences = 1 / np.exp(shifted).sum(axis=1, dtype=np.float64)
+    sums = np.empty(len(predictions.logits))
+    for start in range(0, len(sums), ROWS):
+        part = predictions.logits[start : start + ROWS]
+        sums[start : start + ROWS] = np.exp(part - part.max(axis=1, keepdims=True)).sum(axis=1, dtype=np.float64)
+    confidences = 1 / sums  # the largest probability: exp(0) over the sum
     return 100 * stats.calibration_error(confidences, predictions.top[:, 0] == predictions.labels)

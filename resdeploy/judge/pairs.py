@@ -146,7 +146,8 @@ def _check(predictions: Predictions, who: str) -> None:
             cause="Predictions of several runs or folders in one file, or file names without their folder",
             fix="Give every image one id, such as its path",
         )
-    if predictions.logits is not None and not (finite := np.isfinite(predictions.logits).all(axis=1)).all():
+    logits = predictions.logits
+    if logits is not None and not (finite := np.isfinite(logits.min(axis=1)) & np.isfinite(logits.max(axis=1))).all():
         raise MalformedInput(
             f"{who} has logits that are not finite for {int((~finite).sum())} of {count} images",
             cause="The model overflowed (in half precision, often) or its weights are damaged",

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 4 << 30  # 1,000 classes, 1,000,000 images in float32: more is not predictions
 MAX_CLASS = 1 << 31
+ROWS = 512
+SUFFIXES = (".npz", ".json", ".csv")
 TEXT_FIELDS = ("model", "data", "data_fingerprint", "preprocessing_fingerprint", "sha256")
 NAMES = ("predictions", "logits", "labels", "ids", "top", "images", "resdeploy")
 CSV_MARK = "# resdeploy "
@@ -66,13 +68,16 @@ def top_classes(logits: NDArray[np.float32], count: int = 5) -> NDArray[np.int64
     Returns:
         (N, min(count, C)).
     """
-    rest = logits.copy()
-    rows, best = np.arange(len(rest)), []
-    # Five passes of argmax cost a fraction of one sort of 1,000 classes, and break ties predictably.
-    for _ in range(min(count, rest.shape[1])):
-        best.append(rest.argmax(axis=1))
-        rest[rows, best[-1]] = -np.inf
-    return np.stack(best, axis=1).astype(np.int64)
+    best = np.empty((len(logits), min(count, logits.shape[1])), dtype=np.int64)
+    for start in range(0, len(logits), ROWS):  # parts that stay in the cache: twice as fast with 1,000 classes
+        rest = logits[start : start + ROWS].copy()
+        rows = np.arange(len(rest))
+        # Five passes of argmax cost a fraction of one sort of 1,000 classes, and break ties predictably.
+        for rank in range(best.shape[1]):
+            found = rest.argmax(axis=1)
+            best[start : start + ROWS, rank] = found
+            rest[rows, found] = -np.inf
+    return best
 
 
 def save(predictions: Predictions, path: Path) -> None:
@@ -125,7 +130,7 @@ def load(path: Path) -> Predictions:
 
 
 def _suffix(path: Path) -> str:
-    if path.suffix not in (".npz", ".json", ".csv"):
+    if path.suffix not in SUFFIXES:
         raise UsageError(
             f"predictions are .npz, .json or .csv files, not {path.suffix or 'without suffix'}: {path}",
             fix="numpy.savez(file, predictions=..., labels=..., ids=...) writes one",
@@ -319,13 +324,14 @@ def _logits(values: Any, path: Path) -> NDArray[np.float32]:
             f"{path}: logits must be images x classes (two or more), and have shape {array.shape}, type {array.dtype}",
             fix="Save class ids under the name predictions",
         )
-    if not (finite := np.isfinite(array).all(axis=1)).all():
+    # Both ends tell, NaN included, and need no second array of the size of the first.
+    if not (finite := np.isfinite(array.min(axis=1)) & np.isfinite(array.max(axis=1))).all():
         raise MalformedInput(
             f"{path}: logits are not finite for {int((~finite).sum())} of {len(array)} images ({_rows(~finite)})",
             cause="The model overflowed (in half precision, often) or its weights are damaged",
             fix="Look at the model: a score that is not a number cannot be judged",
         )
-    return array.astype(np.float32)
+    return array.astype(np.float32, copy=False)
 
 
 def _agreement(logits: NDArray[np.float32], labels: NDArray[np.int64], named: NDArray[np.int64], path: Path) -> None:

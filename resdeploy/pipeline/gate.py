@@ -20,7 +20,7 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
 from resdeploy.measure import results, summary
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import diagnose, judge, make, sources
+from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -186,12 +186,12 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     if plan.update_baseline and (not _is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
-            fix=f"Name one candidate, and a baseline that ends in {' or '.join(judge.SAVED)}",
+            fix=f"Name one candidate, and a baseline that ends in {' or '.join(saved.SUFFIXES)}",
         )
 
 
 def _is_saved(name: str) -> bool:
-    return Path(name).suffix.lower() in judge.SAVED
+    return Path(name).suffix.lower() in saved.SUFFIXES
 
 
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> Side:
@@ -200,6 +200,8 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> Side:
         found = saved.load(Path(given))
         pairs.refuse_leak(found)
         return Side(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
+    from resdeploy.pipeline import judge  # it brings the image decoder, which saved predictions do not need
+
     request = Request(model=given, seed=plan.seed, sight=plan.sight)
     name, _ = choose.pick(backend, "fp32")
     source = rows.source_for(request, name, None, make.CalibrationPlan(), progress=progress)
@@ -262,6 +264,8 @@ def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progre
     top1, *others = one.verdict.checks
     if top1.state != "fail" or side.source is None or side.backend is None or plan.data is None:
         return one
+    from resdeploy.pipeline import diagnose
+
     execution = rows.execution_for(side.source, batch_size=plan.batch_size, threads=plan.threads)
     built = make.built(side.source, side.backend, execution)
     candidate = timing.Candidate(label=side.name, backend=side.backend, artifact=built, execution=execution)

@@ -13,7 +13,6 @@ from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, BackendName, Precision, Predictions, Progress
 
-SAVED = (".npz", ".json", ".csv")
 DECODED = 32  # images decoded at a time, whatever the batch size of the model
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from xml.etree import ElementTree as ET
 
 from resdeploy.report.render import inert, markdown, render
 
@@ -26,6 +25,8 @@ def junit(document: Document) -> str:
 
     A limit that is exceeded is a `failure`; one that could not be decided is an `error`, JUnit's word for "not judged".
     """
+    from xml.etree import ElementTree as ET
+
     root = ET.Element("testsuites", name="resdeploy gate")
     totals = {"tests": 0, "failures": 0, "errors": 0}
     for candidate in document["candidates"]:
