@@ -11,6 +11,7 @@ parts of it contradict it is counted too. Spoiled networks have the likely cause
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -122,17 +123,28 @@ def spoiled(fp32: Artifact, name: str, folder: Path) -> Path:
     return path
 
 
-def candidates(data: Path, folder: Path, net: str, fp32: Artifact) -> Iterator[tuple[str, Path, Sight]]:
-    """Name, file, and how it is told to see images."""
-    for method in METHODS:
-        path = folder / f"{net}-{method}.onnx"
-        if not path.exists():
-            plan = make.CalibrationPlan(data=str(data / "cifar10" / "train"), method=method)
-            make.lowered(fp32, "int8", "openvino", plan, path, progress=quiet)
-        yield f"INT8 {method}", path, Sight()
-    for name in SPOILED:
-        yield name, spoiled(fp32, name, folder), Sight()
-    yield "told mean and std of 0.5", Path(fp32.path), WRONG
+Case = tuple[str, str, Callable[[], Path], Sight]  # baseline, candidate, its file, how it is told to see images
+
+
+def cases(data: Path, folder: Path, fp32: dict[str, Artifact]) -> Iterator[Case]:
+    """All comparisons: INT8, one network against the other, then what was spoiled."""
+    for net, artifact in fp32.items():
+        for method in METHODS:
+            yield net, f"INT8 {method}", functools.partial(quantized, artifact, data, folder, net, method), Sight()
+    for before, after in (("resnet56", "resnet20"), ("resnet20", "resnet56")):
+        yield before, after, functools.partial(Path, fp32[after].path), Sight()
+    for net, artifact in fp32.items():
+        for name in SPOILED:
+            yield net, name, functools.partial(spoiled, artifact, name, folder), Sight()
+        yield net, "told mean and std of 0.5", functools.partial(Path, artifact.path), WRONG
+
+
+def quantized(fp32: Artifact, data: Path, folder: Path, net: str, method: str) -> Path:
+    path = folder / f"{net}-{method}.onnx"
+    if not path.exists():
+        plan = make.CalibrationPlan(data=str(data / "cifar10" / "train"), method=method)
+        make.lowered(fp32, "int8", "openvino", plan, path, progress=quiet)
+    return path
 
 
 def contradictions(before: Predictions, after: Predictions, limit: float) -> dict[str, float]:
@@ -161,9 +173,7 @@ def answers(before: Predictions, judged: Judged) -> Predictions:
     return replace(before, top=top, logits=None)
 
 
-def row(
-    name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: float, folder: Path
-) -> dict[str, object]:
+def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: float) -> dict[str, object]:
     """One gate, with what it counted and said."""
     plan = gate.GatePlan(
         baseline=str(baseline),
@@ -218,36 +228,41 @@ def main() -> int:
     arguments = parser.parse_args()
     data, folder = str(arguments.data / "cifar10" / "test"), arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
-    results, baselines = [], {}
+    fp32, baselines = {}, {}
     for net in ("resnet20", "resnet56"):
         weights = next((arguments.data / "weights").glob(f"{net}-*.th"))
-        path = folder / f"{net}.onnx"
-        fp32 = make.onnx_fp32(Request(model=net, weights=str(weights)), path, progress=quiet)
+        fp32[net] = make.onnx_fp32(Request(model=net, weights=str(weights)), folder / f"{net}.onnx", progress=quiet)
         baselines[net] = folder / f"{net}.npz"
-        evaluation = judge.EvalPlan(data=data, backend="openvino")
-        saved.save(judge.predict(fp32, "openvino", evaluation, progress=quiet), baselines[net])
-        for name, model, sight in candidates(arguments.data, folder, net, fp32):
-            found = row(name, baselines[net], model, sight, data, arguments.limit)
-            results.append({"baseline": net, **found})
-            print(json.dumps(results[-1]), flush=True)
-    for before, after in (("resnet56", "resnet20"), ("resnet20", "resnet56")):
-        found = row(after, baselines[before], folder / f"{after}.onnx", Sight(), data, arguments.limit)
-        results.append({"baseline": before, **found})
-        print(json.dumps(results[-1]), flush=True)
+        if not baselines[net].exists():
+            evaluation = judge.EvalPlan(data=data, backend="openvino")
+            saved.save(judge.predict(fp32[net], "openvino", evaluation, progress=quiet), baselines[net])
     document = {
         "command": f"python benchmarks/gate_real.py --data FOLDER --limit {arguments.limit:g}",
         "limit_pp": arguments.limit,
         "images": len(saved.load(baselines["resnet20"]).labels),
         "parts": {"count": PARTS, "images": PART_IMAGES},
         "environment": environment.capture(),
-        "results": results,
+        "results": [],
     }
-    store.write_json(RESULTS, document)
+    kept = folder / "rows.json"  # an interrupted run goes on where it stopped
+    results = json.loads(kept.read_text()) if kept.exists() else []
+    for net, name, make_file, sight in cases(arguments.data, folder, fp32):
+        if not any((r["baseline"], r["candidate"]) == (net, name) for r in results):
+            results.append({"baseline": net, **row(name, baselines[net], make_file(), sight, data, arguments.limit)})
+            store.write_json(kept, results)
+            print(json.dumps(results[-1]), flush=True)
+        document["results"] = results
+        store.write_json(RESULTS, document)
+        publish(document)
+    print(f"wrote {RESULTS.name} and {PAGE.name}; {folder} may be removed", file=sys.stderr)
+    return int(not all(r["right"] for r in results))
+
+
+def publish(document: dict[str, object]) -> None:
+    """The table of docs/gate.md."""
     page = PAGE.read_text(encoding="utf-8")
     head, tail = page.split(BEGIN)[0], page.split(END)[1]
     PAGE.write_text(f"{head}{BEGIN}\n\n{table(document)}\n\n{END}{tail}", encoding="utf-8")
-    print(f"wrote {RESULTS.name} and {PAGE.name}; free to remove {folder}", file=sys.stderr)
-    return int(not all(r["right"] for r in results))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -84,6 +85,33 @@ def predict(
         classes=aligned.classes,
         origin=_origin(candidate, spec),
     )
+
+
+def shares_right(
+    candidate: Candidate, dataset: Dataset, specs: Sequence[Preprocessing], *, progress: Progress | None = None
+) -> tuple[float, ...]:
+    """The share of right answers with each of several ways to see the images, in one lane; readable images count.
+
+    Raises:
+        ResdeployError: what the backend or the data raised.
+    """
+    model = candidate.artifact.model
+    aligned = datasets.align(dataset, model.labels if model else ())
+    shares = []
+    with Lane(candidate.backend) as lane:
+        lane.open(candidate.artifact, candidate.execution)
+        for k, spec in enumerate(specs):
+            if progress is not None:
+                progress("looking for the cause", k, len(specs))
+            right = images = 0
+            for batch in datasets.batches(aligned, spec, 32):
+                answers = lane.predict(batch.inputs).argmax(axis=1)
+                right += int((answers == aligned.labels[batch.indices]).sum())
+                images += len(answers)
+            shares.append(right / max(images, 1))
+    if progress is not None:
+        progress("looking for the cause", len(specs), len(specs))
+    return tuple(shares)
 
 
 def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:

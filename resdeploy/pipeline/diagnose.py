@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,9 +16,6 @@ from resdeploy.judge.pairs import Pair
 from resdeploy.measure import bench as timing
 from resdeploy.measure import evaluate
 from resdeploy.records import Preprocessing, Progress
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 IMAGES = 400  # looked at again: shares within about 5 points, and a second or two a reading
 BROUGHT_BACK = 0.5  # of the accuracy lost, from which a reading counts as the likely cause
@@ -35,10 +31,12 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 
 def readings(spec: Preprocessing) -> Iterator[tuple[str, Preprocessing]]:
     """Other ways in which the network may have been trained to see images, and their names."""
-    if spec.channels == "RGB":
-        yield "BGR in place of RGB", dataclasses.replace(spec, channels="BGR")
-    elif spec.channels == "BGR":
-        yield "RGB in place of BGR", dataclasses.replace(spec, channels="RGB")
+    if spec.channels != "L":
+        # With the same mean and std a colour, as most do, or a position.
+        swapped = dataclasses.replace(spec, channels="BGR" if spec.channels == "RGB" else "RGB")
+        name = f"{swapped.channels} in place of {spec.channels}"
+        yield name, dataclasses.replace(swapped, mean=spec.mean[::-1], std=spec.std[::-1])
+        yield f"{name}, mean and std in the same order", swapped
     for name, (mean, std) in NORMALISATIONS.items():
         channels = len(spec.mean)
         if (mean[:channels], std[:channels]) != (spec.mean, spec.std):
@@ -63,19 +61,16 @@ def cause(candidate: timing.Candidate, pair: Pair, data: str, *, progress: Progr
     some = datasets.choose(images, min(IMAGES, len(images)), seed=0)
     where = {name: k for k, name in enumerate(pair.baseline.ids)}
     seen = np.array([where[name] for name in some.ids if name in where])
-    before, now = (_right(side.top[seen], side.labels[seen]) for side in (pair.baseline, pair.candidate))
-    best, said = 0.0, ""
-    for name, other in readings(spec):
-        found = evaluate.predict(candidate, some, other, progress=progress)
-        back = (_right(found.top, found.labels) - now) / (before - now) if before > now else 0.0
-        if back > max(best, BROUGHT_BACK):
-            best = back
-            said = (
-                f"Shown {len(found.labels)} of the images again with {name}, the candidate gets back "
-                f"{100 * min(back, 1):.0f} % of the accuracy it lost: its file likely states its preprocessing wrongly"
-            )
-    return said
-
-
-def _right(top: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
-    return float(np.mean(top[:, 0] == labels))
+    before, now = (float(np.mean(side.top[seen, 0] == side.labels[seen])) for side in (pair.baseline, pair.candidate))
+    if before <= now:
+        return ""
+    tried = list(readings(spec))
+    shares = evaluate.shares_right(candidate, some, [other for _, other in tried], progress=progress)
+    best, name = max((share, name) for share, (name, _) in zip(shares, tried, strict=True))
+    back = (best - now) / (before - now)
+    if back <= BROUGHT_BACK:
+        return ""
+    return (
+        f"Shown {len(seen)} of the images again with {name}, the candidate gets back {100 * min(back, 1):.0f} % of the "
+        "accuracy it lost: its file likely states its preprocessing wrongly"
+    )

@@ -15,7 +15,7 @@ from typing import Any
 from resdeploy import store
 from resdeploy.backends import choose
 from resdeploy.errors import UsageError, of_code
-from resdeploy.judge import accuracy, budgets, pairs, speed
+from resdeploy.judge import accuracy, budgets, hints, pairs, speed
 from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
 from resdeploy.measure import results, summary
@@ -262,7 +262,7 @@ def _judged(
 def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
     """With the likely cause of a failure in the note of top-1, where showing the images otherwise reveals it."""
     top1, *others = one.verdict.checks
-    if top1.state != "fail" or side.source is None or side.backend is None or plan.data is None:
+    if top1.state != "fail" or side.source is None or side.backend is None or plan.data is None or hints.hints(pair):
         return one
     from resdeploy.pipeline import diagnose
 
