@@ -29,6 +29,7 @@ from resdeploy.judge import accuracy, pairs
 from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate, judge, make
+from resdeploy.pipeline.limits import Limits
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import Artifact, Judged, Predictions
 
@@ -178,7 +179,7 @@ def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: 
     plan = gate.GatePlan(
         baseline=str(baseline),
         candidates=(str(model),),
-        limits=gate.Limits(drop_pp=limit),
+        limits=Limits(drop_pp=limit),
         data=data,
         sight=sight,
         backends=("openvino",),

@@ -105,6 +105,8 @@ def gate(
     )
     with console.progress(quiet=quiet) as progress:
         found = pipeline.gate(plan, progress=progress)
+    if found.sources:
+        console.chosen(backend, None, quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
     document = documents.gate(found.gate, environment.capture())
     console.files(document, (junit, ci.junit), (comment, ci.comment), (metrics, ci.metrics))

@@ -7,7 +7,7 @@ predictions, speed on one interleaved run of the baseline and all candidates (or
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from typing import Any
 from resdeploy import store
 from resdeploy.backends import choose
 from resdeploy.errors import UsageError, of_code
-from resdeploy.judge import accuracy, budgets, hints, pairs, speed
+from resdeploy.judge import accuracy, budgets, hints, pairs
 from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
-from resdeploy.measure import results, summary
+from resdeploy.measure import results
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make, sources
+from resdeploy.pipeline.limits import Limits, measured_checks, of_saved
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -35,25 +36,6 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a candidate may lose or take; None: not judged."""
-
-    drop_pp: float | None = None
-    top5_drop_pp: float | None = None
-    slowdown_pct: float | None = None
-    size_mb: float | None = None
-    memory_mb: float | None = None
-
-    @property
-    def of_accuracy(self) -> bool:
-        return self.drop_pp is not None or self.top5_drop_pp is not None
-
-    @property
-    def of_runs(self) -> bool:
-        return self.slowdown_pct is not None or self.memory_mb is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +117,8 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
     benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
     _check(plan, benches)
     if all(benches):
-        return Run(gate=_of_saved_times(plan))
+        found = of_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
+        return Run(gate=found)
     first = plan.update_baseline and not Path(plan.baseline).exists()
     baseline = None if first else _side(plan.baseline, plan.backends[0], plan, progress)
     candidates = _named(
@@ -181,7 +164,7 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None):
         raise UsageError(f"{own[0]} holds predictions, not a model with a size and a memory", fix="Name the model file")
     models = [name for name in (plan.baseline, *plan.candidates) if not _is_saved(name)]
-    if models and limits.of_accuracy and plan.data is None:
+    if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
         raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
     if plan.update_baseline and (not _is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(
@@ -324,92 +307,11 @@ def _measured(
     return measured_checks(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
 
 
-def measured_checks(
-    timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits, *, confidence: float, seed: int
-) -> tuple[tuple[Check, ...], ...]:
-    """The checks of speed and memory of measured candidates, each with its baseline from the same run."""
-    checks: list[list[Check]] = [[] for _ in timed]
-    if limits.slowdown_pct is not None:
-        slowdowns = speed.judge_many(
-            [(summary.per_image_s(old), summary.per_image_s(new)) for old, new in timed if old is not None],
-            max_slowdown_pct=limits.slowdown_pct,
-            confidence=confidence,
-            seed=seed,
-        )
-        for own, check in zip(checks, slowdowns, strict=True):
-            own.append(check)
-    if limits.memory_mb is not None:
-        for own, (_, new) in zip(checks, timed, strict=True):
-            own.append(budgets.memory(new.peak_rss_bytes, max_mb=limits.memory_mb))
-    return tuple(map(tuple, checks))
-
-
 def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> rows.Row:
     execution = rows.execution_for(source, batch_size=1, threads=plan.threads)
     built = make.built(source, backend, execution)
     candidate = timing.Candidate(label=label, backend=backend, artifact=built, execution=execution)
     return rows.Row(source=source, candidate=candidate, baselines=())
-
-
-def _of_saved_times(plan: GatePlan) -> Gate:
-    """Speed, size and memory from two or more saved results of `bench`; rows of one thing are compared."""
-    before = results.load(Path(plan.baseline))
-    compared: list[tuple[results.SavedBench, results.SavedRow, results.SavedRow]] = []
-    for given in plan.candidates:
-        after = results.load(Path(given))
-        compared += [(after, old, new) for old, new in _in_common(before, after)]
-    limits, doubts = plan.limits, [_elsewhere(before, after) for after, _, _ in compared]
-    checks: list[list[Check]] = [[] for _ in compared]
-    if limits.slowdown_pct is not None:
-        checks = [
-            [check]
-            for check in speed.judge_many(
-                [(old.blocks_s, new.blocks_s) for _, old, new in compared],
-                max_slowdown_pct=limits.slowdown_pct,
-                confidence=plan.confidence,
-                seed=plan.seed,
-                doubts=doubts,
-            )
-        ]
-    for own, (_, _, new) in zip(checks, compared, strict=True):
-        if limits.size_mb is not None and new.size_bytes:
-            own.append(budgets.size(new.size_bytes, max_mb=limits.size_mb))
-        if limits.memory_mb is not None:
-            own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
-    judged = [
-        Judged(candidate=_timed_subject(after, new), verdict=Verdict(checks=tuple(own)))
-        for own, (after, _, new) in zip(checks, compared, strict=True)
-    ]
-    note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
-    return Gate(
-        baseline=_timed_subject(before, compared[0][1]),
-        judged=tuple(judged),
-        confidence=plan.confidence,
-        notes=(note,),
-    )
-
-
-def _in_common(
-    before: results.SavedBench, after: results.SavedBench
-) -> list[tuple[results.SavedRow, results.SavedRow]]:
-    """Rows of the same model, backend, precision, batch size and scenario; or the only row of each side."""
-    if len(before.rows) == len(after.rows) == 1:
-        return [(before.rows[0], after.rows[0])]
-    known: Mapping[tuple[object, ...], results.SavedRow] = {row.key: row for row in before.rows}
-    found = [(known[row.key], row) for row in after.rows if row.key in known]
-    if not found:
-        raise UsageError(
-            f"{before.path} and {after.path} have no row of the same model, backend, precision and batch size",
-            fix="Measure the same rows on both sides",
-        )
-    return found
-
-
-def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[str, ...]:
-    """Why times of two saved runs cannot be compared."""
-    if before.machine == after.machine:
-        return ()
-    return (f"other machines ({before.machine}; {after.machine})",)
 
 
 def _subject(side: Side) -> Subject:
@@ -438,19 +340,6 @@ def _subject(side: Side) -> Subject:
     told = {name: getattr(found.origin, name) for name in ("weights", "precision", "backend")}
     kept = {name: getattr(subject, name) or value for name, value in told.items()}
     return dataclasses.replace(subject, machine=found.origin.machine, tools=found.origin.tools, **kept)
-
-
-def _timed_subject(bench: results.SavedBench, row: results.SavedRow) -> Subject:
-    return Subject(
-        name=row.label,
-        model=row.model,
-        sha256=row.sha256,
-        weights=row.weights,
-        precision=row.precision,
-        backend=row.backend,
-        machine=bench.machine,
-        tools=bench.tools,
-    )
 
 
 def _first_baseline(plan: GatePlan, candidate: Side) -> Run:

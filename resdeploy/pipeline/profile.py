@@ -18,7 +18,7 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import gate, judge, make, sources
+from resdeploy.pipeline import judge, limits, make, sources
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -332,11 +332,11 @@ def _with_budgets(
     profile: Profile, variants: tuple[Variant, ...], bench: rows.Bench, verdicts: dict[str, Verdict]
 ) -> dict[str, Verdict]:
     """Every low precision's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
-    limits = gate.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
+    budget = limits.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
     found = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
     fp32 = {v.backend: found[v.candidate.label] for v in variants if v.precision == "fp32"}
     timed = [(fp32[v.backend], found[v.candidate.label]) for v in variants if v.precision != "fp32"]
-    measured = gate.measured_checks(timed, limits, confidence=0.95, seed=profile.seed)
+    measured = limits.measured_checks(timed, budget, confidence=0.95, seed=profile.seed)
     whole = {}
     for (_, new), checks in zip(timed, measured, strict=True):
         accuracy_checks = verdicts[new.label].checks if new.label in verdicts else ()

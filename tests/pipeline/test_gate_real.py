@@ -15,6 +15,7 @@ import pytest
 
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate, judge, make
+from resdeploy.pipeline.limits import Limits
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import Artifact, Check
 
@@ -60,7 +61,7 @@ def judged(fp32: Artifact, candidate: Path, sight: Sight | None = None) -> Check
     plan = gate.GatePlan(
         baseline=str(folder / "base.npz"),
         candidates=(str(candidate),),
-        limits=gate.Limits(drop_pp=1.0),
+        limits=Limits(drop_pp=1.0),
         data=str(folder / "images"),
         sight=sight or Sight(),
         backends=("onnxruntime",),

@@ -13,7 +13,8 @@ from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate
-from resdeploy.pipeline.gate import GatePlan, Limits
+from resdeploy.pipeline.gate import GatePlan
+from resdeploy.pipeline.limits import Limits, measured_checks
 from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions
 
 DROP = Limits(drop_pp=1.0)
@@ -253,7 +254,7 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
     fp32 = measurement("fp32", 0.01, 0)
     timed = [(fp32, measurement("a", 0.005, 1)), (fp32, measurement("b", 0.01, 2, peak_rss_bytes=0))]
     limits = Limits(slowdown_pct=-33, memory_mb=100)
-    found = gate.measured_checks(timed, limits, confidence=0.95, seed=0)
+    found = measured_checks(timed, limits, confidence=0.95, seed=0)
     assert [[(check.name, check.state) for check in one] for one in found] == [
         [("slowdown", "pass"), ("memory", "pass")],
         [("slowdown", "fail"), ("memory", "inconclusive")],

@@ -1,0 +1,130 @@
+"""What a candidate may lose or take, and the checks of it that come from measured runs, new or saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy.errors import UsageError
+from resdeploy.judge import budgets, speed
+from resdeploy.measure import results, summary
+from resdeploy.records import Check, Gate, Judged, Measurement, Subject, Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a candidate may lose or take; None: not judged."""
+
+    drop_pp: float | None = None
+    top5_drop_pp: float | None = None
+    slowdown_pct: float | None = None
+    size_mb: float | None = None
+    memory_mb: float | None = None
+
+    @property
+    def of_accuracy(self) -> bool:
+        return self.drop_pp is not None or self.top5_drop_pp is not None
+
+    @property
+    def of_runs(self) -> bool:
+        return self.slowdown_pct is not None or self.memory_mb is not None
+
+
+def measured_checks(
+    timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits, *, confidence: float, seed: int
+) -> tuple[tuple[Check, ...], ...]:
+    """The checks of speed and memory of measured candidates, each with its baseline from the same run."""
+    checks: list[list[Check]] = [[] for _ in timed]
+    if limits.slowdown_pct is not None:
+        slowdowns = speed.judge_many(
+            [(summary.per_image_s(old), summary.per_image_s(new)) for old, new in timed if old is not None],
+            max_slowdown_pct=limits.slowdown_pct,
+            confidence=confidence,
+            seed=seed,
+        )
+        for own, check in zip(checks, slowdowns, strict=True):
+            own.append(check)
+    if limits.memory_mb is not None:
+        for own, (_, new) in zip(checks, timed, strict=True):
+            own.append(budgets.memory(new.peak_rss_bytes, max_mb=limits.memory_mb))
+    return tuple(map(tuple, checks))
+
+
+def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confidence: float, seed: int) -> Gate:
+    """Speed, size and memory from two or more saved results of `bench`; rows of one thing are compared.
+
+    Raises:
+        UsageError: no row of one side is a row of the other.
+        MissingInput, MalformedInput: a file that is not there, or no such result.
+    """
+    before = results.load(Path(baseline))
+    compared: list[tuple[results.SavedBench, results.SavedRow, results.SavedRow]] = []
+    for given in candidates:
+        after = results.load(Path(given))
+        compared += [(after, old, new) for old, new in _in_common(before, after)]
+    doubts = [_elsewhere(before, after) for after, _, _ in compared]
+    checks: list[list[Check]] = [[] for _ in compared]
+    if limits.slowdown_pct is not None:
+        checks = [
+            [check]
+            for check in speed.judge_many(
+                [(old.blocks_s, new.blocks_s) for _, old, new in compared],
+                max_slowdown_pct=limits.slowdown_pct,
+                confidence=confidence,
+                seed=seed,
+                doubts=doubts,
+            )
+        ]
+    for own, (_, _, new) in zip(checks, compared, strict=True):
+        if limits.size_mb is not None and new.size_bytes:
+            own.append(budgets.size(new.size_bytes, max_mb=limits.size_mb))
+        if limits.memory_mb is not None:
+            own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+    judged = [
+        Judged(candidate=_timed_subject(after, new), verdict=Verdict(checks=tuple(own)))
+        for own, (after, _, new) in zip(checks, compared, strict=True)
+    ]
+    note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
+    return Gate(
+        baseline=_timed_subject(before, compared[0][1]),
+        judged=tuple(judged),
+        confidence=confidence,
+        notes=(note,),
+    )
+
+
+def _in_common(
+    before: results.SavedBench, after: results.SavedBench
+) -> list[tuple[results.SavedRow, results.SavedRow]]:
+    """Rows of the same model, backend, precision, batch size and scenario; or the only row of each side."""
+    if len(before.rows) == len(after.rows) == 1:
+        return [(before.rows[0], after.rows[0])]
+    known: Mapping[tuple[object, ...], results.SavedRow] = {row.key: row for row in before.rows}
+    found = [(known[row.key], row) for row in after.rows if row.key in known]
+    if not found:
+        raise UsageError(
+            f"{before.path} and {after.path} have no row of the same model, backend, precision and batch size",
+            fix="Measure the same rows on both sides",
+        )
+    return found
+
+
+def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[str, ...]:
+    """Why times of two saved runs cannot be compared."""
+    if before.machine == after.machine:
+        return ()
+    return (f"other machines ({before.machine}; {after.machine})",)
+
+
+def _timed_subject(bench: results.SavedBench, row: results.SavedRow) -> Subject:
+    return Subject(
+        name=row.label,
+        model=row.model,
+        sha256=row.sha256,
+        weights=row.weights,
+        precision=row.precision,
+        backend=row.backend,
+        machine=bench.machine,
+        tools=bench.tools,
+    )
