@@ -86,7 +86,14 @@ def logits(path: Path, images: Images, *, exact: bool = True) -> Images:
 def in_process(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
     """For resdeploy's calibration, in one thread as the peers'."""
     opened = session(model.SerializeToString(), exact=False)
-    yield lambda images: np.asarray(opened.run(None, {opened.get_inputs()[0].name: images})[0])
+    source = opened.get_inputs()[0]
+
+    def predict(found: Images) -> Images:
+        size = source.shape[0] if isinstance(source.shape[0], int) else len(found)
+        parts = [opened.run(None, {source.name: found[i : i + size]})[0] for i in range(0, len(found), size)]
+        return np.concatenate(parts)
+
+    yield predict
 
 
 def ours(target: Target, method: str) -> Maker:

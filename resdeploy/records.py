@@ -8,6 +8,7 @@ property or a function elsewhere, never a stored field. Where a record is read f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -429,6 +430,38 @@ class Gate:
     def verdict(self) -> Verdict:
         """All checks of all candidates."""
         return Verdict(checks=tuple(check for one in self.judged for check in one.verdict.checks))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What quantizing one layer, or one residual block, alone did to the logits, against the float network."""
+
+    name: str
+    kind: str  # the operator of a layer, or "block"
+    layers: tuple[str, ...]  # convolutions and matrix products in it
+    images: int
+    changed: int  # images whose predicted class differs
+    signal: float  # sum of the squared float logits
+    noise: float  # sum of the squared differences
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the logits, in decibels; infinite without any difference."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """One candidate of the search for the fastest model within an accuracy budget."""
+
+    label: str
+    precision: Precision
+    keep_float: tuple[str, ...]  # layers of an INT8 model that stay in FP32
+    noise_share: float  # predicted logit noise, as a share of that with every layer in INT8
+    check: Check | None = None  # of its top-1 drop; None: not judged, since a more exact one was not within the budget
+    summary: Summary | None = None  # its times; None: not measured
+    speedup: Comparison | None = None  # over FP32
+    chosen: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

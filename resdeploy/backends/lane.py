@@ -52,7 +52,7 @@ class Opened:
     """An opened model: how long that took and what the model takes and gives."""
 
     load_s: float  # without the import of the vendor's package
-    first_s: float  # the first query, which many vendors still spend on set-up
+    first_s: float  # the first query, which many vendors still spend on set-up; 0: none was asked for
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     settings: Mapping[str, str]  # the vendor's settings in force, as it reports them
@@ -109,10 +109,10 @@ class Lane:
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
         return dataclasses.replace(artifact, path=str(out))
 
-    def open(self, built: Artifact, execution: Execution, trace: bool = False) -> Opened:
-        """Loads the model in a fresh child and runs it once."""
+    def open(self, built: Artifact, execution: Execution, trace: bool = False, query: bool = True) -> Opened:
+        """Loads the model in a fresh child and, unless `query` is off, runs it once."""
         self._start(built, execution)
-        result = self._ask("open", built=_plain(built), execution=_plain(execution), trace=trace)
+        result = self._ask("open", built=_plain(built), execution=_plain(execution), trace=trace, query=query)
         tensors = {
             side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}
             for side in ("inputs", "outputs")

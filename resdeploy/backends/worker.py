@@ -9,6 +9,7 @@ nothing else: the worker must start under another interpreter (`Lane(python=...)
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
@@ -136,8 +137,11 @@ def time_block(
     return np.array(sorted(rows), np.int64).reshape(-1, 5)
 
 
-def answer(loaded: Loaded, session: Session, inputs: NDArray[np.generic]) -> Feed:
-    """All outputs for any number of inputs, run in the opened batch size; the last one padded with its last row."""
+def answer(loaded: Loaded, sessions: Sequence[Session], inputs: NDArray[np.generic]) -> Feed:
+    """All outputs for any number of inputs, run in the opened batch size; the last one padded with its last row.
+
+    The sessions take batches as they come free, a thread each; results are in the order of the inputs.
+    """
     ((name, tensor),) = loaded.inputs.items()
     if inputs.shape[1:] != tensor.shape[1:] or inputs.dtype.kind != np.dtype(tensor.dtype).kind or not len(inputs):
         raise UsageError(
@@ -146,15 +150,25 @@ def answer(loaded: Loaded, session: Session, inputs: NDArray[np.generic]) -> Fee
             fix="Give images of that size with --img-size, or build the model for this size",
         )
     size = tensor.shape[0]
-    parts: dict[str, list[NDArray[np.generic]]] = {name: [] for name in loaded.outputs}
-    for start in range(0, len(inputs), size):
-        chunk = inputs[start : start + size]
-        padded = chunk if len(chunk) == size else np.concatenate([chunk, np.repeat(chunk[-1:], size - len(chunk), 0)])
-        session.put({name: padded.astype(tensor.dtype, copy=False)})
-        session.run()
-        for output, value in session.get().items():
-            parts[output].append(value[: len(chunk)].copy())
-    return {output: np.concatenate(values) for output, values in parts.items()}
+    starts = range(0, len(inputs), size)
+    parts: dict[int, Feed] = {}
+    left = iter(starts)
+
+    def stream(session: Session) -> None:
+        for start in left:
+            chunk = inputs[start : start + size]
+            missing = size - len(chunk)
+            padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
+            session.put({name: padded.astype(tensor.dtype, copy=False)})
+            session.run()
+            parts[start] = {output: value[: len(chunk)].copy() for output, value in session.get().items()}
+
+    if len(sessions) == 1:
+        stream(sessions[0])
+    else:
+        with concurrent.futures.ThreadPoolExecutor(len(sessions)) as pool:
+            list(pool.map(stream, sessions))
+    return {output: np.concatenate([parts[start][output] for start in starts]) for output in loaded.outputs}
 
 
 class Worker:
@@ -173,7 +187,7 @@ class Worker:
     def build(self, source: dict[str, Any], execution: dict[str, Any], out: str) -> dict[str, Any]:
         return dataclasses.asdict(self.backend.build(_artifact(source), _execution(execution), Path(out)))
 
-    def open(self, built: dict[str, Any], execution: dict[str, Any], trace: bool) -> dict[str, Any]:
+    def open(self, built: dict[str, Any], execution: dict[str, Any], trace: bool, query: bool) -> dict[str, Any]:
         self.close()
         settings = _execution(execution)
         start = time.perf_counter()
@@ -181,11 +195,11 @@ class Worker:
         self.sessions.append(self.loaded.session())
         loaded_at = time.perf_counter()
         self.feeds = random_feeds(self.loaded.inputs)
-        first = time_block(self.sessions, self.feeds, 1, 0.0, 0)
+        first = time_block(self.sessions, self.feeds, 1, 0.0, 0) if query else None
         self.sessions += [self.loaded.session() for _ in range(settings.streams - 1)]
         return {
             "load_s": loaded_at - start,
-            "first_s": float(first[0, 3] - first[0, 0]) / 1e9,
+            "first_s": float(first[0, 3] - first[0, 0]) / 1e9 if first is not None else 0.0,
             "inputs": {name: dataclasses.asdict(t) for name, t in self.loaded.inputs.items()},
             "outputs": {name: dataclasses.asdict(t) for name, t in self.loaded.outputs.items()},
             "settings": dict(self.loaded.settings),
@@ -198,7 +212,7 @@ class Worker:
     def predict(self) -> dict[str, Any]:
         # Copy-on-write: torch warns of arrays that it may not write to.
         inputs = np.load(self.folder / "inputs.npy", mmap_mode="c", allow_pickle=False)
-        outputs = answer(self.loaded, self.sessions[0], inputs)
+        outputs = answer(self.loaded, self.sessions, inputs)
         for number, value in enumerate(outputs.values()):
             np.save(self.folder / f"output{number}.npy", value)
         return {"outputs": list(outputs)}

@@ -82,6 +82,16 @@ Portable = Annotated[
         show_default=False,
     ),
 ]
+Sensitivity = Annotated[
+    bool, typer.Option("--sensitivity", help="Also report what each layer and block costs when it alone is INT8.")
+]
+MaxDrop = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0, max=99.99, help="Search the fastest mixed model whose top-1 drop on --data is within so many points."
+    ),
+]
+Confidence = Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")]
 Format = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),

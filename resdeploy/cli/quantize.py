@@ -17,8 +17,13 @@ def quantize(
     calib_samples: options.CalibSamples = 300,
     calib_method: options.CalibMethod = "percentile",
     portable: options.Portable = None,
+    sensitivity: options.Sensitivity = False,
+    max_drop: options.MaxDrop = None,
+    data: options.Data = None,
+    confidence: options.Confidence = 0.95,
     weights: options.Weights = "random",
     classes: options.Classes = None,
+    fmt: options.Format = "table",
     output: options.Output = None,
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
@@ -31,18 +36,29 @@ def quantize(
 ) -> None:
     """Write an FP16, BF16 or INT8 model, its precision explicit in the graph.
 
-    Examples: resdeploy quantize r56.onnx --calib-data cifar10/train · resdeploy quantize r50.onnx --precision fp16
+    Examples: resdeploy quantize r56.onnx --calib-data cifar10/train · resdeploy quantize r50.onnx --precision fp16 ·
+    resdeploy quantize r56.onnx --calib-data cifar10/train --data cifar10/test --max-drop 0.3
     """
-    from resdeploy.pipeline import make
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import make, mixed
+    from resdeploy.report import mixed as report
 
-    sight = options.sight(img_size, resize, interpolation, mean, std)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
+    request = options.request(
+        model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
+    )
     plan = make.CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
     out = output or options.beside(model, f".{precision}.onnx")
+    wanted = mixed.Wanted(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
     with console.progress(quiet=quiet) as progress:
         source = make.onnx_fp32(request, progress=progress)
-        artifact = make.lowered(source, precision, target, plan, out, progress=progress)
-    console.announce(artifact, quiet=quiet)
-    console.wrote(artifact, quiet=quiet)
+        done = mixed.quantized(source, precision, target, plan, out, wanted, progress=progress)
+    console.announce(done.artifact, quiet=quiet)
+    console.wrote(done.artifact, quiet=quiet)
+    if done.candidates:
+        console.emit(report.search(model, done.candidates, done.layers, environment.capture()), fmt)
+    elif done.layers:
+        console.emit(report.sensitivity(model, done.layers, environment.capture()), fmt)
+    if done.found is False:
+        raise typer.Exit(1)

@@ -214,6 +214,11 @@ def _result(index: Index, node: onnx.NodeProto) -> str | None:
     return str(tensor) if index.readers[tensor] else None
 
 
+def moved_from(index: Index, tensor: str) -> str:
+    """The tensor whose values `tensor` holds, moved at most: where its range comes from."""
+    return _chain(index, tensor)[-1]
+
+
 def _chain(index: Index, tensor: str) -> list[str]:
     """`tensor`, then what it is made of as long as values are only moved; the last one decides the range."""
     chain = [tensor]

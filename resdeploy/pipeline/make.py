@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resdeploy.data.datasets import Dataset
+    from resdeploy.quantize.ptq import Calibrated
 
 # Whose fusion rules INT8 follows for each backend; torch runs no Q/DQ graph of ours.
 TARGETS: dict[BackendName, Target] = {
@@ -210,14 +211,26 @@ def lowered(
         )
     if precision == "int8":
         return _int8(source, target, plan, out, progress)
-    return _half(source, precision, out)
+    return _half(source, precision, target, plan, out, progress)
 
 
-def _half(source: Artifact, precision: Literal["fp16", "bf16"], out: Path | None) -> Artifact:
+def _half(
+    source: Artifact,
+    precision: Literal["fp16", "bf16"],
+    target: Target,
+    plan: CalibrationPlan,
+    out: Path | None,
+    progress: Progress,
+) -> Artifact:
     def make(path: Path) -> Artifact:
         from resdeploy.graph import cast, files, portable
+        from resdeploy.quantize import overflow
 
-        model = cast.to_half(portable.canonicalise(files.load_model(Path(source.path))), precision)
+        model, keep = portable.canonicalise(files.load_model(Path(source.path))), {}
+        if precision == "fp16" and plan.data is not None:
+            images = calibration_inputs(source, plan)
+            keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
+        model = cast.to_half(model, precision, keep=keep)
         files.save_model(model, path)
         kept = cast.kept(model)
         return dataclasses.replace(
@@ -231,66 +244,80 @@ def _half(source: Artifact, precision: Literal["fp16", "bf16"], out: Path | None
             tools=versions("onnx"),
         )
 
-    return _made(_half_key(source, precision), ".onnx", out, make)
+    return _made(lowered_key(source, precision, target, plan), ".onnx", out, make)
+
+
+def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDArray[np.float32]]:
+    """The calibration images as the network sees them, in batches; those that cannot be read are left out."""
+    from resdeploy.data import datasets
+
+    images = calibration_images(source, plan)
+    return (batch.inputs for batch in datasets.batches(images, sources.sight_of(source), CALIBRATION_BATCH))
 
 
 def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | None, progress: Progress) -> Artifact:
-    images = calibration_images(source, plan)
+    calibration_images(source, plan)  # refuses before anything is made
 
     def make(path: Path) -> Artifact:
-        from resdeploy.data import datasets
         from resdeploy.quantize import ptq
 
-        spec = sources.sight_of(source)
-        hashes: list[str] = []
-        used: list[int] = []
-        unreadable: list[str] = []
-
-        def inputs() -> Iterator[NDArray[np.float32]]:
-            for batch in datasets.batches(images, spec, CALIBRATION_BATCH):
-                hashes.extend(batch.hashes)
-                used.extend(batch.indices.tolist())
-                unreadable.extend(batch.unreadable)
-                yield batch.inputs
-
-        made = ptq.quantize(
-            source,
-            inputs(),
-            calibration=Calibration(
-                data="synthetic" if images.synthetic else images.name,
-                count=len(images),
-                seed=plan.seed,
-                method=plan.method,
-            ),
-            target=target,
-            out=path,
-            portable=plan.portable_here(),
-            progress=progress,
-        )
-        assert made.calibration is not None
-        seen = images.subset(used)
-        record = dataclasses.replace(
-            made.calibration,
-            images=tuple(hashes),
-            fingerprint=None if images.synthetic else datasets.fingerprint(seen.ids, seen.labels, hashes),
-        )
-        notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
-        return dataclasses.replace(made, calibration=record, notes=(*made.notes, *notes))
+        seen = calibrated(source, target, plan, progress=progress)
+        return ptq.write(seen, path, portable=plan.portable_here())
 
     return _made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
 
 
+def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progress: Progress) -> Calibrated:
+    """What the calibration images show of an FP32 file, with the record of these images.
+
+    Raises:
+        UsageError: no images given for weights that are not random, or nothing to quantize.
+    """
+    from resdeploy.data import datasets
+    from resdeploy.quantize import ptq
+
+    images = calibration_images(source, plan)
+    hashes: list[str] = []
+    used: list[int] = []
+    unreadable: list[str] = []
+
+    def inputs() -> Iterator[NDArray[np.float32]]:
+        for batch in datasets.batches(images, sources.sight_of(source), CALIBRATION_BATCH):
+            hashes.extend(batch.hashes)
+            used.extend(batch.indices.tolist())
+            unreadable.extend(batch.unreadable)
+            yield batch.inputs
+
+    seen = ptq.calibrated(
+        source,
+        inputs(),
+        calibration=Calibration(
+            data="synthetic" if images.synthetic else images.name, count=len(images), seed=plan.seed, method=plan.method
+        ),
+        target=target,
+        progress=progress,
+    )
+    found = images.subset(used)
+    record = dataclasses.replace(
+        seen.calibration,
+        images=tuple(hashes),
+        fingerprint=None if images.synthetic else datasets.fingerprint(found.ids, found.labels, hashes),
+    )
+    notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
+    return dataclasses.replace(
+        seen, calibration=record, source=dataclasses.replace(source, notes=(*source.notes, *notes))
+    )
+
+
 def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
     """Everything that `lowered` depends on."""
-    if precision != "int8":
-        return _half_key(source, precision)
-    images = calibration_images(source, plan).signature()
     tools = versions("onnx", "onnxruntime", "pillow")
+    if precision == "bf16" or (precision == "fp16" and plan.data is None):
+        return (precision, _identity(source), tools)
+    images = calibration_images(source, plan).signature()
+    if precision == "fp16":
+        return ("fp16", _identity(source), plan.samples, plan.seed, images, tools)
     return ("int8", _identity(source), target, plan, plan.portable_here(), images, tools)
-
-
-def _half_key(source: Artifact, precision: Precision) -> Any:
-    return (precision, _identity(source), versions("onnx"))
 
 
 def _identity(source: Artifact) -> Any:

@@ -17,7 +17,6 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.graph.residual import Index, node_name
-from resdeploy.quantize import calibrate
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +26,9 @@ if TYPE_CHECKING:
 
 # Both networks run, in float: 16 images of 224 x 224 at most, whose last maps still give 784 values a channel.
 IMAGE_ELEMENTS = 16 * 3 * 224 * 224
+# Images whose mean corrects a layer on the spot.
+BATCH_ELEMENTS = 8 * 3 * 224 * 224
+MAX_BATCH_SIZE = 64
 LACKING = "lacking"
 FLOAT = "float/"
 
@@ -71,14 +73,14 @@ def shifts(
     """
     sites = _sites(model, placement)
     channels, height, width = images[0].shape
-    size = min(calibrate.batch_size(model, images[0].shape), len(images))
+    size = min(MAX_BATCH_SIZE, max(1, BATCH_ELEMENTS // images[0].size), len(images))
     graph = paired(model, quantized, sites, weights, size)
     # Only whole batches: a runtime may fill up the last one, and then its mean would not be that of the images.
-    starts = range(0, len(images) - size + 1, size)
+    whole = np.stack(images[: len(images) // size * size])
     with run(graph, (channels, height, width)) as predict:
-        rows = [predict(np.stack(images[i : i + size])).mean(axis=0, dtype=np.float64) for i in starts]
+        mean = predict(whole).mean(axis=0, dtype=np.float64)
     ends = np.cumsum([weights[site.node].scale.size for site in sites])
-    return {site.node: part for site, part in zip(sites, np.split(np.mean(rows, axis=0), ends[:-1]), strict=True)}
+    return {site.node: part for site, part in zip(sites, np.split(mean, ends[:-1]), strict=True)}
 
 
 def _sites(model: onnx.ModelProto, placement: Placement) -> tuple[WeightSite, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resdeploy.quantize.calibrate import Observed, Runner
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibrated:
+    """A float graph and what was seen of it: INT8 files of any choice of layers can be made from this (`write`)."""
+
+    source: Artifact
+    model: onnx.ModelProto  # canonical
+    target: Target
+    calibration: Calibration  # with the number of images seen and the method of every tensor
+    placement: qdq.Placement  # every layer quantized but those kept in float from the start
+    observed: Mapping[str, Observed]
+    activations: Mapping[str, qdq.Activation]
+    images: Sequence[NDArray[np.float32]]  # a bounded sample of them, each (C, H, W)
 
 
 def quantize(
@@ -55,6 +70,23 @@ def quantize(
         UsageError: quantized already, nothing to quantize, no images, or an unknown method or layer name.
         MalformedInput: weights, images or activations that are not finite; a graph that fails the ONNX checker.
     """
+    seen = calibrated(
+        source, batches, calibration=calibration, target=target, keep_float=keep_float, run=run, progress=progress
+    )
+    return write(seen, out, portable=portable, keep_float=keep_float, run=run)
+
+
+def calibrated(
+    source: Artifact,
+    batches: Iterable[NDArray[np.float32]],
+    *,
+    calibration: Calibration,
+    target: Target,
+    keep_float: Collection[str] = (),
+    run: Runner = calibrate.in_lane,
+    progress: Progress | None = None,
+) -> Calibrated:
+    """Runs the calibration images through the float graph; arguments and errors as in `quantize`."""
     methods.refuse_unknown(calibration.method)
     model = portable_form.canonicalise(files.load_model(Path(source.path)))
     refuse_bad_weights(model)
@@ -70,13 +102,40 @@ def quantize(
         progress=progress,
     )
     chosen = {name: methods.choose(seen, target, calibration.method) for name, seen in observed.items()}
-    activations = {name: ranges.activation(found, target) for name, (_, found) in chosen.items()}
-    reduced = portable and target != "tensorrt"
+    return Calibrated(
+        source=source,
+        model=model,
+        target=target,
+        calibration=dataclasses.replace(
+            calibration, count=count, methods={name: method for name, (method, _) in chosen.items()}
+        ),
+        placement=placement,
+        observed=observed,
+        activations={name: ranges.activation(found, target) for name, (_, found) in chosen.items()},
+        images=reservoir.images,
+    )
+
+
+def write(
+    seen: Calibrated,
+    out: Path,
+    *,
+    portable: bool = False,
+    keep_float: Collection[str] = (),
+    run: Runner = calibrate.in_lane,
+) -> Artifact:
+    """Writes an INT8 file from what calibration saw.
+
+    The other arguments are those of `quantize`; `keep_float` names at least the layers that `seen` left in float.
+    """
+    source, model, activations = seen.source, seen.model, seen.activations
+    placement = qdq.plan(model, seen.target, keep_float=keep_float)
+    reduced = portable and seen.target != "tensorrt"
     weights = quantized_weights(model, placement, activations, ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
     result = qdq.insert(model, placement, activations, weights)
     corrected = not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
     if corrected:
-        lacking = bias.shifts(model, result, placement, weights, reservoir.images, run)
+        lacking = bias.shifts(model, result, placement, weights, seen.images, run)
         result = qdq.insert(bias.shifted(model, lacking), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
     files.save_model(result, out)
@@ -86,13 +145,14 @@ def quantize(
         precision="int8",
         sha256=store.digest(out),
         parent=source.sha256,
-        target=target,
+        target=seen.target,
         calibration=dataclasses.replace(
-            calibration, count=count, methods={name: method for name, (method, _) in chosen.items()}
+            seen.calibration,
+            methods={name: seen.calibration.methods[name] for name in placement.observed},
         ),
-        machine=None if reduced or target == "tensorrt" else "vnni",
+        machine=None if reduced or seen.target == "tensorrt" else "vnni",
         checks={},
-        notes=(*source.notes, *notes(placement, observed, count, reduced, corrected)),
+        notes=(*source.notes, *notes(placement, seen.observed, seen.calibration.count, reduced, corrected)),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
 
@@ -113,7 +173,7 @@ def refuse_bad_weights(model: onnx.ModelProto) -> None:
 
 
 def quantized_weights(
-    model: onnx.ModelProto, placement: qdq.Placement, activations: dict[str, qdq.Activation], limit: int
+    model: onnx.ModelProto, placement: qdq.Placement, activations: Mapping[str, qdq.Activation], limit: int
 ) -> dict[str, qdq.Weight]:
     """The integers and scales of every quantized operator, by its name."""
     index = Index(model)
@@ -164,7 +224,7 @@ def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, ND
 
 
 def notes(
-    placement: qdq.Placement, observed: dict[str, Observed], count: int, reduced: bool, corrected: bool
+    placement: qdq.Placement, observed: Mapping[str, Observed], count: int, reduced: bool, corrected: bool
 ) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
@@ -177,7 +237,7 @@ def notes(
         found.append("calibrated on a single image: ranges may be too narrow for others")
     if not corrected:
         found.append("biases are not corrected: the file's batch size is fixed")
-    dead = [name for name, seen in observed.items() if seen.extremes.lo == seen.extremes.hi == 0]
+    dead = [name for name in placement.observed if observed[name].extremes.lo == observed[name].extremes.hi == 0]
     if dead:
         found.append(f"always zero on the calibration images: {', '.join(dead)}")
     return tuple(found)

@@ -259,6 +259,28 @@ _RUN = Table(
         Column("gate", "verdict"),
     ),
 )
+_TRIED = (
+    Column("layer or block", "name"),
+    Column("kind", "kind"),
+    Column("changed %", "changed_percent", "percent"),
+    Column("logit SQNR dB", "sqnr_db", "percent"),
+    Column("images", "images", "count"),
+    Column("layers in it", "layers"),
+)
+_SEARCH = Table(
+    "results",
+    (
+        Column("candidate", "label"),
+        Column("logit noise left %", "noise_share_percent", "percent"),
+        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
+        Column("accuracy", "state"),
+        Column("p50 ms [95 %]", "timing.latency_ms.p50", "ms", ci="timing.p50_ci95_ms"),
+        Column("over fp32 [95 %]", "speedup", "ratio", ci="speedup_ci95"),
+        Column("timing", "timing.state"),
+        Column("chosen", "chosen", "flag"),
+        Column("layers in fp32", "keep_float"),
+    ),
+)
 
 _MACHINE = Table(
     "machine",
@@ -272,5 +294,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "eval": (_EVAL,),
     "gate": (_CHECKS, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
+    "quantize --max-drop": (_SEARCH, Table("layers", _TRIED, "each layer or block alone in INT8")),
+    "quantize --sensitivity": (Table("results", _TRIED),),
     "run": (_RUN,),
 }

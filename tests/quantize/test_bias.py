@@ -37,7 +37,10 @@ def outputs(model: onnx.ModelProto, images: Images, names: list[str]) -> list[ND
 @contextlib.contextmanager
 def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    yield lambda images: session.run(None, {"input": images})[0]
+    size = session.get_inputs()[0].shape[0]
+    yield lambda images: np.concatenate(
+        [session.run(None, {"input": images[i : i + size]})[0] for i in range(0, len(images), size)]
+    )
 
 
 @pytest.fixture

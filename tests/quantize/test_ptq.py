@@ -30,8 +30,17 @@ Images = NDArray[np.float32]
 def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
     """In this process, which spares each test a child."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    assert tuple(session.get_inputs()[0].shape[1:]) == image_shape
-    yield lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
+    batch, *shape = session.get_inputs()[0].shape
+    assert tuple(shape) == image_shape
+
+    def predict(images: Images) -> Images:
+        size = batch if isinstance(batch, int) else len(images)
+        parts = [images[i : i + size] for i in range(0, len(images), size)]
+        parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], size - len(parts[-1]), axis=0)])
+        name = session.get_inputs()[0].name
+        return np.concatenate([session.run(None, {name: part})[0] for part in parts])[: len(images)]
+
+    yield predict
 
 
 def export(module: torch.nn.Module, out: Path, size: int = 32) -> Artifact:
