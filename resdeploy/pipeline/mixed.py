@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 
 BATCH_SIZE = 32  # of the judging; times are taken with one image a query
-DURATION_S = 3.0  # of the timing, a candidate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +41,7 @@ class Wanted:
     max_drop_pp: float | None = None  # None: no search
     data: str | None = None  # its test split judges
     confidence: float = 0.95
+    duration_s: float = 3.0  # of timed queries, a candidate
 
     def refuse_nonsense(self, precision: Precision) -> None:
         """Before any work.
@@ -93,11 +93,11 @@ def quantized(
     from resdeploy.quantize import ptq
 
     wanted.refuse_nonsense(precision)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     if not wanted.sensitivity and wanted.max_drop_pp is None:
         return Quantized(artifact=make.lowered(source, precision, target, plan, out, progress=progress))
     store.probe(out)
-    if source.precision != "fp32":
-        raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     if wanted.max_drop_pp is not None:
         backends.require(backends.load(target).available(), target)
     seen = make.calibrated(source, target, plan, progress=progress)
@@ -140,7 +140,7 @@ def _search(seen: Calibrated, plan: make.CalibrationPlan, wanted: Wanted, out: P
             judged,
             bench.candidate(None),
             bench.candidate,
-            duration_s=DURATION_S,
+            duration_s=wanted.duration_s,
             seed=plan.seed,
             progress=progress,
         )

@@ -143,13 +143,13 @@ def test_onnxruntime_runs_every_layer_on_integers(
     assert not {"Conv", "FusedConv", "Add", "Relu", "Gemm", "GlobalAveragePool"} & after.keys()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet20"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet20"])
 def test_openvino_runs_every_residual_add_inside_an_integer_convolution(
-    networks: dict[str, onnx.ModelProto], name: str
+    networks: dict[str, onnx.ModelProto], torchvision: ModuleType, name: str
 ) -> None:
     """In OpenVINO's executed graph the Adds are part of INT8 convolutions, and those write integers."""
     openvino = pytest.importorskip("openvino")
-    model = networks[name]
+    model = networks.get(name) or exported(getattr(torchvision.models, name)(weights=None), 64)
     core = openvino.Core()
     network = core.read_model(quantized(model, "openvino").SerializeToString())
     size = model.graph.input[0].type.tensor_type.shape.dim[2].dim_value

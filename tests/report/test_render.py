@@ -27,13 +27,15 @@ from resdeploy.records import (
     Judged,
     LayerCost,
     Measurement,
+    Mixed,
     Predictions,
     Score,
+    Sensitivity,
     Subject,
     Summary,
     Verdict,
 )
-from resdeploy.report import documents, render
+from resdeploy.report import documents, mixed, render
 from resdeploy.report.render import inert
 from resdeploy.report.tables import TABLES
 
@@ -125,6 +127,17 @@ def all_documents(name):
         model=name, params=None, params_deployed=10, input_shape=(3, 8, 8), layers=(layer, layer), unknown=(name,)
     )
     row = documents.RunRow(outcome=summary(name), score=scored(name), comparison=faster(name), verdict=verdict(name))
+    tried = Sensitivity(name=name, kind="Conv", layers=(name,), images=4, changed=1, signal=1.0, noise=0.0)
+    searched = Mixed(
+        label=name,
+        precision="int8",
+        keep_float=(name,),
+        noise_share=0.5,
+        check=verdict(name).checks[0],
+        summary=summary(name),
+        speedup=faster(name),
+        chosen=True,
+    )
     survey = {"torch": Availability(ok=False, reason=name, install=name, devices=(name,))}
     return [
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
@@ -133,6 +146,8 @@ def all_documents(name):
         documents.cost([cost], ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT),
+        mixed.sensitivity(name, [tried], ENVIRONMENT),
+        mixed.search(name, [searched], [tried], ENVIRONMENT),
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
     ]
 

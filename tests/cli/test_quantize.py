@@ -1,0 +1,187 @@
+"""`resdeploy quantize`: reports, the search within a budget, and every bad input with its exit status."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Run
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from test_bad_input import files_in, refused
+
+from resdeploy import store
+from resdeploy.errors import ResdeployError
+from resdeploy.pipeline import make, mixed
+from resdeploy.pipeline.request import Request
+from resdeploy.report import mixed as report
+from resdeploy.report import render
+from resdeploy.search import mixed as search
+
+
+def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
+    tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model chosen is shown to be within the budget, is the fastest measured, and says how it was chosen."""
+    monkeypatch.setattr(search, "SHARES", (1 / 4,))
+    monkeypatch.setattr(search.bench, "run", functools.partial(search.bench.run, blocks=2, processes=1, extensions=0))
+    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = make.CalibrationPlan(data="digits", samples=64)
+    wanted = mixed.Wanted(max_drop_pp=5.0, data="digits", duration_s=0.1)
+    out = tmp_path / "m.onnx"
+    done = mixed.quantized(source, "int8", "openvino", plan, out, wanted, progress=lambda *_: None)
+    assert done.found is True
+    document = report.search("digits", done.candidates, done.layers, {})
+    json.loads(render.render(document, "json"))
+    assert [row["label"] for row in document["results"]][::2] == ["fp16", "int8"]
+    (chosen,) = [row for row in document["results"] if row["chosen"]]
+    assert chosen["state"] == "pass"
+    assert chosen["check"]["interval"][1] <= 5
+    timed = [row["timing"]["latency_ms"]["p50"] for row in document["results"] if row["timing"]]
+    assert chosen["timing"]["latency_ms"]["p50"] == min(timed)
+    assert {row["kind"] for row in document["layers"]} == {"Conv", "Gemm", "block"}
+    record = store.load(out)
+    assert any("chosen by search" in note for note in record.notes)
+    assert record.checks["drop_at_most_pp"] == pytest.approx(chosen["check"]["interval"][1])
+    assert set(files_in(tmp_path)) == {Path("m.onnx"), Path("m.onnx.json")}
+
+
+def test_a_budget_that_the_images_cannot_show_is_exit_1_and_the_best_is_kept(
+    resdeploy: Run, tmp_path: Path, digits_onnx: Path
+) -> None:
+    """360 images cannot show a drop below 0.1 points even where nothing changed: said, saved, not timed."""
+    args = ["--calib-data", "digits", "--calib-samples", 20, "--data", "digits", "--max-drop", 0.1]
+    done = resdeploy("quantize", digits_onnx, *args, "-o", "m.onnx")
+    assert done.returncode == 1, done.stderr
+    assert "inconclusive" in done.stdout
+    assert "images would decide" in done.stdout
+    assert files_in(tmp_path) == {Path("m.onnx"), Path("m.onnx.json")}
+
+
+def test_judging_on_the_calibration_images_is_refused(digits_onnx: Path, tmp_path: Path) -> None:
+    """A folder without splits is the same images twice."""
+    images = tmp_path / "images"
+    for label in range(10):
+        (images / str(label)).mkdir(parents=True)
+        pixels = np.random.default_rng(label).integers(0, 255, (16, 16), np.uint8)
+        Image.fromarray(pixels).save(images / str(label) / "0.png")
+    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = make.CalibrationPlan(data=str(images))
+    wanted = mixed.Wanted(max_drop_pp=1.0, data=str(images))
+    with pytest.raises(ResdeployError, match="also used to calibrate"):
+        mixed.quantized(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
+    assert not list(tmp_path.glob("x.onnx*"))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "precision", "word"),
+    [
+        (mixed.Wanted(max_drop_pp=1.0), "int8", "--data"),
+        (mixed.Wanted(data="digits"), "int8", "--max-drop"),
+        (mixed.Wanted(sensitivity=True), "fp16", "INT8"),
+    ],
+)
+def test_options_that_make_no_sense_together_are_refused(wanted: mixed.Wanted, precision: str, word: str) -> None:
+    """Before any work, exit 2."""
+    with pytest.raises(ResdeployError) as caught:
+        wanted.refuse_nonsense(precision)  # type: ignore[arg-type]
+    assert word in str(caught.value)
+    assert caught.value.exit_status == 2
+
+
+def saved(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 17) -> Path:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("input", TensorProto.FLOAT, ["batch", 3, 16, 16])],
+        [value("logits", TensorProto.FLOAT, ["batch", None])],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8), path)
+    return path
+
+
+def classifier(path: Path, weight: np.ndarray, opset: int = 17) -> Path:
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["c"], "conv"),
+        helper.make_node("GlobalAveragePool", ["c"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    return saved(path, nodes, {"w": weight}, opset)
+
+
+WEIGHT = np.random.default_rng(0).standard_normal((10, 3, 3, 3)).astype(np.float32)
+SEEN = ["--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--resize", 16]
+
+
+def no_convolution(path: Path) -> None:
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["input"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    saved(path, nodes, {})
+
+
+def not_finite(path: Path) -> None:
+    weight = WEIGHT.copy()
+    weight[0, 0, 0, 0] = np.nan
+    classifier(path, weight)
+
+
+def overflowing(path: Path) -> None:
+    classifier(path, np.full_like(WEIGHT, 3e38))
+
+
+def outside(path: Path) -> None:
+    model = onnx.load(classifier(path, WEIGHT))
+    onnx.external_data_helper.convert_model_to_external_data(model, location="w.bin", size_threshold=0)
+    onnx.save(model, path)
+    for tensor in model.graph.initializer:
+        entry = next(e for e in tensor.external_data if e.key == "location")
+        entry.value = "../w.bin"
+    path.write_bytes(model.SerializeToString())
+    path.with_name("w.bin").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("make_bad", "status", "words"),
+    [
+        (no_convolution, 2, ["nothing to quantize"]),
+        (not_finite, 4, ["'w'", "NaN"]),
+        (overflowing, 4, ["activation", "not finite"]),
+        (outside, 4, ["E-EXTDATA"]),
+    ],
+)
+def test_a_bad_file_is_refused_and_nothing_is_left(
+    resdeploy: Run, tmp_path: Path, make_bad: object, status: int, words: list[str]
+) -> None:
+    """No convolution, weights or activations that are not finite (named), external data outside its folder."""
+    make_bad(tmp_path / "bad.onnx")  # type: ignore[operator]
+    before = files_in(tmp_path)
+    done = resdeploy("quantize", "bad.onnx", "--calib-data", "digits", "--calib-samples", 8, *SEEN, "-o", "x.onnx")
+    refused(done, status, *words)
+    assert files_in(tmp_path) == before
+
+
+def test_an_old_opset_is_brought_up_and_one_image_is_told(resdeploy: Run, tmp_path: Path) -> None:
+    """Opset 11 cannot hold per-channel scales; the INT8 file is at 17, made from a single image and saying so."""
+    classifier(tmp_path / "old.onnx", WEIGHT, opset=11)
+    done = resdeploy("quantize", "old.onnx", "--calib-data", "digits", "--calib-samples", 1, *SEEN, "-o", "x.onnx")
+    assert done.returncode == 0, done.stderr
+    assert "a single image" in done.stderr
+    assert onnx.load(tmp_path / "x.onnx").opset_import[0].version == 17
+    refused(resdeploy("quantize", "x.onnx", "--calib-data", "digits", "-o", "y.onnx"), 2, "already")
+    assert not (tmp_path / "y.onnx").exists()
+
+
+def test_no_images_are_refused(resdeploy: Run, tmp_path: Path) -> None:
+    """An empty folder exits 2 and is named."""
+    classifier(tmp_path / "a.onnx", WEIGHT)
+    (tmp_path / "none").mkdir()
+    refused(resdeploy("quantize", "a.onnx", "--calib-data", "none", *SEEN, "-o", "x.onnx"), 2, "none")
+    assert files_in(tmp_path) == {Path("a.onnx"), Path("none")}
