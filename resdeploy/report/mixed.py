@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from resdeploy.records import Mixed, Sensitivity
+from resdeploy.records import Check, Mixed, Sensitivity
 from resdeploy.report import documents
 
 
@@ -56,9 +56,15 @@ def _tried(found: Iterable[Sensitivity]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: -row["noise"])
 
 
+def _check(check: Check) -> dict[str, Any]:
+    """An open end of the interval is null."""
+    ends = None if check.interval is None else [end if math.isfinite(end) else None for end in check.interval]
+    return {**dataclasses.asdict(check), "interval": ends}
+
+
 def _candidate(candidate: Mixed, environment: Mapping[str, Any]) -> dict[str, Any]:
     timing = speedup = None
-    check = None if candidate.check is None else dataclasses.asdict(candidate.check)
+    check = None if candidate.check is None else _check(candidate.check)
     if candidate.summary is not None:
         comparisons = () if candidate.speedup is None else (candidate.speedup,)
         document = documents.bench([candidate.summary], comparisons, environment)
