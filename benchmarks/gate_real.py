@@ -14,7 +14,6 @@ import argparse
 import functools
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -184,9 +183,7 @@ def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: 
         sight=sight,
         backends=("openvino",),
     )
-    started = time.perf_counter()
     found = gate.gate(plan, progress=quiet).gate
-    seconds = time.perf_counter() - started
     check = found.judged[0].verdict.checks[0]
     assert check.interval is not None
     before = saved.load(baseline)
@@ -201,7 +198,6 @@ def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: 
         and not (check.state == "fail" and check.observed <= limit)
         and (check.state == "fail") == (check.interval[0] > limit),
         "hint": check.note.partition("mid-p")[2].partition("). ")[2],
-        "seconds": round(seconds, 1),
         "of_parts": contradictions(replace(before, logits=None), after, limit),
     }
 
