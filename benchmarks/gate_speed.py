@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -57,6 +58,11 @@ def write(folder: Path, classes: int) -> dict[str, tuple[Path, Path]]:
     return made
 
 
+def cpu_of_children_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=9)
@@ -69,15 +75,20 @@ def main() -> None:
         }
         commands["import numpy alone"] = [sys.executable, "-c", "import numpy"]
         times: dict[str, list[float]] = {form: [] for form in commands}
+        cpu: dict[str, list[float]] = {form: [] for form in commands}  # hardly moved by what else the machine does
         for _ in range(runs):  # interleaved, so that the machine's moods fall on all of them
             for form, command in commands.items():
-                started = time.perf_counter()
+                before, started = cpu_of_children_s(), time.perf_counter()
                 done = subprocess.run(command, capture_output=True, env={**os.environ, "NO_COLOR": "1"}, check=False)
                 times[form].append(time.perf_counter() - started)
+                cpu[form].append(cpu_of_children_s() - before)
                 assert done.returncode == 0, done.stderr
-    rows = [{"form": form, "median_s": statistics.median(t), "times_s": t} for form, t in times.items()]
+    rows = [
+        {"form": form, "median_s": statistics.median(t), "median_cpu_s": statistics.median(cpu[form]), "times_s": t}
+        for form, t in times.items()
+    ]
     for row in rows:
-        print(f"{row['median_s']:.2f} s  {row['form']}")
+        print(f"{row['median_s']:.2f} s, {row['median_cpu_s']:.2f} s of CPU time  {row['form']}")
     document = {"images": IMAGES, "runs": runs, "environment": environment.capture(), "results": rows}
     store.write_json(RESULTS, document)
 

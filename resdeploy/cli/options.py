@@ -65,7 +65,7 @@ Data = Annotated[
     typer.Option(help="digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."),
 ]
 Backend = Annotated[
-    str, typer.Option(help="auto, tensorrt, openvino, onnxruntime, torch; bench also takes a list or all.")
+    str, typer.Option(help="auto, tensorrt, openvino, onnxruntime, torch; bench also takes a list or all, gate a list.")
 ]
 Precision = Annotated[Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Arithmetic of the model.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the usable cores.")]

@@ -218,6 +218,7 @@ def _judged(
         for side in candidates
         if baseline.predictions is not None and side.predictions is not None
     ]
+    assert len(matched) in (0, len(candidates))  # `_check` has refused a mixture
     verdicts: Sequence[Verdict | None] = [None] * len(candidates)
     if matched:
         verdicts = accuracy.judge_many(
