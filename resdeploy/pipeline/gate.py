@@ -80,9 +80,9 @@ def plan_of(
     )
     return GatePlan(
         baseline=baseline,
-        candidates=tuple(candidates),
+        candidates=tuple(dict.fromkeys(candidates)),  # one named twice is one
         limits=limits,
-        backends=tuple(backend.split(",")),
+        backends=tuple(dict.fromkeys(backend.split(","))),
         duration_s=duration,
         **options,
     )

@@ -82,7 +82,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
         if limits.memory_mb is not None:
             own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
     judged = [
-        Judged(candidate=_timed_subject(after, new), verdict=Verdict(checks=tuple(own)))
+        Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=Verdict(checks=tuple(own)))
         for own, (after, _, new) in zip(checks, compared, strict=True)
     ]
     note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
@@ -117,9 +117,9 @@ def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[s
     return (f"other machines ({before.machine}; {after.machine})",)
 
 
-def _timed_subject(bench: results.SavedBench, row: results.SavedRow) -> Subject:
+def _timed_subject(bench: results.SavedBench, row: results.SavedRow, *, several: bool = False) -> Subject:
     return Subject(
-        name=row.label,
+        name=f"{bench.path.stem}: {row.label}" if several else row.label,
         model=row.model,
         sha256=row.sha256,
         weights=row.weights,

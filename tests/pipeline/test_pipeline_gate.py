@@ -187,6 +187,21 @@ def test_saved_benches_are_judged_on_speed_size_and_memory(tmp_path: Path) -> No
     assert "in runs of their own" in found.notes[0]
 
 
+def test_rows_of_several_saved_benches_are_told_apart(tmp_path: Path) -> None:
+    """Two candidates have rows of one label: the file's name stands before it."""
+    for name, seed in (("a", 0), ("b", 1), ("c", 2)):
+        write(tmp_path, f"{name}.json", bench(clock(0.01, seed)))
+    found = judged(tmp_path, "a.json", "b.json", "c.json", limits=Limits(slowdown_pct=50))
+    assert [one.candidate.name for one in found.judged] == ["b: r20 openvino b1", "c: r20 openvino b1"]
+    assert found.verdict.state == "pass"
+
+
+def test_a_candidate_named_twice_is_one() -> None:
+    """Nothing is run or corrected for twice."""
+    plan = gate.plan_of("a.npz", ["b.npz", "b.npz"], backend="openvino,openvino", max_drop=1)
+    assert (plan.candidates, plan.backends) == (("b.npz",), ("openvino",))
+
+
 def test_times_of_two_machines_decide_nothing(tmp_path: Path) -> None:
     """A candidate timed elsewhere is inconclusive, however fast."""
     write(tmp_path, "a.json", bench(clock(0.01, 0)))
