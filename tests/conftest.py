@@ -6,9 +6,11 @@ import importlib
 import importlib.util
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -49,3 +51,16 @@ def torchvision() -> ModuleType:
         if not hasattr(torch.ops.torchvision, name):
             torch.library.define(f"torchvision::{name}", "(Tensor x) -> Tensor")
     return importlib.import_module("torchvision")
+
+
+@pytest.fixture
+def save_answers(tmp_path: Path) -> Callable[[str, int], None]:
+    """Writes `NAME.npz`: class ids and labels of 5,000 images, the first few of them wrong."""
+
+    def save(name: str, wrong: int) -> None:
+        labels = np.zeros(5000, dtype=np.int64)
+        answers = labels.copy()
+        answers[:wrong] = 1
+        np.savez(tmp_path / f"{name}.npz", predictions=answers, labels=labels)
+
+    return save

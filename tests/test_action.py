@@ -6,10 +6,10 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import numpy as np
 import pytest
 
 yaml = pytest.importorskip("yaml")
@@ -46,12 +46,9 @@ def act(folder: Path, **inputs: str) -> tuple[int, str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    labels = np.zeros(5000, dtype=np.int64)
-    for name, lost in (("base", 0), ("good", 5), ("bad one; touch canary; $(touch canary)", 200)):
-        answers = labels.copy()
-        answers[:lost] = 1
-        np.savez(tmp_path / f"{name}.npz", predictions=answers, labels=labels)
+def folder(tmp_path: Path, save_answers: Callable[[str, int], None]) -> Path:
+    for name, wrong in (("base", 0), ("good", 5), ("bad one; touch canary; $(touch canary)", 200)):
+        save_answers(name, wrong)
     return tmp_path
 
 

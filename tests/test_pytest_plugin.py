@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 if sys.version_info >= (3, 11):
@@ -21,13 +20,10 @@ TEST = "def test_accuracy(resdeploy_gate):\n    found = resdeploy_gate({candidat
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Pytest:
+def run(tmp_path: Path, save_answers: Callable[[str, int], None]) -> Pytest:
     """Runs pytest on one test file in a folder with base, good (0.1 points worse) and bad (4 points) predictions."""
-    labels = np.zeros(5000, dtype=np.int64)
-    for name, lost in (("base", 0), ("good", 5), ("bad", 200)):
-        answers = labels.copy()
-        answers[:lost] = 1
-        np.savez(tmp_path / f"{name}.npz", predictions=answers, labels=labels)
+    for name, wrong in (("base", 0), ("good", 5), ("bad", 200)):
+        save_answers(name, wrong)
 
     def go(test: str, *args: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "test_model.py").write_text(test)
