@@ -62,6 +62,7 @@ class ModelSpec:
     preprocessing: Preprocessing | None = None  # None: a foreign file that does not say
     labels: tuple[str, ...] = ()
     params: int | None = None  # learnable parameters of the original module, BN's gamma and beta included
+    removed: tuple[str, ...] = ()  # residual blocks that were pruned away, e.g. layer1.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -462,6 +463,17 @@ class Mixed:
     summary: Summary | None = None  # its times; None: not measured
     speedup: Comparison | None = None  # over FP32
     chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """What the network loses, on the images to choose on, when a block goes."""
+
+    block: str
+    divergence: float  # mean Kullback-Leibler divergence from the whole network's answers, nats
+    drop_pp: float  # of top-1
+    interval_pp: tuple[float, float]  # Tango, each end one-sided at the budget's confidence
+    flips: int  # images that are right on one side only
 
 
 @dataclass(frozen=True, kw_only=True)

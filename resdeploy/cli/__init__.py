@@ -27,8 +27,10 @@ from resdeploy.cli import (
     export,
     gate,
     models,
+    prune,
     quantize,
     run,
+    study,
     train,
 )
 from resdeploy.errors import EnvironmentFailure, OutOfMemory, ResdeployError
@@ -44,11 +46,13 @@ app.command("models")(models.models)
 app.command("cost")(cost.cost)
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.command("prune")(prune.prune)
 app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("gate")(gate.gate)
+app.add_typer(study.app, name="study")
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
 

@@ -1,39 +1,79 @@
 """`resdeploy train`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from resdeploy.cli import console, options
+
+HOW = "How to train"
+QAT = "Quantization-aware training"
 
 
 def train(
     model: options.Model,
     data: Annotated[str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The checkpoint (.safetensors) to write.")],
-    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = 0.1,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors to write; with --qat the .onnx.")],
+    recipe: Annotated[
+        Literal["fast", "paper"], typer.Option(help="fast: one cycle; paper: He et al. 2015.", rich_help_panel=HOW)
+    ] = "fast",
+    lr: Annotated[
+        float | None,
+        typer.Option(min=1e-9, help="Peak learning rate; default 0.1, with --qat 1e-4.", rich_help_panel=HOW),
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", min=2, help="Images a step.", rich_help_panel=HOW)
+    ] = 64,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes a step.", rich_help_panel=HOW)] = 1,
+    hold_out: Annotated[
+        float,
+        typer.Option(min=0, max=0.9, help="Share of the training images that judges epochs.", rich_help_panel=HOW),
+    ] = 0.0,
+    augmentation: Annotated[
+        Literal["shift", "shift-only", "crop", "none"] | None,
+        typer.Option(help="Default: what fits the data.", show_default=False, rich_help_panel=HOW),
+    ] = None,
+    precision: Annotated[
+        Literal["fp32", "bf16"] | None,
+        typer.Option(help="Default: bf16 where the machine computes in it.", show_default=False, rich_help_panel=HOW),
+    ] = None,
+    threads: options.Threads = None,
     weights: options.Weights = "random",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
+    qat: Annotated[
+        bool, typer.Option("--qat", help="Train an INT8 file to answer as the FP32 network does.", rich_help_panel=QAT)
+    ] = False,
+    target: Annotated[
+        Literal["tensorrt", "openvino", "onnxruntime"],
+        typer.Option(help="Whose fusion rules Q/DQ follows.", rich_help_panel=QAT),
+    ] = "openvino",
+    portable: options.Portable = None,
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Train a network from scratch or from weights.
+    """Train a network from scratch or from weights; under torchrun, on several processes.
 
-    Example: resdeploy train resnet20 --data digits --epochs 12 -o r20.safetensors
+    Examples: resdeploy train resnet20 --data digits --epochs 12 -o r20.safetensors ·
+    resdeploy train resnet20 --weights r20.th --data cifar10 --qat --epochs 2 -o r20.int8.onnx ·
+    torchrun --nproc-per-node 2 -m resdeploy train resnet20 --data cifar10 --epochs 30 -o r20.safetensors
     """
-    from resdeploy.pipeline import make
+    from resdeploy.pipeline import training
 
-    sight = options.sight(img_size, resize)
-    request = options.request(model, sight, weights=weights, seed=seed)
+    request = options.request(model, options.sight(img_size, resize), weights=weights, seed=seed)
+    how = training.How(
+        data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
+        hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
+        qat=qat, target=target, portable=portable,
+    )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
-        artifact = make.trained(
-            request, data, epochs=epochs, lr=lr, batch_size=batch_size, resume=resume, out=output, progress=progress
+        artifact = training.train(
+            request, how, output, progress=progress, watch=lambda line: console.note(line, quiet=quiet)
         )
-    console.announce(artifact, quiet=quiet)
-    console.wrote(artifact, quiet=quiet)
+    if artifact.sha256:  # else another process of torchrun's has written it
+        console.announce(artifact, quiet=quiet)
+        console.wrote(artifact, quiet=quiet)

@@ -61,7 +61,7 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
                 params=sum(sizes.get(name, 0) for name in owned),
                 macs=counter(node, shapes) // batch_size,
                 output_shape=(1, *shapes[node.output[0]][1:]),
-                **_place(node.name),
+                **place(node.name),
             )
         )
     return Cost(
@@ -74,7 +74,7 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     )
 
 
-def _place(name: str) -> dict[str, str]:
+def place(name: str) -> dict[str, str]:
     """Block and stage of a node's name: `layer1.0.conv2` is in block layer1.0 of stage layer1."""
     if match := _BLOCK.match(name):
         return {"block": match["block"], "stage": match["stage"]}

@@ -144,11 +144,12 @@ def _unwrap(document: Any, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> dict[str, Tensor]:
+def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str, *, new_head: bool = False) -> dict[str, Tensor]:
     """The same tensors under the network's names, complete for strict loading.
 
     Wrappers' prefixes are taken off and other projects' names translated. BatchNorm's counter of batches, unused in
-    inference and absent from old files, is taken from the network.
+    inference and absent from old files, is taken from the network; so is, with `new_head`, a classifier that differs in
+    its number of outputs.
 
     Raises:
         WeightsMismatch: naming what is missing, unexpected or of another shape.
@@ -165,6 +166,8 @@ def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str) -> dict[s
     problems += [f"unexpected {k} {_shape(found[k])}" for k in found if k not in wanted]
     reshaped = [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
     if reshaped and not problems and (sentence := _other_classes(reshaped, found, wanted)):
+        if new_head:
+            return fit(found | {key: wanted[key] for key in reshaped}, module, origin)
         raise WeightsMismatch(
             f"{origin} {sentence}",
             fix=f"Give --classes {len(found[reshaped[0]])}, or weights for {len(wanted[reshaped[0]])} classes",

@@ -11,12 +11,15 @@ Shapes: N images, C channels, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
+
+from resdeploy.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,6 +174,34 @@ def initialise(net: ResNet) -> None:
         if block.residual:
             last = block.bn3 if isinstance(block, Bottleneck) else block.bn2
             nn.init.constant_(last.weight, len(blocks) ** -0.5)
+
+
+def blocks_of(net: ResNet) -> dict[str, BasicBlock | Bottleneck]:
+    """The blocks in order of execution, by their names (`layer1.0`)."""
+    return {
+        f"{stage}.{name}": block
+        for stage in net.stages
+        for name, block in net.get_submodule(stage).named_children()
+        if isinstance(block, BasicBlock | Bottleneck)
+    }
+
+
+def remove_blocks(net: ResNet, names: Collection[str]) -> None:
+    """Takes identity-shortcut blocks out; the others keep their names, and so their weights' keys.
+
+    Raises:
+        UsageError: there is no such block, or it changes the shape and so has no identity shortcut.
+    """
+    blocks = blocks_of(net)
+    for name in names:
+        block = blocks.get(name)
+        if block is None or block.downsample is not None or not block.residual:
+            raise UsageError(
+                f"{name} is no block with an identity shortcut",
+                fix=f"Those are {', '.join(n for n, b in blocks.items() if b.downsample is None and b.residual)}",
+            )
+        stage, _, key = name.rpartition(".")
+        del net.get_submodule(stage)._modules[key]
 
 
 def _cifar(n: int, shortcut: Literal["A", "B", "none"]) -> Config:

@@ -104,14 +104,16 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
     return path, Weights(source=address, sha256=digest)
 
 
-def load_into(module: nn.Module, path: Path) -> None:
+def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> None:
     """Loads a checkpoint's weights, converted to the network's type; on failure the network is as before.
+
+    With `new_head` a network of another number of classes keeps its own last layer.
 
     Raises:
         MissingInput, PickleRefused, MalformedInput: as `checkpoint.read`.
         WeightsMismatch: as `checkpoint.fit`.
     """
-    module.load_state_dict(checkpoint.fit(checkpoint.read(path), module, str(path)), strict=True)
+    module.load_state_dict(checkpoint.fit(checkpoint.read(path), module, str(path), new_head=new_head), strict=True)
 
 
 def save(module: nn.Module, spec: ModelSpec, out: Path, weights: Weights) -> Artifact:

@@ -290,4 +290,6 @@ def create(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
         from resdeploy.models import resnet
 
         find(spec.name)
-        return resnet.ResNet(resnet.VARIANTS[spec.name], spec.classes, spec.input_shape[0]).eval()
+        net = resnet.ResNet(resnet.VARIANTS[spec.name], spec.classes, spec.input_shape[0]).eval()
+        resnet.remove_blocks(net, spec.removed)
+        return net

@@ -1,4 +1,4 @@
-"""Files from files: train, export, lower, build. Each result is cached under the hash of everything it depends on."""
+"""Files from files: export, lower, build. Each result is cached under the hash of everything it depends on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from resdeploy.backends import machine
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, BackendName, Calibration, Execution, ModelSpec, Precision, Progress, Target
+from resdeploy.records import Artifact, BackendName, Calibration, Execution, Precision, Progress, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,59 +51,6 @@ class CalibrationPlan:
     def portable_here(self) -> bool:
         """Whether weights must be in 7 bits: asked for, or this CPU has no VNNI and would saturate."""
         return not machine.cpu().vnni if self.portable is None else self.portable
-
-
-def trained(
-    request: Request,
-    data: str,
-    *,
-    epochs: int,
-    lr: float,
-    out: Path,
-    batch_size: int = 64,
-    resume: bool = False,
-    progress: Progress,
-) -> Artifact:
-    """The request's network trained on the data set's training split, its accuracy on the test split in `checks`.
-
-    Raises:
-        UsageError: a data set without a test split, on which the result could not be judged.
-    """
-    from resdeploy.data import datasets
-    from resdeploy.train import loop
-
-    store.probe(out)
-    network = sources.network(request)
-    train_data, test_data = (datasets.open_dataset(data, split=split) for split in ("train", "test"))
-    if train_data.split == "all":
-        raise UsageError(
-            f"{data} has no training and test images of its own", fix="Put them into two folders in it: train and val"
-        )
-    artifact = loop.train(
-        _spec_for(network.spec, train_data),
-        train_data,
-        test_data,
-        epochs=epochs,
-        lr=lr,
-        batch_size=batch_size,
-        seed=request.seed,
-        out=out,
-        initial=network.path,
-        resume=resume,
-        progress=progress,
-    )
-    return store.save(artifact)
-
-
-def _spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:
-    """The spec with the data set's classes; the 8x8 scans of `digits` are enlarged to the input's size."""
-    from resdeploy.models import zoo
-
-    seen = spec.preprocessing
-    if images.name == "digits" and seen is not None and seen.resize is None:
-        seen = dataclasses.replace(seen, resize=seen.size[0])
-    classes = len(images.classes) or int(images.labels.max()) + 1
-    return zoo.spec(spec.name, classes=classes, input_shape=spec.input_shape, preprocessing=seen, labels=images.classes)
 
 
 def checkpoint(request: Request, out: Path | None = None) -> Artifact:

@@ -18,7 +18,7 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import judge, limits, make, sources
+from resdeploy.pipeline import judge, limits, make, sources, training
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -220,11 +220,12 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
     )
 
     def train(path: Path) -> Artifact:
+        from resdeploy.train.loop import Plan
+
         resume = steps.recalls(started, key)
         steps.remember(started, key)
-        return make.trained(
-            request, data, epochs=profile.epochs, lr=profile.lr, out=path, resume=resume, progress=progress
-        )
+        plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
+        return training.trained(request, data, plan, path, resume=resume, progress=progress)
 
     return steps.artifact(name, key, train)
 

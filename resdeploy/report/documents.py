@@ -50,7 +50,8 @@ class RunRow:
     verdict: Verdict | None = None
 
 
-def _document(command: str, environment: Environment, results: list[Json], **parts: Any) -> Json:
+def document(command: str, environment: Environment, results: list[Json], **parts: Any) -> Json:
+    """The frame that all documents share."""
     return {
         "schema_version": SCHEMA_VERSION,
         "command": command,
@@ -62,8 +63,10 @@ def _document(command: str, environment: Environment, results: list[Json], **par
 
 def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
     """`bench`: one row a candidate, and the speed-ups."""
-    rows = [_timed(outcome) for outcome in outcomes]
-    return _document("bench", environment, rows, comparisons=[_comparison(c) for c in comparisons], notes=_notes(rows))
+    rows = [bench_row(outcome) for outcome in outcomes]
+    return document(
+        "bench", environment, rows, comparisons=[comparison_row(c) for c in comparisons], notes=_notes(rows)
+    )
 
 
 def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precision]], environment: Environment) -> Json:
@@ -76,7 +79,7 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
                 "model": predictions.model,
                 "backend": backend,
                 "precision": precision,
-                **_scored(score),
+                **score_row(score),
                 "data": predictions.data,
                 "data_fingerprint": predictions.data_fingerprint,
                 "preprocessing_fingerprint": predictions.preprocessing_fingerprint,
@@ -86,7 +89,7 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
             }
         )
         notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
-    return _document("eval", environment, rows, notes=notes)
+    return document("eval", environment, rows, notes=notes)
 
 
 def gate(found: Gate, environment: Environment) -> Json:
@@ -94,7 +97,7 @@ def gate(found: Gate, environment: Environment) -> Json:
     checks, candidates, flips, flipped, classes = [], [], [], [], []
     for one in found.judged:
         name = one.candidate.name
-        checks += [{"candidate": name, **_check(check)} for check in one.verdict.checks]
+        checks += [{"candidate": name, **check_row(check)} for check in one.verdict.checks]
         candidates.append({**dataclasses.asdict(one.candidate), "verdict": one.verdict.state})
         if one.unchanged is not None:
             effects = Counter[str](flip.effect for flip in one.flips)
@@ -102,7 +105,7 @@ def gate(found: Gate, environment: Environment) -> Json:
             flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
         flipped += [_flipped(name, flip) for flip in one.flips]
         classes += [{"candidate": name, **dataclasses.asdict(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
-    return _document(
+    return document(
         "gate",
         environment,
         checks,
@@ -138,7 +141,7 @@ def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = F
         )
         if per_layer:
             layers += [{"model": counted.model, **dataclasses.asdict(layer)} for layer in counted.layers]
-    return _document("cost", environment, rows, stages=stages, **({"layers": layers} if per_layer else {}))
+    return document("cost", environment, rows, stages=stages, **({"layers": layers} if per_layer else {}))
 
 
 def models(entries: Iterable[Entry], environment: Environment) -> Json:
@@ -160,13 +163,13 @@ def models(entries: Iterable[Entry], environment: Environment) -> Json:
                 "published": [dataclasses.asdict(p) for p in entry.published],
             }
         )
-    return _document("models", environment, rows)
+    return document("models", environment, rows)
 
 
 def doctor(survey: Mapping[BackendName, Availability], environment: Environment) -> Json:
     """`doctor`: what each backend says, and the machine."""
     rows = [{"backend": name, **dataclasses.asdict(found)} for name, found in survey.items()]
-    return _document("doctor", environment, rows, machine=[{"name": k, "value": v} for k, v in _facts(environment)])
+    return document("doctor", environment, rows, machine=[{"name": k, "value": v} for k, v in _facts(environment)])
 
 
 def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:
@@ -175,22 +178,22 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     comparisons: list[Json] = []
     checks: list[Json] = []
     for row in rows:
-        found = _timed(row.outcome)
-        found |= _scored(row.score)
+        found = bench_row(row.outcome)
+        found |= score_row(row.score)
         found |= {"speedup": None, "speedup_ci95": None, "drop_pp": None, "verdict": None}
         if row.comparison is not None:
-            comparison = _comparison(row.comparison)
+            comparison = comparison_row(row.comparison)
             comparisons.append(comparison)
             if row.comparison.valid:
                 found |= {key: comparison[key] for key in ("speedup", "speedup_ci95")}
         if row.verdict is not None:
             found["verdict"] = row.verdict.state
-            checks += [{"subject": found["label"], **_check(check)} for check in row.verdict.checks]
+            checks += [{"subject": found["label"], **check_row(check)} for check in row.verdict.checks]
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
                 found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": _interval(drop.interval)}
         results.append(found)
-    return _document(
+    return document(
         "run",
         environment,
         results,
@@ -216,7 +219,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     return notes
 
 
-def _timed(outcome: Summary | Failure) -> Json:
+def bench_row(outcome: Summary | Failure) -> Json:
     """A row of `bench`; all its keys are there whether it could be measured or not."""
     if isinstance(outcome, Failure):
         return {
@@ -277,7 +280,8 @@ def _timed(outcome: Summary | Failure) -> Json:
     }
 
 
-def _scored(score: Score | None) -> Json:
+def score_row(score: Score | None) -> Json:
+    """Accuracy, nulls where there is none."""
     if score is None:
         return dict.fromkeys(("top1", "top5", "correct", "total", "top1_ci95"))
     return {
@@ -289,7 +293,8 @@ def _scored(score: Score | None) -> Json:
     }
 
 
-def _comparison(comparison: Comparison) -> Json:
+def comparison_row(comparison: Comparison) -> Json:
+    """A speed-up, and what may be said of it."""
     if not comparison.valid:
         finding = "no claim: a side is INVALID"
     elif comparison.speedup_ci95 is None:
@@ -319,7 +324,8 @@ def _flipped(candidate: str, flip: Flip) -> Json:
     }
 
 
-def _check(check: Check) -> Json:
+def check_row(check: Check) -> Json:
+    """One judged quantity."""
     return {
         "name": check.name,
         "state": check.state,

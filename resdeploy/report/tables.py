@@ -282,6 +282,51 @@ _SEARCH = Table(
     ),
 )
 
+_PRUNE = Table(
+    "results",
+    (
+        Column("network", "network"),
+        Column("blocks", "blocks", "count"),
+        Column("parameters", "params", "millions"),
+        Column("MACs", "macs", "giga"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
+        Column("top-1 %", "top1", "percent"),
+    ),
+)
+_LESION = (
+    Column("block", "block"),
+    Column("divergence", "divergence", "number"),
+    Column("drop in points [90 %]", "drop_pp", "points", ci="interval_pp"),
+)
+_PATH = Table("path", (*_LESION, Column("removed", "removed", "flag")), "one by one, on the images to choose on")
+_LESIONS = Table("lesions", _LESION, "each block alone, on the images to choose on")
+_LESION_STUDY = Table(
+    "results",
+    (
+        _MODEL,
+        Column("block", "block"),
+        Column("shortcut", "shortcut"),
+        Column("error %", "error", "percent"),
+        Column("more than whole, points", "rise_pp", "points"),
+    ),
+)
+_DEGRADATION = Table(
+    "results",
+    (
+        _MODEL,
+        Column("depth", "depth", "count"),
+        Column("seeds", "seeds", "count"),
+        Column("training loss [95 %]", "train_loss", "number", ci="train_loss_ci95"),
+        Column("training error %", "train_error", "percent"),
+        Column("test error %", "test_error", "percent"),
+    ),
+)
+_DIFFERENCES = Table(
+    "differences",
+    (Column("of training losses", "of"), Column("value [95 %]", "value", "number", ci="ci95")),
+    "does depth hurt plain networks more",
+)
+
 _MACHINE = Table(
     "machine",
     (Column("this machine", "name"), Column("what it has", "value")),
@@ -296,5 +341,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "models": (_MODELS,),
     "quantize --max-drop": (_SEARCH, Table("layers", _TRIED, "each layer or block alone in INT8")),
     "quantize --sensitivity": (Table("results", _TRIED),),
+    "prune": (_PRUNE, _COMPARISONS, _PATH, _LESIONS, _CHECKS),
     "run": (_RUN,),
+    "study degradation": (_DEGRADATION, _DIFFERENCES),
+    "study lesion": (_LESION_STUDY,),
 }

@@ -1,0 +1,1 @@
+"""What needs several verbs at once: pruning, mixed precision."""

@@ -5,6 +5,7 @@ of measured times, `validity` the question whether a run may be believed at all.
 percent; times are in any unit, the same on both sides.
 """
 
+from resdeploy.stats.means import mean_interval
 from resdeploy.stats.proportions import (
     calibration_error,
     holm,
@@ -28,6 +29,7 @@ __all__ = [
     "images_to_decide",
     "mcnemar_exact",
     "mcnemar_midp",
+    "mean_interval",
     "minimum_queries",
     "percentile",
     "ratio_of_medians",

@@ -1,24 +1,21 @@
-"""Training a classifier: one function, read from top to bottom.
+"""Training a classifier. `recipes` says how, `images` what a step sees, `state` what a resumed training goes on from.
 
-Two recipes. `paper` is He et al. 2015 (arXiv:1512.03385, section 4.2): SGD with momentum 0.9 and weight decay
-1e-4, learning rate divided by 10 after half and three quarters of the steps. `fast` reaches the same in a fraction of
-the epochs: one cycle of the learning rate (Smith & Topin 2018, arXiv:1708.07120), Nesterov momentum, label smoothing
-0.1 (Szegedy et al. 2016), weight decay 5e-4 on the matrices only, and residual branches that start at zero (Goyal et
-al. 2017, arXiv:1706.02677, section 5.1).
+The result is the network after the last step (of `fast`: the average of the last ones). Nothing is chosen on the test
+images: they are looked at once, at the end. Where a share of the training images is held out (`Plan.hold_out`), the
+network is judged on those after every epoch, and the best epoch's is kept beside the last one's.
 
-The result is the network after the last step. Nothing is chosen on the test images: they are looked at once, at
-the end. All images are held in memory as bytes; shuffling and augmentation are functions of (seed, epoch), so that an
-interrupted training goes on bit by bit as if it had not been, on the same machine with as many threads.
+A training that was interrupted anywhere goes on bit by bit as if it had not been, on the same machine with as many
+threads and processes.
 """
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import copy
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from resdeploy import store
 from resdeploy.backends import machine
@@ -33,131 +31,121 @@ from resdeploy.data import datasets
 from resdeploy.errors import UsageError
 from resdeploy.models import weights as checkpoints
 from resdeploy.models import zoo
-from resdeploy.models.resnet import BasicBlock, Bottleneck
-from resdeploy.records import Artifact, ModelSpec, Preprocessing, Progress, Weights
-from resdeploy.train import state
+from resdeploy.records import Artifact, ModelSpec, Progress, Weights
+from resdeploy.train import curves, distributed, recipes, state
+from resdeploy.train.images import Augmentation, Samples, Step, load, normalise, steps_of, suited
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
+    from resdeploy.records import Preprocessing
 
-Recipe = Literal["fast", "paper"]
-MOMENTUM = 0.9
-SMOOTHING: dict[Recipe, float] = {"fast": 0.1, "paper": 0.0}
-WARM_UP = 0.2  # share of the steps in which `fast` raises the learning rate from a tenth to its peak
 EVALUATION_BATCH = 256
 # Multiply-accumulates of a forward pass from which on threads pay. ResNet-20 at 16x16 in batches of 64 has 0.65e9: an
 # epoch of `digits` takes 2.9 s on one thread, and with a second one whose core another program uses, 30 s.
 SHARED_MACS = 2e9
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train. Where something is None, it follows from data or machine."""
+
+    epochs: int  # passes over the training images; an incomplete last batch of each is left out
+    lr: float = 0.1  # peak learning rate
+    batch_size: int = 64  # images a step, of all processes together
+    seed: int = 0  # of the initial weights, the order and the augmentation
+    recipe: recipes.Recipe = "fast"
+    augmentation: Augmentation | None = None  # shift-only for `digits`, crop from 96 pixels on, else shift
+    hold_out: float = 0.0  # share of the training images to judge every epoch on instead of learning from them
+    accumulate: int = 1  # forward passes a step: a batch that does not fit into memory is divided
+    precision: Literal["fp32", "bf16", "fp64"] | None = None  # bf16 where the machine computes in it
+    threads: int | None = None
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """Everything that changes while training, and what it is done with."""
+
+    plan: Plan
+    group: distributed.Group
+    net: nn.Module
+    optimizer: torch.optim.SGD
+    average: recipes.Average | None
+    teacher: nn.Module | None
+    sight: Preprocessing
+    augmentation: Augmentation
+    steps: int
+    history: list[state.Epoch]
+
+    def judged(self) -> nn.Module:
+        """The network to judge and to save: the average where there is one."""
+        if self.average is None:
+            return self.net
+        self.group.share(self.average.tensors)
+        net = copy.deepcopy(self.net)
+        net.load_state_dict(self.average.tensors)
+        return net
+
+
 def train(
     spec: ModelSpec,
     train_data: Dataset,
     test_data: Dataset,
+    plan: Plan,
     *,
-    epochs: int,
-    lr: float,
-    batch_size: int,
-    seed: int,
     out: Path,
-    recipe: Recipe = "fast",
-    flip: bool | None = None,
     initial: Path | None = None,
-    threads: int | None = None,
+    teacher: nn.Module | None = None,
+    held_out: Dataset | None = None,
     resume: bool = False,
     progress: Progress | None = None,
+    watch: Callable[[state.Epoch], None] | None = None,
 ) -> Artifact:
-    """Trains the network of `spec` and writes its checkpoint, sidecar and history (`<stem>.history.csv`).
+    """Trains the network of `spec` and writes its checkpoint, sidecar and curves (`<stem>.history.csv` and `.svg`).
 
-    The state after every epoch lies in `<stem>.last.safetensors` until training is done.
+    The state after every epoch lies in `<stem>.last.safetensors` until training is done; with `plan.hold_out` the
+    network of the epoch that did best on the held-out images in `<stem>.best.safetensors`.
 
     Args:
         spec: with preprocessing; its labels, if any, decide the order of the classes.
         train_data: images to learn from.
         test_data: images to judge with, once, at the end: `Artifact.checks["test_top1"]`, in percent.
-        epochs: passes over the training images; an incomplete last batch of each is left out.
-        lr: peak learning rate.
-        batch_size: images a step.
-        seed: of the initial weights, the order and the augmentation.
+        plan: how.
         out: the checkpoint to write, `.safetensors`.
-        recipe: see the head of this file.
-        flip: whether images may be mirrored; None: yes, except for `digits`.
-        initial: checkpoint to start from instead of random weights.
-        threads: None: the usable cores.
+        initial: checkpoint to start from instead of random weights; its head is left out if the classes differ.
+        teacher: a network of the same inputs and classes whose logits are learned instead of the labels.
+        held_out: images to judge every epoch on, for the curve alone: no best epoch is kept.
         resume: go on from the last state, if there is one.
         progress: called after every step.
+        watch: called after every epoch.
 
     Raises:
         UsageError: data that do not fit the model, one class only, a state of other settings, or a loss that is
             not finite (E-DIVERGED); the last state stays.
         MalformedInput: no image can be read.
+        WeightsMismatch: `initial` is of another network.
     """
-    torch.set_num_threads(threads or default_threads(spec, batch_size))
-    spec, train_data, test_data = _fit(spec, train_data, test_data)
-    assert spec.preprocessing is not None
-    images = datasets.load_pixels(train_data, spec.preprocessing, progress=progress)
-    inputs, labels = torch.from_numpy(images.values), torch.from_numpy(train_data.labels[images.indices])
-    batch_size = min(batch_size, len(labels))
-    flip = train_data.name != "digits" if flip is None else flip
-
-    net = zoo.create(spec, seed=seed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if initial is not None:
-        checkpoints.load_into(net, initial)
-    elif recipe == "fast":
-        _start_at_identity(net)
-    optimizer = _optimizer(net, recipe)
-    settings = {
-        "model": asdict(spec), "data": train_data.signature(), "initial": store.digest(initial) if initial else None,
-        "recipe": recipe, "epochs": epochs, "lr": lr, "batch_size": batch_size, "seed": seed, "flip": flip,
-    }  # fmt: skip
-    history, note = state.restore(out, net, optimizer, settings) if resume else ([], "")
-
-    steps = epochs * (len(labels) // batch_size)
-    for epoch in range(len(history), epochs):
-        started = time.perf_counter()
-        net.train()
-        loss_sum, correct, seen = 0.0, 0, 0
-        for step, x, y in _batches(inputs, labels, spec.preprocessing, batch_size, seed, epoch, flip=flip):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, lr, step, steps)
-            logits = net(x)
-            loss = F.cross_entropy(logits, y, label_smoothing=SMOOTHING[recipe])
-            _check_finite(loss.item(), step, lr, out)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            loss_sum += loss.item() * len(y)
-            correct += int((logits.argmax(1) == y).sum())
-            seen += len(y)
-            if progress is not None:
-                progress("training", step + 1, steps)
-        history.append(
-            state.Epoch(
-                epoch=epoch + 1,
-                steps=step + 1,
-                lr=optimizer.param_groups[0]["lr"],
-                train_loss=loss_sum / seen,
-                train_top1=100 * correct / seen,
-                seconds=time.perf_counter() - started,
-            )
-        )
-        state.save(out, net, optimizer, history, settings)
-        _write_history(out, history)
-
-    net.eval()
-    top1, unread = _top1(net, test_data, spec.preprocessing)
-    artifact = checkpoints.save(net, spec, out, Weights(source=f"trained:{train_data.name}", seed=seed))
-    notes = [f"left out of training, unreadable: {name}" for name in images.unreadable]
-    notes += [f"left out of testing, unreadable: {name}" for name in unread]
-    artifact = replace(
-        artifact,
-        parent=store.digest(initial) if initial else None,
-        checks={**artifact.checks, "test_top1": top1, "train_loss": history[-1].train_loss},
-        notes=(*artifact.notes, *notes, *([note] if note else [])),
-    )
-    store.save(artifact)
-    state.remove(out)
-    return artifact
+    with distributed.group() as group:
+        torch.set_num_threads(plan.threads or default_threads(spec, plan.batch_size))
+        spec, train_data, test_data = _fit(spec, train_data, test_data)
+        assert spec.preprocessing is not None
+        learned, held_out = _divided(train_data, plan) if held_out is None else (train_data, held_out)
+        images, unread = load(learned, spec.preprocessing, progress)
+        watched = load(held_out, spec.preprocessing, progress)[0] if held_out else None
+        run, note = _start(spec, train_data, images, plan, group, out, initial, teacher, resume)
+        settings = _settings(run, spec, train_data, initial)
+        for epoch in range(len(run.history), plan.epochs):
+            line = _epoch(run, images, epoch, out, progress)
+            if watched is not None:
+                line = _judged(run, line, watched, spec, out)
+            run.history.append(line)
+            if group.writes:
+                state.save(out, run.net, run.optimizer, run.average, run.history, settings)
+                curves.write(out, run.history)
+            if watch is not None and group.writes:
+                watch(line)
+            group.wait()
+        notes = [f"left out of training, unreadable: {name}" for name in unread] + ([note] if note else [])
+        return _finish(run, spec, train_data, test_data, out, initial, notes)
 
 
 def default_threads(spec: ModelSpec, batch_size: int) -> int:
@@ -167,56 +155,6 @@ def default_threads(spec: ModelSpec, batch_size: int) -> int:
     entry = zoo.ENTRIES[spec.name]
     area = spec.input_shape[1] * spec.input_shape[2] / (entry.input_shape[1] * entry.input_shape[2])
     return 1 if entry.macs * area * batch_size < SHARED_MACS else machine.usable_cores()
-
-
-def learning_rate(recipe: Recipe, peak: float, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps`.
-
-    `fast`: linear from a tenth to the peak, then a half cosine to zero. `paper`: the peak, a tenth of it from half, a
-    hundredth from three quarters of the steps on (32k and 48k of 64k in section 4.2).
-    """
-    done = step / steps
-    if recipe == "paper":
-        return peak * (1.0 if done < 0.5 else 0.1 if done < 0.75 else 0.01)
-    if done < WARM_UP:
-        return peak * (0.1 + 0.9 * done / WARM_UP)
-    return peak * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
-
-
-def augment(images: Tensor, flip: bool, random: torch.Generator) -> Tensor:
-    """Random shifts by up to an eighth of the size (4 pixels of 32, as section 4.2), and mirror images.
-
-    Bytes (n, H, W, C) in, the same shape out; what comes in at the border is black.
-    """
-    n, height, width, _ = images.shape
-    dy, dx = height // 8, width // 8
-    padded = F.pad(images, (0, 0, dx, dx, dy, dy))
-    top = torch.randint(0, 2 * dy + 1, (n, 1), generator=random)
-    left = torch.randint(0, 2 * dx + 1, (n, 1), generator=random)
-    columns = torch.arange(width).repeat(n, 1)
-    if flip:
-        columns = torch.where(torch.rand(n, 1, generator=random) < 0.5, width - 1 - columns, columns)
-    rows = (top + torch.arange(height))[:, :, None]
-    return padded[torch.arange(n)[:, None, None], rows, (left + columns)[:, None, :]]
-
-
-def normalise(images: Tensor, spec: Preprocessing) -> Tensor:
-    """Bytes (n, H, W, C) to what `preprocess.normalise` gives: float32 (n, C, H, W), channels last in memory."""
-    values = images.float().div_(255).sub_(torch.tensor(spec.mean)).div_(torch.tensor(spec.std))
-    return values.permute(0, 3, 1, 2)
-
-
-def _batches(
-    inputs: Tensor, labels: Tensor, spec: Preprocessing, batch_size: int, seed: int, epoch: int, *, flip: bool
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(step, inputs, labels) of one epoch: a function of seed and epoch alone, so that it can be had again."""
-    entropy = np.random.SeedSequence((seed, epoch)).generate_state(1, np.uint64)[0]
-    random = torch.Generator().manual_seed(int(entropy >> np.uint64(1)))
-    per_epoch = len(labels) // batch_size
-    order = torch.randperm(len(labels), generator=random)
-    for i in range(per_epoch):
-        chosen = order[i * batch_size : (i + 1) * batch_size]
-        yield epoch * per_epoch + i, normalise(augment(inputs[chosen], flip, random), spec), labels[chosen]
 
 
 def _fit(spec: ModelSpec, train_data: Dataset, test_data: Dataset) -> tuple[ModelSpec, Dataset, Dataset]:
@@ -243,54 +181,217 @@ def _fit(spec: ModelSpec, train_data: Dataset, test_data: Dataset) -> tuple[Mode
     return spec, train_data, test_data
 
 
-def _start_at_identity(net: nn.Module) -> None:
-    """Sets the last BN's gamma of every residual branch to zero: at first each block hands on its input."""
-    for block in net.modules():
-        if isinstance(block, BasicBlock | Bottleneck) and block.residual:
-            nn.init.zeros_((block.bn3 if isinstance(block, Bottleneck) else block.bn2).weight)
+def _divided(train_data: Dataset, plan: Plan) -> tuple[Dataset, Dataset | None]:
+    """The images to learn from, and the held-out ones, spread over the classes."""
+    if not plan.hold_out:
+        return train_data, None
+    held_out = datasets.choose(train_data, max(1, round(plan.hold_out * len(train_data))), plan.seed)
+    held = set(held_out.ids)
+    return train_data.subset([i for i, name in enumerate(train_data.ids) if name not in held]), held_out
 
 
-def _optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
-    matrices = [p for p in net.parameters() if p.ndim > 1]
-    vectors = [p for p in net.parameters() if p.ndim <= 1]  # biases and BN: decay there only costs accuracy
-    groups = [{"params": matrices, "weight_decay": 5e-4}, {"params": vectors, "weight_decay": 0.0}]
-    if recipe == "paper":
-        groups = [{"params": [*net.parameters()], "weight_decay": 1e-4}]
-    optimizer = torch.optim.SGD(groups, lr=0, momentum=MOMENTUM, nesterov=recipe == "fast")
-    for parameter in net.parameters():
-        # Made here and not by torch from the first gradient, so that a resumed training has the same memory layout.
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return optimizer
+def _start(
+    spec: ModelSpec,
+    train_data: Dataset,
+    images: Samples,
+    plan: Plan,
+    group: distributed.Group,
+    out: Path,
+    initial: Path | None,
+    teacher: nn.Module | None,
+    resume: bool,
+) -> tuple[_Run, str]:
+    """A new training, or the one that the state on disk holds, and a note if that was damaged."""
+    assert spec.preprocessing is not None
+    plan = replace(plan, batch_size=min(plan.batch_size, len(images)), precision=plan.precision or _precision(group))
+    if plan.accumulate * group.size > plan.batch_size:
+        raise UsageError(
+            f"a batch of {plan.batch_size} images cannot be divided into {plan.accumulate * group.size}",
+            fix="Give a larger --batch-size",
+        )
+    net = zoo.create(spec, seed=plan.seed)
+    if initial is not None:
+        checkpoints.load_into(net, initial, new_head=True)
+    elif plan.recipe == "fast":
+        recipes.start_at_identity(net)
+    placed: dict[str, Any] = {"device": group.device, "dtype": torch.float64 if plan.precision == "fp64" else None}
+    net = net.to(**placed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    run = _Run(
+        plan=plan,
+        group=group,
+        net=net,
+        optimizer=recipes.optimizer(net, plan.recipe),
+        average=None,
+        teacher=None if teacher is None else copy.deepcopy(teacher).to(**placed).eval(),
+        sight=spec.preprocessing,
+        augmentation=plan.augmentation or suited(train_data, spec.preprocessing),
+        steps=plan.epochs * (len(images) // plan.batch_size),
+        history=[],
+    )
+    if plan.recipe == "fast":
+        run.average = recipes.Average(net, run.steps)
+    note = ""
+    if resume:
+        settings = _settings(run, spec, train_data, initial)
+        run.history, note = state.restore(out, net, run.optimizer, run.average, settings)
+    return run, note
+
+
+def _precision(group: distributed.Group) -> Literal["fp32", "bf16"]:
+    """BF16 where it is computed in hardware: AVX512-BF16, AMX, or an NVIDIA GPU from Ampere on."""
+    if group.device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if machine.cpu().bf16 else "fp32"
+
+
+def _settings(run: _Run, spec: ModelSpec, train_data: Dataset, initial: Path | None) -> dict[str, Any]:
+    """What must be the same for a state to be gone on from."""
+    plan = {key: value for key, value in asdict(run.plan).items() if key != "threads"}
+    return plan | {
+        "model": asdict(spec),
+        "data": train_data.signature(),
+        "initial": store.digest(initial) if initial else None,
+        "augmentation": run.augmentation,
+        "distilled": run.teacher is not None,
+        "processes": run.group.size,
+    }
+
+
+def _epoch(run: _Run, images: Samples, epoch: int, out: Path, progress: Progress | None) -> state.Epoch:
+    """One pass over the training images."""
+    plan, started = run.plan, time.perf_counter()
+    run.net.train()
+    parallel = DistributedDataParallel(run.net) if run.group.size > 1 else run.net
+    loss_sum, correct, seen, done = 0.0, 0.0, 0, 0
+    for step in steps_of(images, plan.batch_size, plan.seed, epoch, run.augmentation):
+        for group in run.optimizer.param_groups:
+            group["lr"] = recipes.learning_rate(plan.recipe, plan.lr, step.number, run.steps)
+        loss, right = _step(run, parallel, step)
+        _check_finite(loss, step.number, plan.lr, out)
+        if run.average is not None:
+            run.average.update(run.net, step.number)
+        loss_sum += loss * plan.batch_size
+        correct += right
+        seen += plan.batch_size
+        done = step.number + 1
+        if progress is not None:
+            progress("training", done, run.steps)
+    loss_sum, correct = run.group.sums(loss_sum, correct)
+    return state.Epoch(
+        epoch=epoch + 1,
+        steps=done,
+        lr=run.optimizer.param_groups[0]["lr"],
+        train_loss=loss_sum / seen,
+        train_top1=100 * correct / seen,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _step(run: _Run, parallel: Any, step: Step) -> tuple[float, int]:
+    """One step of the optimizer; this process's share of the batch's mean loss, and its right answers."""
+    plan, group = run.plan, run.group
+    parts = np.array_split(np.arange(len(step.labels)), group.size * plan.accumulate)
+    mine = parts[group.rank * plan.accumulate : (group.rank + 1) * plan.accumulate]
+    run.optimizer.zero_grad()
+    total, right = 0.0, 0
+    for i, part in enumerate(mine):
+        there = slice(part[0], part[-1] + 1)
+        pixels, labels = step.pixels[there].to(group.device), step.labels[there].to(group.device)
+        x = normalise(pixels, run.sight).to(next(run.net.parameters()).dtype)
+        last = i == len(mine) - 1
+        gathered: Any = parallel.no_sync() if group.size > 1 and not last else contextlib.nullcontext()
+        with gathered:
+            with torch.autocast(group.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+                logits = parallel(x)
+            with torch.no_grad():
+                taught = None if run.teacher is None else run.teacher(x)
+            loss = recipes.loss_of(logits.to(x.dtype), labels, taught, plan.recipe)
+            # DDP divides by the number of processes; each part counts by its images.
+            share = len(part) / len(step.labels)
+            (loss * (share * group.size)).backward()  # type: ignore[no-untyped-call]
+        total += loss.item() * share
+        right += int((logits.argmax(1) == labels).sum())
+    run.optimizer.step()
+    return total, right
 
 
 def _check_finite(loss: float, step: int, lr: float, out: Path) -> None:
     if math.isfinite(loss):
         return
-    last, _ = state.paths(out)
+    last = next((path for path in state.paths(out) if path.is_file()), None)
     raise UsageError(
         f"the loss is {loss} at step {step + 1}",
         cause=f"The learning rate of {lr:g} may be too high",
-        fix=f"Try --lr {lr / 10:g}" + (f"; the state after the last good epoch is in {last}" if last.is_file() else ""),
+        fix=f"Try --lr {lr / 10:g}" + (f"; the state after the last good epoch is in {last}" if last else ""),
         code="E-DIVERGED",
     )
 
 
+def _judged(run: _Run, line: state.Epoch, held_out: Samples, spec: ModelSpec, out: Path) -> state.Epoch:
+    """The epoch with its figures on the held-out images; its network is kept if none was better, and they are ours."""
+    net = run.judged()
+    loss, top1 = evaluate(net, held_out, run.sight, run.group)
+    best = max((line.held_out_top1 or 0.0 for line in run.history), default=-1.0)
+    if run.plan.hold_out and top1 > best and run.group.writes:
+        kept = checkpoints.save(net, spec, best_path(out), Weights(source="trained", seed=run.plan.seed))
+        store.save(replace(kept, checks={"held_out_top1": top1, "epoch": float(line.epoch)}))
+    return replace(line, held_out_loss=loss, held_out_top1=top1)
+
+
+def best_path(out: Path) -> Path:
+    """Where the network of the best epoch lies."""
+    return out.with_name(f"{out.stem}.best.safetensors")
+
+
 @torch.no_grad()
-def _top1(net: nn.Module, data: Dataset, spec: Preprocessing) -> tuple[float, tuple[str, ...]]:
-    """Percent of the readable images that are classified right, and the unreadable ones."""
-    images = datasets.load_pixels(data, spec)
-    labels = torch.from_numpy(data.labels[images.indices])
-    correct = 0
-    for start in range(0, len(labels), EVALUATION_BATCH):
-        part = slice(start, start + EVALUATION_BATCH)
-        logits: Any = net(normalise(torch.from_numpy(images.values[part]), spec))
-        correct += int((logits.argmax(1) == labels[part]).sum())
-    return 100 * correct / len(labels), images.unreadable
+def evaluate(
+    net: nn.Module, samples: Samples, sight: Preprocessing, group: distributed.Group | None = None
+) -> tuple[float, float]:
+    """Mean cross-entropy and percent right on images, without augmentation; each process sees its share of them."""
+    group = group or distributed.Group()
+    net.eval()
+    kind = next(net.parameters()).dtype
+    mine = range(group.rank, len(samples), group.size)
+    loss, correct = 0.0, 0
+    for start in range(0, len(mine), EVALUATION_BATCH):
+        chosen = torch.tensor(mine[start : start + EVALUATION_BATCH])
+        labels = samples.labels[chosen].to(group.device)
+        logits: Tensor = net(normalise(samples.pixels[chosen].to(group.device), sight).to(kind))
+        loss += float(F.cross_entropy(logits, labels, reduction="sum"))
+        correct += int((logits.argmax(1) == labels).sum())
+    loss, right = group.sums(loss, correct)
+    return loss / len(samples), 100 * right / len(samples)
 
 
-def _write_history(out: Path, history: list[state.Epoch]) -> None:
-    text = io.StringIO()
-    rows = csv.DictWriter(text, list(asdict(history[0])), lineterminator="\n")
-    rows.writeheader()
-    rows.writerows(asdict(line) for line in history)
-    store.write_bytes(out.with_name(f"{out.stem}.history.csv"), text.getvalue().encode())
+def _finish(
+    run: _Run,
+    spec: ModelSpec,
+    train_data: Dataset,
+    test_data: Dataset,
+    out: Path,
+    initial: Path | None,
+    notes: list[str],
+) -> Artifact:
+    """Judges the network on the test images and writes it."""
+    net = run.judged()
+    images, unread = load(test_data, run.sight)
+    _, top1 = evaluate(net, images, run.sight, run.group)
+    weights = Weights(source=f"trained:{train_data.name}", seed=run.plan.seed)
+    notes += [f"left out of testing, unreadable: {name}" for name in unread]
+    if not run.group.writes:
+        return Artifact(path=str(out), format="checkpoint", precision="fp32", sha256="", model=spec, weights=weights)
+    artifact = checkpoints.save(net.float(), spec, out, weights)
+    last = run.history[-1]
+    checks = {"test_top1": top1, "train_loss": last.train_loss}
+    if run.plan.hold_out and last.held_out_top1 is not None:
+        best = max(run.history, key=lambda line: (line.held_out_top1 or 0.0, -line.epoch))
+        checks |= {"held_out_top1": last.held_out_top1, "best_epoch": float(best.epoch)}
+    artifact = replace(
+        artifact,
+        parent=store.digest(initial) if initial else None,
+        checks={**artifact.checks, **checks},
+        notes=(*artifact.notes, *notes),
+    )
+    store.save(artifact)
+    state.remove(out)
+    return artifact

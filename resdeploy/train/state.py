@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from resdeploy import store
 from resdeploy.errors import UsageError
+from resdeploy.train.recipes import Average
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Epoch:
     train_loss: float  # mean over the epoch, with its augmentation and label smoothing
     train_top1: float  # percent, likewise
     seconds: float
+    held_out_loss: float | None = None  # cross-entropy of what is judged (the average), without augmentation
+    held_out_top1: float | None = None  # percent, likewise
 
 
 def paths(out: Path) -> tuple[Path, Path]:
@@ -42,12 +45,18 @@ def paths(out: Path) -> tuple[Path, Path]:
 
 
 def save(
-    out: Path, module: nn.Module, optimizer: torch.optim.SGD, history: list[Epoch], settings: Mapping[str, Any]
+    out: Path,
+    module: nn.Module,
+    optimizer: torch.optim.SGD,
+    average: Average | None,
+    history: list[Epoch],
+    settings: Mapping[str, Any],
 ) -> None:
     """Writes the state after an epoch; the one before it is kept."""
-    tensors = {f"model.{name}": value.contiguous() for name, value in module.state_dict().items()}
-    for name, parameter in module.named_parameters():
-        tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"].contiguous()
+    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
+    tensors |= {} if average is None else {f"average.{name}": value for name, value in average.tensors.items()}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     header = {"settings": settings, "history": [asdict(line) for line in history], "digest": _digest(tensors)}
     last, previous = paths(out)
     data = safetensors.torch.save(tensors, {"train": json.dumps(header)})
@@ -57,9 +66,13 @@ def save(
 
 
 def restore(
-    out: Path, module: nn.Module, optimizer: torch.optim.SGD, settings: Mapping[str, Any]
+    out: Path,
+    module: nn.Module,
+    optimizer: torch.optim.SGD,
+    average: Average | None,
+    settings: Mapping[str, Any],
 ) -> tuple[list[Epoch], str]:
-    """Loads the newest undamaged state into module and optimizer.
+    """Loads the newest undamaged state into module, optimizer and average.
 
     Returns:
         The history so far, empty where there is nothing to go on from, and a note if a file was damaged.
@@ -80,6 +93,8 @@ def restore(
         module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         for name, parameter in module.named_parameters():
             optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
+        for name, value in ({} if average is None else average.tensors).items():
+            value.copy_(tensors[f"average.{name}"])
         return [Epoch(**line) for line in header["history"]], note
     return [], note
 

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
+import os
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +21,11 @@ from safetensors.torch import load_file
 from resdeploy import store
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, open_dataset
-from resdeploy.errors import UsageError
+from resdeploy.errors import DiskFull, UsageError, WeightsMismatch
 from resdeploy.models import weights, zoo
-from resdeploy.records import Artifact, Preprocessing
-from resdeploy.train import loop, state
+from resdeploy.records import Artifact, Preprocessing, Weights
+from resdeploy.train import distributed, loop, recipes, state
+from resdeploy.train.images import Samples, Step, augment, load, normalise
 
 SPEC = zoo.spec("resnet20", classes=10, preprocessing=Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,)))
 SETTINGS = {"epochs": 3, "lr": 0.1, "batch_size": 16, "seed": 5, "threads": 1}
@@ -37,7 +42,9 @@ def some() -> tuple[Dataset, Dataset]:
 
 
 def run(out: Path, images: tuple[Dataset, Dataset], **changes: object) -> Artifact:
-    return loop.train(SPEC, *images, out=out, **{**SETTINGS, **changes})
+    names = {field.name for field in dataclasses.fields(loop.Plan)}
+    plan = loop.Plan(**{**SETTINGS, **{k: v for k, v in changes.items() if k in names}})
+    return loop.train(SPEC, *images, plan, out=out, **{k: v for k, v in changes.items() if k not in names})
 
 
 def tensors(artifact: Artifact) -> dict[str, bytes]:
@@ -61,7 +68,7 @@ def test_resnet20_learns_handwriting_on_images_it_has_not_seen(tmp_path: Path) -
     """Five epochs at 8x8 reach 90 % on held-out digits; the sidecar's figure is what the saved file really does."""
     train, test = open_dataset("digits", split="train"), open_dataset("digits", split="test")
     out = tmp_path / "r20.safetensors"
-    artifact = loop.train(SPEC, train, test, epochs=5, lr=0.1, batch_size=32, seed=0, out=out, threads=1)
+    artifact = loop.train(SPEC, train, test, loop.Plan(epochs=5, batch_size=32, threads=1), out=out)
     assert artifact.checks["test_top1"] > 90
     net = zoo.create(SPEC, seed=9)
     weights.load_into(net, out)
@@ -77,6 +84,7 @@ def test_resnet20_learns_handwriting_on_images_it_has_not_seen(tmp_path: Path) -
     assert stored.weights.source == "trained:digits"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "r20.history.csv",
+        "r20.history.svg",
         "r20.safetensors",
         "r20.safetensors.json",
     ]
@@ -167,8 +175,10 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_last_state(
         run(out, images, lr=1e20)
     assert caught.value.code == "E-DIVERGED"
     assert not out.exists()
-    usual = loop.learning_rate
-    monkeypatch.setattr(loop, "learning_rate", lambda r, peak, step, n: 1e25 if step >= 8 else usual(r, peak, step, n))
+    usual = recipes.learning_rate
+    monkeypatch.setattr(
+        recipes, "learning_rate", lambda r, peak, step, n: 1e25 if step >= 8 else usual(r, peak, step, n)
+    )
     with pytest.raises(UsageError) as caught:
         run(out, images)
     assert "nan.last.safetensors" in caught.value.fix
@@ -183,7 +193,7 @@ def test_an_interrupt_leaves_the_last_state_and_no_temporary_files(
     out = tmp_path / "r.safetensors"
     with pytest.raises(KeyboardInterrupt):
         run(out, images, progress=stop_at(8, KeyboardInterrupt))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.history.csv", "r.last.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["r.history.csv", "r.history.svg", "r.last.safetensors"]
 
 
 def test_data_that_cannot_train_the_model_are_refused(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
@@ -196,7 +206,7 @@ def test_data_that_cannot_train_the_model_are_refused(tmp_path: Path, images: tu
         run(tmp_path / "x.safetensors", (open_dataset("synthetic:8", need_labels=False), test))
     small = dataclasses.replace(SPEC, classes=4)
     with pytest.raises(UsageError, match="10 classes"):
-        loop.train(small, train, test, out=tmp_path / "x.safetensors", **SETTINGS)
+        loop.train(small, train, test, loop.Plan(**SETTINGS), out=tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
 
 
@@ -204,7 +214,7 @@ def test_inputs_in_training_are_those_of_inference() -> None:
     """Without augmentation the float32 inputs are bit-identical to `preprocess.normalise`, and channels last."""
     pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 6, 3), dtype=np.uint8)
     spec = Preprocessing(size=(8, 6))
-    found = loop.normalise(torch.from_numpy(pixels), spec)
+    found = normalise(torch.from_numpy(pixels), spec)
     np.testing.assert_array_equal(found.numpy(), np.stack([preprocess.normalise(p, spec) for p in pixels]))
     assert found.is_contiguous(memory_format=torch.channels_last)
 
@@ -218,7 +228,9 @@ def test_augmentation_is_a_shift_over_black_and_a_mirror() -> None:
         padded[y : y + 32, x : x + 32].flip(1).numpy().tobytes(): (y, x, True) for y in range(9) for x in range(9)
     }
     for flip in (True, False):
-        out = loop.augment(image.expand(2000, -1, -1, -1), flip, torch.Generator().manual_seed(1))
+        out = augment(
+            image.expand(2000, -1, -1, -1), "shift" if flip else "shift-only", torch.Generator().manual_seed(1)
+        )
         found = [crops[one.numpy().tobytes()] for one in out]
         assert {(y, x) for y, x, _ in found} == {(y, x) for y in range(9) for x in range(9)}
         assert np.mean([mirrored for *_, mirrored in found]) == pytest.approx(0.5 if flip else 0, abs=0.05)
@@ -226,9 +238,9 @@ def test_augmentation_is_a_shift_over_black_and_a_mirror() -> None:
 
 def test_the_papers_schedule_and_the_one_cycle() -> None:
     """Paper: 0.1, then 0.01 from 32k and 0.001 from 48k of 64k steps. Fast: a tenth, the peak, nearly nothing."""
-    paper = [loop.learning_rate("paper", 0.1, s, 64_000) for s in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
+    paper = [recipes.learning_rate("paper", 0.1, s, 64_000) for s in (0, 31_999, 32_000, 47_999, 48_000, 63_999)]
     assert paper == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
-    fast = [loop.learning_rate("fast", 0.4, s, 1000) for s in range(1000)]
+    fast = [recipes.learning_rate("fast", 0.4, s, 1000) for s in range(1000)]
     assert fast[0] == pytest.approx(0.04)
     assert max(fast) == fast[200] == pytest.approx(0.4)
     assert fast[-1] < 1e-5
@@ -247,7 +259,174 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     (tmp_path / "d/a/0.png").write_bytes(b"")
     data = open_dataset(str(tmp_path / "d"))
     spec = dataclasses.replace(SPEC, classes=2)
-    artifact = loop.train(
-        spec, data, data, out=tmp_path / "x.safetensors", **{**SETTINGS, "epochs": 1, "batch_size": 4}
-    )
+    plan = loop.Plan(**{**SETTINGS, "epochs": 1, "batch_size": 4})
+    artifact = loop.train(spec, data, data, plan, out=tmp_path / "x.safetensors")
     assert "left out of training, unreadable: a/0.png: an empty file" in artifact.notes
+
+
+def test_the_average_is_what_is_judged_and_saved(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
+    """Against torch's own AveragedModel with the same decay; BN statistics are averaged too."""
+    from torch.optim.swa_utils import AveragedModel
+
+    net = zoo.create(SPEC, seed=1).train()
+    mine = recipes.Average(net, 1000)
+    decay = lambda step: min(mine.decay, (1 + step) / (10 + step))  # noqa: E731
+    theirs = AveragedModel(
+        net, avg_fn=lambda a, b, n: a * decay(int(n) - 1) + b * (1 - decay(int(n) - 1)), use_buffers=True
+    )
+    theirs.update_parameters(net)  # the first call copies
+    x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    for step in range(5):
+        net(x).square().sum().backward()
+        with torch.no_grad():
+            for p in net.parameters():
+                p -= 1e-4 * p.grad
+        mine.update(net, step)
+        theirs.update_parameters(net)
+    for name, value in theirs.module.state_dict().items():
+        if not value.is_floating_point():
+            continue
+        torch.testing.assert_close(mine.tensors[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_held_out_images_choose_the_best_epoch_and_are_not_learned_from(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """A fifth of the training images; the best checkpoint is that epoch's and does on them what the curve says."""
+    out = tmp_path / "r.safetensors"
+    lines: list[state.Epoch] = []
+    artifact = run(out, images, hold_out=0.2, watch=lines.append)
+    figures = [line.held_out_top1 for line in lines]
+    assert artifact.checks["best_epoch"] == 1 + figures.index(max(figures))
+    assert lines[-1].steps == 3 * (80 // 16)
+    held_out = choose(images[0], 20, SETTINGS["seed"])
+    net = zoo.create(SPEC)
+    weights.load_into(net, loop.best_path(out))
+    samples, _ = load(held_out, SPEC.preprocessing)
+    assert loop.evaluate(net, samples, SPEC.preprocessing)[1] == max(figures)
+    kept = store.load(loop.best_path(out))
+    assert kept.checks == {"held_out_top1": max(figures), "epoch": artifact.checks["best_epoch"]}
+
+
+def test_weights_of_other_classes_get_a_new_head_and_other_networks_are_refused(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """All but the last layer is the file's; a checkpoint of another network is named as such."""
+    other = zoo.spec("resnet20", classes=4, preprocessing=SPEC.preprocessing)
+    first = tmp_path / "four.safetensors"
+    net = zoo.create(other, seed=9)
+    weights.save(net, other, first, Weights(source="random", seed=9))
+    made = zoo.create(SPEC, seed=3)
+    head = made.fc.weight.clone()
+    weights.load_into(made, first, new_head=True)
+    assert torch.equal(made.fc.weight, head)
+    assert torch.equal(made.layer3.get_submodule("2").conv2.weight, net.layer3.get_submodule("2").conv2.weight)
+    run(tmp_path / "r.safetensors", images, epochs=1, initial=first)
+    deeper = zoo.spec("resnet32", classes=10, preprocessing=SPEC.preprocessing)
+    weights.save(zoo.create(deeper), deeper, tmp_path / "r32.safetensors", Weights(source="random", seed=0))
+    with pytest.raises(WeightsMismatch, match="does not fit"):
+        run(tmp_path / "x.safetensors", images, initial=tmp_path / "r32.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, images: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The n-th write fails, for every n: the error says so, and what is on disk resumes to the same result."""
+    whole = tensors(run(tmp_path / "whole.safetensors", images))
+    real = store._fsync
+    for failing in (0, 7, 12):
+        out, calls = tmp_path / f"full{failing}.safetensors", iter(range(10**6))
+
+        def full(path: Path, calls: Iterator[int] = calls, failing: int = failing) -> None:
+            if next(calls) == failing:
+                raise OSError(errno.ENOSPC, "No space left on device", str(path))
+            real(path)
+
+        monkeypatch.setattr(store, "_fsync", full)
+        with pytest.raises(DiskFull, match="no space"):
+            run(out, images)
+        monkeypatch.undo()
+        assert tensors(run(out, images, resume=True)) == whole
+
+
+def test_dividing_a_batch_changes_the_gradients_by_rounding_only(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """Of a network without batch statistics: float64, two parts of unequal size against the whole batch."""
+    data = Samples(pixels=torch.randint(0, 256, (7, 8, 8, 1), dtype=torch.uint8), labels=torch.arange(7) % 3)
+    step = Step(number=0, pixels=data.pixels, labels=data.labels)
+    found = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double()
+        divided = loop._Run(
+            plan=loop.Plan(epochs=1, accumulate=parts, recipe="paper"), group=distributed.Group(), net=net,
+            optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, sight=SPEC.preprocessing,
+            augmentation="none", steps=1, history=[],
+        )  # fmt: skip
+        loss, _ = loop._step(divided, net, step)
+        found.append((loss, net[1].weight.grad.clone()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-12)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=1e-14)
+
+
+WORKER = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import torch, test_loop
+torch.set_num_threads(1)
+test_loop.run(Path({out!r}), test_loop.some(), recipe="paper", precision="fp64", epochs=4, batch_size=20)
+"""
+
+
+def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """Twenty steps in float64 under torchrun's variables with gloo: parameters within 1e-5, evaluation shards alike."""
+    out = tmp_path / "two.safetensors"
+    script = WORKER.format(tests=str(Path(__file__).parent), out=str(out))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], env={**os.environ, **variables, "RANK": str(r), "LOCAL_RANK": str(r)}
+        )
+        for r in range(2)
+    ]
+    assert [process.wait(timeout=240) for process in both] == [0, 0]
+    one = run(
+        tmp_path / "one.safetensors", images,
+        recipe="paper", precision="fp64", epochs=4, batch_size=20, accumulate=2,
+    )  # fmt: skip
+    found, expected = load_file(out), load_file(one.path)
+    for name, value in expected.items():
+        if "running" not in name and "num_batches" not in name:
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+    curves = [list(csv.DictReader((tmp_path / f"{n}.history.csv").open())) for n in ("one", "two")]
+    for a, b in zip(*curves, strict=True):
+        assert a["steps"] == b["steps"]
+        assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=1e-9)
+        assert float(a["train_top1"]) == pytest.approx(float(b["train_top1"]))
+
+
+def test_random_crops_scale_a_part_to_the_full_size() -> None:
+    """Of a constant image: itself. Of a ramp: within its values, and mirrored in half of the cases."""
+    constant = torch.full((5, 96, 96, 3), 77, dtype=torch.uint8)
+    assert torch.equal(augment(constant, "crop", torch.Generator().manual_seed(0)), constant)
+    ramp = torch.arange(0, 192, 2, dtype=torch.uint8)[None, None, :, None].expand(200, 96, 96, 3)
+    found = augment(ramp, "crop", torch.Generator().manual_seed(1)).float()
+    slope = (found[:, 48, 95, 0] - found[:, 48, 0, 0]).sign()
+    assert 70 < int((slope < 0).sum()) < 130
+    assert int(found.max()) <= 190
+
+
+def test_bf16_learns_as_well(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
+    """Emulated here: parameters stay float32 and the loss falls."""
+    lines: list[state.Epoch] = []
+    artifact = run(tmp_path / "r.safetensors", images, precision="bf16", watch=lines.append)
+    assert {value.dtype for name, value in load_file(artifact.path).items() if "num" not in name} == {torch.float32}
+    assert lines[-1].train_loss < lines[0].train_loss

@@ -1,0 +1,58 @@
+"""`resdeploy prune`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resdeploy.cli import console, options
+from resdeploy.cli.gate import EXIT
+
+
+def prune(
+    model: options.Model,
+    data: Annotated[str, typer.Option(help="Images: half to choose on, half to judge on.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx or .safetensors file to write.")],
+    max_drop: Annotated[float, typer.Option(min=0, help="Points of top-1 that may be lost.")] = 2.0,
+    confidence: Annotated[float, typer.Option(min=0.5, max=1, help="One-sided, of the verdict.")] = 0.95,
+    blocks: Annotated[int | None, typer.Option(min=1, help="Remove so many, whatever they cost.")] = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Fine-tune so long afterwards.")] = 0,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")] = 0.01,
+    train_data: Annotated[
+        str | None, typer.Option(help="Images to fine-tune on; default: the training split of --data.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Folder for both files of answers, as gate reads them.")
+    ] = None,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds to time each network.")] = 3.0,
+    weights: options.Weights = "random",
+    classes: options.Classes = None,
+    img_size: options.ImgSize = None,
+    seed: options.Seed = 0,
+    fmt: options.Format = "table",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Drop the residual blocks that cost least; exit 0 pass, 1 fail, 3 inconclusive, as gate does.
+
+    Examples: resdeploy prune resnet56 --weights r56.th --data cifar10/test --max-drop 2 -o r56-pruned.onnx ·
+    resdeploy prune r56.onnx --data cifar10 --max-drop 1 -o r56-pruned.onnx
+    """
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import prune as pruning
+    from resdeploy.search.prune import Budget
+
+    request = options.request(model, options.sight(img_size), weights=weights, classes=classes, seed=seed)
+    plan = pruning.PrunePlan(
+        data=data, budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks), train_data=train_data,
+        training=pruning.tuning(epochs, lr, seed), backend=backend, threads=threads, duration_s=duration, seed=seed,
+        predictions=predictions,
+    )  # fmt: skip
+    with console.progress(quiet=quiet) as progress:
+        found = pruning.prune(request, plan, output, progress=progress)
+    console.announce(found.written, quiet=quiet)
+    console.wrote(found.written, quiet=quiet)
+    console.emit(pruning.document(found, environment.capture()), fmt)
+    raise typer.Exit(EXIT[found.pruned.verdict.state])

@@ -1,0 +1,80 @@
+"""`resdeploy study`: the experiments behind residual networks."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from resdeploy.cli import console, options
+
+app = typer.Typer(help="The experiments behind residual networks.", no_args_is_help=True)
+
+
+@app.command()
+def degradation(
+    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/.")] = "digits",
+    depths: Annotated[str, typer.Option(help="6n + 2 each.")] = "20,56",
+    seeds: Annotated[int, typer.Option(min=2, help="Trainings of each network.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = 0.1,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
+    recipe: Annotated[Literal["fast", "paper"], typer.Option(help="As of train.")] = "paper",
+    img_size: options.ImgSize = 8,
+    full: Annotated[
+        bool, typer.Option("--full", help="He et al.'s setting: depths, epochs, batch; for a GPU.")
+    ] = False,
+    folder: Annotated[Path, typer.Option("--folder", help="Where checkpoints, chart and JSON go.")] = Path(
+        "degradation"
+    ),
+    threads: options.Threads = None,
+    fmt: options.Format = "table",
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Plain against residual networks of growing depth: what depth does to the training loss.
+
+    Examples: resdeploy study degradation · resdeploy study degradation --data cifar10 --full
+    """
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import study
+    from resdeploy.train.loop import Plan
+
+    numbers = options.positive_integers(depths, "--depths")
+    training = Plan(epochs=epochs, lr=lr, batch_size=batch_size, recipe=recipe, threads=threads)
+    plan = study.DegradationPlan(data=data, depths=numbers, seeds=seeds, training=training, img_size=img_size)
+    with console.progress(quiet=quiet) as progress:
+        document = study.degradation(
+            study.full(data) if full else plan, folder, environment.capture(), progress=progress,
+            watch=lambda t: console.note(f"{t.name} seed {t.seed}: loss {t.history[-1].train_loss:.4f}", quiet=quiet),
+        )  # fmt: skip
+    console.note(f"wrote {folder}/degradation.svg and .json", quiet=quiet)
+    console.emit(document, fmt)
+
+
+@app.command()
+def lesion(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Zoo names or .safetensors files.")],
+    data: Annotated[str, typer.Option(help="Images to judge on: their test split.")],
+    images: Annotated[int, typer.Option(min=1, help="How many of them.")] = 500,
+    repeats: Annotated[int, typer.Option(min=1, help="Random choices for each number of blocks.")] = 3,
+    weights: options.Weights = "random",
+    img_size: options.ImgSize = None,
+    seed: options.Seed = 0,
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Delete blocks of a trained network, one, several, and shuffle them; with -o also three charts.
+
+    Examples: resdeploy study lesion resnet56 --weights r56.th --data cifar10/test -o lesion.json ·
+    resdeploy study lesion resnet20.safetensors plain20.safetensors --data digits
+    """
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import study
+
+    requests = [options.request(name, options.sight(img_size), weights=weights, seed=seed) for name in models]
+    plan = study.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
+    with console.progress(quiet=quiet) as progress:
+        document = study.lesion(requests, plan, environment.capture(), output, progress=progress)
+    console.emit(document, fmt)

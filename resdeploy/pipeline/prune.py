@@ -1,0 +1,210 @@
+"""`prune`: residual blocks dropped within a budget of accuracy, and what that buys."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resdeploy import store
+from resdeploy.backends import choose
+from resdeploy.errors import UsageError
+from resdeploy.measure import bench as timing
+from resdeploy.measure import evaluate as evaluation
+from resdeploy.measure import predictions as saved
+from resdeploy.measure.summary import summarise
+from resdeploy.pipeline import bench as rows
+from resdeploy.pipeline import make, sources
+from resdeploy.pipeline.request import Request
+from resdeploy.records import Artifact, Cost, Failure, Predictions, Progress
+from resdeploy.report import studies
+from resdeploy.search import prune as search
+
+if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.train.loop import Plan
+
+BATCH = 64  # images a query where blocks are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """What may be lost, on which images, and what is to be written and measured."""
+
+    data: str
+    budget: search.Budget
+    training: Plan | None = None  # fine-tuning afterwards; None: none
+    train_data: str | None = None  # None: the training split of `data`
+    backend: str = "auto"  # for the latency
+    threads: int | None = None
+    duration_s: float = 3.0
+    seed: int = 0
+    predictions: Path | None = None  # folder for both files of per-image answers on the images judged on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was removed, and cost and time before and after."""
+
+    pruned: search.Pruned
+    written: Artifact
+    chosen_on: int
+    costs: tuple[Cost, Cost]
+    bench: rows.Bench
+
+
+def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -> Outcome:
+    """Prunes a network or an FP32 ONNX file; `out` is a checkpoint or an ONNX file by its suffix.
+
+    Raises:
+        UsageError: no block can be removed, a low-precision file, an unknown suffix, or a checkpoint or fine-tuning
+            asked of an ONNX file.
+    """
+    from resdeploy.data import datasets
+
+    store.probe(out)
+    kind = sources.format_of(out.name)
+    if kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"):
+        raise UsageError(f"{out} is neither .onnx nor .safetensors", fix="Name the file to write by its suffix")
+    from_onnx = sources.format_of(request.model) == "onnx"
+    if from_onnx and (kind == "checkpoint" or plan.training is not None):
+        asked = "a checkpoint" if kind == "checkpoint" else "fine-tuning"
+        raise UsageError(
+            f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
+        )
+    source = make.onnx_fp32(request, progress=progress)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
+    images = datasets.open_dataset(plan.data, split="test")
+    choosing, judging = search.halves(images, plan.seed)
+    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
+        graph = out if kind == "onnx" else Path(folder) / "pruned.onnx"
+        tuner = _Tuner(request, plan, choosing, Path(folder), progress) if plan.training else None
+        pruned = search.prune(
+            source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
+        )
+        written = store.save(pruned.artifact if kind == "onnx" else _checkpoint(request, pruned, tuner, out))
+        if plan.predictions is not None:
+            saved.save(pruned.baseline, plan.predictions / "baseline.npz")
+            saved.save(pruned.candidate, plan.predictions / "pruned.npz")
+        return Outcome(
+            pruned=pruned,
+            written=written,
+            chosen_on=len(choosing),
+            costs=(rows.cost_of(source), rows.cost_of(pruned.artifact)),
+            bench=_timed(source, pruned.artifact, plan, progress),
+        )
+
+
+def _predict(artifact: Artifact, images: Dataset) -> Predictions:
+    """Answers of an FP32 file from ONNX Runtime, which takes it as it is."""
+    execution = rows.execution_for(artifact, batch_size=BATCH, threads=None)
+    candidate = timing.Candidate(label="tried", backend="onnxruntime", artifact=artifact, execution=execution)
+    found = evaluation.predict(candidate, images, sources.sight_of(artifact), batch_size=4 * BATCH)
+    if found.unreadable:
+        raise UsageError(
+            f"{len(found.unreadable)} images cannot be decoded, the first is {found.unreadable[0]}",
+            fix="Repair or remove them",
+        )
+    return found
+
+
+class _Tuner:
+    """Trains the network without some blocks to answer as the whole one does."""
+
+    def __init__(self, request: Request, plan: PrunePlan, choosing: Dataset, folder: Path, progress: Progress) -> None:
+        self.request, self.plan, self.choosing, self.folder = request, plan, choosing, folder
+        self.progress = progress
+        self.trained: Artifact | None = None
+
+    def __call__(self, removed: tuple[str, ...]) -> Artifact:
+        from resdeploy.data import datasets
+        from resdeploy.graph import export
+        from resdeploy.models import weights, zoo
+        from resdeploy.train import loop
+
+        assert self.plan.training is not None
+        start = _cut(self.request, removed, self.folder / "cut.safetensors")
+        assert start.model is not None
+        images = datasets.open_dataset(self.plan.train_data or self.plan.data, split="train")
+        network = sources.network(self.request)
+        teacher = zoo.create(network.spec, seed=self.request.seed)
+        if network.path is not None:
+            weights.load_into(teacher, network.path)
+        self.trained = loop.train(
+            start.model, images, self.choosing, self.plan.training,
+            out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
+        )  # fmt: skip
+        assert self.trained.model is not None
+        assert self.trained.weights is not None
+        module = zoo.create(self.trained.model)
+        weights.load_into(module, Path(self.trained.path))
+        exported = export.export(module, self.trained.model, self.folder / "tuned.onnx", weights=self.trained.weights)
+        return store.save(exported)
+
+
+def _cut(request: Request, removed: tuple[str, ...], out: Path) -> Artifact:
+    """The request's network without these blocks, as a checkpoint."""
+    from resdeploy.models import resnet, weights, zoo
+
+    network = sources.network(request)
+    net = zoo.create(network.spec, seed=request.seed)
+    if network.path is not None:
+        weights.load_into(net, network.path)
+    if not isinstance(net, resnet.ResNet):
+        raise UsageError(f"{network.spec.name} is not a network of ours", fix="Write an .onnx file instead")
+    resnet.remove_blocks(net, removed)
+    params = sum(p.numel() for p in net.parameters())
+    spec = dataclasses.replace(network.spec, removed=(*network.spec.removed, *removed), params=params)
+    return weights.save(net, spec, out, network.weights)
+
+
+def _checkpoint(request: Request, pruned: search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
+    if tuner is None or tuner.trained is None:
+        made = _cut(request, pruned.removed, out)
+    else:
+        store.write_bytes(out, Path(tuner.trained.path).read_bytes())
+        made = dataclasses.replace(tuner.trained, path=str(out))
+    return dataclasses.replace(made, notes=pruned.artifact.notes)
+
+
+def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> rows.Bench:
+    """Both in one interleaved run, one image a query."""
+    backend, _ = choose.pick(plan.backend, "fp32")
+    table = []
+    for label, source in (("before", before), ("after", after)):
+        execution = rows.execution_for(source, batch_size=1, threads=plan.threads)
+        candidate = timing.Candidate(
+            label=label, backend=backend, artifact=make.built(source, backend, execution), execution=execution
+        )
+        table.append(rows.Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
+    return rows.measure(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+
+
+def tuning(epochs: int, lr: float, seed: int) -> Plan | None:
+    """How to fine-tune: the one cycle at a low rate, without the recipe's start at identity."""
+    if not epochs:
+        return None
+    from resdeploy.train.loop import Plan
+
+    return Plan(epochs=epochs, lr=lr, seed=seed)
+
+
+def document(found: Outcome, environment: dict[str, Any]) -> dict[str, Any]:
+    """The JSON document of a pruning."""
+    pruned = found.pruned
+    outcomes = [o if isinstance(o, Failure) else summarise(o) for o in found.bench.outcomes]
+    return studies.prune(
+        pruned.removed,
+        pruned.lesions,
+        pruned.path,
+        pruned.tuned,
+        found.costs,
+        (outcomes[0], outcomes[1]),
+        found.bench.comparisons,
+        (saved.score(pruned.baseline), saved.score(pruned.candidate)),
+        pruned.verdict,
+        environment,
+    )

@@ -1,0 +1,165 @@
+"""Networks from images: training, quantization-aware training, and the data both take."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from resdeploy import store
+from resdeploy.errors import UsageError
+from resdeploy.pipeline import make, sources
+from resdeploy.pipeline.request import Request
+from resdeploy.records import Artifact, ModelSpec, Progress, Target
+
+LR, QAT_LR = 0.1, 1e-4
+
+if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.train.loop import Plan
+    from resdeploy.train.qat import Plan as QatPlan
+    from resdeploy.train.state import Epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """What `train` was asked for; None: the default of the kind of training."""
+
+    data: str
+    epochs: int
+    recipe: Literal["fast", "paper"] = "fast"
+    lr: float | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    hold_out: float = 0.0
+    augmentation: Literal["shift", "shift-only", "crop", "none"] | None = None
+    precision: Literal["fp32", "bf16"] | None = None
+    threads: int | None = None
+    resume: bool = False
+    qat: bool = False
+    target: Target = "openvino"
+    portable: bool | None = None
+
+
+def train(request: Request, how: How, out: Path, *, progress: Progress, watch: Callable[[str], None]) -> Artifact:
+    """Trains a network, or with `qat` its INT8 file; `watch` gets a line an epoch.
+
+    Raises:
+        UsageError: a suffix of another kind of file, or options that do not go together.
+    """
+    wanted = ".onnx" if how.qat else ".safetensors"
+    if out.suffix != wanted:
+        raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
+    if not how.qat:
+        from resdeploy.train import curves, loop
+
+        plan = loop.Plan(
+            epochs=how.epochs, lr=how.lr or LR, batch_size=how.batch_size, seed=request.seed, recipe=how.recipe,
+            augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
+            precision=how.precision, threads=how.threads,
+        )  # fmt: skip
+        return trained(
+            request, how.data, plan, out, resume=how.resume, progress=progress,
+            watch=lambda line: watch(curves.described(line, how.epochs)),
+        )  # fmt: skip
+    refused = (("--resume", how.resume), ("--hold-out", how.hold_out), ("--accumulate", how.accumulate > 1))
+    for option, given in refused:
+        if given:
+            raise UsageError(f"{option} does not go with --qat", fix="Leave it away")
+    from resdeploy.train import qat
+
+    plan_qat = qat.Plan(
+        epochs=how.epochs, lr=how.lr or QAT_LR, batch_size=how.batch_size, seed=request.seed,
+        augmentation=how.augmentation, threads=how.threads,
+    )  # fmt: skip
+    calibration = make.CalibrationPlan(data=how.data, portable=how.portable, seed=request.seed)
+    return quantization_trained(
+        request, how.data, how.target, calibration, plan_qat, out, progress=progress,
+        watch=lambda epoch, loss: watch(f"epoch {epoch}/{how.epochs}: squared distance of logits {loss:.4g}"),
+    )  # fmt: skip
+
+
+def trained(
+    request: Request,
+    data: str,
+    plan: Plan,
+    out: Path,
+    *,
+    resume: bool = False,
+    progress: Progress,
+    watch: Callable[[Epoch], None] | None = None,
+) -> Artifact:
+    """The request's network trained on the data set's training split, its accuracy on the test split in `checks`.
+
+    Weights of another number of classes get a new last layer.
+
+    Raises:
+        UsageError: a data set without a test split, on which the result could not be judged.
+    """
+    from resdeploy.train import loop
+
+    store.probe(out)
+    network = sources.network(request)
+    train_data, test_data = training_images(data)
+    spec = spec_for(network.spec, train_data)
+    return loop.train(
+        spec, train_data, test_data, plan, out=out, initial=network.path, resume=resume, progress=progress, watch=watch
+    )
+
+
+def quantization_trained(
+    request: Request,
+    data: str,
+    target: Target,
+    calibration: make.CalibrationPlan,
+    plan: QatPlan,
+    out: Path,
+    *,
+    progress: Progress,
+    watch: Callable[[int, float], None] | None = None,
+) -> Artifact:
+    """The request's network as an INT8 ONNX file whose constants were trained, its Q/DQ placed for `target`.
+
+    Raises:
+        UsageError: a network in low precision already, or with random weights.
+    """
+    from resdeploy.data import datasets
+    from resdeploy.train import qat
+
+    store.probe(out)
+    source = make.onnx_fp32(request, progress=progress)
+    if source.weights is not None and source.weights.random:
+        raise UsageError(f"{request.model} is not trained, so there is nothing to keep", fix="Add --weights FILE")
+    start = make.lowered(source, "int8", target, calibration, progress=progress)
+    images = datasets.open_dataset(data, split="train", need_labels=False)
+    return store.save(qat.train(source, start, images, plan, out=out, progress=progress, watch=watch))
+
+
+def training_images(data: str) -> tuple[Dataset, Dataset]:
+    """The training and the test split of a data set.
+
+    Raises:
+        UsageError: it has no splits, so that a result could not be judged.
+    """
+    from resdeploy.data import datasets
+
+    train_data, test_data = (datasets.open_dataset(data, split=split) for split in ("train", "test"))
+    if train_data.split == "all":
+        raise UsageError(
+            f"{data} has no training and test images of its own", fix="Put them into two folders in it: train and val"
+        )
+    return train_data, test_data
+
+
+def spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:
+    """The spec with the data set's classes; the 8x8 scans of `digits` are enlarged to the input's size."""
+    from resdeploy.models import zoo
+
+    seen = spec.preprocessing
+    if images.name == "digits" and seen is not None and seen.resize is None:
+        seen = dataclasses.replace(seen, resize=seen.size[0])
+    classes = len(images.classes) or int(images.labels.max()) + 1
+    made = zoo.spec(spec.name, classes=classes, input_shape=spec.input_shape, preprocessing=seen, labels=images.classes)
+    return dataclasses.replace(made, removed=spec.removed, params=None if spec.removed else made.params)

@@ -1,0 +1,77 @@
+"""Documents of pruning and of the studies, as `documents` has those of the other commands."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from resdeploy.records import Comparison, Cost, Failure, Lesion, Score, Summary, Verdict
+from resdeploy.report import documents
+from resdeploy.report.documents import Environment, Json
+
+
+def prune(
+    removed: Sequence[str],
+    lesions: Sequence[Lesion],
+    path: Sequence[Lesion],
+    tuned: Lesion | None,
+    costs: tuple[Cost, Cost],
+    times: tuple[Summary | Failure, Summary | Failure],
+    comparisons: Sequence[Comparison],
+    scores: tuple[Score, Score],
+    verdict: Verdict,
+    environment: Environment,
+) -> Json:
+    """`prune`: the network before and after, what each block is worth, the path, and the verdict."""
+    rows = []
+    blocks = len(lesions)
+    for name, cost, time, score in zip(("before", "after"), costs, times, scores, strict=True):
+        left = blocks if name == "before" else blocks - len(removed)
+        rows.append(
+            {
+                **documents.bench_row(time),
+                "network": name,
+                "blocks": left,
+                "params": cost.params_deployed,
+                "macs": cost.macs,
+                **documents.score_row(score),
+            }
+        )
+    notes = [f"removed, in this order: {', '.join(removed)}" if removed else "no block could be shown to be within it"]
+    if tuned is not None:
+        notes.append(
+            f"after the fine-tuning the drop on the images to choose on was {tuned.drop_pp:+.2f} points "
+            f"[{tuned.interval_pp[0]:+.2f}, {tuned.interval_pp[1]:+.2f}]"
+        )
+    return documents.document(
+        "prune",
+        environment,
+        rows,
+        removed=list(removed),
+        lesions=[_lesion(lesion) for lesion in lesions],
+        path=[{**_lesion(lesion), "removed": lesion.block in removed} for lesion in path],
+        tuned=None if tuned is None else _lesion(tuned),
+        comparisons=[documents.comparison_row(one) for one in comparisons],
+        checks=[documents.check_row(check) for check in verdict.checks],
+        verdict=verdict.state,
+        notes=notes,
+    )
+
+
+def _lesion(lesion: Lesion) -> Json:
+    return {**dataclasses.asdict(lesion), "interval_pp": list(lesion.interval_pp)}
+
+
+def lesion(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], environment: Environment) -> Json:
+    """`study lesion`: a row a block that was deleted, and the curves of several deletions and of shuffles."""
+    return documents.document("study lesion", environment, [dict(row) for row in rows], **curves)
+
+
+def degradation(
+    rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], environment: Environment, **parts: Any
+) -> Json:
+    """`study degradation`: a row a network, the differences that depth makes, and the curves of every training."""
+    return documents.document(
+        "study degradation", environment, [dict(r) for r in rows], differences=[dict(d) for d in differences], **parts
+    )

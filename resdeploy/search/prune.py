@@ -1,0 +1,253 @@
+"""Dropping residual blocks: the ones whose absence changes the network's answers least, as many as a budget allows.
+
+A trained residual network behaves like an ensemble of paths of different lengths, most of which survive the loss of a
+block (Veit et al. 2016, arXiv:1605.06431). What a block is worth is measured by leaving it out: the mean Kullback-
+Leibler divergence of the answers from the whole network's, which tells blocks apart where counts of wrong answers
+cannot. Blocks go one by one, each the cheapest given those that are gone. After each loss costs grow, more or less,
+so most candidates need not be tried again: the one that was cheapest is, and stands if it still is (Minoux 1978's lazy
+greedy choice).
+
+Everything here works on the ONNX graph and needs no torch. The images to choose on and the images to judge on are
+different ones, and nothing is chosen on the latter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy import stats, store
+from resdeploy.data import datasets
+from resdeploy.errors import UsageError
+from resdeploy.graph import drop, files, metadata
+from resdeploy.judge import accuracy, pairs
+from resdeploy.records import Artifact, Lesion, Predictions, Progress, Verdict
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.data.datasets import Dataset
+
+# Per-image answers of an FP32 ONNX file on images.
+Predict = Callable[[Artifact, "Dataset"], Predictions]
+# A network without these blocks, trained a little, as an FP32 ONNX file.
+Tune = Callable[[tuple[str, ...]], Artifact]
+TRIES = 4  # candidates tried again for each block that goes, at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What may be lost."""
+
+    max_drop_pp: float
+    confidence: float = 0.95
+    blocks: int | None = None  # remove exactly so many, whatever they cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """The result, and how it came about."""
+
+    artifact: Artifact  # FP32 ONNX with fewer blocks
+    removed: tuple[str, ...]  # in the order in which they went
+    lesions: tuple[Lesion, ...]  # every block that can go, alone
+    path: tuple[Lesion, ...]  # after each removal, all before it gone too; the last may be the one that was too much
+    tuned: Lesion | None  # after the fine-tuning
+    baseline: Predictions  # of the images to judge on
+    candidate: Predictions
+    verdict: Verdict
+
+
+def prune(
+    source: Artifact,
+    choosing: Dataset,
+    judging: Dataset,
+    budget: Budget,
+    *,
+    predict: Predict,
+    out: Path,
+    tune: Tune | None = None,
+    progress: Progress | None = None,
+) -> Pruned:
+    """Removes blocks from an FP32 ONNX file while the drop stays within the budget, and writes the result.
+
+    A block goes if, with the drop and the flips seen on the images to choose on, the images to judge on would pass the
+    gate with a probability of 80 %.
+
+    Args:
+        source: an FP32 ONNX file with residual blocks.
+        choosing: labelled images to choose on.
+        judging: other ones, for the verdict.
+        budget: what may be lost.
+        predict: runs a file.
+        out: where to write, `.onnx`.
+        tune: trains the network without the blocks chosen.
+        progress: told of each lesion.
+
+    Raises:
+        UsageError: no block can be removed, or the two sets share images.
+    """
+    if shared := set(choosing.ids) & set(judging.ids):
+        raise UsageError(f"{len(shared)} images are to be chosen on and judged on", fix="Give two different sets")
+    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
+        search = _Search(source, choosing, len(judging), budget, predict, Path(folder), progress)
+        lesions = search.lesions()
+        removed, path = search.choose(lesions)
+        tuned = None
+        if tune is not None and removed:
+            trained = tune(removed)
+            store.write_bytes(out, Path(trained.path).read_bytes())
+            artifact = dataclasses.replace(trained, path=str(out))
+            tuned = search.lesion(removed[-1], predict(artifact, choosing))
+        else:
+            artifact = search.without(removed, out)
+    noted = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
+    artifact = dataclasses.replace(artifact, notes=(*artifact.notes, *([noted] if removed else [])))
+    baseline, candidate = predict(source, judging), predict(artifact, judging)
+    return Pruned(
+        artifact=artifact,
+        removed=removed,
+        lesions=lesions,
+        path=path,
+        tuned=tuned,
+        baseline=baseline,
+        candidate=candidate,
+        verdict=accuracy.judge(baseline, candidate, max_drop_pp=budget.max_drop_pp, confidence=budget.confidence),
+    )
+
+
+class _Search:
+    """The network, the images to choose on, and the network's answers on them."""
+
+    def __init__(
+        self,
+        source: Artifact,
+        images: Dataset,
+        judged_on: int,
+        budget: Budget,
+        predict: Predict,
+        folder: Path,
+        progress: Progress | None,
+    ) -> None:
+        self.source, self.images, self.judged_on, self.budget = source, images, judged_on, budget
+        self.predict, self.folder = predict, folder
+        self.progress = progress or (lambda _what, _done, _total: None)
+        self.model = files.load_model(Path(source.path))
+        self.candidates = drop.removable(self.model)
+        if not self.candidates:
+            raise UsageError(
+                f"{source.path} has no residual block with an identity shortcut",
+                cause="Only such blocks can go and leave nothing behind; plain networks have none",
+                fix="Name a residual network",
+            )
+        if budget.blocks is not None and budget.blocks > len(self.candidates):
+            raise UsageError(f"{budget.blocks} blocks cannot go, there are {len(self.candidates)} that can")
+        self.whole = predict(source, images)
+
+    def without(self, names: Sequence[str], out: Path) -> Artifact:
+        """The network without these blocks, as a file."""
+        model = drop.remove(self.model, names)
+        spec = self.source.model
+        if spec is not None:
+            spec = dataclasses.replace(spec, removed=(*spec.removed, *names), params=None)
+            metadata.attach(model, spec)
+        files.save_model(model, out)
+        return dataclasses.replace(
+            self.source,
+            path=str(out),
+            sha256=store.digest(out),
+            parent=self.source.sha256,
+            model=spec,
+            checks={},
+        )
+
+    def lesion(self, block: str, answers: Predictions) -> Lesion:
+        """What these answers have lost."""
+        pair = pairs.match(self.whole, answers)
+        lost, gained = int(pair.lost.sum()), int(pair.gained.sum())
+        low, high = stats.tango_interval(lost, gained, pair.images, tail=1 - self.budget.confidence)
+        assert pair.baseline.logits is not None  # ours always have them
+        assert pair.candidate.logits is not None
+        return Lesion(
+            block=block,
+            divergence=divergence(pair.baseline.logits, pair.candidate.logits),
+            drop_pp=100 * (lost - gained) / pair.images,
+            interval_pp=(100 * low, 100 * high),
+            flips=lost + gained,
+        )
+
+    def lesions(self) -> tuple[Lesion, ...]:
+        """Every block that can go, alone."""
+        found = []
+        for i, name in enumerate(self.candidates):
+            found.append(self._tried((name,)))
+            self.progress("lesions", i + 1, len(self.candidates))
+        return tuple(found)
+
+    def _tried(self, names: Sequence[str]) -> Lesion:
+        path = self.folder / "tried.onnx"
+        return self.lesion(names[-1], self.predict(self.without(names, path), self.images))
+
+    def choose(self, lesions: Sequence[Lesion]) -> tuple[tuple[str, ...], tuple[Lesion, ...]]:
+        """The blocks that go, in order, and the path; its last point is the first block too many, if there is one."""
+        worth = {lesion.block: lesion.divergence for lesion in lesions}  # what each cost when last tried
+        removed: tuple[str, ...] = ()
+        path: list[Lesion] = []
+        spent = 0.0
+        while worth and len(removed) != self.budget.blocks:
+            best = self._cheapest(removed, worth, spent)
+            path.append(best)
+            if self.budget.blocks is None and not self._allowed(best):
+                break
+            removed, spent = (*removed, best.block), best.divergence
+            del worth[best.block]
+            self.progress("removing", len(removed), len(self.candidates))
+        self.progress("removing", len(self.candidates), len(self.candidates))
+        return removed, tuple(path)
+
+    def _cheapest(self, removed: tuple[str, ...], worth: dict[str, float], spent: float) -> Lesion:
+        """The block whose loss costs least now; `worth` gets what is learned about the others."""
+        tried: dict[str, Lesion] = {}
+        while True:
+            name = min(worth, key=lambda block: worth[block])
+            if name in tried:
+                return tried[name]
+            if len(tried) == TRIES:
+                return min(tried.values(), key=lambda lesion: lesion.divergence)
+            tried[name] = self._tried((*removed, name))
+            worth[name] = tried[name].divergence - spent
+
+    def _allowed(self, lesion: Lesion) -> bool:
+        """Whether as many images as the verdict is on would probably pass with this drop and these flips."""
+        share = lesion.flips / len(self.whole.labels)
+        limit, drop_share = self.budget.max_drop_pp / 100, lesion.drop_pp / 100
+        if drop_share >= limit:
+            return False
+        needed = stats.images_to_decide(share, drop_share, limit, tail=1 - self.budget.confidence)
+        return needed is not None and needed <= self.judged_on
+
+
+def divergence(whole: NDArray[np.float32], lesioned: NDArray[np.float32]) -> float:
+    """Mean Kullback-Leibler divergence of the softmax of logits (n, classes) from that of the whole network's, nats."""
+    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (whole, lesioned))
+    return float((np.exp(p) * (p - q)).sum(axis=1).mean())
+
+
+def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
+
+
+def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+    """One half to choose on and the other to judge on, every class divided evenly."""
+    chosen = set(datasets.choose(images, len(images) // 2, seed).ids)
+    first = [i for i, name in enumerate(images.ids) if name in chosen]
+    second = [i for i, name in enumerate(images.ids) if name not in chosen]
+    return images.subset(first), images.subset(second)

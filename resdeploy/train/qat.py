@@ -1,0 +1,137 @@
+"""Quantization-aware training: from a post-training quantized file to a better one with the same graph.
+
+The student is the INT8 file itself (`fake.Graph`), the teacher the FP32 file that it was made from; the loss is the
+mean squared distance of their logits, so that no labels are needed and what is restored is the FP32 model's
+answers. The file written has the nodes of the one it started from and other constants.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its name everywhere)
+
+from resdeploy import store
+from resdeploy.errors import UsageError
+from resdeploy.graph import files, program
+from resdeploy.quantize import ranges
+from resdeploy.records import Artifact, Progress
+from resdeploy.train.fake import Graph
+from resdeploy.train.images import Augmentation, Samples, load, normalise, steps_of, suited
+
+if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.records import Preprocessing
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How to train the INT8 file."""
+
+    epochs: int
+    lr: float = 1e-4  # peak, of weights and of the scales' logarithms (Adam)
+    batch_size: int = 64
+    seed: int = 0
+    augmentation: Augmentation | None = None  # as `loop.Plan`
+    threads: int | None = None
+
+
+def train(
+    teacher: Artifact,
+    start: Artifact,
+    images: Dataset,
+    plan: Plan,
+    *,
+    out: Path,
+    progress: Progress | None = None,
+    watch: Callable[[int, float], None] | None = None,
+) -> Artifact:
+    """Trains an INT8 file to answer as its FP32 original does, and returns its record, the sidecar not yet written.
+
+    Args:
+        teacher: the FP32 ONNX file.
+        start: the INT8 ONNX file that was made from it.
+        images: to learn from; labels are not used.
+        plan: how.
+        out: where to write.
+        progress: called after every step.
+        watch: called after every epoch with its number and its mean loss.
+
+    Raises:
+        UsageError: operators that cannot be trained, or a loss that is not finite (E-DIVERGED).
+        MalformedInput: no image can be read.
+    """
+    if plan.threads:
+        torch.set_num_threads(plan.threads)
+    assert start.model is not None and start.model.preprocessing is not None  # noqa: PT018 (both at once)
+    sight = start.model.preprocessing
+    model = files.load_model(Path(start.path))
+    # A CPU file that is not tied to VNNI has its weights in 7 bits.
+    reduced = start.target != "tensorrt" and start.machine is None
+    student = Graph(program.read(model), weight_limit=ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
+    original = Graph(program.read(files.load_model(Path(teacher.path))))
+    samples, unread = load(images, sight, progress)
+    plan = dataclasses.replace(plan, augmentation=plan.augmentation or suited(images, sight))
+    loss = _distil(student, original, samples, sight, plan, progress, watch)
+    files.save_model(program.with_constants(model, student.constants()), out)
+    notes = [f"left out of training, unreadable: {name}" for name in unread]
+    return dataclasses.replace(
+        start,
+        path=str(out),
+        sha256=store.digest(out),
+        parent=start.sha256,
+        checks={"distillation_loss": loss},
+        notes=(*start.notes, f"trained for {plan.epochs} epochs on {len(samples):,} images of {images.name}", *notes),
+        tools={**start.tools, "torch": torch.__version__},
+    )
+
+
+def _distil(
+    student: Graph,
+    teacher: Graph,
+    samples: Samples,
+    sight: Preprocessing,
+    plan: Plan,
+    progress: Progress | None,
+    watch: Callable[[int, float], None] | None,
+) -> float:
+    """Adam with a warm-up of a twentieth and a half cosine; the last epoch's mean loss."""
+    values, scales = student.groups()
+    optimizer = torch.optim.Adam([{"params": values}, {"params": scales}], lr=0)
+    batch_size = min(plan.batch_size, len(samples))
+    steps = plan.epochs * (len(samples) // batch_size)
+    mean = math.nan
+    for epoch in range(plan.epochs):
+        total, count = 0.0, 0
+        for step in steps_of(samples, batch_size, plan.seed, epoch, plan.augmentation or "none"):
+            done = step.number / steps
+            lr = plan.lr * min(1.0, (step.number + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * done))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            x = normalise(step.pixels, sight)
+            with torch.no_grad():
+                wanted = teacher(x)
+            loss = F.mse_loss(student(x), wanted)
+            if not math.isfinite(loss.item()):
+                raise UsageError(
+                    f"the loss is {loss.item()} at step {step.number + 1}",
+                    cause=f"The learning rate of {plan.lr:g} may be too high",
+                    fix=f"Try --lr {plan.lr / 10:g}",
+                    code="E-DIVERGED",
+                )
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total, count = total + loss.item(), count + 1
+            if progress is not None:
+                progress("training", step.number + 1, steps)
+        mean = total / count
+        if watch is not None:
+            watch(epoch + 1, mean)
+    return mean

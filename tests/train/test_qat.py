@@ -1,0 +1,153 @@
+"""The fake-quantized torch graph is the file: same answers, same nodes, and training brings them nearer to FP32's."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from onnx import numpy_helper
+
+from resdeploy import store
+from resdeploy.data.datasets import batches, choose, open_dataset
+from resdeploy.errors import UsageError
+from resdeploy.graph import export, files, program
+from resdeploy.models import zoo
+from resdeploy.quantize import ptq
+from resdeploy.records import Artifact, Calibration, Preprocessing, Weights
+from resdeploy.train import loop, qat
+from resdeploy.train.fake import Graph
+
+SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
+TARGETS = ("tensorrt", "openvino", "onnxruntime")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """ResNet-20 trained for three epochs on digits, as an FP32 ONNX file."""
+    folder = tmp_path_factory.mktemp("qat")
+    spec = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
+    train, test = (open_dataset("digits", split=s) for s in ("train", "test"))
+    artifact = loop.train(
+        spec, train, test, loop.Plan(epochs=3, batch_size=32, threads=1), out=folder / "r.safetensors"
+    )
+    net = zoo.create(artifact.model)
+    from resdeploy.models import weights
+
+    weights.load_into(net, Path(artifact.path))
+    return export.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
+
+
+def quantized(source: Artifact, target: str, out: Path, *, portable: bool = False) -> Artifact:
+    images = choose(open_dataset("digits", split="train"), 64, 0)
+    calibration = Calibration(data="digits", count=64, seed=0, method="percentile")
+    stream = (batch.inputs for batch in batches(images, SIGHT, 16))
+    return ptq.quantize(source, stream, calibration=calibration, target=target, out=out, portable=portable)
+
+
+def held_out() -> np.ndarray:
+    return np.concatenate([b.inputs for b in batches(open_dataset("digits", split="test"), SIGHT, 64)])
+
+
+def as_written(path: str, x: np.ndarray) -> np.ndarray:
+    """ONNX Runtime without its optimisations: every Q/DQ node as it stands, no kernel that may saturate."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"input": x})[0]
+
+
+@torch.no_grad()
+def in_torch(graph: Graph, x: np.ndarray) -> np.ndarray:
+    return graph(torch.from_numpy(x)).numpy()
+
+
+def test_the_float_graph_is_onnx_runtimes(trained: Artifact) -> None:
+    """The executor itself, without rounding."""
+    x = held_out()
+    found = in_torch(Graph(program.read(files.load_model(Path(trained.path)))), x)
+    expected = as_written(trained.path, x)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_training(
+    trained: Artifact, tmp_path: Path, target: str
+) -> None:
+    """All held-out digits but one in a thousand; the file has the same nodes; the distance to FP32 shrinks."""
+    x = held_out()
+    start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True)
+    images = choose(open_dataset("digits", split="train"), 256, 0)
+    losses: list[float] = []
+    made = qat.train(
+        trained, start, images, qat.Plan(epochs=2, batch_size=32, threads=1), out=tmp_path / "qat.onnx",
+        watch=lambda _, loss: losses.append(loss),
+    )  # fmt: skip
+    limit = 127 if target == "tensorrt" else 64
+    wanted = as_written(trained.path, x)
+    distances = []
+    for artifact in (start, made):
+        graph = Graph(program.read(files.load_model(Path(artifact.path))), weight_limit=limit)
+        torch_says, ort_says = in_torch(graph, x), as_written(artifact.path, x)
+        assert (torch_says.argmax(1) == ort_says.argmax(1)).mean() >= 0.999
+        distances.append(float(np.square(ort_says - wanted).mean()))
+    assert distances[1] < distances[0]
+    before, after = (files.load_model(Path(a.path)) for a in (start, made))
+    assert before.graph.node == after.graph.node
+    assert made.sha256 == store.digest(tmp_path / "qat.onnx") != start.sha256
+    assert made.parent == start.sha256
+    for tensor in after.graph.initializer:
+        if tensor.data_type == 3 and tensor.name.endswith("weight/quantized"):  # INT8
+            assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= limit
+
+
+def test_untrained_constants_come_back_as_they_were(trained: Artifact, tmp_path: Path) -> None:
+    """What goes through torch and back is the file: integers exactly, scales within a float's rounding."""
+    for target in TARGETS:
+        start = quantized(trained, target, tmp_path / f"{target}.onnx", portable=True)
+        model = files.load_model(Path(start.path))
+        limit = 127 if target == "tensorrt" else 64
+        again = program.with_constants(model, Graph(program.read(model), weight_limit=limit).constants())
+        for a, b in zip(model.graph.initializer, again.graph.initializer, strict=True):
+            before, after = numpy_helper.to_array(a), numpy_helper.to_array(b)
+            assert a.name == b.name
+            assert before.dtype == after.dtype
+            if before.dtype == np.int32:  # a bias of up to 2**30 steps: the product of two rounded scales
+                np.testing.assert_allclose(after, before, rtol=1e-5, atol=1)
+            elif before.dtype == np.float32:
+                np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-7)
+            else:
+                np.testing.assert_array_equal(after, before)
+
+
+def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
+    """Esser et al. 2019, equation 3: round(v) - v inside the range, the limit outside of it."""
+    s = torch.tensor(0.1).log()
+    ops = (
+        program.Op(name="q", kind="QuantizeLinear", inputs=("x", "s", "z"), output="q", attributes={}),
+        program.Op(name="d", kind="DequantizeLinear", inputs=("q", "s", "z"), output="y", attributes={}),
+    )
+    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    graph = Graph(program.Program(ops=ops, constants=constants, input="x", output="y"))
+    for x in (0.23, -0.48, 40.0, -40.0):
+        graph.zero_grad()
+        graph(torch.tensor([x])).sum().backward()
+        v = x / float(s.exp())
+        expected = (round(v) - v if -128 <= v <= 127 else max(-128, min(127, v))) * float(s.exp())
+        assert float(graph.parameter_of["s"].grad) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_and_unknown_operators_are_named(trained: Artifact, tmp_path: Path) -> None:
+    """Nothing is written."""
+    start = quantized(trained, "tensorrt", tmp_path / "ptq.onnx")
+    images = choose(open_dataset("digits", split="train"), 64, 0)
+    with pytest.raises(UsageError) as caught:
+        qat.train(trained, start, images, qat.Plan(epochs=2, lr=1e30, batch_size=32), out=tmp_path / "x.onnx")
+    assert caught.value.code == "E-DIVERGED"
+    assert not (tmp_path / "x.onnx").exists()
+    model = program.read(files.load_model(Path(start.path)))
+    odd = dataclasses.replace(model, ops=(dataclasses.replace(model.ops[0], kind="Erf"), *model.ops[1:]))
+    with pytest.raises(UsageError, match="Erf"):
+        Graph(odd)
