@@ -191,7 +191,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
             checks += [{"subject": found["label"], **check_row(check)} for check in row.verdict.checks]
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
-                found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": _interval(drop.interval)}
+                found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
         results.append(found)
     return document(
         "run",
@@ -256,7 +256,7 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "streams": m.execution.streams,
         "hint": m.execution.hint,
         "latency_ms": {name: _ms(outcome.latency_s[name]) for name in LATENCIES},
-        "p50_ci95_ms": _interval(outcome.p50_ci95_s, 1e3),
+        "p50_ci95_ms": finite_interval(outcome.p50_ci95_s, 1e3),
         "end_to_end_p50_ms": _ms(outcome.end_to_end_p50_s),
         "throughput_ips": _finite(outcome.throughput_ips),
         "params": m.params,
@@ -289,7 +289,7 @@ def score_row(score: Score | None) -> Json:
         "top5": score.top5,
         "correct": score.correct,
         "total": score.total,
-        "top1_ci95": _interval(score.top1_ci95),
+        "top1_ci95": finite_interval(score.top1_ci95),
     }
 
 
@@ -307,7 +307,7 @@ def comparison_row(comparison: Comparison) -> Json:
         "baseline": comparison.baseline,
         "candidate": comparison.candidate,
         "speedup": _finite(comparison.speedup),
-        "speedup_ci95": _interval(comparison.speedup_ci95),
+        "speedup_ci95": finite_interval(comparison.speedup_ci95),
         "valid": comparison.valid,
         "finding": finding,
     }
@@ -331,7 +331,7 @@ def check_row(check: Check) -> Json:
         "state": check.state,
         "observed": _finite(check.observed),
         "limit": _finite(check.limit),
-        "interval": _interval(check.interval),
+        "interval": finite_interval(check.interval),
         "unit": check.unit,
         "note": check.note,
     }
@@ -387,7 +387,7 @@ def _ms(time_s: float | None) -> float | None:
     return None if time_s is None or not math.isfinite(time_s) else round(time_s * 1e3, 6)
 
 
-def _interval(interval: tuple[float, float] | None, scale: float = 1.0) -> list[float | None] | None:
+def finite_interval(interval: tuple[float, float] | None, scale: float = 1.0) -> list[float | None] | None:
     """Low and high; an open end is null."""
     if interval is None:
         return None

@@ -60,7 +60,7 @@ def prune(
 
 
 def _lesion(lesion: Lesion) -> Json:
-    return {**dataclasses.asdict(lesion), "interval_pp": list(lesion.interval_pp)}
+    return {**dataclasses.asdict(lesion), "interval_pp": documents.finite_interval(lesion.interval_pp)}
 
 
 def lesion(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], environment: Environment) -> Json:
@@ -73,5 +73,9 @@ def degradation(
 ) -> Json:
     """`study degradation`: a row a network, the differences that depth makes, and the curves of every training."""
     return documents.document(
-        "study degradation", environment, [dict(r) for r in rows], differences=[dict(d) for d in differences], **parts
+        "study degradation",
+        environment,
+        [{**row, "train_loss_ci95": documents.finite_interval(row["train_loss_ci95"])} for row in rows],
+        differences=[{**one, "ci95": documents.finite_interval(one["ci95"])} for one in differences],
+        **parts,
     )

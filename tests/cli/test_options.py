@@ -13,7 +13,9 @@ import resdeploy
 from resdeploy import pytest_plugin
 from resdeploy.cli import app
 
-COMMANDS = typer.main.get_command(app).commands
+VERBS = typer.main.get_command(app).commands
+# A verb with verbs of its own (`study`) stands for those.
+COMMANDS = {n: c for verb, command in VERBS.items() for n, c in getattr(command, "commands", {verb: command}).items()}
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
 SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
 DOCKERS = {"--gpus"}  # an option of `docker run`

@@ -26,6 +26,7 @@ from resdeploy.records import (
     Gate,
     Judged,
     LayerCost,
+    Lesion,
     Measurement,
     Mixed,
     Predictions,
@@ -35,7 +36,7 @@ from resdeploy.records import (
     Summary,
     Verdict,
 )
-from resdeploy.report import documents, mixed, render
+from resdeploy.report import documents, mixed, render, studies
 from resdeploy.report.render import inert
 from resdeploy.report.tables import TABLES
 
@@ -149,7 +150,22 @@ def all_documents(name):
         mixed.sensitivity(name, [tried], ENVIRONMENT),
         mixed.search(name, [searched], [tried], ENVIRONMENT),
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
+        *study_documents(name, cost),
     ]
+
+
+def study_documents(name, cost):
+    lesion = Lesion(block=name, divergence=0.1, drop_pp=0.2, interval_pp=(-0.1, 0.5), flips=3)
+    deleted = {"model": name, "block": name, "shortcut": name, "error": 17.0, "rise_pp": 0.4}
+    trained = {"model": name, "depth": 20, "seeds": 3, "train_loss": 0.1, "train_loss_ci95": [0.0, 0.2]}
+    return [
+        studies.prune(
+            [name], [lesion], [lesion], lesion, (cost, cost), (summary(name), failed(name)), [faster(name)],
+            (scored(name), scored(name)), verdict(name), ENVIRONMENT,
+        ),
+        studies.lesion([deleted], {"several": [], "shuffled": []}, ENVIRONMENT),
+        studies.degradation([trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT),
+    ]  # fmt: skip
 
 
 def test_every_document_parses_and_has_the_keys_that_stay():
