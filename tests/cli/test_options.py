@@ -18,7 +18,7 @@ VERBS = typer.main.get_command(app).commands
 COMMANDS = {n: c for verb, command in VERBS.items() for n, c in getattr(command, "commands", {verb: command}).items()}
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
 SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
-DOCKERS = {"--gpus"}  # an option of `docker run`
+DOCKERS = {"--gpus", "--nproc-per-node"}  # options of `docker run` and of `torchrun`
 PYTESTS = {option for option, _ in pytest_plugin.OPTIONS.values()}  # options of `pytest`
 
 
