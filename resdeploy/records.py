@@ -145,14 +145,64 @@ class Availability:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Port:
+    """A tensor that a kernel reads or writes, constants excluded."""
+
+    name: str
+    precision: str  # as `Precision`; other types by their own name; "unknown" where the runtime does not say
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layer:
     """One executed layer (kernel) of an opened model."""
 
     name: str
     kind: str
-    precision: str
+    precision: str  # of the arithmetic; "unknown" where the runtime does not say
     sources: tuple[str, ...] = ()  # names of the graph nodes that this kernel computes
     time_s: float | None = None
+    # qdq: a Q/DQ left over as a kernel; reformat: a copy into another layout or type; free: nothing is executed.
+    role: Literal["compute", "qdq", "reformat", "free"] = "compute"
+    activation: bool = False  # the runtime says that an activation is part of it
+    inputs: tuple[Port, ...] = ()
+    outputs: tuple[Port, ...] = ()
+    tactic: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockAudit:
+    """How one residual block ran. None and "unknown": the runtime does not say."""
+
+    name: str
+    fused: bool | None  # its convolutions, activations and addition took no kernel but the convolutions'
+    precision: str  # in which the addition ran: the widest of the tensors that it reads and writes
+    asked: str
+    conv_precisions: tuple[str, ...]
+    executed_as: tuple[str, ...]  # kernels in order: `layer1.0.conv2 + layer1.0.add + layer1.0.relu2 [int8]`
+    reformats: tuple[str, ...] = ()  # kernels that only convert what this block reads or writes
+    time_s: float | None = None
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What a built model really executes, and the verdict on it."""
+
+    subject: str
+    asked: Precision
+    verdict: Verdict
+    blocks: tuple[BlockAudit, ...]
+    layers: tuple[Layer, ...]
+    superfluous: tuple[Layer, ...]  # Q/DQ kernels that a better placement does without
+    notes: tuple[str, ...] = ()
+
+    @property
+    def time_s(self) -> float | None:
+        """All kernels together; None where none was timed."""
+        times = [layer.time_s for layer in self.layers if layer.time_s is not None]
+        return math.fsum(times) if times else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from resdeploy import errors, store
 from resdeploy.backends import Tensor, machine
 from resdeploy.backends.worker import MEMORY_WORDS
 from resdeploy.errors import BackendCrash, EnvironmentFailure, OutOfMemory, ResdeployError
-from resdeploy.records import Artifact, BackendName, Block, Execution, Layer
+from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -161,8 +161,7 @@ class Lane:
 
     def layers(self) -> tuple[Layer, ...]:
         """The executed layers; open with `trace=True`."""
-        found = self._ask("layers")["layers"]
-        return tuple(Layer(**layer | {"sources": tuple(layer["sources"])}) for layer in found)
+        return tuple(_layer(document) for document in self._ask("layers")["layers"])
 
     def peak_rss_bytes(self) -> int:
         """The most physical memory that the child has held up to its last answer (VmHWM), interpreter included."""
@@ -383,6 +382,14 @@ def _staged(out: Path) -> Iterator[Path]:
                 os.replace(part, out.with_name(part.name))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _layer(document: dict[str, Any]) -> Layer:
+    ports = {
+        side: tuple(Port(**port | {"shape": tuple(port["shape"])}) for port in document[side])
+        for side in ("inputs", "outputs")
+    }
+    return Layer(**document | ports | {"sources": tuple(document["sources"])})
 
 
 def _plain(record: Artifact | Execution) -> dict[str, Any]:

@@ -12,17 +12,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from resdeploy import store
 from resdeploy.backends import Tensor, input_shape, installed, machine
 from resdeploy.errors import MalformedInput
-from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Precision
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
 
 if TYPE_CHECKING:
     from resdeploy.backends import Arrays
@@ -40,6 +41,8 @@ DTYPES = {
     "tensor(int8)": "int8",
     "tensor(int64)": "int64",
 }
+# Which inputs of a kernel are data, not weights or scales: the fourth of a convolution is a sum taken in.
+DATA = {"Conv": (0, 3), "FusedConv": (0, 3), "QLinearAdd": (0, 3), "Add": (0, 1)}
 PRECISIONS = {"float": "fp32", "float16": "fp16", "uint8": "int8", "int8": "int8"}
 
 
@@ -193,13 +196,37 @@ def _layers(events: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
             name = name.removesuffix("_kernel_time")
             times_s.setdefault(name, []).append(event["dur"] / 1e6)
             kernels[name] = event["args"]
-    return tuple(
-        Layer(name=name, kind=args["op_name"], precision=_precision(args), time_s=float(np.mean(times_s[name])))
-        for name, args in kernels.items()
+    return tuple(_layer(name, args, float(np.mean(times_s[name]))) for name, args in kernels.items())
+
+
+def _layer(name: str, args: Mapping[str, Any], time_s: float) -> Layer:
+    kind = args["op_name"]
+    read, written = (_ports(args.get(f"{side}_type_shape", ())) for side in ("input", "output"))
+    inputs = tuple(read[i] for i in DATA.get(kind, (0,)) if i < len(read))
+    role: Literal["compute", "qdq", "reformat"] = "compute"
+    if kind in ("QuantizeLinear", "DequantizeLinear"):
+        role = "qdq"
+    elif kind in ("Transpose", "Cast", "ReorderInput", "ReorderOutput"):
+        role = "reformat"
+    # Named after the node, or after what its last node makes; fusions and layouts leave their marks.
+    source = re.sub(r"(_nchwc|_token_\d+)$", "", name.removeprefix("fused "))
+    # For a convolution the first input is the activation.
+    return Layer(
+        name=name,
+        kind=kind,
+        precision=inputs[0].precision if inputs else "",
+        sources=(source,),
+        time_s=time_s,
+        role=role,
+        inputs=inputs,
+        outputs=written[:1],
     )
 
 
-def _precision(kernel: Mapping[str, Any]) -> str:
-    """Of its first input, which for a convolution is the activation."""
-    types = [kind for tensor in kernel.get("input_type_shape", ()) for kind in tensor]
-    return PRECISIONS.get(types[0], types[0]) if types else ""
+def _ports(tensors: Sequence[Mapping[str, Sequence[int]]]) -> tuple[Port, ...]:
+    """Profiles give types and shapes, in the order of the kernel's inputs, but no names."""
+    return tuple(
+        Port(name="", precision=PRECISIONS.get(kind, kind), shape=tuple(shape))
+        for tensor in tensors
+        for kind, shape in tensor.items()
+    )

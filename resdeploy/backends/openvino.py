@@ -11,14 +11,14 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from resdeploy import store
 from resdeploy.backends import Tensor, input_shape, installed, machine
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
-from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Precision
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
 
 if TYPE_CHECKING:
     from resdeploy.backends import Arrays
@@ -113,23 +113,8 @@ class _Loaded:
 
     def layers(self) -> Sequence[Layer]:
         """Executed kernels in order, with the graph nodes each computes; times are means over all runs so far."""
-        found = []
-        for node in self.compiled.get_runtime_model().get_ordered_ops():
-            info = {key: value.value for key, value in node.get_rt_info().items()}
-            time_us = info.get("execTimeMcs", "not_executed")
-            if time_us == "not_executed" or info["layerType"] in ("Const", "Input", "Output"):
-                continue
-            precision = info["runtimePrecision"]
-            found.append(
-                Layer(
-                    name=node.get_friendly_name(),
-                    kind=f"{info['layerType']}:{info['primitiveType']}",
-                    precision=PRECISIONS.get(precision, precision),
-                    sources=_sources(info["originalLayersNames"]),
-                    time_s=float(time_us) / 1e6,
-                )
-            )
-        return found
+        nodes = [(node, _info(node)) for node in self.compiled.get_runtime_model().get_ordered_ops()]
+        return [_layer(node, info) for node, info in nodes if _executed(info)]
 
 
 class _Session:
@@ -170,6 +155,51 @@ def _refusal(path: str, error: Exception) -> Exception:
 def _sources(names: str) -> tuple[str, ...]:
     """Graph nodes; a biased convolution appears twice, since reading the file split it."""
     return tuple(dict.fromkeys(name.removesuffix("/WithoutBiases") for name in names.split(",") if name))
+
+
+def _info(node: Any) -> dict[str, str]:
+    return {key: value.value for key, value in node.get_rt_info().items()}
+
+
+def _executed(info: Mapping[str, str]) -> bool:
+    return info["execTimeMcs"] != "not_executed" and info["layerType"] not in ("Const", "Input", "Output")
+
+
+def _layer(node: Any, info: Mapping[str, str]) -> Layer:
+    sources = _sources(info["originalLayersNames"])
+    role: Literal["compute", "qdq", "reformat"] = "compute"
+    if info["layerType"] in ("Reorder", "Convert"):
+        role = "reformat"
+    elif sources and all(name.endswith("QuantizeLinear") for name in sources):  # Dequantize... too
+        role = "qdq"
+    return Layer(
+        name=node.get_friendly_name(),
+        kind=f"{info['layerType']}:{info['primitiveType']}",
+        precision=_precision(info["runtimePrecision"]),
+        sources=sources,
+        time_s=float(info["execTimeMcs"]) / 1e6,
+        role=role,
+        inputs=tuple(_port(value.get_node()) for value in node.input_values() if _computed(value.get_node())),
+        outputs=(_port(node),),
+    )
+
+
+def _computed(node: Any) -> bool:
+    info = _info(node)
+    return _executed(info) or info["layerType"] == "Input"
+
+
+def _port(node: Any) -> Port:
+    """What a kernel writes, under its name. Most write one tensor; of others the first is given."""
+    precision = _precision(_info(node)["outputPrecisions"].split(",")[0])
+    shape = node.get_output_partial_shape(0)
+    return Port(
+        name=node.get_friendly_name(), precision=precision, shape=tuple(shape.to_shape()) if shape.is_static else ()
+    )
+
+
+def _precision(name: str) -> str:
+    return PRECISIONS.get(name, name)
 
 
 def _tensor(port: Any) -> Tensor:

@@ -18,6 +18,7 @@ import typer
 
 from resdeploy import __version__
 from resdeploy.cli import (
+    audit,
     bench,
     build,
     console,
@@ -53,6 +54,7 @@ app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("gate")(gate.gate)
 app.add_typer(study.app, name="study")
+app.command("audit")(audit.audit)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.records import (
+    Audit,
     Availability,
     BackendName,
     Check,
@@ -118,6 +119,53 @@ def gate(found: Gate, environment: Environment) -> Json:
         flipped=flipped,
         classes=classes,
         notes=list(found.notes),
+    )
+
+
+def audit(found: Audit, environment: Environment) -> Json:
+    """`audit`: the verdict, one row a residual block, and every executed kernel."""
+    blocks = [
+        {
+            "name": block.name,
+            "fused": block.fused,
+            "fusion": {True: "fused", False: "not fused", None: "unknown"}[block.fused],
+            "precision": block.precision,
+            "asked": block.asked,
+            "conv_precisions": list(block.conv_precisions),
+            "executed_as": list(block.executed_as),
+            "reformats": list(block.reformats),
+            "time_ms": _ms(block.time_s),
+            "reason": block.reason,
+            "remedy": block.remedy,
+        }
+        for block in found.blocks
+    ]
+    layers = [
+        {
+            "name": layer.name,
+            "kind": layer.kind,
+            "role": layer.role,
+            "precision": layer.precision,
+            "sources": list(layer.sources),
+            "time_ms": _ms(layer.time_s),
+        }
+        for layer in found.layers
+    ]
+    remedies = dict.fromkeys(block.remedy for block in found.blocks if block.remedy)
+    return _document(
+        "audit",
+        environment,
+        blocks,
+        subject=found.subject,
+        asked=found.asked,
+        verdict=found.verdict.state,
+        checks=[_check(check) for check in found.verdict.checks],
+        blocks=blocks,
+        unfused=[block for block in blocks if not block["fused"]],
+        superfluous=[layer.name for layer in found.superfluous],
+        layers=layers,
+        time_ms=_ms(found.time_s),
+        notes=[*found.notes, *remedies],
     )
 
 

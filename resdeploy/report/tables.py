@@ -326,6 +326,19 @@ _DIFFERENCES = Table(
     (Column("of training losses", "of"), Column("value [95 %]", "value", "number", ci="ci95")),
     "does depth hurt plain networks more",
 )
+_AUDIT = Table(
+    "blocks",
+    (
+        Column("block", "name"),
+        Column("fusion", "fusion"),
+        Column("adds in", "precision"),
+        Column("asked", "asked"),
+        Column("ran as", "executed_as"),
+        Column("converted by", "reformats"),
+        Column("ms", "time_ms", "ms"),
+        Column("because", "reason"),
+    ),
+)
 
 _MACHINE = Table(
     "machine",
@@ -333,6 +346,7 @@ _MACHINE = Table(
 )
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
+    "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
     "cost": (_COST, _STAGES, _LAYERS),
     "doctor": (_DOCTOR, _MACHINE),

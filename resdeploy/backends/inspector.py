@@ -1,0 +1,202 @@
+"""What TensorRT's engine inspector and profiler print, as layers: one reader for 8.x, 10.x and 11.x.
+
+    up to 10   `Bindings`: names; a layer's tensors have one `Format/Datatype`
+    from 10    layers have `Metadata`: `[ONNX Layer: name]` entries
+    11         `I/O Tensors`: records; a layer's tensors have `Format` and `Datatype` (also spelled `DataType`)
+
+Keys are matched without case. Without DETAILED verbosity layers are bare strings: names are then all that is known,
+and everything else is "unknown". Which graph nodes a layer computes comes from its metadata, else from its name, whose
+parts are joined by ` + ` and may be wrapped in `PWN(...)`. A range (`{ForeignNode[a...b]}`) says what it covers only at
+its ends: those two are its sources, and nothing is claimed of what lies between.
+
+Sources: TensorRT's trt-engine-explorer (NVIDIA/TensorRT v10.16, tools/experimental) and NVIDIA's migration guide of
+IEngineInspector from 10.x to 11.x.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from resdeploy.errors import MalformedInput
+from resdeploy.records import Layer, Port
+
+# The words that name a type in `Format/Datatype`, `Datatype` and `Weights.Type`, lower case.
+TYPES = {
+    "fp32": "fp32", "float": "fp32", "float32": "fp32", "tf32": "fp32", "fp16": "fp16", "half": "fp16",
+    "float16": "fp16", "bf16": "bf16", "bfloat16": "bf16", "int8": "int8", "uint8": "uint8", "fp8": "fp8",
+    "e4m3": "fp8", "int4": "int4", "fp4": "fp4", "int32": "int32", "int64": "int64", "bool": "bool",
+}  # fmt: skip
+# Types in a kernel's name, most telling first: `i8f16_i8i32` multiplies int8, whatever it then writes.
+TACTICS = (
+    (re.compile(r"(?:^|_)i8(?:i8|f16|f32|i32|u8)|imma|i8816|i16832", re.IGNORECASE), "int8"),
+    (re.compile(r"(?:^|_)e4m3", re.IGNORECASE), "fp8"),
+    (re.compile(r"(?:^|_)bf16", re.IGNORECASE), "bf16"),
+    (re.compile(r"(?:^|_)f16f16|hmma|h884|h16816|s16816|(?:^|_)fp16", re.IGNORECASE), "fp16"),
+    (re.compile(r"(?:^|_)f32f32|sgemm|scudnn|tf32", re.IGNORECASE), "fp32"),
+)
+METADATA = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
+FOREIGN = re.compile(r"\{?ForeignNode\[(.+?)\.\.\.(.+?)\]\}?")
+FREE = ("noop", "constant")
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """An engine as its inspector describes it."""
+
+    layers: tuple[Layer, ...]
+    bindings: tuple[str, ...]  # names of the engine's inputs and outputs
+
+
+def parse(text: str | bytes, origin: str) -> Inspection:
+    """The layers of an inspector's JSON, in order of execution.
+
+    Args:
+        text: what `IEngineInspector.get_engine_information(JSON)` or `trtexec --exportLayerInfo` wrote.
+        origin: the file's name, for errors.
+
+    Raises:
+        MalformedInput: not JSON, or not an inspector's.
+    """
+    document = _json(text, origin)
+    layers = _get(document, "Layers") if isinstance(document, Mapping) else None
+    if not isinstance(layers, list) or not all(isinstance(layer, (str, Mapping)) for layer in layers):
+        raise MalformedInput(
+            f"{origin} is not what TensorRT's engine inspector prints: it has no list of Layers",
+            fix="Save it with trtexec --exportLayerInfo=F --profilingVerbosity=detailed",
+        )
+    bindings = _get(document, "Bindings", "I/O Tensors") or []
+    names = (_get(b, "Name") if isinstance(b, Mapping) else b for b in bindings if isinstance(bindings, list))
+    return Inspection(
+        layers=tuple(_layer(layer) for layer in layers), bindings=tuple(name for name in names if isinstance(name, str))
+    )
+
+
+def timed(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Layer, ...]:
+    """The layers with their mean times from a profile (`trtexec --exportProfile`), matched by name and order.
+
+    A profiled layer that the inspector does not list is added at the end: the times always sum to the profile's.
+
+    Raises:
+        MalformedInput: not such a profile, or one of another engine: no name in common.
+    """
+    document = _json(text, origin)
+    rows = [row for row in document if isinstance(row, Mapping)] if isinstance(document, list) else []
+    times_s: dict[str, deque[float]] = defaultdict(deque)
+    for row in rows:
+        name, time_ms = _get(row, "name"), _get(row, "averageMs")
+        if isinstance(name, str) and isinstance(time_ms, (int, float)):
+            times_s[name].append(time_ms / 1e3)
+    if not any(layer.name in times_s for layer in layers):
+        raise MalformedInput(
+            f"{origin} is no profile of this engine: it names none of its layers",
+            fix="Save both in one run: trtexec --exportLayerInfo=F --exportProfile=G --profilingVerbosity=detailed",
+        )
+    found = [
+        dataclasses.replace(layer, time_s=times_s[layer.name].popleft()) if times_s.get(layer.name) else layer
+        for layer in layers
+    ]
+    rest = [Layer(name=n, kind="", precision=UNKNOWN, time_s=time) for n, left in times_s.items() for time in left]
+    return (*found, *rest)
+
+
+def _json(text: str | bytes, origin: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as e:
+        raise MalformedInput(f"{origin} is not JSON: {e}", fix="Save the inspector's output again") from e
+
+
+def _layer(document: str | Mapping[str, Any]) -> Layer:
+    if isinstance(document, str):
+        return Layer(name=document, kind="", precision=UNKNOWN, sources=_parts(document), role=_role("", "", document))
+    name, kind = str(_get(document, "Name") or ""), str(_get(document, "LayerType") or "")
+    inputs, outputs = (_ports(_get(document, side)) for side in ("Inputs", "Outputs"))
+    metadata = METADATA.findall(str(_get(document, "Metadata") or ""))
+    tactic = str(_get(document, "TacticName") or "")
+    activation = str(_get(document, "Activation") or "NONE").upper() not in ("NONE", "NULL", "")
+    role = _role(kind, str(_get(document, "Origin") or ""), name)
+    return Layer(
+        name=name,
+        kind=kind,
+        precision=_arithmetic(_get(document, "Weights"), inputs, outputs, tactic),
+        # A reformat's name or metadata says beside what it runs, not what it computes.
+        sources=() if role in ("reformat", "free") else tuple(dict.fromkeys(metadata or _parts(name))),
+        role=role,
+        activation=activation or bool(_get(document, "HasReLU")),
+        inputs=inputs,
+        outputs=outputs,
+        tactic=tactic,
+    )
+
+
+def _role(kind: str, origin: str, name: str) -> Literal["compute", "qdq", "reformat", "free"]:
+    if kind.lower() in FREE:
+        return "free"
+    if origin.upper() == "QDQ":
+        return "qdq"
+    if kind.lower() == "reformat" or name.startswith("Reformatting CopyNode"):
+        return "reformat"
+    return "compute"
+
+
+def _arithmetic(weights: Any, inputs: Sequence[Port], outputs: Sequence[Port], tactic: str) -> str:
+    """In which precision a layer multiplies: its weights' type, its first input's, or what the kernel's name says.
+
+    Int8 weights with a float activation are stored so, not computed so: the activation decides.
+    """
+    stored = _type(str(_get(weights, "Type") or "")) if isinstance(weights, Mapping) else UNKNOWN
+    read = inputs[0].precision if inputs else UNKNOWN
+    if stored != UNKNOWN and read in (stored, UNKNOWN):
+        return stored
+    if read != UNKNOWN:
+        return read
+    told = next((precision for pattern, precision in TACTICS if tactic and pattern.search(tactic)), UNKNOWN)
+    return told if told != UNKNOWN or not outputs else outputs[0].precision
+
+
+def _ports(tensors: Any) -> tuple[Port, ...]:
+    return tuple(_port(tensor) for tensor in tensors or () if isinstance(tensor, Mapping))
+
+
+def _port(tensor: Mapping[str, Any]) -> Port:
+    text = " ".join(str(_get(tensor, key) or "") for key in ("Datatype", "Format/Datatype", "Format"))
+    dims = _get(tensor, "Dimensions") or ()
+    shape = tuple(dim for dim in dims if isinstance(dim, int))
+    return Port(name=str(_get(tensor, "Name") or ""), precision=_type(text), shape=shape)
+
+
+def _type(text: str) -> str:
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return next((TYPES[word] for word in words if word in TYPES), UNKNOWN)
+
+
+def _parts(name: str) -> tuple[str, ...]:
+    """The node names that a layer's name is joined of."""
+    if name.startswith("Reformatting CopyNode"):
+        return ()
+    if ends := FOREIGN.search(name):
+        return (ends[1], ends[2])
+    parts = []
+    for part in name.split(" + "):
+        wrapped = "PWN(" in part
+        for piece in part.replace("PWN(", "").split(", ") if wrapped else [part]:
+            inner = piece.strip()
+            while wrapped and inner.count(")") > inner.count("("):
+                inner = inner[: inner.rindex(")")] + inner[inner.rindex(")") + 1 :]
+            parts.append(re.sub(r"\s*\[profile \d+\]$", "", inner))
+    return tuple(part for part in parts if part)
+
+
+def _get(document: Any, *keys: str) -> Any:
+    """The value of the first of these keys that is there, whatever its case."""
+    if not isinstance(document, Mapping):
+        return None
+    lower = {str(key).lower(): value for key, value in document.items()}
+    return next((lower[key.lower()] for key in keys if key.lower() in lower), None)

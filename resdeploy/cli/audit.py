@@ -1,0 +1,48 @@
+"""`resdeploy audit`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from resdeploy.cli import console, options
+from resdeploy.cli.gate import EXIT
+
+
+def audit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model, a built file, or saved inspector JSON.")],
+    times: Annotated[Path | None, typer.Option(help="A saved profile that goes with inspector JSON.")] = None,
+    against: Annotated[str | None, typer.Option(help="The ONNX file that a compiled MODEL was made from.")] = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16", "int8"] | None, typer.Option(help="Asked for; default: what the model is.")
+    ] = None,
+    backend: options.Backend = "auto",
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 1,
+    threads: options.Threads = None,
+    weights: options.Weights = "random",
+    calib_data: options.CalibData = None,
+    img_size: options.ImgSize = None,
+    seed: options.Seed = 0,
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Say which convolutions and residual adds were really fused, and in which precision they ran: exit 0, 1 or 3.
+
+    Examples: resdeploy audit r50.int8.onnx --backend openvino · resdeploy audit F.graph.json --times F.profile.json
+    """
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import audit as auditing
+    from resdeploy.pipeline import make
+    from resdeploy.report import documents
+
+    request = options.request(model, options.sight(img_size), weights=weights, seed=seed)
+    plan = auditing.AuditPlan(
+        times=times, against=against, backend=backend, precision=precision, batch_size=batch_size, threads=threads
+    )
+    calibration = make.CalibrationPlan(data=calib_data, seed=seed)
+    with console.progress(quiet=quiet) as progress:
+        found = auditing.audit(request, plan, calibration, progress=progress)
+    console.emit(documents.audit(found, environment.capture()), fmt, output)
+    raise typer.Exit(EXIT[found.verdict.state])

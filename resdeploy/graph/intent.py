@@ -1,0 +1,130 @@
+"""What a graph asks of the runtime: its residual blocks, what follows a convolution, which precision each is to have.
+
+Q/DQ pairs, casts and batch normalisations are looked through, so that an INT8 graph has the blocks of the FP32 graph it
+was made from. A convolution asks for INT8 where both its data and its weight come out of a DequantizeLinear; a residual
+Add where one of its operands does and its result goes into a QuantizeLinear. All else asks for the type of its tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+
+from resdeploy.graph.qdq import TRANSPARENT
+from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, Index, ResidualBlock, find_blocks, node_name
+
+FLOATS: Mapping[int, str] = {
+    onnx.TensorProto.FLOAT: "fp32",
+    onnx.TensorProto.FLOAT16: "fp16",
+    onnx.TensorProto.BFLOAT16: "bf16",
+}
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """Nodes are given by `residual.node_name`."""
+
+    blocks: tuple[ResidualBlock, ...]
+    asked: Mapping[str, str]  # convolution or residual Add -> precision
+    followers: Mapping[str, tuple[str, ...]]  # convolution -> the batch normalisation and activation that alone read it
+    producers: Mapping[str, str]  # tensor -> the node that makes it, Q/DQ and casts looked through
+    nodes: frozenset[str]  # all that compute from the graph's inputs, Q/DQ and casts left out
+    edges: frozenset[str]  # the Q/DQ nodes at the graph's own inputs and outputs, which no placement does without
+
+
+def of(model: onnx.ModelProto) -> Intent:
+    """The intent of a graph with or without Q/DQ pairs."""
+    index = Index(model)
+    plain, twins = _without_pairs(model, index)
+    inner = Index(plain)
+    blocks = find_blocks(plain)
+    by_name = {node_name(node): node for node in index.nodes}
+    asked = {name: _weighted(index, node) for name, node in by_name.items() if node.op_type in CONVOLUTIONS}
+    asked |= {
+        block.add: _added(index, by_name[block.add], asked.get(block.last_conv or "", "fp32")) for block in blocks
+    }
+    producers = {tensor: node_name(inner.nodes[i]) for tensor, i in inner.producer.items()}
+    producers |= {twin: producers[source] for twin, source in twins.items() if source in producers}
+    skipped = {"QuantizeLinear", "DequantizeLinear", "Cast"}
+    return Intent(
+        blocks=blocks,
+        asked=asked,
+        followers={
+            name: tuple(_followers(index, by_name[name])) for name in asked if name not in {b.add for b in blocks}
+        },
+        producers=producers,
+        nodes=frozenset(
+            name for name, n in by_name.items() if n.op_type not in skipped and n.output[0] not in index.constants
+        ),
+        edges=frozenset(name for name, node in by_name.items() if node.op_type in PAIR and _at_edge(index, node)),
+    )
+
+
+def _without_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """A copy in which each reader of Q/DQ, a cast or a batch normalisation reads their source; tensor -> source."""
+    twins: dict[str, str] = {}
+    for node in index.nodes:
+        if node.op_type in (*PAIR, "Cast", "BatchNormalization") and node.input[0] not in index.constants:
+            twins[node.output[0]] = twins.get(node.input[0], node.input[0])
+    plain = onnx.ModelProto()
+    plain.CopyFrom(model)
+    kept = [node for node in plain.graph.node if node.output[0] not in twins]
+    for node in kept:
+        for i, name in enumerate(node.input):
+            node.input[i] = twins.get(name, name)
+    del plain.graph.node[:]
+    plain.graph.node.extend(kept)
+    for output in plain.graph.output:
+        output.name = twins.get(output.name, output.name)
+    return plain, twins
+
+
+def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
+    found: list[str] = []
+    reader = index.only_reader(convolution.output[0])
+    while reader is not None and reader.op_type in (*ACTIVATIONS, "BatchNormalization"):
+        found.append(node_name(reader))
+        reader = index.only_reader(reader.output[0]) if reader.op_type == "BatchNormalization" else None
+    return found
+
+
+def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
+    reads_input = node.input[0] not in index.producer and node.input[0] not in index.initializers
+    return reads_input or node.output[0] in index.outputs
+
+
+def _dequantized(index: Index, tensor: str) -> bool:
+    """Whether a tensor holds quantized values: OpenVINO's placement has the pair before a pooling, not after it."""
+    node = index.made_by(tensor)
+    while node is not None and (node.op_type == "Cast" or node.op_type in TRANSPARENT):
+        node = index.made_by(node.input[0])
+    return node is not None and node.op_type == "DequantizeLinear"
+
+
+def _weighted(index: Index, node: onnx.NodeProto) -> str:
+    if all(_dequantized(index, name) for name in node.input[:2]):
+        return "int8"
+    tensor = node.input[1]
+    while (maker := index.made_by(tensor)) is not None and maker.op_type in (*PAIR, "Cast"):
+        tensor = maker.input[0]
+    stored = index.value(tensor)
+    return FLOATS.get(stored.data_type, "fp32") if stored is not None else "fp32"
+
+
+def _added(index: Index, add: onnx.NodeProto, convolution: str) -> str:
+    """What a residual Add asks for, given what its convolution does."""
+    if not any(_dequantized(index, name) for name in add.input):
+        return convolution if convolution != "int8" else "fp32"
+    output = add.output[0]
+    for _ in range(2):  # the sum, then what the activation makes of it
+        readers = [index.nodes[i] for i in index.readers.get(output, ())]
+        if any(reader.op_type == "QuantizeLinear" for reader in readers):
+            return "int8"
+        follower = index.only_reader(output)
+        if follower is None or follower.op_type not in ACTIVATIONS:
+            break
+        output = follower.output[0]
+    return "fp32"

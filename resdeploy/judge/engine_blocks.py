@@ -1,0 +1,175 @@
+"""Residual blocks from the executed layers alone, where the graph that they were built from is not at hand.
+
+A layer adds where one of the graph nodes it names is called Add (`Add_42`, `block1_add`, `/layer1/layer1.0/Add`), or
+where it is a convolution that reads a second tensor of its output's shape: that is how TensorRT lists a fused sum. From
+both operands one walks back, through reformats, to the tensor that they share; the layers on the way are the block.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from resdeploy.graph.intent import Intent
+from resdeploy.graph.residual import ResidualBlock
+from resdeploy.records import Layer
+
+ADD = re.compile(r"(?:^|[/._:])add(?:v2)?(?:_\d+)*$", re.IGNORECASE)
+CONV = re.compile(r"(?:^|[/._])(?:conv|gemm|matmul)[^/+]*$", re.IGNORECASE)
+ACTIVATION = re.compile(r"(?:^|[/._])(?:relu|clip)[^/+]*$", re.IGNORECASE)
+WEIGHT = re.compile(r"(.+)\.weight$")
+LONGEST_WALK = 12  # layers; a bottleneck's main branch has three
+
+
+def is_convolution(layer: Layer) -> bool:
+    """Whether a layer convolves, by its type or by the nodes it names; fully connected layers do not count."""
+    if layer.role != "compute":
+        return False
+    if any(re.search(r"(?:^|[/._])(?:gemm|matmul|fc)(?:[._]|$|_\d)", part, re.IGNORECASE) for part in layer.sources):
+        return False
+    return "conv" in layer.kind.lower() or any(
+        re.search(r"(?:^|[/._])conv[^/]*$", p, re.IGNORECASE) for p in layer.sources
+    )
+
+
+def named(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The layers, each fused sum that no name tells of given one: `<layer>:add`."""
+    return tuple(
+        Layer(**{**vars(layer), "sources": (*layer.sources, f"{layer.name}:add")}) if _sums_unnamed(layer) else layer
+        for layer in layers
+    )
+
+
+def _sums_unnamed(layer: Layer) -> bool:
+    return (
+        is_convolution(layer)
+        and not any(ADD.search(part) for part in layer.sources)
+        and len(layer.inputs) == 2
+        and len(layer.outputs) == 1
+        and bool(layer.outputs[0].shape)
+        and layer.inputs[1].shape == layer.outputs[0].shape
+    )
+
+
+def intent_of(layers: Sequence[Layer]) -> Intent:
+    """What the graph asked for, as far as `named` layers tell; every precision is left open."""
+    walk = _Walk(layers)
+    adds = [(part, layer) for layer in layers if layer.role == "compute" for part in layer.sources if ADD.search(part)]
+    blocks = tuple(block for add, layer in adds if (block := walk.block(add, layer)) is not None)
+    return Intent(
+        blocks=blocks,
+        asked={},
+        followers={conv_name(layer): walk.followers(layer) for layer in layers if is_convolution(layer)},
+        producers={},
+        nodes=frozenset(part for layer in layers for part in layer.sources),
+        edges=frozenset(),
+    )
+
+
+def conv_name(layer: Layer) -> str:
+    """The node that stands for a layer's convolution."""
+    return next((p for p in layer.sources if CONV.search(p) and not WEIGHT.match(p)), layer.sources[0])
+
+
+def block_name(block: ResidualBlock, layers: Sequence[Layer]) -> str:
+    """What all the block's layers share in their names (`layer1.0`), else the name of its addition."""
+    stems = [match[1] for layer in layers for part in layer.sources if (match := WEIGHT.match(part))]
+    if stems:
+        paths = [stem.split(".") for stem in stems]
+        shared = [parts[0] for parts in itertools.takewhile(lambda p: len(set(p)) == 1, zip(*paths, strict=False))]
+        return ".".join(shared[:-1] if len(stems) == 1 else shared) or block.add
+    return block.add.rpartition(".")[0] if "." in block.add and "/" not in block.add else block.add
+
+
+@dataclass(frozen=True)
+class _Step:
+    tensor: str
+    layer: Layer | None
+
+
+class _Walk:
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.makers = {port.name: layer for layer in layers for port in layer.outputs}
+        self.readers: dict[str, list[Layer]] = {}
+        for layer in layers:
+            for port in layer.inputs:
+                self.readers.setdefault(port.name, []).append(layer)
+
+    def block(self, add: str, layer: Layer) -> ResidualBlock | None:
+        """The block that `layer` ends; None where it adds a constant."""
+        if len(layer.inputs) < 2:
+            # An engine described without tensors still says by name that this layer adds.
+            return None if layer.inputs else self._bare(add, layer)
+        one, other = (self._back(port.name) for port in layer.inputs[:2])
+        seen = {step.tensor for step in other}
+        shared = next((step.tensor for step in one if step.tensor in seen), None)
+        own = [_until(branch, shared) for branch in (one, other)]
+        convs = [conv_name(step) for branch in own for step in reversed(branch) if is_convolution(step)]
+        main = one[0].layer if one else None
+        last = next((conv_name(x) for x in (layer, main) if x is not None and is_convolution(x)), None)
+        return ResidualBlock(
+            add=add,
+            relu=next((part for part in layer.sources if ACTIVATION.search(part)), None) or self._activation(layer),
+            source=shared or "",
+            main=layer.inputs[0].name,
+            skip=layer.inputs[1].name,
+            output=layer.outputs[0].name if layer.outputs else "",
+            last_conv=last,
+            convs=tuple(dict.fromkeys([*convs, *([last] if last else [])])),
+            shortcut="other",
+            projection=None,
+        )
+
+    def followers(self, layer: Layer) -> tuple[str, ...]:
+        """The activation that runs apart from the convolution it follows."""
+        found = self._activation(layer)
+        return (found,) if found else ()
+
+    def _bare(self, add: str, layer: Layer) -> ResidualBlock:
+        last = conv_name(layer) if is_convolution(layer) else None
+        return ResidualBlock(
+            add=add, relu=None, source="", main="", skip="", output="", last_conv=last,
+            convs=(last,) if last else (), shortcut="other", projection=None,
+        )  # fmt: skip
+
+    def _activation(self, layer: Layer) -> str | None:
+        readers = [reader for port in layer.outputs for reader in self._through(port.name)]
+        if len(readers) != 1 or is_convolution(readers[0]) or any(ADD.search(p) for p in readers[0].sources):
+            return None
+        return next((part for part in readers[0].sources if ACTIVATION.search(part)), None)
+
+    def _through(self, tensor: str) -> list[Layer]:
+        """The computing readers of a tensor, reformats looked through."""
+        found = []
+        for reader in self.readers.get(tensor, ()):
+            if reader.role == "compute":
+                found.append(reader)
+            else:
+                found += [later for port in reader.outputs for later in self._through(port.name)]
+        return found
+
+    def _back(self, tensor: str) -> list[_Step]:
+        """Tensors from here towards the input, each with the computing layer that makes it."""
+        steps: list[_Step] = []
+        while len(steps) < LONGEST_WALK:
+            maker = self.makers.get(tensor)
+            while maker is not None and maker.role != "compute" and maker.inputs:
+                tensor = maker.inputs[0].name
+                maker = self.makers.get(tensor)
+            steps.append(_Step(tensor, maker))
+            if maker is None or not maker.inputs:
+                break
+            tensor = maker.inputs[0].name
+        return steps
+
+
+def _until(branch: Sequence[_Step], shared: str | None) -> list[Layer]:
+    """The layers of a branch up to the shared tensor; none where the branches share nothing."""
+    found: list[Layer] = []
+    for step in branch:
+        if shared is None or step.tensor == shared or step.layer is None:
+            break
+        found.append(step.layer)
+    return found

@@ -1,0 +1,78 @@
+"""What a graph asks for, the same before and after Q/DQ and casts are put in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.graph import cast, intent, qdq
+from resdeploy.records import Target
+from tests.backends.conftest import tiny_network
+
+TARGETS: tuple[Target, ...] = ("tensorrt", "openvino", "onnxruntime")
+
+
+def quantized(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
+    """With pairs of any scale: only where they stand matters here."""
+    placement = qdq.plan(model, target)
+    how = qdq.Activation(scale=0.1, zero_point=0, signed=target == "tensorrt")
+    held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    weights = {}
+    for site in placement.weights:
+        shape = held[site.tensor].shape
+        weights[site.node] = qdq.Weight(values=np.ones(shape, np.int8), scale=np.ones(shape[site.axis], np.float32))
+    return qdq.insert(model, placement, dict.fromkeys(placement.observed, how), weights)
+
+
+@pytest.fixture
+def model() -> onnx.ModelProto:
+    return onnx.shape_inference.infer_shapes(tiny_network())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_q_dq_changes_what_is_asked_and_no_block(model: onnx.ModelProto, target: Target) -> None:
+    before, after = intent.of(model), intent.of(quantized(model, target))
+    (one,), (other,) = before.blocks, after.blocks
+    assert (one.add, one.relu, one.last_conv, one.convs, one.shortcut) == (
+        other.add, other.relu, other.last_conv, other.convs, other.shortcut,
+    )  # fmt: skip
+    assert before.asked == {"conv1": "fp32", "conv2": "fp32", "add": "fp32"}
+    assert after.asked == {"conv1": "int8", "conv2": "int8", "add": "int8"}
+    assert after.followers == before.followers == {"conv1": ("relu1",), "conv2": ()}
+
+
+def test_the_pair_at_the_input_is_an_edge(model: onnx.ModelProto) -> None:
+    found = intent.of(quantized(model, "tensorrt"))
+    assert "input/QuantizeLinear" in found.edges
+    assert not {name for name in found.edges if name.startswith(("r1", "p"))}
+
+
+def test_a_cast_graph_asks_for_half_precision(model: onnx.ModelProto) -> None:
+    found = intent.of(cast.to_half(model, "fp16"))
+    assert set(found.asked.values()) == {"fp16"}
+    assert len(found.blocks) == 1
+
+
+def test_a_kept_node_asks_for_fp32(model: onnx.ModelProto) -> None:
+    found = intent.of(cast.to_half(model, "fp16", keep=["conv2"]))
+    assert (found.asked["conv1"], found.asked["conv2"]) == ("fp16", "fp32")
+
+
+def test_batch_normalisation_is_looked_through_and_followed(model: onnx.ModelProto, tmp_path: Path) -> None:
+    """conv2 -> BN -> Add: the block still ends in conv2, and BN is to run inside it."""
+    for name, values in (("g", np.ones(8)), ("b", np.zeros(8)), ("m", np.zeros(8)), ("v", np.ones(8))):
+        model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    nodes = list(model.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "conv2")
+    nodes[at].output[0] = "raw"
+    nodes.insert(at + 1, helper.make_node("BatchNormalization", ["raw", "g", "b", "m", "v"], ["c2"], name="bn2"))
+    graph = helper.make_graph(nodes, "t", model.graph.input, model.graph.output, model.graph.initializer)
+    found = intent.of(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    assert found.blocks[0].last_conv == "conv2"
+    assert found.followers["conv2"] == ("bn2",)
+    assert found.asked["add"] == "fp32"
+    assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
