@@ -121,6 +121,22 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What only TensorRT's builder is told. None: its default."""
+
+    __pydantic_config__ = STRICT
+    batch_range: tuple[int, int] | None = None  # the smallest and largest batch; None: the batch size alone
+    workspace_mib: int | None = None
+    level: int | None = None  # builder optimization level, 0 to 5
+    tactics: tuple[str, ...] = ()  # names of tactic sources; (): all but cuBLAS and cuDNN
+    version_compatible: bool = False
+    hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
+    refit: bool = False
+    strip: bool = False
+    timing_cache: str | None = None  # its file
+
+
+@dataclass(frozen=True, kw_only=True)
 class Execution:
     """How a built model is to run. Everything a backend may depend on besides the file itself."""
 
@@ -131,6 +147,7 @@ class Execution:
     hint: Literal["latency", "throughput"] = "latency"
     precision: Precision = "fp32"  # arithmetic for what the graph leaves in FP32 (OpenVINO's hint)
     input_shape: tuple[int, int, int] | None = None  # overrides a dynamic image size
+    engine: EngineOptions = EngineOptions()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import hmac
 import json
 import os
 import secrets
@@ -275,8 +276,62 @@ def load(path: Path) -> Artifact | None:
     return dataclasses.replace(artifact, path=str(path))
 
 
-def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
+def _own_key() -> bytes:
+    """The user's own signing key, made on first use, outside the cache and readable by its owner alone."""
+    base = os.environ.get("XDG_CONFIG_HOME")
+    path = (Path(base) if base else Path.home() / ".config") / "resdeploy" / "signing.key"
+    with disk_errors(path), contextlib.suppress(FileExistsError):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
+        try:
+            handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
+                file.write(secrets.token_bytes(32))
+                file.flush()
+                os.fsync(handle)
+            os.link(temporary, path)  # of two processes one wins; both then read the same key
+        finally:
+            temporary.unlink(missing_ok=True)
+    return path.read_bytes()
+
+
+def _signature(path: Path) -> Path:
+    return path.with_name(path.name + ".sig")
+
+
+def _mac(path: Path) -> str:
+    """HMAC-SHA256 (RFC 2104) over the file's name, its digest and its sidecar: neither can be swapped."""
+    said = "\0".join((path.name, digest(path), sidecar(path).read_text()))
+    return hmac.new(_own_key(), said.encode(), hashlib.sha256).hexdigest()
+
+
+def sign(path: Path) -> None:
+    """Vouches for a file and its sidecar, with the user's own key."""
+    write_bytes(_signature(path), _mac(path).encode())
+
+
+def verify(path: Path) -> None:
+    """Returns where this user has signed the file as it now is.
+
+    Raises:
+        IntegrityError: no signature, another's, or the file or its sidecar was changed since.
+    """
+    try:
+        good = hmac.compare_digest(_signature(path).read_bytes(), _mac(path).encode())
+    except (FileNotFoundError, MissingInput):
+        good = False
+    if not good:
+        raise IntegrityError(
+            f"{path} is not signed by you",
+            cause="Engines are programs: one that somebody else put there could do anything",
+            fix="Build it again: resdeploy build F.onnx --backend tensorrt",
+        )
+
+
+def cached(key: Any, suffix: str, make: Callable[[Path], Artifact], *, signed: bool = False) -> Artifact:
     """The artifact cached under `key`, made by `make(path)` where it is missing or damaged.
+
+    With `signed` an entry counts as damaged unless this user has signed it: what is deserialised as a program.
 
     Processes that want the same entry wait for one of them to make it. Where locks do not work (some network file
     systems), work is done twice: each file is still whole, and one that does not fit its sidecar is made again.
@@ -286,8 +341,13 @@ def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
         with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
             found = load(path)
             if found is not None:
+                if signed:
+                    verify(path)
                 return found
-        return save(make(path))
+        made = save(make(path))
+        if signed:
+            sign(path)
+        return made
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from resdeploy.errors import BackendMissing, UnknownName, UsageError
-from resdeploy.records import Artifact, Availability, BackendName, Execution, Format, Layer, Precision
+from resdeploy.records import Artifact, Availability, BackendName, Execution, Format, Layer, Precision, Progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -111,6 +111,16 @@ class Backend(Protocol):
 
     def open(self, built: Artifact, execution: Execution, *, trace: bool = False) -> AbstractContextManager[Loaded]:
         """Loads a built file for running."""
+
+
+# Who is told of progress inside a backend's call: the worker sets it, the parent's progress bar shows it.
+listener: Progress | None = None
+
+
+def report(what: str, done: int, total: int) -> None:
+    """Says how far a long call has come; heard by nobody outside a lane."""
+    if listener is not None:
+        listener(what, done, total)
 
 
 def load(name: str) -> Backend:

@@ -35,7 +35,7 @@ from resdeploy import errors, store
 from resdeploy.backends import Tensor, machine
 from resdeploy.backends.worker import MEMORY_WORDS
 from resdeploy.errors import BackendCrash, EnvironmentFailure, OutOfMemory, ResdeployError
-from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port
+from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,7 +94,7 @@ class Lane:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def build(self, source: Artifact, execution: Execution, out: Path) -> Artifact:
+    def build(self, source: Artifact, execution: Execution, out: Path, *, progress: Progress | None = None) -> Artifact:
         """Makes the runnable file; its sidecar is not yet written.
 
         Raises:
@@ -102,6 +102,7 @@ class Lane:
         """
         with _staged(out) as staged:
             self._start(source, execution)
+            self._running().progress = progress
             try:
                 result = self._ask("build", source=_plain(source), execution=_plain(execution), out=str(staged))
             finally:
@@ -267,6 +268,7 @@ class _Child:
         child_reads, self.requests = os.pipe()
         self.replies, child_writes = os.pipe()
         self.pending = b""
+        self.progress: Progress | None = None
         try:
             # Another interpreter must find our package without seeing the packages of ours.
             (self.folder / "path").mkdir()
@@ -310,11 +312,19 @@ class _Child:
                     if not data:
                         return None
                     self.pending += data
-                    line, ended, rest = self.pending.partition(b"\n")
-                    if ended:
-                        self.pending = rest
-                        answer: dict[str, Any] = json.loads(line)
+                    if (answer := self._answer()) is not None:
                         return answer
+        return None
+
+    def _answer(self) -> dict[str, Any] | None:
+        """The answer, where it has come; words of progress before it are passed on."""
+        while b"\n" in self.pending:
+            line, _, self.pending = self.pending.partition(b"\n")
+            found: dict[str, Any] = json.loads(line)
+            if "progress" not in found:
+                return found
+            if self.progress is not None:
+                self.progress(*found["progress"])
         return None
 
     def alive(self) -> bool:

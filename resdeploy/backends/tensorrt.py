@@ -1,18 +1,21 @@
-"""TensorRT on NVIDIA GPUs: for now, precisely why it cannot be used.
+"""TensorRT on NVIDIA GPUs, 8.6 to 11: what `trt_builder` builds and `trt_runner` runs, behind the backends' protocol.
 
-Both facts are asked before TensorRT itself is touched: `tensorrt.Runtime` segfaults on a machine with no CUDA driver,
-and `tensorrt.Builder` raises a TypeError that says nothing.
+The driver is asked before TensorRT itself is touched (`cuda`). An engine is a program: `resdeploy.store` signs what
+goes into the cache, and only what its owner vouches for comes here.
 """
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import AbstractContextManager
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from resdeploy.backends import installed, require
-from resdeploy.errors import BackendMissing
+from resdeploy import store
+from resdeploy.backends import cuda, installed, require, trt_builder
+from resdeploy.errors import EnvironmentFailure, IntegrityError
 from resdeploy.records import Artifact, Availability, Execution, Format, Precision
 
 if TYPE_CHECKING:
@@ -22,77 +25,128 @@ SOURCE: Format = "onnx"
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 VENDOR = "tensorrt"
 
+DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 INSTALL = "pip install 'resdeploy[gpu]'"
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"
 # CUDA major that each TensorRT major's wheels are built for, at the least.
 CUDA_NEEDED = {8: 11, 10: 12, 11: 13}
-CUDA_ERRORS = {100: "no CUDA device", 34: "a stub driver library", 803: "driver and library versions that differ"}
+# Bytes of a plan: its tag, and from version 10 the version that wrote it (NVIDIA's samples/common/sampleEngines.cpp).
+TAG, VERSION_AT = b"ftrt", 24
 
 
 def available() -> Availability:
     """Whether the package, a driver new enough for it and a device are here."""
-    version = installed(VENDOR, "tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
-    problem, cuda, devices = _driver()
+    version, found = installed(VENDOR, *DISTRIBUTIONS), cuda.driver()
+    devices = tuple(map(str, found.devices))
     if version is None:
-        also = f"; besides, {problem}" if problem else ""
+        also = f"; besides, {found.problem}" if found.problem else ""
         return Availability(ok=False, reason=f"the package tensorrt is not installed{also}", install=INSTALL)
-    if problem:
-        return Availability(ok=False, version=version, reason=problem, install=DRIVER_HINT)
-    major = int(version.split(".")[0]) if version[0].isdigit() else 0
-    needed = CUDA_NEEDED.get(major, 0)
-    if cuda // 1000 < needed:
+    if found.problem:
+        return Availability(ok=False, version=version, reason=found.problem, install=DRIVER_HINT)
+    needed = CUDA_NEEDED.get(major_of(version), 0)
+    if found.cuda // 1000 < needed:
         return Availability(
             ok=False,
             version=version,
-            reason=f"the driver supports CUDA {cuda // 1000}.{cuda % 1000 // 10}, TensorRT {version} needs {needed}",
+            reason=f"the driver supports CUDA {found.cuda_text}, TensorRT {version} needs {needed}",
             install="Update NVIDIA's driver, or install an older tensorrt",
             devices=devices,
         )
-    return Availability(
-        ok=False,
-        version=version,
-        reason="resdeploy does not build or run TensorRT engines yet",
-        install="Use --backend openvino or onnxruntime",
-        devices=devices,
-    )
+    if installed("cuda.bindings", "cuda-bindings") is None:
+        reason = "the package cuda-bindings, through which engines are run, is not installed"
+        return Availability(ok=False, version=version, reason=reason, install=INSTALL, devices=devices)
+    return Availability(ok=True, version=version, devices=devices)
+
+
+def major_of(version: str) -> int:
+    """The first number of a version; 0 where there is none."""
+    head = version.split(".", maxsplit=1)[0]
+    return int(head) if head.isdigit() else 0
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
-    """Not yet.
+    """Builds an engine for this machine's first GPU.
 
     Raises:
-        BackendMissing: always, with the reason.
+        BackendMissing: TensorRT or a GPU is not here.
+        MalformedInput, UsageError, OutOfMemory, BackendCrash: as `trt_builder.build`.
     """
     require(available(), VENDOR)
-    raise BackendMissing("resdeploy does not build TensorRT engines yet", fix="Use --backend openvino or onnxruntime")
+    import tensorrt as trt
+
+    made = trt_builder.build(trt, _log(trt), source, execution)
+    with store.disk_errors(out):
+        out.write_bytes(made.plan)
+    device = cuda.driver().devices[0]
+    return dataclasses.replace(
+        source,
+        path=str(out),
+        format="engine",
+        sha256=store.digest(out),
+        parent=source.sha256,
+        machine=None if execution.engine.hardware_compatible == "ampere_plus" else str(device),
+        checks=dict(made.facts),
+        notes=(*source.notes, *made.notes),
+        tools={**source.tools, "tensorrt": str(trt.__version__)},
+    )
 
 
-def open(built: Artifact, execution: Execution, *, trace: bool = False) -> AbstractContextManager[Loaded]:  # noqa: A001
-    """Not yet.
+@contextlib.contextmanager
+def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Iterator[Loaded]:  # noqa: A001
+    """Deserialises an engine and opens it for one batch and image size.
 
     Raises:
-        BackendMissing: always, with the reason.
+        BackendMissing: TensorRT or a GPU is not here.
+        EnvironmentFailure: it was built for another GPU or by another TensorRT.
+        IntegrityError: it is not the file its record describes.
+        UsageError: a size that it was not built for.
+        OutOfMemory, BackendCrash: as `trt_runner` and `cuda`.
     """
     require(available(), VENDOR)
-    raise BackendMissing("resdeploy does not run TensorRT engines yet", fix="Use --backend openvino or onnxruntime")
+    plan = Path(built.path).read_bytes()
+    if store.digest(Path(built.path)) != built.sha256:
+        raise IntegrityError(f"{built.path} changed while it was being opened", fix="Build it again")
+    import tensorrt as trt
+
+    from resdeploy.backends import trt_runner
+
+    _refuse_strangers(built, plan, str(trt.__version__))
+    with contextlib.closing(trt_runner.Loaded(trt, _log(trt), plan, built.path, execution, trace=trace)) as loaded:
+        yield loaded
 
 
-def _driver() -> tuple[str, int, tuple[str, ...]]:
-    """What is wrong with the CUDA driver ("" if nothing), its CUDA version (12040 is 12.4), and its devices."""
-    try:
-        cuda = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return "this machine has no CUDA driver (libcuda.so.1)", 0, ()
-    if status := cuda.cuInit(0):
-        meaning = CUDA_ERRORS.get(status, "see CUresult in CUDA's documentation")
-        return f"the CUDA driver does not start: error {status}, {meaning}", 0, ()
-    version, count = ctypes.c_int(), ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
-    cuda.cuDeviceGetCount(ctypes.byref(count))
-    names = []
-    for number in range(count.value):
-        device, name = ctypes.c_int(), ctypes.create_string_buffer(256)
-        cuda.cuDeviceGet(ctypes.byref(device), number)
-        cuda.cuDeviceGetName(name, 256, device)
-        names.append(name.value.decode(errors="replace"))
-    return ("" if names else "the CUDA driver sees no device"), version.value, tuple(names)
+def _refuse_strangers(built: Artifact, plan: bytes, version: str) -> None:
+    """Says in words why an engine cannot run here, where TensorRT would refuse it in its own or crash."""
+    again = "Build it again here: resdeploy build F.onnx --backend tensorrt"
+    device = str(cuda.driver().devices[0])
+    if built.machine is not None and built.machine != device:
+        raise EnvironmentFailure(f"{built.path} was built for {built.machine}; this machine has {device}", fix=again)
+    if any("stripped" in note for note in built.notes):
+        raise EnvironmentFailure(f"{built.path} was built without its weights and cannot run as it is", fix=again)
+    writer = built.tools.get("tensorrt") or _writer(plan)
+    if not built.tools.get("version_compatible") and writer and major_of(writer) != major_of(version):
+        raise EnvironmentFailure(f"{built.path} was written by TensorRT {writer}; this is {version}", fix=again)
+
+
+def _writer(plan: bytes) -> str:
+    """The version in a plan's header, "" where there is none to be recognised."""
+    numbers = tuple(plan[VERSION_AT : VERSION_AT + 3])
+    return ".".join(map(str, numbers)) if plan[:4] == TAG and numbers and numbers[0] in CUDA_NEEDED else ""
+
+
+def _log(trt: Any) -> Any:
+    class Log(trt.ILogger):  # type: ignore[misc]
+        """Keeps errors for our messages; they and warnings go to stderr, whose tail the parent keeps."""
+
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, msg: str) -> None:
+            serious = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
+            if severity in serious:
+                self.errors.append(" ".join(msg.split()))
+            if severity in (*serious, trt.ILogger.WARNING):
+                print(f"[TensorRT] {msg}", file=sys.stderr)  # noqa: T201
+
+    return Log()

@@ -34,7 +34,7 @@ import numpy as np
 from resdeploy import backends
 from resdeploy.backends import Loaded, Session, Tensor
 from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
-from resdeploy.records import Artifact, Calibration, Execution, ModelSpec, Preprocessing, Weights
+from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -244,8 +244,10 @@ def _artifact(document: dict[str, Any]) -> Artifact:
 
 
 def _execution(document: dict[str, Any]) -> Execution:
-    shape = document["input_shape"]
-    return Execution(**document | {"input_shape": shape and tuple(shape)})
+    shape, engine = document["input_shape"], document["engine"]
+    pair = engine["batch_range"]
+    options = EngineOptions(**engine | {"batch_range": pair and tuple(pair), "tactics": tuple(engine["tactics"])})
+    return Execution(**document | {"input_shape": shape and tuple(shape), "engine": options})
 
 
 def failure(error: BaseException, doing: str) -> dict[str, str]:
@@ -268,6 +270,11 @@ def serve(backend: str, folder: Path, requests: Any, replies: Any) -> None:
         replies.write(json.dumps(document | {"peak_rss_bytes": peak_rss_bytes()}) + "\n")
         replies.flush()
 
+    def told(what: str, done: int, total: int) -> None:
+        replies.write(json.dumps({"progress": [what, done, total]}) + "\n")
+        replies.flush()
+
+    backends.listener = told
     worker: Worker | None = None
     for line in requests:
         request = json.loads(line)

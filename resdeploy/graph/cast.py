@@ -28,7 +28,11 @@ _ALWAYS_FLOAT = {("Resize", 2)}
 
 
 def to_half(
-    model: onnx.ModelProto, precision: Literal["fp16", "bf16"], *, keep: Collection[str] = ()
+    model: onnx.ModelProto,
+    precision: Literal["fp16", "bf16"],
+    *,
+    keep: Collection[str] = (),
+    pairs: bool = False,
 ) -> onnx.ModelProto:
     """The model in half precision; `model` itself (FP32, canonical) is left alone.
 
@@ -36,6 +40,7 @@ def to_half(
         model: FP32, in the canonical form.
         precision: of all weights and of all values but the input and the output.
         keep: names of nodes that run in FP32, with casts around them.
+        pairs: whether the model may hold Q/DQ nodes, whose scales are then cast too (opset 19; `graph.lower`).
 
     Raises:
         UnknownName: `keep` names a node that is not there.
@@ -43,7 +48,7 @@ def to_half(
     """
     if missing := sorted(set(keep) - {node.name for node in model.graph.node}):
         raise UnknownName(f"there is no node {', '.join(map(repr, missing))} to keep in FP32")
-    if any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    if not pairs and any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
         raise UsageError("a quantized model cannot be cast to half precision", fix="Cast the FP32 model it came from")
     result = onnx.version_converter.convert_version(model, BF16_OPSET) if precision == "bf16" else model
     result = onnx.shape_inference.infer_shapes(result)

@@ -226,7 +226,9 @@ class _View:
             }
         return {
             "reason": f"its sum is a kernel of its own ({adder.kind or 'kind unknown'})",
-            "remedy": f"Where it is to run in INT8, quantize it for this runtime: {self.quantize}",
+            "remedy": f"Quantize it for this runtime: {self.quantize}"
+            if self.asked == "int8"
+            else "Another runtime may fuse it: compare with --backend",
         }
 
     def _too_wide(self, adder: Layer, seen: BlockAudit) -> dict[str, Any]:

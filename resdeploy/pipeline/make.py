@@ -18,7 +18,7 @@ import numpy as np
 from resdeploy import __version__, backends, store
 from resdeploy.backends import machine
 from resdeploy.errors import UsageError
-from resdeploy.pipeline import sources
+from resdeploy.pipeline import engines, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, BackendName, Calibration, Execution, Precision, Progress, Target
 
@@ -306,7 +306,14 @@ CHECK_IMAGES = 3
 SYNTHETIC_SAMPLES = 16
 
 
-def built(source: Artifact, backend: BackendName, execution: Execution, out: Path | None = None) -> Artifact:
+def built(
+    source: Artifact,
+    backend: BackendName,
+    execution: Execution,
+    out: Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Artifact:
     """What `backend` runs, made from `source` in a lane; a compiled file is taken as it is.
 
     Raises:
@@ -326,16 +333,27 @@ def built(source: Artifact, backend: BackendName, execution: Execution, out: Pat
         raise UsageError(f"{backend} does not run {source.precision}", fix=f"Choose --backend {' or '.join(able)}")
 
     def make(path: Path) -> Artifact:
+        if backend == "tensorrt":
+            return engines.built(source, execution, path, progress)
         with Lane(backend) as lane:
-            return lane.build(source, execution, path)
+            return lane.build(source, execution, path, progress=progress)
 
     return _made(built_key(source, backend, execution), suffix_of(backend), out, make)
 
 
 def built_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
     """Everything that `built` depends on."""
-    version = backends.load(backend).available().version
-    return ("built", backend, version, machine.isa_name(), _identity(source), execution, versions())
+    found = backends.load(backend).available()
+    return (
+        "built",
+        backend,
+        found.version,
+        found.devices,
+        machine.isa_name(),
+        _identity(source),
+        execution,
+        versions(),
+    )
 
 
 def suffix_of(backend: BackendName) -> str:
@@ -346,7 +364,7 @@ def suffix_of(backend: BackendName) -> str:
 def _made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
     """Made at `out` where the user named a file, else taken from or put into the cache."""
     if out is None:
-        return store.cached(key, suffix, make)
+        return store.cached(key, suffix, make, signed=suffix == SUFFIX["engine"])
     store.probe(out)
     return store.save(make(out))
 

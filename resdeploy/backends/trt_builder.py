@@ -1,0 +1,269 @@
+"""Building an engine: one path for TensorRT 8.6, 10.x and 11.x.
+
+Only names that all of them have are used, but for those in `CAPABILITIES`, which are looked for with hasattr; `doctor`
+prints what was found. Precision is in the graph: where the version knows strongly typed networks (9.1 and later) the
+network is one and no precision flag is set; 8.6 needs FP16 for what the graph leaves in float and INT8 for its Q/DQ.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resdeploy import backends, store
+from resdeploy.backends import input_shape
+from resdeploy.errors import BackendCrash, MalformedInput, OutOfMemory, UsageError
+from resdeploy.records import Artifact, EngineOptions, Execution
+
+# What not every version has: the class, the member, and what it is for.
+CAPABILITIES: Mapping[str, tuple[str, str]] = {
+    "strongly typed networks": ("NetworkDefinitionCreationFlag", "STRONGLY_TYPED"),
+    "explicit batch flag": ("NetworkDefinitionCreationFlag", "EXPLICIT_BATCH"),
+    "FP16 flag": ("BuilderFlag", "FP16"),
+    "INT8 flag": ("BuilderFlag", "INT8"),
+    "stripped plans": ("BuilderFlag", "STRIP_PLAN"),
+    "engines for one compute capability": ("HardwareCompatibilityLevel", "SAME_COMPUTE_CAPABILITY"),
+    "profile sharing": ("PreviewFeature", "PROFILE_SHARING_0806"),
+    "cuBLAS tactics": ("TacticSource", "CUBLAS"),
+    "progress of a build": ("IProgressMonitor", "step_complete"),
+    "names in parser errors": ("ParserError", "node_name"),
+    "engine memory (v2)": ("ICudaEngine", "device_memory_size_v2"),
+}
+# cuBLAS and cuDNN are off, as TensorRT 10 has them by default: CNN classifiers gain nothing and load 1 GB.
+TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+WORDS_ABOUT_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
+
+
+def capabilities(trt: Any) -> dict[str, bool]:
+    """Which of `CAPABILITIES` a tensorrt module has."""
+    return {name: hasattr(getattr(trt, kind, None), member) for name, (kind, member) in CAPABILITIES.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """A serialized engine and what building it took."""
+
+    plan: bytes
+    facts: Mapping[str, float]
+    notes: tuple[str, ...]
+
+
+def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
+    """Builds an engine from an ONNX file, which must hold its precision already.
+
+    Args:
+        trt: the tensorrt module.
+        log: an `ILogger` with `errors`, the texts of what it was told.
+        source: the ONNX file, lowered for this version.
+        execution: batch and image size, and the builder's options.
+
+    Raises:
+        MalformedInput: the parser refuses the file; the node is named.
+        UsageError: an option that this version does not have.
+        OutOfMemory, BackendCrash: the builder gives up.
+    """
+    started = time.perf_counter()
+    able, options = capabilities(trt), execution.engine
+    builder = trt.Builder(log)
+    network = builder.create_network(_network_flags(trt, able))
+    _parse(trt, log, network, source.path)
+    config = builder.create_builder_config()
+    _configure(trt, config, source, options, able)
+    _profile(builder, config, network, source, execution)
+    notes = []
+    with contextlib.ExitStack() as stack:
+        if options.timing_cache:
+            notes += stack.enter_context(_timing_cache(config, Path(options.timing_cache)))
+        if able["progress of a build"]:
+            config.progress_monitor = _monitor(trt)
+        plan = builder.build_serialized_network(network, config)
+        if plan is None:
+            raise _gave_up(log, source)
+    if options.strip:
+        notes.append("its weights are stripped: it must be refitted before it runs")
+    facts = {
+        "build_s": time.perf_counter() - started,
+        "build_peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+    return Built(plan=bytes(plan), facts=facts, notes=tuple(notes))
+
+
+def _network_flags(trt: Any, able: Mapping[str, bool]) -> int:
+    """Strongly typed where that exists; explicit batch, which 8.6 must be told and 11 no longer has, elsewhere."""
+    flag = trt.NetworkDefinitionCreationFlag
+    if able["strongly typed networks"]:
+        return 1 << int(flag.STRONGLY_TYPED)
+    return 1 << int(flag.EXPLICIT_BATCH)
+
+
+def _parse(trt: Any, log: Any, network: Any, path: str) -> None:
+    parser = trt.OnnxParser(network, log)
+    if parser.parse_from_file(path):
+        return
+    found = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or log.errors[-1:]
+    raise MalformedInput(
+        f"TensorRT {trt.__version__} cannot read {path}: {'; '.join(found) or 'it does not say why'}",
+        cause="An operator, an opset or an attribute that this version does not know",
+        fix="Export it again with resdeploy export, which writes opset 17 in a form that TensorRT 8.6 to 11 read",
+    )
+
+
+def _parser_error(error: Any) -> str:
+    """What the parser says, with the ONNX node; 8.6 gives its number alone, which the pipeline turns into a name."""
+    text = " ".join(str(error.desc()).split())
+    if hasattr(error, "node_name") and error.node_name():
+        return f"node {error.node_name()} ({error.node_operator()}): {text}"
+    return f"node #{error.node()}: {text}" if error.node() >= 0 else text
+
+
+def _configure(trt: Any, config: Any, source: Artifact, options: EngineOptions, able: Mapping[str, bool]) -> None:
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for the audit
+    if options.workspace_mib is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mib << 20)
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    config.set_tactic_sources(_tactics(trt, options.tactics or TACTICS))
+    if able["profile sharing"]:  # several streams over one profile; a matter of course in 11
+        config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
+    if not able["strongly typed networks"]:
+        if source.precision in ("fp16", "int8"):
+            config.set_flag(trt.BuilderFlag.FP16)
+        if source.precision == "int8":
+            config.set_flag(trt.BuilderFlag.INT8)
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.hardware_compatible != "none":
+        name = options.hardware_compatible.upper()
+        if not hasattr(trt.HardwareCompatibilityLevel, name):
+            raise _lacks(trt, f"--hardware-compatible {options.hardware_compatible.replace('_', '-')}")
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
+    if options.refit or options.strip:
+        config.set_flag(trt.BuilderFlag.REFIT)
+    if options.strip:
+        if not able["stripped plans"]:
+            raise _lacks(trt, "--strip-weights")
+        config.set_flag(trt.BuilderFlag.STRIP_PLAN)
+
+
+def _lacks(trt: Any, option: str) -> UsageError:
+    return UsageError(f"TensorRT {trt.__version__} has no {option}", fix="Leave it away, or install a newer tensorrt")
+
+
+def _tactics(trt: Any, names: tuple[str, ...]) -> int:
+    if unknown := [name for name in names if not hasattr(trt.TacticSource, name.upper())]:
+        raise _lacks(trt, f"--tactics {', '.join(unknown)}")
+    return sum(1 << int(getattr(trt.TacticSource, name.upper())) for name in names)
+
+
+def _profile(builder: Any, config: Any, network: Any, source: Artifact, execution: Execution) -> None:
+    """One optimization profile: the smallest, the usual and the largest batch; none where the file fixes all sizes."""
+    low, high = execution.engine.batch_range or (execution.batch_size, execution.batch_size)
+    if not low <= execution.batch_size <= high:
+        raise UsageError(
+            f"batches of {low} to {high} leave out {execution.batch_size}, for which the engine is optimised",
+            fix="Give -b a size between --min-batch and --max-batch",
+        )
+    profile = builder.create_optimization_profile()
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        declared = [None if size < 0 else int(size) for size in tuple(tensor.shape)]
+        shape = input_shape(declared, source, execution)
+        if None in declared:
+            sizes = [(batch if declared[0] is None else shape[0], *shape[1:]) for batch in (low, shape[0], high)]
+            profile.set_shape(tensor.name, *sizes)
+    config.add_optimization_profile(profile)
+
+
+def _monitor(trt: Any) -> Any:
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        """Tells the outermost phase's steps; inner ones come and go too quickly to read."""
+
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self.outer: tuple[str, int] | None = None
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if not parent_phase:
+                self.outer = (phase_name, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if self.outer is not None and phase_name == self.outer[0]:
+                backends.report("building the engine", min(step + 1, self.outer[1]), self.outer[1])
+            return True  # False would cancel the build
+
+        def phase_finish(self, phase_name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+def _gave_up(log: Any, source: Artifact) -> Exception:
+    words = " | ".join(log.errors[-4:])
+    if any(word in words.lower() for word in WORDS_ABOUT_MEMORY):
+        return OutOfMemory(
+            f"TensorRT ran out of memory building {source.path}", cause=words, fix="Use a smaller batch or --workspace"
+        )
+    return BackendCrash(
+        f"TensorRT could not build {source.path}",
+        cause=words or "It does not say why",
+        fix="Read the lines above; --opt-level 0 finds a first working engine",
+    )
+
+
+@contextlib.contextmanager
+def _timing_cache(config: Any, path: Path) -> Iterator[list[str]]:
+    """Measured kernel times from earlier builds; what this build adds is merged into the file at the end.
+
+    Writers wait for each other and read the file again before they merge, so that nothing is lost; readers see a whole
+    file. One that TensorRT refuses (another version or GPU) is set aside under another name, and the build goes on.
+    """
+    notes: list[str] = []
+    with _locked(path):
+        cache = _load_cache(config, path, notes)
+    if not config.set_timing_cache(cache, False):
+        _set_aside(path, notes)
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+    yield notes
+    with _locked(path):
+        merged = config.get_timing_cache()
+        others = _load_cache(config, path, notes)
+        if not merged.combine(others, False):
+            _set_aside(path, notes)
+        store.write_bytes(path, bytes(merged.serialize()))
+
+
+def _load_cache(config: Any, path: Path, notes: list[str]) -> Any:
+    data = path.read_bytes() if path.is_file() else b""
+    with contextlib.suppress(Exception):  # a damaged cache is no reason not to build
+        cache = config.create_timing_cache(data)
+        if cache is not None:
+            return cache
+    _set_aside(path, notes)
+    return config.create_timing_cache(b"")
+
+
+def _set_aside(path: Path, notes: list[str]) -> None:
+    if path.is_file():
+        aside = path.with_name(f"{path.name}.{time.time_ns()}.incompatible")
+        os.replace(path, aside)
+        notes.append(f"the timing cache did not fit this TensorRT and GPU and was set aside as {aside.name}")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with store.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,79 @@
+"""What TensorRT alone needs of the pipeline: its lowering, its timing cache, and whose engines are run."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from resdeploy import backends, store
+from resdeploy.backends.lane import Lane
+from resdeploy.errors import IntegrityError, MalformedInput
+from resdeploy.records import Artifact, Execution, Progress
+
+ORIGIN = "user.xdg.origin.url"  # where browsers, curl --xattr and wget --xattr note what a file was fetched from
+# The parser of 8.6 gives a node's number alone.
+NUMBERED = re.compile(r"node #(\d+)")
+
+
+def built(source: Artifact, execution: Execution, out: Path, progress: Progress | None) -> Artifact:
+    """An engine of an ONNX file: lowered for the TensorRT that is here, built in a lane with the shared timing cache.
+
+    Raises:
+        MalformedInput: the parser refuses a node, which is named.
+    """
+    from resdeploy.backends import tensorrt
+    from resdeploy.graph import cast, files, lower
+
+    found = tensorrt.available()
+    backends.require(found, "tensorrt")
+    version = found.version or ""
+    options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, found.devices[0]))
+    execution = dataclasses.replace(execution, engine=options)
+    model = files.load_model(Path(source.path))
+    lowered = lower.lower(model, tensorrt.major_of(version))
+    with tempfile.TemporaryDirectory() as folder:
+        given, notes = source, source.notes
+        if lowered is not model:
+            path = Path(folder) / "lowered.onnx"
+            files.save_model(lowered, path)
+            given = dataclasses.replace(source, path=str(path))
+            kept = cast.kept(lowered) if source.precision == "int8" else ()
+            notes += (f"in FP32, scales or weights do not fit FP16: {', '.join(kept)}",) if kept else ()
+        try:
+            with Lane("tensorrt") as lane:
+                made = lane.build(given, execution, out, progress=progress)
+        except MalformedInput as e:
+            what = NUMBERED.sub(lambda m: lower.node_at(lowered, int(m[1])), e.what.replace(given.path, source.path))
+            raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
+    own = made.notes[len(source.notes) :]
+    return dataclasses.replace(made, parent=source.sha256, notes=(*notes, *own))
+
+
+def _timing_cache(execution: Execution, version: str, device: str) -> str | None:
+    """The file that all builds of this TensorRT for this GPU share; "" among the options turns it off."""
+    asked = execution.engine.timing_cache
+    if asked is not None:
+        return asked or None
+    name = re.sub(r"[^\w.]+", "-", f"timing-{version}-{device}").strip("-")
+    return str((store.cache_dir() / "tensorrt" / f"{name}.cache").absolute())
+
+
+def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
+    """An engine is a program: one that was downloaded runs only where the user says that it may.
+
+    Raises:
+        IntegrityError: it came from the net, and `--trust-engine` was not given.
+    """
+    try:
+        origin = os.getxattr(path, ORIGIN).decode(errors="replace")
+    except (OSError, AttributeError):  # none noted, a file system without attributes, or not Linux
+        return
+    if not trusted:
+        raise IntegrityError(
+            f"{path} was downloaded from {origin}",
+            cause="An engine is a program, and loading it runs it",
+            fix="Build it from its ONNX file, or add --trust-engine if you trust where it came from",
+        )
