@@ -64,6 +64,21 @@ def major_of(version: str) -> int:
     return int(head) if head.isdigit() else 0
 
 
+def capabilities() -> dict[str, bool] | None:
+    """What the installed version can do of what not every version can; None where it is not installed or fails to load.
+
+    Its import needs no GPU, only its constructors do.
+    """
+    if installed(VENDOR, *DISTRIBUTIONS) is None:
+        return None
+    try:
+        import tensorrt as trt
+
+        return trt_builder.capabilities(trt)
+    except Exception:  # a library that it links is missing
+        return None
+
+
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     """Builds an engine for this machine's first GPU.
 

@@ -1,10 +1,11 @@
 """`resdeploy build`."""
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, engine, options
 
 
 def build(
@@ -13,23 +14,41 @@ def build(
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 1,
     threads: options.Threads = None,
     img_size: options.ImgSize = None,
+    min_batch: engine.MinBatch = None,
+    max_batch: engine.MaxBatch = None,
+    workspace: engine.Workspace = None,
+    opt_level: engine.OptLevel = None,
+    tactics: engine.Tactics = "",
+    version_compatible: engine.VersionCompatible = False,
+    hardware_compatible: engine.HardwareCompatible = "none",
+    refit: engine.Refit = False,
+    strip_weights: engine.Strip = False,
+    timing_cache: engine.TimingCache = True,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
     """Make what a backend runs: an engine, OpenVINO's IR, or an optimised ONNX file.
 
-    Example: resdeploy build r50.int8.onnx --backend openvino -o r50.xml
+    Examples: resdeploy build r50.int8.onnx --backend openvino -o r50.xml
+    · resdeploy build r50.int8.onnx --backend tensorrt -b 128 --max-batch 256
     """
     from resdeploy.backends import choose
     from resdeploy.pipeline import bench, make
 
+    if backend != "auto":
+        choose.pick(backend, "fp32")  # what cannot run here is said before long work
+    built_with = engine.options(
+        batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
+        strip_weights, timing_cache,
+    )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
         source = make.onnx_fp32(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision)
         console.note(f"{name}: {why}", quiet=quiet)
         execution = bench.execution_for(source, batch_size=batch_size, threads=threads)
+        execution = dataclasses.replace(execution, engine=built_with)
         out = output or options.beside(model, f".{name}{make.suffix_of(name)}")
-        artifact = make.built(source, name, execution, out)
+        artifact = make.built(source, name, execution, out, progress=progress)
     console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

@@ -8,8 +8,8 @@ def doctor(fmt: options.Format = "table", output: options.Output = None, verbose
 
     Example: resdeploy doctor --format json
     """
-    from resdeploy.backends import choose
+    from resdeploy.backends import choose, tensorrt
     from resdeploy.measure import environment
     from resdeploy.report import documents
 
-    console.emit(documents.doctor(choose.survey(), environment.capture()), fmt, output)
+    console.emit(documents.doctor(choose.survey(), environment.capture(), tensorrt.capabilities()), fmt, output)

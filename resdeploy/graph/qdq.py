@@ -9,7 +9,7 @@ A pair belongs to a tensor: all readers of the tensor read the dequantized value
                                                 convolution (below)
   other convolution outputs   where read by     where read by       always: QLinearConv writes integers only
                               a weighted op     a weighted op
-  max pooling, slice, pad     both sides        source side only    both sides
+  max pooling, slice, pad     read side only    source side only    both sides
   global pooling's output     -                 -                   quantized (QLinearGlobalAveragePool)
   weights in the file         float, with Q/DQ  int8, with DQ       int8, with DQ
   biases                      float             float               int32, with DQ
@@ -118,6 +118,9 @@ def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] 
     activations: dict[str, str] = {}
     for tensor in wanted:
         chain = _chain(index, tensor)
+        if target == "tensorrt":  # one pair an edge, as NVIDIA has them, on its source's scale where that has one
+            activations[tensor] = next((link for link in reversed(chain) if link in wanted), tensor)
+            continue
         for link in chain[-1:] if target == "openvino" else chain:
             activations[link] = chain[-1]
     unfusable = {b.add: why for b in blocks if (why := _obstacle(index, target, b, sites, activations))}

@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import resdeploy
-from resdeploy.backends import machine
+from resdeploy.backends import machine, nvml
 
 # What decides a measurement besides the model; absent ones are left out.
 PACKAGES = (
@@ -49,6 +50,7 @@ class Snapshot:
     stolen_s: float | None  # by the hypervisor, from the usable cores
     throttled: int | None  # periods in which the container's quota stopped us
     throttled_s: float | None
+    gpu: Mapping[str, Any] | None = None  # `backends.nvml.snapshot`
 
 
 def capture(root: Path = Path("/")) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def capture(root: Path = Path("/")) -> dict[str, Any]:
         "memory_available_bytes": _memory(root, "MemAvailable"),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": _versions(),
+        **({"gpu": dict(before.gpu)} if before.gpu else {}),
     }
 
 
@@ -107,6 +110,7 @@ def snapshot(root: Path = Path("/")) -> Snapshot:
         stolen_s=stolen,
         throttled=periods,
         throttled_s=withheld_s,
+        gpu=nvml.snapshot(),
     )
 
 
@@ -133,7 +137,7 @@ def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
                 f"the container's CPU quota stopped the run in {periods} periods ({withheld:.0%} of its time); "
                 "use fewer --threads or a larger quota"
             )
-    return tuple(found)
+    return (*found, *nvml.disturbances(before.gpu, after.gpu))
 
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100

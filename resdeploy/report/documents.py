@@ -152,7 +152,7 @@ def audit(found: Audit, environment: Environment) -> Json:
         for layer in found.layers
     ]
     remedies = dict.fromkeys(block.remedy for block in found.blocks if block.remedy)
-    return _document(
+    return document(
         "audit",
         environment,
         blocks,
@@ -214,10 +214,14 @@ def models(entries: Iterable[Entry], environment: Environment) -> Json:
     return document("models", environment, rows)
 
 
-def doctor(survey: Mapping[BackendName, Availability], environment: Environment) -> Json:
-    """`doctor`: what each backend says, and the machine."""
+def doctor(
+    survey: Mapping[BackendName, Availability], environment: Environment, engine: Mapping[str, bool] | None = None
+) -> Json:
+    """`doctor`: what each backend says, the machine, and what the TensorRT that is installed can do."""
     rows = [{"backend": name, **dataclasses.asdict(found)} for name, found in survey.items()]
-    return document("doctor", environment, rows, machine=[{"name": k, "value": v} for k, v in _facts(environment)])
+    able = [{"name": name, "has": has} for name, has in (engine or {}).items()]
+    machine = [{"name": k, "value": v} for k, v in _facts(environment)]
+    return document("doctor", environment, rows, machine=machine, tensorrt=able)
 
 
 def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:

@@ -326,6 +326,7 @@ _DIFFERENCES = Table(
     (Column("of training losses", "of"), Column("value [95 %]", "value", "number", ci="ci95")),
     "does depth hurt plain networks more",
 )
+_TENSORRT = Table("tensorrt", (Column("TensorRT here has", "name"), Column("", "has", "flag")))
 _AUDIT = Table(
     "blocks",
     (
@@ -349,7 +350,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
     "cost": (_COST, _STAGES, _LAYERS),
-    "doctor": (_DOCTOR, _MACHINE),
+    "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),
     "gate": (_CHECKS, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),

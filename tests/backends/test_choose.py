@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from resdeploy import backends
-from resdeploy.backends import choose, tensorrt
+from resdeploy.backends import choose, cuda, tensorrt
 from resdeploy.errors import BackendMissing, UnknownName, UsageError
 
 
@@ -68,11 +68,13 @@ def test_asked_for_and_unavailable_is_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 def test_tensorrt_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Package, driver, the driver's version and the device are told apart; nothing is imported."""
-    monkeypatch.setattr(tensorrt, "_driver", lambda: ("this machine has no CUDA driver (libcuda.so.1)", 0, ()))
+    none = cuda.Driver(problem="this machine has no CUDA driver (libcuda.so.1)")
+    monkeypatch.setattr(cuda, "driver", lambda: none)
     hide(monkeypatch, "tensorrt")
     assert "not installed; besides, this machine has no CUDA driver" in tensorrt.available().reason
     monkeypatch.setattr(tensorrt, "installed", lambda *names: "11.4.0")
     assert tensorrt.available().reason == "this machine has no CUDA driver (libcuda.so.1)"
-    monkeypatch.setattr(tensorrt, "_driver", lambda: ("", 12040, ("NVIDIA H100",)))
+    old = cuda.Driver(problem="", cuda=12040, devices=(cuda.Device(name="NVIDIA H100", capability=(9, 0)),))
+    monkeypatch.setattr(cuda, "driver", lambda: old)
     assert "supports CUDA 12.4, TensorRT 11.4.0 needs 13" in tensorrt.available().reason
     assert "tensorrt" not in sys.modules

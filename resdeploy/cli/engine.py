@@ -1,0 +1,71 @@
+"""Options of TensorRT's builder, for the verbs that build engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+if TYPE_CHECKING:
+    from resdeploy.records import EngineOptions
+
+_ENGINE = "TensorRT's builder"
+
+MinBatch = Annotated[int | None, typer.Option(min=1, help="Smallest batch; default: -b.", rich_help_panel=_ENGINE)]
+MaxBatch = Annotated[int | None, typer.Option(min=1, help="Largest batch; default: -b.", rich_help_panel=_ENGINE)]
+Workspace = Annotated[
+    int | None, typer.Option(min=1, metavar="MIB", help="Most GPU memory a kernel may borrow.", rich_help_panel=_ENGINE)
+]
+OptLevel = Annotated[
+    int | None,
+    typer.Option(min=0, max=5, help="Builder optimization level; default: TensorRT's, 3.", rich_help_panel=_ENGINE),
+]
+Tactics = Annotated[
+    str, typer.Option(help="Tactic sources: a list such as cublas,cudnn,jit_convolutions.", rich_help_panel=_ENGINE)
+]
+VersionCompatible = Annotated[
+    bool, typer.Option("--version-compatible", help="Loads in the next major version too.", rich_help_panel=_ENGINE)
+]
+HardwareCompatible = Annotated[
+    Literal["none", "ampere-plus", "same-compute-capability"],
+    typer.Option(help="Which other GPUs the engine is to run on.", rich_help_panel=_ENGINE),
+]
+Refit = Annotated[bool, typer.Option("--refit", help="Its weights can be replaced later.", rich_help_panel=_ENGINE)]
+Strip = Annotated[
+    bool, typer.Option("--strip-weights", help="Leave the weights out, to be refitted.", rich_help_panel=_ENGINE)
+]
+TimingCache = Annotated[
+    bool,
+    typer.Option(
+        "--timing-cache/--no-timing-cache", help="Share kernel times between builds.", rich_help_panel=_ENGINE
+    ),
+]
+
+
+def options(
+    batch_size: int,
+    min_batch: int | None,
+    max_batch: int | None,
+    workspace: int | None,
+    opt_level: int | None,
+    tactics: str,
+    version_compatible: bool,
+    hardware_compatible: Literal["none", "ampere-plus", "same-compute-capability"],
+    refit: bool,
+    strip_weights: bool,
+    timing_cache: bool,
+) -> EngineOptions:
+    """The `EngineOptions` that these options describe."""
+    from resdeploy.records import EngineOptions
+
+    return EngineOptions(
+        batch_range=(min_batch or batch_size, max_batch or batch_size) if min_batch or max_batch else None,
+        workspace_mib=workspace,
+        level=opt_level,
+        tactics=tuple(name.strip() for name in tactics.split(",") if name.strip()),
+        version_compatible=version_compatible,
+        hardware_compatible=cast("Any", hardware_compatible.replace("-", "_")),
+        refit=refit,
+        strip=strip_weights,
+        timing_cache=None if timing_cache else "",
+    )
