@@ -148,6 +148,7 @@ class Execution:
     precision: Precision = "fp32"  # arithmetic for what the graph leaves in FP32 (OpenVINO's hint)
     input_shape: tuple[int, int, int] | None = None  # overrides a dynamic image size
     engine: EngineOptions = EngineOptions()
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ def audit(
     weights: options.Weights = "random",
     calib_data: options.CalibData = None,
     img_size: options.ImgSize = None,
+    trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,
@@ -37,7 +38,7 @@ def audit(
     from resdeploy.pipeline import make
     from resdeploy.report import documents
 
-    request = options.request(model, options.sight(img_size), weights=weights, seed=seed)
+    request = options.request(model, options.sight(img_size), weights=weights, seed=seed, trust_engine=trust_engine)
     plan = auditing.AuditPlan(
         times=times, against=against, backend=backend, precision=precision, batch_size=batch_size, threads=threads
     )

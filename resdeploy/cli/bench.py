@@ -18,6 +18,9 @@ def bench(
     threads: options.Threads = None,
     streams: Annotated[int, typer.Option(min=1, help="Independent sessions; more than 1: throughput.")] = 1,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
+    provider: Annotated[
+        Literal["cpu", "cuda", "tensorrt"], typer.Option(help="What ONNX Runtime computes on.")
+    ] = "cpu",
     weights: options.Weights = "random",
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
@@ -29,6 +32,7 @@ def bench(
     mean: options.Mean = None,
     std: options.Std = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a row is INVALID.")] = False,
+    trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,
@@ -47,7 +51,8 @@ def bench(
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
     requests = [
-        options.request(name, sight, weights=weights, classes=classes, seed=seed) for name in (model or ["resnet50"])
+        options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
+        for name in (model or ["resnet50"])
     ]
     plan = timing.BenchPlan(
         precision=precision,
@@ -55,6 +60,7 @@ def bench(
         batch_sizes=options.positive_integers(batch_size, "--batch-size"),
         threads=threads,
         streams=streams,
+        provider=provider,
         duration_s=duration,
         seed=seed,
     )

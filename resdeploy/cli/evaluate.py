@@ -33,6 +33,7 @@ def evaluate(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,
@@ -50,7 +51,10 @@ def evaluate(
     from resdeploy.report import documents
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
-    requests = [options.request(name, sight, weights=weights, classes=classes, seed=seed) for name in model]
+    requests = [
+        options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
+        for name in model
+    ]
     if predictions is not None and len(requests) > 1:
         raise UsageError("--predictions saves one model's predictions", fix="Name one model")
     if predictions is not None and predictions.suffix not in saved.SUFFIXES:

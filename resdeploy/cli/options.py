@@ -92,6 +92,7 @@ MaxDrop = Annotated[
     ),
 ]
 Confidence = Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")]
+TrustEngine = Annotated[bool, typer.Option("--trust-engine", help="Run a downloaded TensorRT engine: it is a program.")]
 Format = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
@@ -163,11 +164,19 @@ def sight(
     )
 
 
-def request(model: str, sight: Sight, *, weights: str = "random", classes: int | None = None, seed: int = 0) -> Request:
+def request(
+    model: str,
+    sight: Sight,
+    *,
+    weights: str = "random",
+    classes: int | None = None,
+    seed: int = 0,
+    trust_engine: bool = False,
+) -> Request:
     """The `Request` that the shared options describe."""
     from resdeploy.pipeline.request import Request
 
-    return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight)
+    return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
 
 
 def beside(model: str, suffix: str) -> Path:

@@ -5,8 +5,12 @@
     10, 11     as it is        the FP16 file           cast to FP16 around the Q/DQ, scales too, at opset 19
 
 From version 10 on networks are strongly typed: a Q/DQ file in FP32 would leave every operator that is not quantized in
-FP32. QuantizeLinear and DequantizeLinear take FP16 scales from opset 19 on; 8.6 reads 17 at most and no such scales. A
-scale below FP16's normal range would lose its precision: its pair and the operator behind it stay in FP32, by name.
+FP32. QuantizeLinear and DequantizeLinear take FP16 scales from opset 19 on; 8.6 reads 17 at most and no such scales.
+
+Below 2^-14 FP16 has fewer bits. A weight on the grid of its scale, q s, is found again as q as long as the rounded
+scale is off by less than half a step at q = 127, 0.39 %: down to 2^-17. Smaller scales of weights are raised to that:
+such a channel's weights are all below 0.001, and its step stays below 0.00001. Smaller scales of activations keep their
+pair in FP32, by name: raising them would cost a whole tensor its resolution.
 """
 
 from __future__ import annotations
@@ -25,8 +29,7 @@ from resdeploy.graph.residual import Index, node_name
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
 PAIR = ("QuantizeLinear", "DequantizeLinear")
-# The smallest normal number of FP16; below it a scale has fewer than 11 bits.
-SMALLEST = 2.0**-14
+SMALLEST = 2.0**-17
 
 
 def is_typed(major: int) -> bool:
@@ -68,6 +71,7 @@ def half_around_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     except Exception as e:
         raise MalformedInput(f"this ONNX file cannot be brought to opset {TYPED_OPSET}: {e}") from e
     converted.ir_version = max(converted.ir_version, TYPED_IR_VERSION)
+    _raise_weight_scales(converted)
     return cast.to_half(converted, "fp16", keep=tuple(_tiny(Index(converted))), pairs=True)
 
 
@@ -78,16 +82,19 @@ def _in_float(model: onnx.ModelProto) -> bool:
     return any(kind == onnx.TensorProto.FLOAT for kind in scales)
 
 
+def _raise_weight_scales(model: onnx.ModelProto) -> None:
+    index = Index(model)
+    pairs = [node for node in index.nodes if node.op_type in PAIR and node.output[0] in index.constants]
+    for name in dict.fromkeys(node.input[1] for node in pairs):
+        stored = index.initializers.get(name)
+        if stored is not None:
+            values = np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST))
+            stored.CopyFrom(numpy_helper.from_array(values, name))
+
+
 def _tiny(index: Index) -> Iterator[str]:
-    """The pairs with a scale below FP16's normal range, and the operators that read constants through them."""
+    """The pairs of activations whose scale FP16 cannot hold."""
     for node in index.nodes:
-        if node.op_type not in PAIR:
-            continue
-        stored = index.value(node.input[1])
-        if stored is None or np.abs(numpy_helper.to_array(stored)).min(initial=1.0) >= SMALLEST:
-            continue
-        yield node.name
-        if node.output[0] in index.constants:
-            yield from (
-                index.nodes[i].name for i in index.readers[node.output[0]] if index.nodes[i].op_type not in PAIR
-            )
+        stored = index.value(node.input[1]) if node.op_type in PAIR else None
+        if stored is not None and numpy_helper.to_array(stored).min(initial=1.0) < SMALLEST:
+            yield node.name

@@ -30,7 +30,6 @@ class AuditPlan:
     precision: Precision | None = None  # asked for; None: what the model is
     batch_size: int = 1
     threads: int | None = None
-    trust_engine: bool = False
 
 
 def audit(request: Request, plan: AuditPlan, calibration: make.CalibrationPlan, *, progress: Progress) -> Audit:
@@ -49,9 +48,8 @@ def audit(request: Request, plan: AuditPlan, calibration: make.CalibrationPlan, 
         backend: BackendName = COMPILED[kind]
     else:
         backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
-    source = bench.source_for(
-        request, backend, plan.precision if kind not in COMPILED else None, calibration, progress=progress
-    )
+    asked = plan.precision if kind != "openvino" else None
+    source = bench.source_for(request, backend, asked, calibration, progress=progress)
     return audit_file(source, backend, plan)
 
 

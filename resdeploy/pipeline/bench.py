@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from resdeploy import backends
+from resdeploy import backends, store
 from resdeploy.backends import choose
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import bench as timing
@@ -39,6 +40,7 @@ class BenchPlan:
     batch_sizes: tuple[int, ...] = (1,)
     threads: int | None = None
     streams: int = 1
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
     duration_s: float = 3.0
     seed: int = 0
 
@@ -135,6 +137,8 @@ def _row(
 ) -> Row:
     source = source_for(request, backend, precision, calibration, progress=progress)
     execution = execution_for(source, batch_size=batch_size, threads=plan.threads, streams=plan.streams)
+    if backend == "onnxruntime":
+        execution = dataclasses.replace(execution, provider=plan.provider)
     candidate = timing.Candidate(
         label=label,
         backend=backend,
@@ -234,6 +238,9 @@ def source_for(
 ) -> Artifact:
     """The file that `backend` builds from, in the precision asked for (None: what the model is)."""
     if sources.format_of(request.model) in ("openvino", "engine"):
+        path = Path(request.model)
+        if sources.format_of(request.model) == "engine" and path.is_file() and not store.sidecar(path).is_file():
+            return sources.foreign_engine(request, precision)
         compiled = sources.model_file(request)
         if precision not in (None, compiled.precision):
             raise UsageError(

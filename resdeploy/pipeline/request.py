@@ -73,3 +73,4 @@ class Request:
     classes: int | None = None
     seed: int = 0
     sight: Sight = Sight()
+    trust_engine: bool = False  # run an engine although it was downloaded

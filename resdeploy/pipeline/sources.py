@@ -9,8 +9,9 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.errors import UsageError, WeightsMismatch
+from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, Format, ModelSpec, Preprocessing, Weights
+from resdeploy.records import Artifact, Format, ModelSpec, Precision, Preprocessing, Weights
 
 FORMATS: dict[str, Format] = {
     ".onnx": "onnx",
@@ -59,6 +60,11 @@ def network(request: Request) -> Network:
     """
     from resdeploy.models import weights, zoo
 
+    if request.model.startswith(("http://", "https://")) and request.model.endswith((".engine", ".plan")):
+        raise UsageError(
+            "an engine is a program and is not fetched from a URL by itself",
+            fix="Download it, and name the file with --trust-engine if you trust where it came from",
+        )
     if format_of(request.model) == "checkpoint":
         return _checkpoint_network(request)
     size = request.sight.img_size
@@ -117,6 +123,8 @@ def model_file(request: Request) -> Artifact:
     path = Path(request.model)
     _refuse_changes(request)
     kind = format_of(request.model)
+    if kind == "engine":
+        engines.refuse_unknown_origin(path, trusted=request.trust_engine)
     artifact = store.load(path)
     if artifact is None:
         if kind != "onnx":
@@ -131,6 +139,37 @@ def model_file(request: Request) -> Artifact:
     if 0 in spec.input_shape:
         raise UsageError(f"{path} does not fix the size of its images", fix="Add --img-size")
     return dataclasses.replace(artifact, model=spec)
+
+
+def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
+    """An engine from elsewhere (trtexec, say): its hash is recorded, and what a plan does not tell is asked for.
+
+    Raises:
+        UsageError: the option that is missing.
+    """
+    path, size = Path(request.model), request.sight.img_size
+    engines.refuse_unknown_origin(path, trusted=request.trust_engine)
+    for option, given in (("--img-size", size), ("--precision", precision)):
+        if given is None:
+            raise UsageError(
+                f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
+                fix=f"Add {option}, or name the ONNX file it was made from",
+            )
+    assert size is not None
+    assert precision is not None
+    spec = ModelSpec(
+        name=path.stem, family="foreign", classes=request.classes or 0, input_shape=(3, size, size), preprocessing=None
+    )
+    note = "an engine from elsewhere: its precision is what --precision says, and audit shows what it runs in"
+    return Artifact(
+        path=str(path),
+        format="engine",
+        precision=precision,
+        sha256=store.digest(path),
+        model=request.sight.applied_to(spec) if request.sight.mean else spec,
+        weights=Weights(source=path.name),
+        notes=(note,),
+    )
 
 
 def _refuse_changes(request: Request) -> None:

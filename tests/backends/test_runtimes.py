@@ -166,3 +166,24 @@ def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
         np.testing.assert_allclose(lane.predict(images), expected, atol=0.1)
     assert sum(layer.kind == "Conv2d" for layer in layers) == 19
     assert layers[-1].kind == "Linear"
+
+
+def test_onnxruntime_on_a_device_keeps_inputs_and_outputs_there(tiny: Artifact, images: np.ndarray) -> None:
+    """The session for CUDA, with the CPU as its device: the same answers as the plain one."""
+    from resdeploy.backends import onnxruntime as ours
+
+    with ours.open(tiny, Execution(batch_size=5)) as loaded:
+        plain = loaded.session()
+        held = ours._DeviceSession(plain.session, loaded.inputs, loaded.outputs, device="cpu")
+        answers = []
+        for session in (plain, held):
+            session.put({"input": images})
+            session.run()
+            answers.append({name: value.copy() for name, value in session.get().items()})
+    np.testing.assert_array_equal(answers[0]["logits"], answers[1]["logits"])
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_here_is_an_error_not_the_cpu(tiny: Artifact, provider: str) -> None:
+    with Lane("onnxruntime") as lane, pytest.raises(BackendMissing, match=r"has no .*ExecutionProvider"):
+        lane.open(tiny, Execution(provider=provider))  # type: ignore[arg-type]

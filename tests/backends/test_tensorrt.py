@@ -258,15 +258,35 @@ def test_parser_errors_name_the_node(bench: Bench, version: str) -> None:
 # Lowering
 
 
-def test_a_tiny_scale_stays_in_fp32_with_its_operator(images: np.ndarray) -> None:
+def with_scale(name: str, value: float) -> onnx.ModelProto:
     model = model_of("int8")
     for tensor in model.graph.initializer:
-        if tensor.name == "conv2/weight/scale":
-            values = np.full(tuple(tensor.dims), 1e-6, np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    lowered = lower.lower(model, 10)
-    assert {"conv2", "conv2/weight/QuantizeLinear"} <= set(cast.kept(lowered))
-    assert "conv1" not in cast.kept(lowered)
+        if tensor.name == name:
+            shape = tuple(tensor.dims)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.full(shape, value, np.float32), tensor.name))
+    return model
+
+
+@pytest.mark.parametrize("value", [1.01 * 2**-17, 3.3e-5, 2**-14, 0.013])
+def test_weights_keep_their_integers_on_fp16_scales(value: float) -> None:
+    """round(q s / fp16(s)) is q for every q, down to the smallest scale that is not raised."""
+    q = np.arange(-127, 128, dtype=np.float64)
+    rounded = np.float64(np.float16(value))
+    weights = (q * np.float32(value)).astype(np.float16).astype(np.float64)
+    np.testing.assert_array_equal(np.rint(weights / rounded), q)
+
+
+def test_a_weight_scale_too_small_for_fp16_is_raised_and_stays_fused() -> None:
+    lowered = lower.lower(with_scale("conv2/weight/scale", 1e-6), 10)
+    held = {t.name: onnx.numpy_helper.to_array(t) for t in lowered.graph.initializer}
+    assert held["conv2/weight/scale"].dtype == np.float16
+    assert (held["conv2/weight/scale"] == np.float16(2**-17)).all()
+    assert not cast.kept(lowered)
+
+
+def test_an_activation_scale_too_small_for_fp16_keeps_its_pair_in_fp32() -> None:
+    lowered = lower.lower(with_scale("input/scale", 1e-6), 10)
+    assert set(cast.kept(lowered)) == {"input/QuantizeLinear", "input/DequantizeLinear"}
     onnx.checker.check_model(lowered, full_check=True)
 
 

@@ -92,7 +92,7 @@ def layers(model: onnx.ModelProto, *, half: bool) -> list[dict[str, Any]]:
             source = makers.get(node.input[0])
             if node.op_type == "QuantizeLinear" and (
                 source is None
-                or source.op_type not in ("Conv", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Flatten")
+                or source.op_type not in ("Conv", "Add", "Relu", "MaxPool", "GlobalAveragePool", "Flatten", "Pad")
             ):
                 made.append(
                     _layer(
@@ -122,6 +122,10 @@ def layers(model: onnx.ModelProto, *, half: bool) -> list[dict[str, Any]]:
         if (relu := only(last.output[0], "Relu")) is not None:
             chain.append(relu)
             last = relu
+        pool = only(last.output[0], "MaxPool")
+        if pool is not None and written(pool.output[0])[1] == "int8":  # ConvActPool
+            chain.append(pool)
+            last = pool
         done |= {part.name for part in chain}
         layer = _layer(
             " + ".join(part.name for part in chain), "CaskConvolution", inputs, [tensor(written(last.output[0]))]

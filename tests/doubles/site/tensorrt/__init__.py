@@ -5,4 +5,7 @@ import sys
 
 from tests.doubles import tensorrt_double
 
-sys.modules[__name__] = tensorrt_double.Double(os.environ["DOUBLE_TENSORRT"]).module
+_execute = os.environ.get("DOUBLE_EXECUTE") != "no"
+_module = tensorrt_double.Double(os.environ["DOUBLE_TENSORRT"], execute=_execute).module
+_module.__spec__ = __spec__
+sys.modules[__name__] = _module

@@ -1,0 +1,142 @@
+"""TensorRT through the whole command line: real lanes and files, a double of TensorRT on the child's path, no GPU."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Run
+
+ROOT = Path(__file__).parents[2]
+DOUBLES = ROOT / "tests/doubles"
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a libcuda.so.1 that knows one GPU."""
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the driver's double")
+    folder = tmp_path_factory.mktemp("driver")
+    source = DOUBLES / "fake_driver.c"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source], check=True)
+    return folder
+
+
+@pytest.fixture
+def on_gpu(resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
+    """`resdeploy` where a GPU and a TensorRT seem to be."""
+
+    def run(*args: object, version: str = "10.3.0", **environment: str) -> subprocess.CompletedProcess[str]:
+        about = tmp_path / version / f"tensorrt-{version}.dist-info"
+        about.mkdir(parents=True, exist_ok=True)
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {version}\n")
+        folders = (DOUBLES / "site", about.parent, ROOT, os.environ.get("PYTHONPATH", ""))
+        path = os.pathsep.join(map(str, folders))
+        return resdeploy(
+            *args,
+            PYTHONPATH=path,
+            LD_LIBRARY_PATH=str(driver),
+            DOUBLE_TENSORRT=version,
+            XDG_CONFIG_HOME=str(tmp_path / "config"),
+            RESDEPLOY_CACHE=str(tmp_path / "cache"),
+            **environment,
+        )
+
+    return run
+
+
+def test_an_engine_is_built_evaluated_and_audited(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+    """The same answers as the FP32 file in ONNX Runtime, which is what the double computes with."""
+    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "-b", 4, "--max-batch", 8, "-o", "d.engine")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "d.engine.json").read_text())
+    assert (record["format"], record["machine"]) == ("engine", "Double GPU (sm_90)")
+    assert record["checks"]["build_s"] > 0
+    scores = []
+    for model, backend in (("d.engine", "tensorrt"), (digits_onnx, "onnxruntime")):
+        done = on_gpu("eval", model, "--data", "digits", "--backend", backend, "-b", 8, "--format", "json")
+        assert done.returncode == 0, done.stderr
+        scores.append(json.loads(done.stdout)["results"][0]["correct"])
+    assert scores[0] == scores[1] > 80
+    done = on_gpu("audit", "d.engine", "--against", digits_onnx, "-b", 4, "--format", "json")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["verdict"]) == (0, "pass"), done.stderr
+    assert [block["precision"] for block in document["blocks"]] == ["fp32"] * 9
+
+
+@pytest.mark.parametrize("version", ["8.6.0", "11.4.0"])
+def test_int8_engines_are_fused_in_int8(on_gpu: Run, digits_onnx: Path, version: str) -> None:
+    """Quantized, lowered for the version, built into the cache and audited by one command."""
+    options = ("--precision", "int8", "--calib-data", "digits", "--backend", "tensorrt", "--format", "json")
+    done = on_gpu("audit", digits_onnx, *options, version=version, DOUBLE_EXECUTE="no")
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["verdict"]) == (0, "pass"), done.stdout
+    assert [block["precision"] for block in document["blocks"]] == ["int8"] * 9
+
+
+def cached(tmp_path: Path) -> Path:
+    (engine,) = (tmp_path / "cache/artifacts").glob("*.engine")
+    return engine
+
+
+def test_a_cached_engine_not_signed_by_the_user_is_built_again(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+    """Swapped together with its sidecar, so that the digest fits: the signature does not."""
+    command = ("audit", digits_onnx, "--backend", "tensorrt", "--format", "json")
+    assert on_gpu(*command, DOUBLE_EXECUTE="no").returncode == 0
+    engine = cached(tmp_path)
+    good = engine.read_bytes()
+    planted = good[:-1] + b"x"
+    engine.write_bytes(planted)
+    record = json.loads((sidecar := engine.with_name(engine.name + ".json")).read_text())
+    sidecar.write_text(json.dumps(record | {"sha256": hashlib.sha256(planted).hexdigest()}))
+    assert on_gpu(*command, DOUBLE_EXECUTE="no").returncode == 0
+    assert engine.read_bytes() == good
+    key = tmp_path / "config/resdeploy/signing.key"
+    assert key.stat().st_mode & 0o077 == 0
+
+
+def test_a_downloaded_engine_needs_trust(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+    try:
+        os.setxattr(tmp_path / "d.engine", "user.xdg.origin.url", b"https://example.org/d.engine")
+    except OSError:
+        pytest.skip("this file system keeps no attributes")
+    refused = on_gpu("audit", "d.engine")
+    assert refused.returncode == 5
+    assert "https://example.org/d.engine" in refused.stderr
+    assert "--trust-engine" in refused.stderr
+    assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode in (0, 3)
+
+
+def test_an_engine_from_elsewhere_asks_for_what_it_cannot_tell(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+    (tmp_path / "d.engine.json").unlink()
+    for given, missing in (((), "--img-size"), (("--img-size", 16), "--precision")):
+        done = on_gpu("bench", "d.engine", "--backend", "tensorrt", *given)
+        assert (done.returncode, missing in done.stderr) == (2, True), done.stderr
+    options = ("--img-size", 16, "--precision", "fp32", "--backend", "tensorrt")
+    done = on_gpu("audit", "d.engine", *options, DOUBLE_EXECUTE="no")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_engine_of_another_tensorrt_is_exit_6(on_gpu: Run, digits_onnx: Path) -> None:
+    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+    done = on_gpu("audit", "d.engine", version="11.4.0")
+    assert done.returncode == 6
+    assert "written by TensorRT 10.3.0; this is 11.4.0" in done.stderr
+
+
+def test_without_a_gpu_it_is_one_paragraph_and_exit_6(resdeploy: Run, digits_onnx: Path) -> None:
+    for verb in ("build", "bench", "audit"):
+        done = resdeploy(verb, digits_onnx, "--backend", "tensorrt")
+        assert done.returncode == 6
+        assert done.stdout == ""
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "no CUDA driver" in done.stderr or "not installed" in done.stderr
