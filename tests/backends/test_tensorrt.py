@@ -110,7 +110,7 @@ def plan(bench: Bench, double: Double, precision: str, images: np.ndarray) -> tu
     built = tensorrt.build(source, how, bench.folder / "e.engine")
     with tensorrt.open(built, how) as loaded:
         sessions = [loaded.session(), loaded.session()]
-        answers = [worker.answer(loaded, session, images)["logits"] for session in sessions]
+        answers = [worker.answer(loaded, [session], images)["logits"] for session in sessions]
         device_s = sessions[0].device_time_s()
         settings = dict(loaded.settings)
     with tensorrt.open(built, how, trace=True) as loaded:
@@ -352,7 +352,7 @@ def test_any_batch_of_the_profile_runs(bench: Bench, engine: Callable[[], Artifa
     answers = []
     for batch_size in (1, 3, 4):
         with tensorrt.open(built, execution(bench.folder, batch_size)) as loaded:
-            answers.append(worker.answer(loaded, loaded.session(), images)["logits"])
+            answers.append(worker.answer(loaded, [loaded.session()], images)["logits"])
     np.testing.assert_allclose(answers[0], answers[1], rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(answers[0], answers[2], rtol=1e-4, atol=1e-5)
 
@@ -391,7 +391,7 @@ def test_without_graph_capture_kernels_are_enqueued(
     cuda_runtime.cudaGraphInstantiate.__name__ = "cudaGraphInstantiate"
     with tensorrt.open(built, execution(bench.folder)) as loaded:
         assert loaded.settings["cuda_graph"].startswith("no: cudaGraphInstantiate failed: CUDA error 900")
-        assert np.isfinite(worker.answer(loaded, loaded.session(), images)["logits"]).all()
+        assert np.isfinite(worker.answer(loaded, [loaded.session()], images)["logits"]).all()
 
 
 # Engines that do not belong here
