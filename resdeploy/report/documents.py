@@ -159,7 +159,7 @@ def audit(found: Audit, environment: Environment) -> Json:
         subject=found.subject,
         asked=found.asked,
         verdict=found.verdict.state,
-        checks=[check(one) for one in found.verdict.checks],
+        checks=[check_row(check) for check in found.verdict.checks],
         blocks=blocks,
         unfused=[block for block in blocks if not block["fused"]],
         superfluous=[layer.name for layer in found.superfluous],
