@@ -11,6 +11,8 @@ Time starts when the candidate's packages are imported and ends when its file is
 (`resdeploy.data.datasets.batches`), which spares the peers the data reader that their users write; each peer gets
 images in the batches that it is fastest with here (8 for quantize_static, one for NNCF).
 
+CPU time is counted beside it: it hardly changes with what else the machine does.
+
 Peak memory is that of the whole process tree, its processes' resident sets added up every 10 ms (what they share is
 counted twice). The photographs are few, so more are made of them: turned by up to 10 degrees, mirrored and encoded
 again at their own size, all seeded.
@@ -126,15 +128,15 @@ IMPORTS = {"quantize_static": ("onnxruntime.quantization.shape_inference",), "nn
 
 
 def child(candidate: str, fp32: Path, folder: Path, count: int) -> None:
-    """One run, in this process; prints its seconds as the last line."""
+    """One run, in this process; prints its seconds and its CPU seconds, lanes included, as the last line."""
     import importlib
 
     for module in IMPORTS.get(candidate.split()[0], ("resdeploy.quantize.ptq", "resdeploy.backends.lane")):
         importlib.import_module(module)
     with tempfile.TemporaryDirectory() as scratch:
-        started_s = time.perf_counter()
+        started_s, cpu_s = time.perf_counter(), sum(os.times()[:4])
         CANDIDATES[candidate](fp32, folder, count, Path(scratch) / "int8.onnx")
-        print(f"\n{time.perf_counter() - started_s}", flush=True)
+        print(f"\n{time.perf_counter() - started_s} {sum(os.times()[:4]) - cpu_s}", flush=True)
 
 
 def tree_rss_bytes(root: int) -> int:
@@ -178,7 +180,7 @@ def run(candidate: str, fp32: Path, folder: Path, count: int, *, watch_memory: b
         watcher.join()
     found: dict[str, Any] = {"candidate": candidate, "images": count, "failed": process.returncode != 0}
     if process.returncode == 0:
-        found["made_s"] = float(output.strip().splitlines()[-1])
+        found["made_s"], found["cpu_s"] = map(float, output.strip().splitlines()[-1].split())
     if watch_memory:
         found["peak_rss_mib"] = peak / 2**20
     print(found, file=sys.stderr, flush=True)
@@ -186,18 +188,16 @@ def run(candidate: str, fp32: Path, folder: Path, count: int, *, watch_memory: b
 
 
 def against(rows: list[dict[str, Any]], candidate: str, baseline: str) -> dict[str, Any]:
-    """Ratio of the median times with its 95 % interval, the runs resampled."""
-    times = [
-        [[row["made_s"]] for row in rows if row["candidate"] == name and not row["failed"]]
-        for name in (candidate, baseline)
-    ]
-    found = stats.ratio_of_medians(*times) if min(map(len, times)) > 1 else None
-    return {
-        "candidate": candidate,
-        "baseline": baseline,
-        "ratio": found and found.value,
-        "ratio_ci95": found and [found.low, found.high],
-    }
+    """Ratios of the median times and CPU times with their 95 % intervals, the runs resampled."""
+    result: dict[str, Any] = {"candidate": candidate, "baseline": baseline}
+    for key, name in (("made_s", "ratio"), ("cpu_s", "cpu_ratio")):
+        times = [
+            [[row[key]] for row in rows if row["candidate"] == side and not row["failed"]]
+            for side in (candidate, baseline)
+        ]
+        found = stats.ratio_of_medians(*times) if min(map(len, times)) > 1 else None
+        result |= {name: found and found.value, f"{name}_ci95": found and [found.low, found.high]}
+    return result
 
 
 PARTS: dict[str, list[tuple[str, int]]] = {

@@ -151,7 +151,10 @@ def write(
             methods={name: seen.calibration.methods[name] for name in placement.observed},
         ),
         machine=None if reduced or seen.target == "tensorrt" else "vnni",
-        checks={},
+        checks={
+            "residual_adds": float(len(placement.blocks)),
+            "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
+        },
         notes=(*source.notes, *notes(placement, seen.observed, seen.calibration.count, reduced, corrected)),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
