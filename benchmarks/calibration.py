@@ -226,7 +226,18 @@ def main() -> int:
     runs, memory = PARTS[arguments.part], arguments.part == "memory"
     rounds = arguments.rounds or (1 if memory else 5)
     order = random.Random(arguments.seed)
+    names = list(dict.fromkeys(name for name, _ in runs))
+    pairs = [(other, names[0]) if arguments.part == "methods" else (names[0], other) for other in names[1:]]
     rows: list[dict[str, Any]] = []
+    result = {
+        "benchmark": f"calibration {arguments.part}",
+        "model": "resnet50, random weights (seed 0), 224x224",
+        "rounds": rounds,
+        "fastest_batch": FASTEST_BATCH,
+        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "environment": environment.capture(),
+        "rows": rows,
+    }
     with tempfile.TemporaryDirectory() as scratch:
         fp32, most = Path(scratch) / "resnet50.onnx", max(count for _, count in runs)
         make.onnx_fp32(Request(model="resnet50"), fp32, progress=lambda *_: None)
@@ -236,21 +247,9 @@ def main() -> int:
             for candidate, count in order.sample(runs, len(runs)):
                 found = run(candidate, fp32, Path(scratch) / "images", count, watch_memory=memory)
                 rows.append({"round": number, **found})
-    names = list(dict.fromkeys(name for name, _ in runs))
-    result = {
-        "benchmark": f"calibration {arguments.part}",
-        "model": "resnet50, random weights (seed 0), 224x224",
-        "rounds": rounds,
-        "fastest_batch": FASTEST_BATCH,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
-        "environment": environment.capture(),
-        "rows": rows,
-        "ratios": [] if memory else [against(rows, names[0], other) for other in names[1:]],
-    }
-    if arguments.part == "methods":
-        result["ratios"] = [against(rows, other, names[0]) for other in names[1:]]
-    if arguments.output is not None:
-        store.write_json(arguments.output, result)
+                result["ratios"] = [] if memory else [against(rows, *pair) for pair in pairs]
+                if arguments.output is not None:  # after each run, so that what is done is not lost
+                    store.write_json(arguments.output, result)
     json.dump(result["ratios"] or rows, sys.stdout, indent=2)
     print()
     return 1 if any(row["failed"] for row in rows) else 0
