@@ -317,6 +317,21 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Change:
+    """One quantity of one row, in two saved results, and what may be said of its change."""
+
+    subject: str
+    quantity: str  # time an image, file size, peak memory, top-1, top-5
+    unit: str  # of `before` and `after`
+    before: float
+    after: float
+    change: float  # in `change_unit`: percent of `before`, or points
+    interval: tuple[float, float] | None  # 95 %, of the change; None: it is exact, or has no model of its noise
+    change_unit: Literal["%", "points"]
+    finding: str  # slower, faster, bigger, smaller, less exact, more exact, no difference found, or why none
+
+
+@dataclass(frozen=True, kw_only=True)
 class Origin:
     """What made predictions, besides the model file and the images: what a gate must know before it compares two."""
 

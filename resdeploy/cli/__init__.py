@@ -21,6 +21,7 @@ from resdeploy.cli import (
     audit,
     bench,
     build,
+    compare,
     console,
     cost,
     doctor,
@@ -53,6 +54,7 @@ app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("eval")(evaluate.evaluate)
 app.command("gate")(gate.gate)
+app.command("compare")(compare.compare)
 app.add_typer(study.app, name="study")
 app.command("audit")(audit.audit)
 app.command("run")(run.run)

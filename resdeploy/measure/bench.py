@@ -21,7 +21,7 @@ from resdeploy import stats, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import environment
-from resdeploy.measure.summary import compare, per_image_s, summarise
+from resdeploy.measure.summary import per_image_s
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -31,8 +31,6 @@ from resdeploy.records import (
     Measurement,
     Progress,
 )
-
-__all__ = ["Candidate", "compare", "failure", "run", "summarise"]
 
 BLOCKS = 16  # a candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
 PROCESSES = 2

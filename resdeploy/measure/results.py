@@ -1,11 +1,13 @@
-"""Saved results of `bench`: the JSON document read back as what a comparison needs, checked."""
+"""Saved results of `bench`, `eval` and `run`: the JSON documents read back as what a comparison needs, checked."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -34,11 +36,39 @@ class SavedRow:
     peak_rss_bytes: int | None
     sha256: str = ""
     weights: str = ""
+    threads: int | None = None
+    valid: bool = True  # what the run itself knew of: throttling, remembered results
 
     @property
-    def key(self) -> tuple[str, str, str, int, str]:
+    def key(self) -> tuple[object, ...]:
         """What must be equal for two runs' rows to be of one thing."""
-        return (self.model, self.backend, self.precision, self.batch_size, self.scenario)
+        return (self.model, self.backend, self.precision, self.batch_size, self.scenario, self.threads)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedScore:
+    """The accuracy in one row of a saved evaluation."""
+
+    model: str
+    backend: str
+    precision: str
+    correct: int
+    correct_top5: int | None
+    total: int
+    data_fingerprint: str = ""
+    preprocessing_fingerprint: str = ""
+
+    @property
+    def label(self) -> str:
+        return f"{self.model} {self.backend} {self.precision}"
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """As `SavedRow.key`."""
+        return (self.model, self.backend, self.precision)
+
+
+Row = TypeVar("Row", SavedRow, SavedScore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,29 +100,71 @@ def is_bench(path: Path) -> bool:
     return isinstance(document, dict) and document.get("command") == "bench"
 
 
+def read(path: Path) -> dict[str, Any]:
+    """The JSON document of a saved result.
+
+    Raises:
+        MissingInput: no such file.
+        MalformedInput: no JSON document of ours.
+    """
+    if not path.is_file():
+        raise MissingInput(f"there is no file {path}", fix="resdeploy bench MODEL --format json -o FILE writes one")
+    if path.stat().st_size > MAX_BYTES:
+        raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It is no saved result")
+    with _understood(path):
+        document = json.loads(path.read_bytes())
+        if not isinstance(document["results"], list) or not isinstance(document["command"], str):
+            msg = "its results are no list"
+            raise TypeError(msg)
+        return dict(document)
+
+
 def load(path: Path) -> SavedBench:
-    """The measured rows of a bench's JSON document.
+    """The measured rows of a JSON document of `bench` or `run`.
 
     Raises:
         MissingInput: no such file.
         MalformedInput: not such a document, or its numbers contradict each other.
         UsageError: no row of it was measured.
     """
-    if not path.is_file():
-        raise MissingInput(f"there is no file {path}", fix="resdeploy bench MODEL --format json -o FILE writes one")
-    if path.stat().st_size > MAX_BYTES:
-        raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It is no result of bench")
-    try:
-        document = json.loads(path.read_bytes())
+    document = read(path)
+    with _understood(path):
         rows = tuple(_row(row) for row in document["results"] if "error" not in row)
-    except (ValueError, TypeError, KeyError, RecursionError) as e:
-        raise MalformedInput(
-            f"{path} cannot be read as a result of bench: {type(e).__name__}: {str(e)[:200]}",
-            fix="Write it again: resdeploy bench MODEL --format json -o FILE",
-        ) from e
+        environment = dict(document.get("environment") or {})
     if not rows:
         raise UsageError(f"{path} holds no row that was measured", fix="Look at its errors, and measure again")
-    return SavedBench(path=path, rows=rows, environment=dict(document.get("environment") or {}))
+    return SavedBench(path=path, rows=rows, environment=environment)
+
+
+def load_scores(path: Path) -> tuple[SavedScore, ...]:
+    """The accuracies in a JSON document of `eval` or `run`; rows without one are left out.
+
+    Raises:
+        MissingInput, MalformedInput: as `load`.
+    """
+    document = read(path)
+    with _understood(path):
+        return tuple(_scored(row) for row in document["results"] if row.get("total"))
+
+
+def in_common(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
+    """Rows of one thing on both sides (equal `key`), in the order of `after`; or the only row of each side."""
+    if len(before) == len(after) == 1:
+        return [(before[0], after[0])]
+    known = {row.key: row for row in before}
+    return [(known[row.key], row) for row in after if row.key in known]
+
+
+@contextlib.contextmanager
+def _understood(path: Path) -> Iterator[None]:
+    """Turns what a document that is not ours leads to into an error of ours."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+        raise MalformedInput(
+            f"{path} cannot be read as a saved result: {type(e).__name__}: {str(e)[:200]}",
+            fix="Write it again: resdeploy bench MODEL --format json -o FILE",
+        ) from e
 
 
 def _row(row: dict[str, Any]) -> SavedRow:
@@ -119,4 +191,23 @@ def _row(row: dict[str, Any]) -> SavedRow:
         peak_rss_bytes=row.get("peak_rss_bytes"),
         sha256=str(row.get("sha256") or ""),
         weights=str(row.get("weights") or ""),
+        threads=row.get("threads"),
+        valid=bool(row.get("valid", True)),
+    )
+
+
+def _scored(row: dict[str, Any]) -> SavedScore:
+    correct, total, top5 = int(row["correct"]), int(row["total"]), row.get("top5")
+    if not 0 <= correct <= total:
+        msg = f"{correct} of {total} images right"
+        raise ValueError(msg)
+    return SavedScore(
+        model=str(row["model"]),
+        backend=str(row["backend"]),
+        precision=str(row["precision"]),
+        correct=correct,
+        correct_top5=None if top5 is None else round(float(top5) * total / 100),
+        total=total,
+        data_fingerprint=str(row.get("data_fingerprint") or ""),
+        preprocessing_fingerprint=str(row.get("preprocessing_fingerprint") or ""),
     )

@@ -13,6 +13,7 @@ from resdeploy import backends, store
 from resdeploy.backends import choose
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import bench as timing
+from resdeploy.measure import summary
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import (
@@ -185,7 +186,7 @@ def compared(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> 
     """Each row beside its baselines, where both could be measured."""
     measured = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     comparisons = tuple(
-        timing.compare(measured[baseline], measured[row.candidate.label])
+        summary.compare(measured[baseline], measured[row.candidate.label])
         for row in rows
         for baseline in row.baselines
         if baseline in measured and row.candidate.label in measured

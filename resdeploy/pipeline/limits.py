@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,10 +98,7 @@ def _in_common(
     before: results.SavedBench, after: results.SavedBench
 ) -> list[tuple[results.SavedRow, results.SavedRow]]:
     """Rows of the same model, backend, precision, batch size and scenario; or the only row of each side."""
-    if len(before.rows) == len(after.rows) == 1:
-        return [(before.rows[0], after.rows[0])]
-    known: Mapping[tuple[object, ...], results.SavedRow] = {row.key: row for row in before.rows}
-    found = [(known[row.key], row) for row in after.rows if row.key in known]
+    found = results.in_common(before.rows, after.rows)
     if not found:
         raise UsageError(
             f"{before.path} and {after.path} have no row of the same model, backend, precision and batch size",

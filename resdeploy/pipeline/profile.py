@@ -15,7 +15,7 @@ from resdeploy.backends import machine
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, ProfileError, of_code
 from resdeploy.judge import accuracy, budgets, pairs
 from resdeploy.measure import bench as timing
-from resdeploy.measure import environment
+from resdeploy.measure import environment, summary
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import judge, limits, make, sources, training
@@ -84,7 +84,7 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
         outcome = outcomes[label]
         rows_.append(
             RunRow(
-                outcome=outcome if isinstance(outcome, Failure) else timing.summarise(outcome),
+                outcome=outcome if isinstance(outcome, Failure) else summary.summarise(outcome),
                 score=saved.score(variant.predictions) if variant.predictions is not None else None,
                 comparison=speedups.get(label),
                 verdict=result.verdicts.get(label),

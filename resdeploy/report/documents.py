@@ -17,6 +17,7 @@ from resdeploy.records import (
     Audit,
     Availability,
     BackendName,
+    Change,
     Check,
     Comparison,
     Cost,
@@ -167,6 +168,25 @@ def audit(found: Audit, environment: Environment) -> Json:
         time_ms=_ms(found.time_s),
         notes=[*found.notes, *remedies],
     )
+
+
+def compare(changes: Iterable[Change], notes: Iterable[str], environment: Environment) -> Json:
+    """`compare`: one row a quantity of a model; `environment` is that of the comparison, not of the measurements."""
+    rows = [
+        {
+            "subject": change.subject,
+            "quantity": change.quantity,
+            "before": _finite(change.before),
+            "after": _finite(change.after),
+            "unit": change.unit,
+            "change": _finite(change.change),
+            "change_ci95": finite_interval(change.interval),
+            "change_unit": change.change_unit,
+            "finding": change.finding,
+        }
+        for change in changes
+    ]
+    return document("compare", environment, rows, notes=list(notes))
 
 
 def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = False) -> Json:

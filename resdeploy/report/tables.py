@@ -168,6 +168,19 @@ _BENCH = Table(
         Column("state", "state"),
     ),
 )
+_COMPARE = Table(
+    "results",
+    (
+        Column("row", "subject"),
+        Column("quantity", "quantity"),
+        Column("before", "before", "number"),
+        Column("after", "after", "number"),
+        Column("unit", "unit"),
+        Column("change [95 %]", "change", "points", ci="change_ci95"),
+        Column("in", "change_unit"),
+        Column("finding", "finding"),
+    ),
+)
 _COST = Table(
     "results",
     (
@@ -349,6 +362,7 @@ _MACHINE = Table(
 TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
+    "compare": (_COMPARE,),
     "cost": (_COST, _STAGES, _LAYERS),
     "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),

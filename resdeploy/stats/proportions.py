@@ -41,6 +41,23 @@ def wilson_interval(successes: int, trials: int, *, confidence: float = 0.95) ->
     return low, high
 
 
+def newcombe_interval(
+    successes: int, trials: int, other_successes: int, other_trials: int, *, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Two-sided interval of the difference of two proportions of separate samples, `first - other`.
+
+    Source: Newcombe, Stat. Med. 17 (1998) 873-890, method 10 (from the two Wilson intervals).
+    """
+    share, other = successes / trials, other_successes / other_trials
+    low, high = wilson_interval(successes, trials, confidence=confidence)
+    other_low, other_high = wilson_interval(other_successes, other_trials, confidence=confidence)
+    difference = share - other
+    return (
+        difference - math.hypot(share - low, other_high - other),
+        difference + math.hypot(high - share, other - other_low),
+    )
+
+
 def tango_score(lost: ArrayLike, gained: ArrayLike, images: ArrayLike, drop: ArrayLike) -> NDArray[np.float64]:
     """Score statistic of "the true drop is `drop`", elementwise: standard normal where that is so.
 

@@ -16,6 +16,7 @@ from resdeploy.backends.machine import cpu
 from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
 from resdeploy.graph import cast
 from resdeploy.measure import bench
+from resdeploy.measure.summary import summarise
 from resdeploy.records import Artifact, Block, Calibration, Execution, Failure, Layer, Measurement, ModelSpec, Weights
 
 
@@ -288,7 +289,7 @@ def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
     drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
     (result,) = bench.run(candidates("a"), duration_s=2, open_lane=drifting)
     assert len(result.blocks) == bench.BLOCKS * (1 + bench.EXTENSIONS / bench.PROCESSES)
-    assert not bench.summarise(result).valid
+    assert not summarise(result).valid
 
 
 def test_several_streams_are_the_offline_scenario(candidates):
@@ -298,7 +299,7 @@ def test_several_streams_are_the_offline_scenario(candidates):
     )
     assert result.scenario == "offline"
     assert min(len(block.run_s) for block in result.blocks) >= 2 * bench.QUERIES_PER_STREAM
-    assert bench.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
+    assert summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
 
 
 def test_progress_counts_to_its_total(candidates):
@@ -323,9 +324,9 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
     (result,) = bench.run(candidates("a"), duration_s=0.4, extensions=0)
-    summary = bench.summarise(result)
-    assert summary.latency_s["min"] >= 0.01
-    assert summary.latency_s["p50"] <= summary.end_to_end_p50_s
+    found = summarise(result)
+    assert found.latency_s["min"] >= 0.01
+    assert found.latency_s["p50"] <= found.end_to_end_p50_s
     assert len(result.blocks) == bench.BLOCKS
     assert result.peak_rss_bytes > 1_000_000
     assert result.first_s >= 0.01

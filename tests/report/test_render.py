@@ -16,6 +16,7 @@ from resdeploy.models import zoo
 from resdeploy.records import (
     Availability,
     Block,
+    Change,
     Check,
     ClassDrop,
     Comparison,
@@ -120,6 +121,13 @@ def gated(name="m", judged=None):
     return documents.gate(found, ENVIRONMENT)
 
 
+def changed(name):
+    return Change(
+        subject=name, quantity="time an image", unit="ms", before=10.0, after=11.0, change=10.0, interval=(9.0, 11.0),
+        change_unit="%", finding=name,
+    )  # fmt: skip
+
+
 def all_documents(name):
     layer = LayerCost(
         name=f"{name}.conv", op="Conv", params=10, macs=300, output_shape=(8, 4, 4), block="b", stage=name
@@ -151,6 +159,7 @@ def all_documents(name):
         mixed.search(name, [searched], [tried], ENVIRONMENT),
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
         *study_documents(name, cost),
+        documents.compare([changed(name)], [name], ENVIRONMENT),
     ]
 
 

@@ -1,0 +1,34 @@
+"""`resdeploy compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resdeploy.cli import console, options
+
+
+def compare(
+    baseline: Annotated[Path, typer.Argument(metavar="A.json", help="A saved result of bench, eval or run.")],
+    candidate: Annotated[Path, typer.Argument(metavar="B.json", help="A later one of the same command.")],
+    noise: Annotated[
+        float, typer.Option(min=0.0, max=100.0, help="Changes of time up to this many percent are none.")
+    ] = 3.0,
+    seed: options.Seed = 0,
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Show what got slower, bigger or less exact from one saved result to another. It judges nothing: exit 0.
+
+    Example: resdeploy compare main.json branch.json, each from resdeploy bench r50.onnx --format json -o FILE
+    """
+    from resdeploy.measure import environment
+    from resdeploy.pipeline import compare as pipeline
+    from resdeploy.report import documents
+
+    found = pipeline.compare(baseline, candidate, noise_pct=noise, seed=seed)
+    for warning in found.warnings:
+        console.note(f"warning: {warning}", quiet=quiet)
+    console.emit(documents.compare(found.changes, (*found.warnings, *found.notes), environment.capture()), fmt, output)
