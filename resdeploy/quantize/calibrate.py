@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 # Any exact FP32 backend will do; a BF16 machine's OpenVINO would round what it watches.
 RUNNERS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-# Images of one run: one of 224 x 224, whose largest activations still fit into a core's caches, or more of smaller
-# ones. On AVX2, eight at once take 2.6 times as long an image, and two cores with an image each (streams) do more than
-# two cores on one image.
+# Images of one run: one of 224 x 224, or more of smaller ones. Eight at once took 2.6 times as long an image (ResNet-50
+# with its watchers, ONNX Runtime, one AVX2 core, shortest of several runs: 291 ms against 113): a core gets one image.
 BATCH_ELEMENTS = 3 * 224 * 224
 MAX_BATCH_SIZE = 64
 MAX_STREAMS = 4  # each has its own copy of the weights in ONNX Runtime; more cores share them out
