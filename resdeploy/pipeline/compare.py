@@ -16,10 +16,10 @@ from resdeploy.errors import UsageError
 from resdeploy.measure import results
 from resdeploy.records import Change
 
-# What two runs of one model on one idle machine differ by at most (docs/measurement.md); criterion has 1 %, for runs
-# that follow each other at once.
+# Chosen, not measured: above criterion's 1 %, which is for runs that follow each other at once, while these may be days
+# apart. Who knows his machine says --noise.
 NOISE_PCT = 3.0
-MEMORY_NOISE_PCT = 5.0  # a peak holds whatever the allocator and the thread pools happened to keep
+MEMORY_NOISE_PCT = 5.0  # likewise; a peak holds whatever the allocator and the thread pools happened to keep
 KINDS = ("bench", "eval", "run")
 
 
