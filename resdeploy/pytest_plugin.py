@@ -40,9 +40,10 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     """Judges candidates against a baseline; the test fails unless every limit is shown to be kept.
 
     `resdeploy_gate(candidate, *more, baseline=..., max_drop=..., data=...)` takes the limits and options of `resdeploy
-    gate` by their names: `max_drop`, `max_top5_drop`, `max_slowdown`, `max_size`, `max_memory`, `confidence`,
-    `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`. It returns the `resdeploy.records.Gate`. An
-    inconclusive verdict fails the test too, in its own words: a gate that could not judge has not passed.
+    gate` by their names: `max_drop`, `max_top5_drop`, `max_slowdown`, `max_size`, `max_memory`, `require_fused`,
+    `confidence`, `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`. It returns the
+    `resdeploy.records.Gate`. An inconclusive verdict fails the test too, in its own words: a gate that could
+    not judge has not passed.
     """
 
     def judge(

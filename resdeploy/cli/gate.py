@@ -33,6 +33,10 @@ def gate(
         float | None,
         typer.Option(min=0.000001, help="Largest peak memory of the process, in MB.", rich_help_panel=_LIMITS),
     ] = None,
+    require_fused: Annotated[
+        bool,
+        typer.Option("--require-fused", help="Every block fused, as `audit` finds it.", rich_help_panel=_LIMITS),
+    ] = False,
     data: options.Data = None,
     confidence: Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")] = 0.95,
     backend: options.Backend = "auto",
@@ -92,6 +96,7 @@ def gate(
         max_slowdown=max_slowdown,
         max_size=max_size,
         max_memory=max_memory,
+        require_fused=require_fused,
         data=data,
         sight=options.sight(img_size, resize, interpolation, mean, std),
         skip_bad=skip_bad,

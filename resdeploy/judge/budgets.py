@@ -5,8 +5,10 @@ There is nothing to infer here, so there is no interval, and no `inconclusive` b
 
 from __future__ import annotations
 
+import dataclasses
+
 from resdeploy.errors import UsageError
-from resdeploy.records import Check
+from resdeploy.records import Audit, Check
 
 MB = 1e6
 
@@ -25,6 +27,21 @@ def memory(peak_rss_bytes: int, *, max_mb: float) -> Check:
             name="memory", limit=max_mb, observed=None, interval=None, state="inconclusive", unit="MB", note=note
         )
     return _bounded("memory", peak_rss_bytes / MB, max_mb, "The process that loaded and ran the model took at most")
+
+
+def fused(found: Audit) -> tuple[Check, ...]:
+    """The fusion audit's checks as the gate's own; `inconclusive` where the runtime tells no layers."""
+    if not found.verdict.checks:
+        note = f"{found.subject}: the backend tells nothing of what it executed."
+        return (Check(name="fused", limit=1, observed=None, interval=None, state="inconclusive", note=note),)
+    return tuple(
+        dataclasses.replace(
+            check,
+            name=f"fused: {check.name}",
+            note=f"{check.note or 'As asked for'}.",
+        )
+        for check in found.verdict.checks
+    )
 
 
 def _bounded(name: str, observed_mb: float, max_mb: float, what: str) -> Check:

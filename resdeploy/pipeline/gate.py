@@ -66,6 +66,7 @@ def plan_of(
     max_slowdown: float | None = None,
     max_size: float | None = None,
     max_memory: float | None = None,
+    require_fused: bool = False,
     backend: str = "auto",
     duration: float = 3.0,
     **options: Any,
@@ -77,6 +78,7 @@ def plan_of(
         slowdown_pct=max_slowdown,
         size_mb=max_size,
         memory_mb=max_memory,
+        fused=require_fused,
     )
     return GatePlan(
         baseline=baseline,
@@ -154,6 +156,8 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
         raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
     if all(benches) and limits.of_accuracy:
         raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it away, or name models")
+    if all(benches) and limits.fused:
+        raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
     predictions = [name for name in (plan.baseline, *plan.candidates) if _is_saved(name)]
     if predictions and not any(benches) and limits.slowdown_pct is not None:
         raise UsageError(
@@ -161,8 +165,8 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
             fix="Name two model files, or two saved results of bench",
         )
     own = [name for name in plan.candidates if _is_saved(name)]
-    if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None):
-        raise UsageError(f"{own[0]} holds predictions, not a model with a size and a memory", fix="Name the model file")
+    if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None or limits.fused):
+        raise UsageError(f"{own[0]} holds predictions, not a model with a size and layers", fix="Name the model file")
     models = [name for name in (plan.baseline, *plan.candidates) if not _is_saved(name)]
     if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
         raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
@@ -231,7 +235,7 @@ def _judged(
     judged = []
     for k, side in enumerate(candidates):
         verdict = verdicts[k]
-        checks = (*(verdict.checks if verdict else ()), *measured[k], *_sized(side, plan.limits))
+        checks = (*(verdict.checks if verdict else ()), *measured[k], *_sized(side, plan.limits), *_fused(side, plan))
         one = Judged(candidate=_subject(side), verdict=Verdict(checks=checks))
         if matched:
             one = _explained(one, side, matched[k], plan, progress)
@@ -282,6 +286,15 @@ def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:
     path = Path(side.source.path)
     size_bytes = sum(part.stat().st_size for part in (path, *store.companions(path)))
     return (budgets.size(size_bytes, max_mb=limits.size_mb),)
+
+
+def _fused(side: Side, plan: GatePlan) -> tuple[Check, ...]:
+    """What the executed layers say of the fusion that the graph asks for."""
+    if not plan.limits.fused or side.source is None or side.backend is None:
+        return ()
+    from resdeploy.pipeline import audit
+
+    return budgets.fused(audit.audit_file(side.source, side.backend, audit.AuditPlan(threads=plan.threads)))
 
 
 def _measured(

@@ -21,6 +21,7 @@ class Limits:
     slowdown_pct: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
+    fused: bool = False  # as the fusion audit finds it
 
     @property
     def of_accuracy(self) -> bool:

@@ -168,3 +168,14 @@ def test_a_model_timed_against_itself_is_not_called_slower(resdeploy: Run, digit
     assert (check["name"], check["limit"]) == ("slowdown", 400)
     assert check["state"] != "fail"
     assert -80 < check["observed"] < 400
+
+
+def test_fusion_can_be_required(resdeploy: Run, digits: Path) -> None:
+    """OpenVINO runs every block of the network inside its convolutions; the audit's checks are the gate's."""
+    args = ["--baseline", "fp32.onnx", "--candidate", "fp32.onnx", "--backend", "openvino", "--require-fused"]
+    done = resdeploy("gate", *args, "--format", "json", cwd=digits)
+    assert done.returncode == 0, done.stdout + done.stderr
+    checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+    fused = checks["fused: residual blocks fused"]
+    assert (fused["state"], fused["observed"], fused["limit"]) == ("pass", 9, 9)
+    assert "top1" not in checks

@@ -134,6 +134,8 @@ def test_a_baseline_from_another_machine_is_said(files: Path) -> None:
         ("base.npz", "good.npz", Limits(slowdown_pct=3), "needs times"),
         ("base.npz", "good.npz", Limits(size_mb=3), "not a model with a size"),
         ("base.npz", "good.npz", Limits(memory_mb=3), "not a model with a size"),
+        ("base.npz", "good.npz", Limits(fused=True), "not a model with a size and layers"),
+        ("bench.json", "bench.json", Limits(fused=True), "no layers"),
         ("base.npz", "good.npz", Limits(top5_drop_pp=3), "top-5 cannot be judged"),
         ("base.npz", "m.onnx", DROP, "Add --data DIR"),
         ("bench.json", "good.npz", Limits(slowdown_pct=3), "one side is a saved bench"),
