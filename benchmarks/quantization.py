@@ -1,26 +1,31 @@
-"""How much INT8 changes a network's answers: resdeploy against ONNX Runtime's quantize_static and NNCF.
+"""How much INT8 changes a network's answers: resdeploy against quantize_static, NNCF and Model Optimizer.
 
-    python benchmarks/quantization.py --data ../shared/data --output benchmarks/results/quantization.json
-    python benchmarks/quantization.py --data ../shared/data --seeds 1       # quick: one calibration set
-    python benchmarks/quantization.py --page benchmarks/results/quantization.json   # docs/quantization.md from a result
+    python benchmarks/quantization.py --data ../shared/data --network resnet20 --output resnet20.json
+    python benchmarks/quantization.py --data ../shared/data --seeds 1        # quick: one calibration set
+    python benchmarks/quantization.py --page resnet20.json resnet56.json     # docs/quantization.md from results
 
 CIFAR-10 ResNet-20 and -56, all candidates made from the same ONNX file and the same calibration images, and judged
-against FP32 on the same test images: the share of images whose predicted class changes, and the RMS difference of
-the logits, which is the steadier of the two. Every file runs in ONNX Runtime with graph optimisations off: activations
-and weights are rounded as the file says, and all arithmetic between is float, as exact as the 32-bit sums of a CPU with
-VNNI. `here` is the same file as ONNX Runtime runs it on this CPU by default, on every fifth image.
+against FP32 on the same test images: the share of images whose predicted class changes, the RMS difference of the
+logits, which is the steadier of the two, and what `gate --max-drop 0.5` says. Every file runs in ONNX Runtime with
+graph optimisations off: activations and weights are rounded as the file says, and all arithmetic between is float, as
+exact as the 32-bit sums of a CPU with VNNI. `here` is the same file as ONNX Runtime runs it on this CPU by default, on
+every fifth image. Model Optimizer pins old packages, so it runs in an interpreter of its own:
+--modelopt-python PYTHON after `pip install "nvidia-modelopt[onnx]"` there.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -33,21 +38,48 @@ from numpy.typing import NDArray
 
 from resdeploy import store
 from resdeploy.data import datasets
-from resdeploy.measure import environment
+from resdeploy.judge import accuracy
+from resdeploy.measure import environment, predictions
 from resdeploy.pipeline import make
+from resdeploy.pipeline.pixels import uint8_input
 from resdeploy.pipeline.request import Request
 from resdeploy.quantize import ptq
-from resdeploy.records import Artifact, Calibration, Target
+from resdeploy.records import Artifact, Calibration, Effort, Predictions, Preprocessing, Target
 
 Images = NDArray[np.float32]
-# Makes an INT8 file at the path from the FP32 file, the calibration images and their seed.
-Maker = Callable[[Artifact, Images, int, Path], None]
+Pixels = NDArray[np.uint8]
 
 NETWORKS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 CALIBRATION_IMAGES = 300
 BATCH = 20
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
 BEGIN, END = "<!-- quantization: begin -->", "<!-- quantization: end -->"
+
+
+MAX_DROP_PP = 0.5
+MODELOPT: Path | None = None  # an interpreter that has it, from --modelopt-python
+MODELOPT_SCRIPT = """
+import sys
+import numpy as np
+from modelopt.onnx.quantization import quantize
+
+source, images, method, out = sys.argv[1:]
+# In FP32 where not INT8, as all others here; its default is FP16.
+quantize(source, quantize_mode="int8", calibration_data={"input": np.load(images)}, calibration_method=method,
+         calibration_eps=["cpu"], high_precision_dtype="fp32", output_path=out, log_level="ERROR")
+"""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """The same images as floats and as pixels, each (n, C, H, W)."""
+
+    inputs: Images
+    pixels: Pixels
+
+
+# Makes an INT8 file at the path from the FP32 file, the calibration images and their seed.
+Maker = Callable[[Artifact, Sample, int, Path], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +93,7 @@ class Row:
     changed_pct: float
     rms_logit_error: float
     top1_pct: float
+    gate: str
     here_changed_pct: float
     here_rms_logit_error: float
     made_s: float
@@ -75,10 +108,11 @@ def session(model: str | bytes, *, exact: bool) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def logits(path: Path, images: Images, *, exact: bool = True) -> Images:
+def logits(path: Path, images: Images, pixels: Pixels, *, exact: bool = True) -> Images:
     opened = session(str(path), exact=exact)
-    name = opened.get_inputs()[0].name
-    parts = [opened.run(None, {name: images[i : i + BATCH]})[0] for i in range(0, len(images), BATCH)]
+    (taken,) = opened.get_inputs()
+    given = pixels if taken.type == "tensor(uint8)" else images
+    parts = [opened.run(None, {taken.name: given[i : i + BATCH]})[0] for i in range(0, len(given), BATCH)]
     return np.concatenate(parts)
 
 
@@ -96,18 +130,32 @@ def in_process(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Ite
     yield predict
 
 
-def ours(target: Target, method: str) -> Maker:
-    def build(source: Artifact, images: Images, seed: int, out: Path) -> None:
-        calibration = Calibration(data="cifar10", count=len(images), seed=seed, method=method)
-        batches = (images[i : i + BATCH] for i in range(0, len(images), BATCH))
-        ptq.quantize(source, batches, calibration=calibration, target=target, out=out, run=in_process)
+def ours(
+    target: Target,
+    method: str = "percentile",
+    *,
+    effort: Effort = "normal",
+    portable: bool = False,
+    uint8: bool = False,
+) -> Maker:
+    def build(source: Artifact, images: Sample, seed: int, out: Path) -> None:
+        given: NDArray[Any] = images.pixels if uint8 else images.inputs
+        if uint8:
+            source = uint8_input(source, out.with_name("uint8.onnx"))
+        calibration = Calibration(data="cifar10", count=len(given), seed=seed, method=method, effort=effort)
+        batches = (given[i : i + BATCH] for i in range(0, len(given), BATCH))
+        ptq.quantize(
+            source, batches, calibration=calibration, target=target, out=out, portable=portable, run=in_process
+        )
 
     return build
 
 
 def quantize_static(method: str, *, symmetric: bool) -> Maker:
-    def build(source: Artifact, images: Images, seed: int, out: Path) -> None:
+    def build(source: Artifact, sample: Sample, seed: int, out: Path) -> None:
         from onnxruntime import quantization
+
+        images = sample.inputs
 
         class Reader(quantization.CalibrationDataReader):
             def __init__(self) -> None:
@@ -132,28 +180,73 @@ def quantize_static(method: str, *, symmetric: bool) -> Maker:
     return build
 
 
-def nncf_default(source: Artifact, images: Images, seed: int, out: Path) -> None:
+def nncf_default(source: Artifact, sample: Sample, seed: int, out: Path) -> None:
     import nncf
 
-    data = nncf.Dataset([{"input": image[None]} for image in images])
-    onnx.save(nncf.quantize(onnx.load(source.path), data, subset_size=len(images)), out)
+    data = nncf.Dataset([{"input": image[None]} for image in sample.inputs])
+    onnx.save(nncf.quantize(onnx.load(source.path), data, subset_size=len(sample.inputs)), out)
+
+
+def modelopt(method: str) -> Maker:
+    def build(source: Artifact, sample: Sample, seed: int, out: Path) -> None:
+        if MODELOPT is None:
+            msg = "no --modelopt-python given"
+            raise ImportError(msg)
+        images = out.with_name("modelopt.npy")
+        np.save(images, sample.inputs)
+        command = [MODELOPT, "-c", MODELOPT_SCRIPT, source.path, images, method, out]
+        subprocess.run([str(part) for part in command], check=True, stdout=sys.stderr)
+
+    return build
 
 
 # (scheme, candidate) -> how it is made. The scheme is that of the activations and the weights.
 CANDIDATES: dict[tuple[str, str], Maker] = {
-    ("U8S8", "resdeploy openvino minmax"): ours("openvino", "minmax"),
-    ("U8S8", "resdeploy openvino percentile"): ours("openvino", "percentile"),
-    ("U8S8", "resdeploy openvino auto"): ours("openvino", "auto"),
-    ("U8S8", "resdeploy onnxruntime percentile"): ours("onnxruntime", "percentile"),
+    ("U8S8", "resdeploy openvino"): ours("openvino"),
+    ("U8S8", "resdeploy onnxruntime"): ours("onnxruntime"),
+    ("U8S8", "resdeploy openvino --portable"): ours("openvino", portable=True),
+    ("U8S8", "resdeploy openvino --input uint8"): ours("openvino", uint8=True),
+    ("U8S8", "resdeploy openvino --effort high"): ours("openvino", effort="high"),
     ("U8S8", "quantize_static MinMax"): quantize_static("MinMax", symmetric=False),
     ("U8S8", "quantize_static Percentile"): quantize_static("Percentile", symmetric=False),
     ("U8S8", "nncf default"): nncf_default,
-    ("S8S8", "resdeploy tensorrt minmax"): ours("tensorrt", "minmax"),
-    ("S8S8", "resdeploy tensorrt percentile"): ours("tensorrt", "percentile"),
-    ("S8S8", "resdeploy tensorrt auto"): ours("tensorrt", "auto"),
+    ("S8S8", "resdeploy tensorrt"): ours("tensorrt"),
+    ("S8S8", "resdeploy tensorrt --calib-method mse"): ours("tensorrt", "mse"),
+    ("S8S8", "resdeploy tensorrt --input uint8"): ours("tensorrt", uint8=True),
+    ("S8S8", "resdeploy tensorrt --effort high --calib-method mse"): ours("tensorrt", "mse", effort="high"),
     ("S8S8", "quantize_static MinMax"): quantize_static("MinMax", symmetric=True),
     ("S8S8", "quantize_static Percentile"): quantize_static("Percentile", symmetric=True),
+    ("S8S8", "modelopt max"): modelopt("max"),
+    ("S8S8", "modelopt entropy"): modelopt("entropy"),
 }
+
+
+def sample(dataset: datasets.Dataset, spec: Preprocessing) -> Sample:
+    """All images of a data set, as floats and as pixels."""
+    raw = dataclasses.replace(spec, dtype="uint8")
+    return Sample(
+        inputs=np.concatenate([batch.inputs for batch in datasets.batches(dataset, spec, 100)]),
+        pixels=np.concatenate([batch.inputs for batch in datasets.batches(dataset, raw, 100)]),
+    )
+
+
+def verdict(before: Images, after: Images, labels: NDArray[np.int64]) -> str:
+    """`gate --max-drop 0.5`."""
+    sides = [
+        Predictions(
+            model=name,
+            ids=(),
+            labels=labels,
+            top=predictions.top_classes(found),
+            logits=found,
+            data="cifar10",
+            data_fingerprint="",
+            preprocessing_fingerprint="",
+            sha256=name,
+        )
+        for name, found in (("fp32", before), ("int8", after))
+    ]
+    return accuracy.judge(sides[0], sides[1], max_drop_pp=MAX_DROP_PP).state
 
 
 def changed(before: Images, after: Images) -> tuple[float, float]:
@@ -162,20 +255,20 @@ def changed(before: Images, after: Images) -> tuple[float, float]:
     return share, float(np.sqrt(np.square(after.astype(np.float64) - before).mean()))
 
 
-def measure(data: Path, network: str, seeds: int, folder: Path, skipped: dict[str, str]) -> tuple[float, list[Row]]:
-    """FP32 top-1 in percent, and a row for each calibration set and candidate that is installed."""
+def measure(
+    data: Path, network: str, seeds: Sequence[int], folder: Path, skipped: dict[str, str]
+) -> Iterator[tuple[float, Row]]:
+    """FP32 top-1 in percent and a row, for each calibration set and candidate that is installed."""
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
     source = make.onnx_fp32(request, folder / f"{network}.onnx", progress=lambda *_: None)
     spec = source.model.preprocessing if source.model is not None else None
     assert spec is not None
     test = datasets.open_dataset(str(data / "cifar10"), split="test")
     train = datasets.open_dataset(str(data / "cifar10"), split="train")
-    images = np.concatenate([batch.inputs for batch in datasets.batches(test, spec, 100)])
-    exact = logits(Path(source.path), images)
-    rows: list[Row] = []
-    for seed in range(seeds):
-        chosen = datasets.choose(train, CALIBRATION_IMAGES, seed)
-        calibration = np.concatenate([batch.inputs for batch in datasets.batches(chosen, spec, 100)])
+    images = sample(test, spec)
+    exact = logits(Path(source.path), images.inputs, images.pixels)
+    for seed in seeds:
+        calibration = sample(datasets.choose(train, CALIBRATION_IMAGES, seed), spec)
         for (scheme, candidate), build in CANDIDATES.items():
             out, started_s = folder / "int8.onnx", time.perf_counter()
             try:
@@ -185,25 +278,25 @@ def measure(data: Path, network: str, seeds: int, folder: Path, skipped: dict[st
                 skipped[candidate] = str(e)
                 continue
             made_s = time.perf_counter() - started_s
-            int8 = logits(out, images)
+            int8 = logits(out, images.inputs, images.pixels)
             share, rms = changed(exact, int8)
-            here_share, here_rms = changed(exact[::5], logits(out, images[::5], exact=False))
-            rows.append(
-                Row(
-                    network=network,
-                    scheme=scheme,
-                    candidate=candidate,
-                    seed=seed,
-                    changed_pct=share,
-                    rms_logit_error=rms,
-                    top1_pct=_top1(int8, test.labels),
-                    here_changed_pct=here_share,
-                    here_rms_logit_error=here_rms,
-                    made_s=made_s,
-                )
+            here = logits(out, images.inputs[::5], images.pixels[::5], exact=False)
+            here_share, here_rms = changed(exact[::5], here)
+            row = Row(
+                network=network,
+                scheme=scheme,
+                candidate=candidate,
+                seed=seed,
+                changed_pct=share,
+                rms_logit_error=rms,
+                top1_pct=_top1(int8, test.labels),
+                gate=verdict(exact, int8, test.labels),
+                here_changed_pct=here_share,
+                here_rms_logit_error=here_rms,
+                made_s=made_s,
             )
-            print(rows[-1], file=sys.stderr, flush=True)
-    return _top1(exact, test.labels), rows
+            print(row, file=sys.stderr, flush=True)
+            yield _top1(exact, test.labels), row
 
 
 def _top1(found: Images, labels: NDArray[np.int64]) -> float:
@@ -216,9 +309,32 @@ def _version(package: str) -> str | None:
     return None
 
 
+def _modelopt_version() -> str | None:
+    if MODELOPT is None:
+        return None
+    code = "from importlib.metadata import version; print(version('nvidia-modelopt'))"
+    return subprocess.run([str(MODELOPT), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def gates(rows: list[dict[str, Any]]) -> str:
+    """What the gate said, once for each different answer."""
+    counts = Counter(row["gate"] for row in rows)
+    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {state}" for state, n in counts.items())
+
+
+def merged(paths: Sequence[Path]) -> dict[str, Any]:
+    """One result of several, each of its own networks."""
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    first = results[0]
+    first["rows"] = [row for result in results for row in result["rows"]]
+    first["fp32_top1_pct"] = {name: top1 for result in results for name, top1 in result["fp32_top1_pct"].items()}
+    return dict(first)
+
+
 def table(result: dict[str, Any]) -> str:
     """Medians over the seeds, for each network and scheme the best peer first computed, then the ratio to it."""
-    seeds = "one calibration set" if result["seeds"] == 1 else f"medians over {result['seeds']} calibration sets"
+    counts = {name: len({row["seed"] for row in result["rows"] if row["network"] == name}) for name in NETWORKS}
+    seeds = "medians over calibration sets: " + ", ".join(f"{count} for {name}" for name, count in counts.items())
     accuracy = ", ".join(f"{name} {top1:.2f} %" for name, top1 in result["fp32_top1_pct"].items())
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     about = (
@@ -227,9 +343,9 @@ def table(result: dict[str, Any]) -> str:
     )
     head = (
         "| network | scheme | candidate | changed % | / best peer | RMS logit error | / best peer | top-1 % "
-        "| changed % as run here |"
+        "| gate | changed % as run here | made in s |"
     )
-    lines = [about, "", head, "|---|---|---|--:|--:|--:|--:|--:|--:|"]
+    lines = [about, "", head, "|---|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
     groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
     for row in result["rows"]:
         groups.setdefault((row["network"], row["scheme"]), {}).setdefault(row["candidate"], []).append(row)
@@ -237,7 +353,7 @@ def table(result: dict[str, Any]) -> str:
         medians = {
             name: {
                 key: statistics.median(row[key] for row in rows)
-                for key in ("changed_pct", "rms_logit_error", "top1_pct", "here_changed_pct")
+                for key in ("changed_pct", "rms_logit_error", "top1_pct", "here_changed_pct", "made_s")
             }
             for name, rows in candidates.items()
         }
@@ -250,7 +366,7 @@ def table(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {network} | {scheme} | {name} | {found['changed_pct']:.2f} | {ratios['changed_pct']} "
                 f"| {found['rms_logit_error']:.3f} | {ratios['rms_logit_error']} | {found['top1_pct']:.2f} "
-                f"| {found['here_changed_pct']:.2f} |"
+                f"| {gates(candidates[name])} | {found['here_changed_pct']:.2f} | {found['made_s']:.0f} |"
             )
     lines += [f"\nSkipped: {name} ({why})." for name, why in result["skipped"].items()]
     return "\n".join(lines)
@@ -260,35 +376,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with weights/ and cifar10/{train,test}/")
     parser.add_argument("--seeds", type=int, default=3, help="calibration sets (default: 3)")
+    parser.add_argument("--seed", type=int, action="append", help="these calibration sets instead")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: both")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
-    parser.add_argument("--page", type=Path, metavar="RESULT", help="only write docs/quantization.md's table")
+    parser.add_argument(
+        "--page", type=Path, nargs="+", metavar="RESULT", help="only write docs/quantization.md's table"
+    )
+    parser.add_argument("--modelopt-python", type=Path, help="an interpreter that has nvidia-modelopt[onnx]")
     arguments = parser.parse_args()
     if arguments.page is not None:
         page = PAGE.read_text(encoding="utf-8")
         head, rest = page.split(BEGIN)
-        made = f"{head}{BEGIN}\n\n{table(json.loads(arguments.page.read_text()))}\n\n{END}{rest.split(END)[1]}"
+        made = f"{head}{BEGIN}\n\n{table(merged(arguments.page))}\n\n{END}{rest.split(END)[1]}"
         PAGE.write_text(made, encoding="utf-8")
         return 0
     if arguments.data is None:
         parser.error("--data is needed")
+    global MODELOPT
+    MODELOPT = arguments.modelopt_python
     result: dict[str, Any] = {
         "benchmark": "quantization",
-        "seeds": arguments.seeds,
         "calibration_images": CALIBRATION_IMAGES,
         "fp32_top1_pct": {},
         "skipped": {},
-        "versions": {name: _version(name) for name in ("onnxruntime", "nncf", "onnx", "numpy")},
+        "versions": {name: _version(name) for name in ("onnxruntime", "nncf", "onnx", "numpy")}
+        | {"nvidia-modelopt": _modelopt_version()},
         "environment": environment.capture(),
         "rows": [],
     }
     with tempfile.TemporaryDirectory() as folder:
         for network in arguments.network or NETWORKS:
-            top1, rows = measure(arguments.data, network, arguments.seeds, Path(folder), result["skipped"])
-            result["fp32_top1_pct"][network] = top1
-            result["rows"] += [asdict(row) for row in rows]
-            if arguments.output is not None:  # after each network, so that what is done is not lost
-                store.write_json(arguments.output, result)
+            seeds = arguments.seed or range(arguments.seeds)
+            for top1, row in measure(arguments.data, network, seeds, Path(folder), result["skipped"]):
+                result["fp32_top1_pct"][network] = top1
+                result["rows"].append(asdict(row))
+                if arguments.output is not None:  # after each, so that what is done is not lost
+                    store.write_json(arguments.output, result)
     json.dump(result, sys.stdout, indent=2)
     print()
     return 0

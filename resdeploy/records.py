@@ -21,6 +21,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Format = Literal["checkpoint", "onnx", "openvino", "engine"]
 BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]
+Effort = Literal["normal", "high"]
 Scenario = Literal["single-stream", "offline"]
 State = Literal["pass", "fail", "inconclusive"]
 
@@ -37,7 +38,8 @@ STRICT = {"extra": "forbid"}
 class Preprocessing:
     """What turns a decoded image into the network's input: resize, centre crop, scale, normalise.
 
-    Pixels become `(value / 255 - mean) / std`, float32, channels first.
+    Pixels become `(value / 255 - mean) / std`, float32, channels first; with `dtype="uint8"` the model does that itself
+    and is given the pixels.
     """
 
     __pydantic_config__ = STRICT
@@ -48,6 +50,7 @@ class Preprocessing:
     channels: Literal["RGB", "BGR", "L"] = "RGB"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    dtype: Literal["float32", "uint8"] = "float32"  # of the model's input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +94,7 @@ class Calibration:
     fingerprint: str | None = None  # the data set's, None when synthetic
     images: tuple[str, ...] = ()  # content hashes (16 hex digits) of the images used, to find leaks into evaluation
     methods: Mapping[str, str] = field(default_factory=dict)  # tensor -> how its range was found
+    effort: Effort = "normal"  # high: exact input, channels rescaled, second-order rounding
 
     @property
     def synthetic(self) -> bool:

@@ -10,6 +10,7 @@ def export(
     weights: options.Weights = "random",
     output: options.Output = None,
     classes: options.Classes = None,
+    input_type: options.Input = "float32",
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
     interpolation: options.Interpolation = None,
@@ -21,14 +22,17 @@ def export(
 ) -> None:
     """Write a canonical ONNX file (BN folded, opset 17), checked against torch in float64.
 
-    Examples: resdeploy export resnet50 · resdeploy export resnet56 --weights resnet56.th -o r56.onnx
+    Examples: resdeploy export resnet50 --input uint8 · resdeploy export resnet56 --weights resnet56.th -o r56.onnx
     """
-    from resdeploy.pipeline import make, sources
+    from resdeploy.pipeline import make, pixels, sources
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     out = output or Path(f"{sources.stem(model)}.onnx")
     with console.progress(quiet=quiet) as progress:
-        artifact = make.onnx_fp32(request, out, progress=progress)
+        if input_type == "uint8":
+            artifact = pixels.uint8_input(make.onnx_fp32(request, progress=progress), out)
+        else:
+            artifact = make.onnx_fp32(request, out, progress=progress)
     console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

@@ -59,6 +59,13 @@ Interpolation = Annotated[
 Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Means of the channels.", rich_help_panel=_SEEING)]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviations of the channels.", rich_help_panel=_SEEING)]
 
+Input = Annotated[
+    Literal["float32", "uint8"],
+    typer.Option(
+        "--input", help="uint8: the model takes raw pixels and normalises by itself.", rich_help_panel=_SEEING
+    ),
+]
+
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")]
 Data = Annotated[
     str | None,
@@ -93,6 +100,10 @@ MaxDrop = Annotated[
 ]
 Confidence = Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")]
 TrustEngine = Annotated[bool, typer.Option("--trust-engine", help="Run a downloaded TensorRT engine: it is a program.")]
+EffortLevel = Annotated[
+    Literal["normal", "high"],
+    typer.Option("--effort", help="high: exact input, second-order rounding; takes minutes."),
+]
 Format = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),

@@ -21,10 +21,12 @@ def quantize(
     max_drop: options.MaxDrop = None,
     data: options.Data = None,
     confidence: options.Confidence = 0.95,
+    effort: options.EffortLevel = "normal",
     weights: options.Weights = "random",
     classes: options.Classes = None,
     fmt: options.Format = "table",
     output: options.Output = None,
+    input_type: options.Input = "float32",
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
     interpolation: options.Interpolation = None,
@@ -40,19 +42,21 @@ def quantize(
     resdeploy quantize r56.onnx --calib-data cifar10/train --data cifar10/test --max-drop 0.3
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import make, mixed
+    from resdeploy.pipeline import make, mixed, pixels
     from resdeploy.report import mixed as report
 
     request = options.request(
         model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
     )
     plan = make.CalibrationPlan(
-        data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
+        data=calib_data, samples=calib_samples, method=calib_method, portable=portable, effort=effort, seed=seed
     )
     out = output or options.beside(model, f".{precision}.onnx")
     wanted = mixed.Wanted(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
     with console.progress(quiet=quiet) as progress:
         source = make.onnx_fp32(request, progress=progress)
+        if input_type == "uint8":
+            source = pixels.uint8_input(source)
         done = mixed.quantized(source, precision, target, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)

@@ -55,7 +55,7 @@ class Images(Protocol):
 class Batch:
     """Consecutive readable images of a data set, at least one."""
 
-    inputs: NDArray[np.float32]  # (n, C, H, W)
+    inputs: NDArray[Any]  # (n, C, H, W), of `Preprocessing.dtype`
     indices: NDArray[np.int64]  # (n,) positions in the data set
     hashes: tuple[str, ...]  # (n,) 16 hex digits: `content_hash`
     unreadable: tuple[str, ...]  # `id: reason` of the images around these that could not be decoded

@@ -12,7 +12,8 @@ this ignores EXIF orientation, and it never uses JPEG's scaled decoding (`draft`
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL
@@ -34,13 +35,14 @@ INTERPOLATIONS = {
 }
 
 
-def apply(image: Image.Image, spec: Preprocessing) -> NDArray[np.float32]:
-    """The network's input (C, H, W) for one decoded image: `normalise(pixels(image))`.
+def apply(image: Image.Image, spec: Preprocessing) -> NDArray[Any]:
+    """The network's input (C, H, W) for one decoded image: `normalise(pixels(image))`, or the pixels for uint8.
 
     Raises:
         UsageError: as `pixels`.
     """
-    return normalise(pixels(image, spec), spec)
+    values = pixels(image, spec)
+    return np.ascontiguousarray(values.transpose(2, 0, 1)) if spec.dtype == "uint8" else normalise(values, spec)
 
 
 def pixels(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
@@ -116,7 +118,11 @@ def _table(mean: tuple[float, ...], std: tuple[float, ...]) -> NDArray[np.float3
 
 
 def fingerprint(spec: Preprocessing) -> str:
-    """SHA-256 of the preprocessing and of what decodes and resizes: runs that differ in it do not compare."""
+    """SHA-256 of the preprocessing and of what decodes and resizes: runs that differ in it do not compare.
+
+    Who normalises, the model or its caller, makes no difference to what the model sees.
+    """
+    seen = replace(spec, dtype="float32")
     return store.fingerprint(
-        {"spec": spec, "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg")}
+        {"spec": seen, "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg")}
     )

@@ -10,7 +10,7 @@ import onnx
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
-from resdeploy.records import ModelSpec
+from resdeploy.records import ModelSpec, Preprocessing
 
 SPEC_KEY = "resdeploy.spec"
 LABELS_KEY = "resdeploy.labels"  # one class name a line: for people and viewers; SPEC_KEY is what we read
@@ -28,8 +28,9 @@ def attach(model: onnx.ModelProto, spec: ModelSpec) -> None:
 def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
     """The spec in the file's metadata, or for a foreign file what its graph tells.
 
-    A foreign file's `preprocessing` and `params` are None and its labels empty: a graph does not hold them. A
-    symbolic image size is given as 0 (`Execution.input_shape` fixes it).
+    A foreign file's `preprocessing` and `params` are None and its labels empty: a graph does not hold them. One that
+    takes uint8 normalises by itself, and images of its own size are all it needs. A symbolic image size is given as 0
+    (`Execution.input_shape` fixes it).
 
     Raises:
         MalformedInput: not an image classifier (N, C, H, W) -> (N, classes), or the metadata cannot be read.
@@ -43,7 +44,22 @@ def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
         family="foreign",
         classes=_classes(model, path),
         input_shape=(channels, height, width),
-        preprocessing=None,
+        preprocessing=_pixels(model, channels, height, width),
+    )
+
+
+def _pixels(model: onnx.ModelProto, channels: int, height: int, width: int) -> Preprocessing | None:
+    """How a foreign file sees images, where its input type tells."""
+    held = {i.name for i in model.graph.initializer}
+    image = next(v for v in model.graph.input if v.name not in held)
+    if image.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or not (height and width):
+        return None
+    return Preprocessing(
+        size=(height, width),
+        channels="L" if channels == 1 else "RGB",
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        dtype="uint8",
     )
 
 

@@ -20,7 +20,7 @@ from resdeploy.backends import machine
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import engines, sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, BackendName, Calibration, Execution, Precision, Progress, Target
+from resdeploy.records import Artifact, BackendName, Calibration, Effort, Execution, Precision, Progress, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,6 +46,7 @@ class CalibrationPlan:
     samples: int = 300
     method: str = "percentile"
     portable: bool | None = None  # None: what this CPU needs
+    effort: Effort = "normal"
     seed: int = 0
 
     def portable_here(self) -> bool:
@@ -65,7 +66,7 @@ def checkpoint(request: Request, out: Path | None = None) -> Artifact:
             weights.load_into(module, network.path)
         return weights.save(module, network.spec, path, network.weights)
 
-    return _made(("checkpoint", network, versions("torch")), ".safetensors", out, make)
+    return made(("checkpoint", network, versions("torch")), ".safetensors", out, make)
 
 
 def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = None, progress: Progress) -> Artifact:
@@ -93,10 +94,10 @@ def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = N
         if network.path is not None:
             weights.load_into(module, network.path)
         artifact = export.export(module, network.spec, path, weights=network.weights, progress=progress)
-        return export.verify(artifact, module, _run_fp32, check_images(artifact, data))
+        return export.verify(artifact, module, run_fp32, check_images(artifact, data))
 
     key = ("onnx", network, data, versions("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision"))
-    return _made(key, ".onnx", out, make)
+    return made(key, ".onnx", out, make)
 
 
 def _canonical(source: Artifact, out: Path) -> Artifact:
@@ -115,7 +116,7 @@ def _canonical(source: Artifact, out: Path) -> Artifact:
     )
 
 
-def check_images(artifact: Artifact, data: str | None) -> NDArray[np.float32]:
+def check_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
     """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra."""
     from resdeploy.data import datasets
 
@@ -124,7 +125,7 @@ def check_images(artifact: Artifact, data: str | None) -> NDArray[np.float32]:
     return next(iter(datasets.batches(some, sources.sight_of(artifact), CHECK_IMAGES))).inputs
 
 
-def _run_fp32(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
+def run_fp32(path: Path, inputs: NDArray[Any]) -> NDArray[Any]:
     """Logits of an ONNX file from ONNX Runtime, one batch of whatever size `inputs` has."""
     from resdeploy.backends.lane import Lane
 
@@ -191,10 +192,10 @@ def _half(
             tools=versions("onnx"),
         )
 
-    return _made(lowered_key(source, precision, target, plan), ".onnx", out, make)
+    return made(lowered_key(source, precision, target, plan), ".onnx", out, make)
 
 
-def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDArray[np.float32]]:
+def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDArray[Any]]:
     """The calibration images as the network sees them, in batches; those that cannot be read are left out."""
     from resdeploy.data import datasets
 
@@ -209,9 +210,9 @@ def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | N
         from resdeploy.quantize import ptq
 
         seen = calibrated(source, target, plan, progress=progress)
-        return ptq.write(seen, path, portable=plan.portable_here())
+        return ptq.write(seen, path, portable=plan.portable_here(), progress=progress)
 
-    return _made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
+    return made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
 
 
 def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progress: Progress) -> Calibrated:
@@ -228,7 +229,7 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
     used: list[int] = []
     unreadable: list[str] = []
 
-    def inputs() -> Iterator[NDArray[np.float32]]:
+    def inputs() -> Iterator[NDArray[Any]]:
         for batch in datasets.batches(images, sources.sight_of(source), CALIBRATION_BATCH):
             hashes.extend(batch.hashes)
             used.extend(batch.indices.tolist())
@@ -239,7 +240,11 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
         source,
         inputs(),
         calibration=Calibration(
-            data="synthetic" if images.synthetic else images.name, count=len(images), seed=plan.seed, method=plan.method
+            data="synthetic" if images.synthetic else images.name,
+            count=len(images),
+            seed=plan.seed,
+            method=plan.method,
+            effort=plan.effort,
         ),
         target=target,
         progress=progress,
@@ -338,7 +343,7 @@ def built(
         with Lane(backend) as lane:
             return lane.build(source, execution, path, progress=progress)
 
-    return _made(built_key(source, backend, execution), suffix_of(backend), out, make)
+    return made(built_key(source, backend, execution), suffix_of(backend), out, make)
 
 
 def built_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
@@ -361,7 +366,7 @@ def suffix_of(backend: BackendName) -> str:
     return {"tensorrt": ".engine", "openvino": ".xml", "torch": ".safetensors"}.get(backend, ".onnx")
 
 
-def _made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
+def made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
     """Made at `out` where the user named a file, else taken from or put into the cache."""
     if out is None:
         return store.cached(key, suffix, make, signed=suffix == SUFFIX["engine"])

@@ -107,7 +107,7 @@ def paired(
     result.CopyFrom(quantized)
     graph = result.graph
     by_name = {site.node: site for site in sites}
-    nodes = _float_twins(model, graph)
+    nodes = float_twins(model, graph)
     columns: dict[str, str] = {}
     for node in quantized.graph.node:
         copy = onnx.NodeProto()
@@ -130,7 +130,7 @@ def paired(
     return result
 
 
-def _float_twins(model: onnx.ModelProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def float_twins(model: onnx.ModelProto, graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The float network's nodes under new names; its weights are added to `graph`."""
     own = {tensor.name for tensor in model.graph.initializer} | {name for n in model.graph.node for name in n.output}
     for tensor in model.graph.initializer:

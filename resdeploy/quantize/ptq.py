@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -17,7 +17,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
 from resdeploy.graph import portable as portable_form
 from resdeploy.graph.residual import Index, node_name
-from resdeploy.quantize import bias, calibrate, methods, ranges
+from resdeploy.quantize import bias, calibrate, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Progress, Target
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ class Calibrated:
     placement: qdq.Placement  # every layer quantized but those kept in float from the start
     observed: Mapping[str, Observed]
     activations: Mapping[str, qdq.Activation]
-    images: Sequence[NDArray[np.float32]]  # a bounded sample of them, each (C, H, W)
+    images: Sequence[NDArray[Any]]  # a bounded sample of them, each (C, H, W)
 
 
 def quantize(
     source: Artifact,
-    batches: Iterable[NDArray[np.float32]],
+    batches: Iterable[NDArray[Any]],
     *,
     calibration: Calibration,
     target: Target,
@@ -56,7 +56,7 @@ def quantize(
 
     Args:
         source: an FP32 ONNX file.
-        batches: preprocessed calibration images, each (n, C, H, W); read once, a bounded sample kept.
+        batches: calibration images as the model takes them, each (n, C, H, W); read once, a bounded sample kept.
         calibration: where they come from, and the method; its count becomes the number actually seen.
         target: whose fusion rules and integer types the file follows.
         out: where to write.
@@ -73,7 +73,7 @@ def quantize(
     seen = calibrated(
         source, batches, calibration=calibration, target=target, keep_float=keep_float, run=run, progress=progress
     )
-    return write(seen, out, portable=portable, keep_float=keep_float, run=run)
+    return write(seen, out, portable=portable, keep_float=keep_float, run=run, progress=progress)
 
 
 def calibrated(
@@ -90,7 +90,13 @@ def calibrated(
     methods.refuse_unknown(calibration.method)
     model = portable_form.canonicalise(files.load_model(Path(source.path)))
     refuse_bad_weights(model)
-    placement = qdq.plan(model, target, keep_float=keep_float)
+    spec = source.model.preprocessing if source.model is not None else None
+    prepared = prepare.exact_input(model, spec, target, calibration.effort)
+    model, placement = prepared.model, qdq.plan(prepared.model, target, keep_float=keep_float)
+    if target == "tensorrt" or calibration.effort == "high":
+        head, batches = prepare.peek(batches)
+        model = prepare.rescaled(model, placement, head, run)
+        placement = qdq.plan(model, target, keep_float=keep_float)  # other weights
     reservoir = bias.Reservoir(calibration.seed)
     observed, count = calibrate.observe(
         model,
@@ -107,11 +113,11 @@ def calibrated(
         model=model,
         target=target,
         calibration=dataclasses.replace(
-            calibration, count=count, methods={name: method for name, (method, _) in chosen.items()}
+            calibration, count=count, methods={n: "exact" if n in prepared.exact else m for n, (m, _) in chosen.items()}
         ),
         placement=placement,
         observed=observed,
-        activations={name: ranges.activation(found, target) for name, (_, found) in chosen.items()},
+        activations={n: prepared.exact.get(n) or ranges.activation(found, target) for n, (_, found) in chosen.items()},
         images=reservoir.images,
     )
 
@@ -123,6 +129,7 @@ def write(
     portable: bool = False,
     keep_float: Collection[str] = (),
     run: Runner = calibrate.in_lane,
+    progress: Progress | None = None,
 ) -> Artifact:
     """Writes an INT8 file from what calibration saw.
 
@@ -131,12 +138,19 @@ def write(
     source, model, activations = seen.source, seen.model, seen.activations
     placement = qdq.plan(model, seen.target, keep_float=keep_float)
     reduced = portable and seen.target != "tensorrt"
-    weights = quantized_weights(model, placement, activations, ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
-    result = qdq.insert(model, placement, activations, weights)
+    limit = ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE
+    weights = quantized_weights(model, placement, activations, limit)
     corrected = not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
+    moved: dict[str, NDArray[np.float64]] = {}
+    if corrected and seen.calibration.effort == "high":
+        weights, moved = rounding.refine(
+            model, placement, activations, weights, seen.images, run, limit=limit, progress=progress
+        )
+    result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
     if corrected:
         lacking = bias.shifts(model, result, placement, weights, seen.images, run)
-        result = qdq.insert(bias.shifted(model, lacking), placement, activations, weights)
+        moved = {name: shift + moved.get(name, 0.0) for name, shift in lacking.items()}
+        result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
     files.save_model(result, out)
     return dataclasses.replace(
@@ -155,7 +169,7 @@ def write(
             "residual_adds": float(len(placement.blocks)),
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
         },
-        notes=(*source.notes, *notes(placement, seen.observed, seen.calibration.count, reduced, corrected)),
+        notes=(*source.notes, *notes(placement, seen, reduced, corrected)),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
 
@@ -226,9 +240,7 @@ def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, ND
     return {tensor: found.get(tensor, np.ones(1)) for tensor in placement.observed}
 
 
-def notes(
-    placement: qdq.Placement, observed: Mapping[str, Observed], count: int, reduced: bool, corrected: bool
-) -> tuple[str, ...]:
+def notes(placement: qdq.Placement, seen: Calibrated, reduced: bool, corrected: bool) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
     found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
@@ -236,10 +248,18 @@ def notes(
         found.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
     elif placement.target != "tensorrt":
         found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate and lose accuracy (see --portable)")
-    if count == 1:
+    high = seen.calibration.effort == "high"
+    if any(seen.calibration.methods[name] == "exact" for name in placement.observed):
+        found.append("the input is quantized exactly, as pixels; its padding border by at most half a pixel value off")
+    elif high:
+        found.append("the input is rounded: how it was normalised is not known, or no convolution reads it")
+    if seen.calibration.count == 1:
         found.append("calibrated on a single image: ranges may be too narrow for others")
     if not corrected:
         found.append("biases are not corrected: the file's batch size is fixed")
+    if not corrected and high:
+        found.append("weights are rounded to nearest: the file's batch size is fixed")
+    observed = seen.observed
     dead = [name for name in placement.observed if observed[name].extremes.lo == observed[name].extremes.hi == 0]
     if dead:
         found.append(f"always zero on the calibration images: {', '.join(dead)}")

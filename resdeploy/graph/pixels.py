@@ -1,0 +1,240 @@
+"""Networks that see pixels: normalisation folded into the first convolutions, so that their input is exact in 8 bits.
+
+An image is 8-bit already. `(pixel / 255 - mean) / std` is no grid of 256 steps common to the channels, so quantizing
+a normalised image rounds what was exact; it is the largest single error of an INT8 CIFAR ResNet. With `m = 255 mean`
+the first convolution can read `pixel - m` instead, its weights divided by `255 std`:
+
+    uint8 input:  Cast -> Sub(m)          -> Conv      (`to_pixels`; zero padding still means the mean colour)
+    float input:  Mul(255 std)            -> Conv      (`centred`)
+
+and both are quantized without any error as `pixel - offset` on a scale of 1, offset 0 on U8 and 128 on S8 (zero point
+0 in both), which `integral` writes as
+
+    ... -> Pad(0) -> Add(m - offset) -> [Q/DQ, scale 1] -> Conv without padding, its bias moved by offset - m
+
+What remains is the padding border: its colour `m` is rounded to a whole pixel value, by half a step at most.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from resdeploy.errors import UsageError
+from resdeploy.graph.residual import Index, node_name
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from resdeploy.records import Preprocessing
+
+LEVELS = 255  # the largest pixel value, which preprocessing maps to 1
+OFFSET = 128  # S8 holds pixel - 128
+CENTRED = "pixels/centred"  # pixel - m; begins with the stem of every name that this file gives
+
+
+def to_pixels(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
+    """A graph in canonical form whose input is (N, C, H, W) uint8, normalised as `spec` says inside.
+
+    Raises:
+        UsageError: its input is not float32, or has another number of channels than the normalisation.
+    """
+    result = _copy(model)
+    image = _image(result, spec)
+    mean, std = _columns(spec)
+    front = [
+        helper.make_node("Cast", [image.name], ["pixels/cast"], "pixels/cast", to=onnx.TensorProto.FLOAT),
+        helper.make_node("Sub", ["pixels/cast", "pixels/mean"], [CENTRED], "pixels/sub"),
+    ]
+    result.graph.initializer.append(numpy_helper.from_array(mean.astype(np.float32), "pixels/mean"))
+    image.type.tensor_type.elem_type = onnx.TensorProto.UINT8
+    _put_before(result, image.name, front, 1 / (LEVELS * std))
+    return result
+
+
+def centred(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
+    """A graph in canonical form that turns its normalised float input back into pixels and then does the same.
+
+    Raises:
+        UsageError: as `to_pixels`.
+    """
+    result = _copy(model)
+    image = _image(result, spec)
+    _, std = _columns(spec)
+    result.graph.initializer.append(numpy_helper.from_array((LEVELS * std).astype(np.float32), "pixels/deviation"))
+    front = [helper.make_node("Mul", [image.name, "pixels/deviation"], [CENTRED], "pixels/mul")]
+    _put_before(result, image.name, front, 1 / (LEVELS * std))
+    return result
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    return result
+
+
+def _image(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ValueInfoProto:
+    image: onnx.ValueInfoProto = model.graph.input[0]
+    kind = image.type.tensor_type
+    if kind.elem_type != onnx.TensorProto.FLOAT:
+        raise UsageError(
+            f"the input is {onnx.TensorProto.DataType.Name(kind.elem_type)} already, not FLOAT",
+            fix="Name the file with the normalised float input",
+        )
+    if kind.shape.dim[1].dim_value != len(spec.mean):
+        raise UsageError(
+            f"the model takes {kind.shape.dim[1].dim_value} channels, its preprocessing normalises {len(spec.mean)}",
+            fix="Give --mean and --std with a number for each channel",
+        )
+    return image
+
+
+def _columns(spec: Preprocessing) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """M = 255 mean, and std, each (1, C, 1, 1)."""
+    return LEVELS * np.array(spec.mean).reshape(1, -1, 1, 1), np.array(spec.std).reshape(1, -1, 1, 1)
+
+
+def _put_before(model: onnx.ModelProto, image: str, front: list[onnx.NodeProto], gain: NDArray[np.float64]) -> None:
+    """`front`, then all readers of the image on what it makes, `gain` in their weights where they are convolutions."""
+    index = Index(model)
+    readers = [index.nodes[i] for i in index.readers[image]]
+    foldable = all(_foldable(index, node, image) for node in readers)
+    graph = model.graph
+    if not foldable:
+        graph.initializer.append(numpy_helper.from_array(gain.astype(np.float32), "pixels/gain"))
+        front = [*front, helper.make_node("Mul", [CENTRED, "pixels/gain"], ["pixels/normalised"], "pixels/normalise")]
+    for node in readers:
+        for i, name in enumerate(node.input):
+            if name == image:
+                node.input[i] = CENTRED if foldable else "pixels/normalised"
+        if foldable:
+            weight = _values(index, node.input[1])
+            _replace(graph, node, 1, weight * gain)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*front, *rest])
+    _drop_unread(graph)
+
+
+def _foldable(index: Index, node: onnx.NodeProto, image: str) -> bool:
+    stored = index.value(node.input[1]) if len(node.input) > 1 else None
+    plain = node.op_type == "Conv" and node.input[0] == image and _ints(node, "group", (1,)) == (1,)
+    return plain and stored is not None and stored.data_type == onnx.TensorProto.FLOAT
+
+
+def _values(index: Index, name: str) -> NDArray[np.float64]:
+    stored = index.value(name)
+    assert stored is not None, name
+    return numpy_helper.to_array(stored).astype(np.float64)
+
+
+def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, i: int, values: NDArray[np.float64]) -> None:
+    name = f"pixels/{node_name(node)}/{('', 'weight', 'bias')[i]}"
+    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    node.input[:] = [*node.input[:i], name, *node.input[i + 1 :]]
+
+
+def _ints(node: onnx.NodeProto, name: str, default: Sequence[int]) -> tuple[int, ...]:
+    found = next((a for a in node.attribute if a.name == name), None)
+    if found is None:
+        return tuple(default)
+    return tuple(found.ints) or (found.i,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exact:
+    """A graph whose first convolutions read whole pixel values: `Activation(scale=1, zero_point=0)` changes nothing."""
+
+    model: onnx.ModelProto
+    tensors: tuple[str, ...]  # what those convolutions read
+
+
+def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool) -> Exact | None:
+    """The graph with inputs for S8 (`signed`) or U8; None where it has no convolutions to fold into.
+
+    The function is that of `model` but for the padding border, whose colour becomes a whole pixel value once quantized.
+
+    Args:
+        model: in canonical form, its input uint8 as `to_pixels` leaves it, or float.
+        spec: how a float input was normalised; None: unknown, and then it cannot be made exact.
+        signed: for S8.
+    """
+    if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+        result = None if spec is None else centred(model, spec)
+        found = None if result is None or spec is None else (CENTRED, _columns(spec)[0])
+    else:
+        result = _copy(model)
+        found = _front(Index(result), result.graph.input[0].name)
+    if result is None or found is None:
+        return None
+    tensor, middle = found
+    graph, index = result.graph, Index(result)
+    readers = [index.nodes[i] for i in index.readers[tensor]]
+    if not all(_foldable(index, node, tensor) and _padding_known(node) for node in readers):
+        return None
+    shift = middle - (OFFSET if signed else 0)  # what a convolution reads: pixel - offset = (pixel - m) + shift
+    added: dict[tuple[int, ...], str] = {}
+    nodes: list[onnx.NodeProto] = []
+    for node in index.nodes:
+        if node.input and node.input[0] == tensor:
+            pads = _ints(node, "pads", (0, 0, 0, 0))
+            if pads not in added:
+                added[pads] = f"{node_name(node)}/pixels"
+                nodes += _padded(graph, tensor, added[pads], pads, shift)
+            weight = _values(index, node.input[1])
+            bias = _values(index, node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(len(weight))
+            node.input[0] = added[pads]
+            _replace(graph, node, 2, bias - np.tensordot(weight.sum(axis=(2, 3)), shift.ravel(), axes=1))
+            kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+        nodes.append(node)
+    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copied)
+    _drop_unread(graph)
+    return Exact(model=result, tensors=tuple(added.values()))
+
+
+def _front(index: Index, image: str) -> tuple[str, NDArray[np.float64]] | None:
+    """The tensor that holds `pixel - m`, and m (1, C, 1, 1)."""
+    cast = index.only_reader(image)
+    if cast is None or cast.op_type != "Cast":
+        return None
+    sub = index.only_reader(cast.output[0])
+    stored = index.value(sub.input[1]) if sub is not None and sub.op_type == "Sub" else None
+    if sub is None or stored is None or len(stored.dims) != 4 or set(stored.dims) - {stored.dims[1]} - {1}:
+        return None
+    return str(sub.output[0]), numpy_helper.to_array(stored).astype(np.float64)
+
+
+def _padding_known(node: onnx.NodeProto) -> bool:
+    return all(a.name != "auto_pad" or a.s in (b"", b"NOTSET") for a in node.attribute)
+
+
+def _padded(
+    graph: onnx.GraphProto, tensor: str, output: str, pads: tuple[int, ...], shift: NDArray[np.float64]
+) -> list[onnx.NodeProto]:
+    """The border of the mean colour, then whole pixel values instead of differences from it."""
+    nodes = []
+    if any(pads):
+        top, left, bottom, right = pads
+        amounts = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        graph.initializer.append(numpy_helper.from_array(amounts, f"{output}/pads"))
+        nodes.append(helper.make_node("Pad", [tensor, f"{output}/pads"], [f"{output}/padded"], f"{output}/pad"))
+        tensor = f"{output}/padded"
+    graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), f"{output}/shift"))
+    return [*nodes, helper.make_node("Add", [tensor, f"{output}/shift"], [output], f"{output}/add")]
+
+
+def _drop_unread(graph: onnx.GraphProto) -> None:
+    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)

@@ -1,0 +1,372 @@
+"""Second-order rounding of weights, layer by layer, in closed form (`--effort high`).
+
+Rounding each weight to the nearest step is best for the weight and not for the layer's output. Let x be what a layer
+reads in the float network and y what it reads in the quantized one, all layers before it quantized already. Wanted are
+integers Q and scales s such that `s Q y` is as near to `W x` as can be, on average over images and positions. With
+second moments about the means, S = E[y y'] and C = E[x y']:
+
+1. The real-valued optimum is `V = W C S^-1` (least squares): it undoes what part of the error in y can be told from y.
+   Both moments get the same ridge, so that directions seldom seen keep their weights.
+2. V is rounded one input at a time, the error of each spread over the inputs not yet rounded by the inverse of S
+   (GPTQ: Frantar et al. 2022, arXiv:2210.17323, section 3; inputs in order of falling variance, ridge of 1 % of the
+   mean variance as there).
+3. Each output channel's scale is fitted again, `s = (W C Q') / (Q S Q')`, and its bias takes the difference of the
+   means.
+
+Moments are sums over a stream of images, at seeded positions of each; memory depends on the layer's fan-in alone. A
+quarter of the images is held out: of nearest rounding, GPTQ of W and GPTQ of V, a layer takes what errs least there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from resdeploy.graph import qdq
+from resdeploy.graph.residual import Index, node_name
+from resdeploy.quantize import bias
+from resdeploy.records import Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.graph.qdq import Activation, Placement, Weight, WeightSite
+    from resdeploy.quantize.calibrate import Runner
+
+# Each layer is another run of all before it, so a bounded number of images is taken, with many positions of each: 9 or
+# more samples for each of 576 inputs, the largest fan-in of a CIFAR ResNet.
+IMAGES = 128
+POSITIONS = 128
+# Frantar et al. 2022, section 3.3: 1 % of the mean of the diagonal.
+RIDGE = 0.01
+# Columns whose errors are gathered before the rest of the matrix is updated (section 3.3's lazy batches).
+COLUMNS = 128
+# One image in four judges what the others suggest.
+HELD_OUT = 4
+# A scale may be refitted by this factor at most: more means that a channel was hardly seen.
+REFIT = 1.1
+READ = "read"
+
+
+@dataclass(kw_only=True, eq=False)
+class Moments:
+    """Sums over samples of one group of inputs; y comes from the quantized network, x from the float one."""
+
+    yy: NDArray[np.float32]  # (fan-in, fan-in)
+    xy: NDArray[np.float32]
+    y: NDArray[np.float64]  # (fan-in,)
+    x: NDArray[np.float64]
+    count: int = 0
+
+    @classmethod
+    def empty(cls, size: int) -> Moments:
+        return cls(
+            yy=np.zeros((size, size), np.float32),
+            xy=np.zeros((size, size), np.float32),
+            y=np.zeros(size),
+            x=np.zeros(size),
+        )
+
+    def add(self, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        """Samples (n, fan-in)."""
+        self.yy += y.T @ y
+        self.xy += x.T @ y
+        self.y += y.sum(axis=0, dtype=np.float64)
+        self.x += x.sum(axis=0, dtype=np.float64)
+        self.count += len(y)
+
+    def central(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """S and C about the means, each (fan-in, fan-in)."""
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        return (
+            (self.yy / self.count - np.outer(mean_y, mean_y)).astype(np.float32),
+            (self.xy / self.count - np.outer(mean_x, mean_y)).astype(np.float32),
+        )
+
+
+def refine(
+    model: onnx.ModelProto,
+    placement: Placement,
+    activations: Mapping[str, Activation],
+    weights: Mapping[str, Weight],
+    images: Sequence[NDArray[Any]],
+    run: Runner,
+    *,
+    limit: int,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> tuple[dict[str, Weight], dict[str, NDArray[np.float64]]]:
+    """The weights rounded anew, and what each bias must be shifted by.
+
+    Args:
+        model: the float graph, its batch dimension symbolic.
+        placement: of its Q/DQ pairs.
+        activations: as for `qdq.insert`.
+        weights: rounded to nearest; their scales are where the search starts.
+        images: each (C, H, W).
+        run: opens a graph for running.
+        limit: largest integer magnitude.
+        seed: of the positions sampled.
+        progress: told after every layer.
+    """
+    images = images[:IMAGES]
+    found = dict(weights)
+    shifts: dict[str, NDArray[np.float64]] = {}
+    nodes = {node_name(node): node for node in model.graph.node}
+    for done, site in enumerate(placement.weights, 1):
+        node = nodes[site.node]
+        if node.op_type in ("Conv", "Gemm"):
+            fit, held = _observe(model, placement, activations, found, shifts, site, images, run, seed)
+            float_weight = _rows(_constant(model, site.tensor), site.axis)
+            start = found[site.node]
+            found[site.node] = _best(float_weight, start, site.axis, fit, held, limit)
+            shifts[site.node] = _shift(float_weight, found[site.node], site.axis, fit, held)
+        if progress is not None:
+            progress("rounding weights", done, len(placement.weights))
+    return found, shifts
+
+
+def _constant(model: onnx.ModelProto, name: str) -> NDArray[np.float32]:
+    stored = Index(model).value(name)
+    assert stored is not None, name
+    return numpy_helper.to_array(stored)
+
+
+def _rows(values: NDArray[Any], axis: int) -> NDArray[Any]:
+    """(out, fan-in)."""
+    return np.moveaxis(values, axis, 0).reshape(values.shape[axis], -1)
+
+
+def _observe(
+    model: onnx.ModelProto,
+    placement: Placement,
+    activations: Mapping[str, Activation],
+    weights: Mapping[str, Weight],
+    shifts: Mapping[str, NDArray[np.float64]],
+    site: WeightSite,
+    images: Sequence[NDArray[Any]],
+    run: Runner,
+    seed: int,
+) -> tuple[list[Moments], list[Moments]]:
+    """Moments of each group of one layer's inputs, of the images to fit on and of those held out."""
+    quantized = qdq.insert(bias.shifted(model, shifts), placement, activations, weights)
+    node = next(node for node in model.graph.node if node_name(node) == site.node)
+    graph = reading(model, quantized, site, weights)
+    groups = int(qdq.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+    fan_in = weights[site.node].values.size // weights[site.node].scale.size
+    fit, held = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
+    shape = images[0].shape
+    size = min(bias.MAX_BATCH_SIZE, max(1, bias.BATCH_ELEMENTS // images[0].size))
+    with run(graph, (shape[0], shape[1], shape[2])) as predict:
+        for start in range(0, len(images), size):
+            both = predict(np.stack(images[start : start + size]))
+            x, y = (
+                samples(node, part, _constant(model, site.tensor).shape, seed + start) for part in np.split(both, 2, 1)
+            )
+            which = np.arange(start, start + len(both)) % HELD_OUT == HELD_OUT - 1
+            for into, chosen in ((fit, ~which), (held, which)):
+                for group in range(groups):
+                    columns = slice(group * fan_in, (group + 1) * fan_in)
+                    if chosen.any():
+                        into[group].add(
+                            *(np.ascontiguousarray(part[chosen][..., columns]).reshape(-1, fan_in) for part in (x, y))
+                        )
+    return fit, held
+
+
+def reading(
+    model: onnx.ModelProto, quantized: onnx.ModelProto, site: WeightSite, weights: Mapping[str, Weight]
+) -> onnx.ModelProto:
+    """Both networks up to one layer, with one output: what it reads in the float and in the quantized one, joined."""
+    result = onnx.ModelProto()
+    result.CopyFrom(quantized)
+    graph = result.graph
+    nodes = bias.float_twins(model, graph) + _simulated(quantized, graph, weights)
+    reader = next(node for node in quantized.graph.node if node_name(node) == site.node)
+    twin = next(node for node in nodes if node.name == bias.FLOAT + site.node)
+    nodes.append(helper.make_node("Concat", [twin.input[0], reader.input[0]], [READ], axis=1))
+    needed, kept = {READ}, list[onnx.NodeProto]()
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            needed.update(node.input)
+            kept.append(node)
+    del graph.node[:], graph.output[:], graph.value_info[:]
+    graph.node.extend(reversed(kept))
+    stored = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.initializer[:]
+    graph.initializer.extend(stored)
+    graph.output.append(helper.make_tensor_value_info(READ, onnx.TensorProto.FLOAT, None))
+    return result
+
+
+def _simulated(
+    quantized: onnx.ModelProto, graph: onnx.GraphProto, weights: Mapping[str, Weight]
+) -> list[onnx.NodeProto]:
+    """The quantized network's nodes with its rounding spelled out in float operators, and float weights.
+
+    Left as Q/DQ pairs, ONNX Runtime would make integer kernels of them (its WeightBiasQuantization rounds even float
+    weights, to a scale of its own), which saturate on CPUs without VNNI.
+    """
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(name: str, value: NDArray[Any]) -> str:
+        graph.initializer.append(numpy_helper.from_array(value, name))
+        return name
+
+    for node in quantized.graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        weight = weights.get(node_name(node))
+        if weight is not None:
+            axis = 0 if node.op_type == "Conv" or qdq.attribute(node, "transB", 0) else weight.values.ndim - 1
+            scale = np.expand_dims(weight.scale, [i for i in range(weight.values.ndim) if i != axis])
+            copy.input[1] = constant(f"simulated/{node_name(node)}", weight.values * scale)
+        elif node.op_type == "QuantizeLinear" and node.input[0] not in stored:
+            zero = numpy_helper.to_array(stored[node.input[2]])
+            limits = np.iinfo(zero.dtype)
+            stem = f"simulated/{node.output[0]}"
+            low, high = (
+                constant(f"{stem}/{at}", np.array(getattr(limits, at) - int(zero), np.float32)) for at in ("min", "max")
+            )
+            nodes.append(helper.make_node("Div", node.input[:2], [f"{stem}/steps"]))
+            nodes.append(helper.make_node("Round", [f"{stem}/steps"], [f"{stem}/whole"]))
+            copy = helper.make_node("Clip", [f"{stem}/whole", low, high], [node.output[0]])
+        elif node.op_type == "DequantizeLinear" and node.input[0] not in stored:
+            copy = helper.make_node("Mul", node.input[:2], node.output[:1])
+        nodes.append(copy)
+    return nodes
+
+
+def samples(
+    node: onnx.NodeProto, values: NDArray[np.float32], weight_shape: tuple[int, ...], seed: int
+) -> NDArray[np.float32]:
+    """What the layer multiplies at some positions: (images, positions, channels of all groups x kernel)."""
+    if node.op_type == "Gemm":
+        return values.reshape(len(values), 1, -1)
+    kernel = weight_shape[2:]
+    strides, dilations = (_integers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    top, left, bottom, right = _integers(node, "pads", (0, 0, 0, 0))
+    padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
+    windows = windows[:, :, :: strides[0], :: strides[1], :: dilations[0], :: dilations[1]]
+    height, width = windows.shape[2:4]
+    count = min(POSITIONS, height * width)
+    # The same positions in both networks: the seed is of the batch.
+    places = np.random.default_rng(seed).choice(height * width, count, replace=False)
+    taken = windows[:, :, places // width, places % width]  # (images, channels, positions, *kernel)
+    return np.ascontiguousarray(np.moveaxis(taken, 2, 1)).reshape(len(values), count, -1)
+
+
+def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
+
+
+def _best(
+    weight: NDArray[Any], start: Weight, axis: int, fit: list[Moments], held: list[Moments], limit: int
+) -> Weight:
+    """Of the candidates the one with the least error on what is held out (or on the rest, where nothing is)."""
+    judge = held if held[0].count else fit
+    real = weight.astype(np.float32)
+    targets, inverses = _optimum(real, fit)
+    candidates = {"nearest": start}
+    for name, wanted in (("gptq", real), ("least squares", targets)):
+        integers = np.concatenate(
+            [
+                gptq(part, inverse, scale, limit)
+                for part, inverse, scale in zip(
+                    np.split(wanted, len(fit)), inverses, np.split(start.scale, len(fit)), strict=True
+                )
+            ]
+        )
+        candidates[name] = _refitted(real, integers, start, axis, fit, limit)
+    errors = {name: _error(real, _rows(w.values, axis) * w.scale[:, None], judge) for name, w in candidates.items()}
+    return candidates[min(errors, key=lambda name: errors[name])]
+
+
+def _ridged(matrix: NDArray[np.float32]) -> float:
+    return float(RIDGE * np.mean(np.diag(matrix))) or 1.0
+
+
+def _optimum(weight: NDArray[np.float32], fit: list[Moments]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """V of step 1 (out, fan-in), and for each group the upper Cholesky factor of S^-1, inputs in falling variance."""
+    rows, factors = [], []
+    for part, moments in zip(np.split(weight, len(fit)), fit, strict=True):
+        s, c = moments.central()
+        ridge = _ridged(s) * np.eye(len(s), dtype=np.float32)
+        rows.append(np.linalg.solve(s + ridge, (part @ (c + ridge)).T).T)
+        factors.append(s + ridge)
+    return np.concatenate(rows), factors
+
+
+def gptq(
+    weight: NDArray[np.float32], hessian: NDArray[np.float32], scale: NDArray[np.float32], limit: int
+) -> NDArray[np.int8]:
+    """Integers (out, fan-in) for which `weight - scale integers` is small as the Hessian weighs it."""
+    order = np.argsort(-np.diag(hessian), kind="stable")
+    left = weight[:, order].astype(np.float64) / scale[:, None]
+    # The transposed lower factor of the inverse: row i holds what an error of input i means for those after it.
+    upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)].astype(np.float64))).T
+    found = np.zeros_like(left)
+    for first in range(0, len(order), COLUMNS):
+        last = min(first + COLUMNS, len(order))
+        errors = np.zeros((len(left), last - first))
+        for i in range(first, last):
+            found[:, i] = np.clip(np.rint(left[:, i]), -limit, limit)
+            errors[:, i - first] = (left[:, i] - found[:, i]) / upper[i, i]
+            left[:, i:last] -= np.outer(errors[:, i - first], upper[i, i:last])
+        left[:, last:] -= errors @ upper[first:last, last:]
+    result = np.empty(found.shape, np.int8)
+    result[:, order] = found
+    return result
+
+
+def _refitted(
+    weight: NDArray[np.float32], integers: NDArray[np.int8], start: Weight, axis: int, fit: list[Moments], limit: int
+) -> Weight:
+    """Step 3: the scale of each output channel for these integers."""
+    scales: list[NDArray[np.float32]] = []
+    # Where no integer is at the limit, a bias too large for int32 has made the scale what it is.
+    full = np.abs(_rows(start.values, axis)).max(axis=1) >= limit
+    for part, q, moments, old, free in zip(
+        np.split(weight, len(fit)),
+        np.split(integers.astype(np.float32), len(fit)),
+        fit,
+        np.split(start.scale, len(fit)),
+        np.split(full, len(fit)),
+        strict=True,
+    ):
+        s, c = moments.central()
+        above, below = ((part @ c) * q).sum(axis=1), ((q @ s) * q).sum(axis=1)
+        fitted = np.divide(above, below, out=old.copy(), where=(below > 0) & free)
+        scales.append(np.clip(fitted, old / REFIT, old * REFIT))
+    shape = np.moveaxis(start.values, axis, 0).shape
+    values = np.moveaxis(integers.reshape(shape), 0, axis)
+    return replace(start, values=np.ascontiguousarray(values), scale=np.concatenate(scales).astype(np.float32))
+
+
+def _error(weight: NDArray[np.float32], made: NDArray[np.floating], moments: list[Moments]) -> float:
+    """E |W x - made y|^2 about the means, without the part that does not depend on `made`."""
+    total = 0.0
+    for part, other, moment in zip(np.split(weight, len(moments)), np.split(made, len(moments)), moments, strict=True):
+        s, c = moment.central()
+        total += float((((other @ s) - 2 * (part @ c)) * other).sum())
+    return total
+
+
+def _shift(
+    weight: NDArray[Any], made: Weight, axis: int, fit: list[Moments], held: list[Moments]
+) -> NDArray[np.float64]:
+    """What the outputs lack on average, (out,)."""
+    rows = _rows(made.values, axis).astype(np.float64) * made.scale[:, None]
+    parts = []
+    for w, q, a, b in zip(np.split(weight, len(fit)), np.split(rows, len(fit)), fit, held, strict=True):
+        count = a.count + b.count
+        parts.append(w.astype(np.float64) @ ((a.x + b.x) / count) - q @ ((a.y + b.y) / count))
+    return np.concatenate(parts)
