@@ -2,7 +2,7 @@
 
     python benchmarks/quantization.py --data ../shared/data --network resnet20 --output resnet20.json
     python benchmarks/quantization.py --data ../shared/data --seeds 1        # quick: one calibration set
-    python benchmarks/quantization.py --page resnet20.json resnet56.json     # docs/quantization.md from results
+    python benchmarks/quantization_page.py resnet20.json resnet56.json       # docs/quantization.md from results
 
 CIFAR-10 ResNet-20 and -56, all candidates made from the same ONNX file and the same calibration images, and judged
 against FP32 on the same test images: the share of images whose predicted class changes, the RMS difference of the
@@ -19,12 +19,10 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -52,8 +50,6 @@ Pixels = NDArray[np.uint8]
 NETWORKS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 CALIBRATION_IMAGES = 300
 BATCH = 20
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "quantization.md"
-BEGIN, END = "<!-- quantization: begin -->", "<!-- quantization: end -->"
 
 
 MAX_DROP_PP = 0.5
@@ -316,82 +312,15 @@ def _modelopt_version() -> str | None:
     return subprocess.run([str(MODELOPT), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def gates(rows: list[dict[str, Any]]) -> str:
-    """What the gate said, once for each different answer."""
-    counts = Counter(row["gate"] for row in rows)
-    return next(iter(counts)) if len(counts) == 1 else ", ".join(f"{n} {state}" for state, n in counts.items())
-
-
-def merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """One result of several, each of its own networks."""
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    first = results[0]
-    first["rows"] = [row for result in results for row in result["rows"]]
-    first["fp32_top1_pct"] = {name: top1 for result in results for name, top1 in result["fp32_top1_pct"].items()}
-    return dict(first)
-
-
-def table(result: dict[str, Any]) -> str:
-    """Medians over the seeds, for each network and scheme the best peer first computed, then the ratio to it."""
-    counts = {name: len({row["seed"] for row in result["rows"] if row["network"] == name}) for name in NETWORKS}
-    seeds = "medians over calibration sets: " + ", ".join(f"{count} for {name}" for name, count in counts.items())
-    accuracy = ", ".join(f"{name} {top1:.2f} %" for name, top1 in result["fp32_top1_pct"].items())
-    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
-    about = (
-        f"{result['calibration_images']} calibration images, {seeds}; FP32 top-1: {accuracy}; "
-        f"{versions}; {result['environment']['cpu']['model']}."
-    )
-    head = (
-        "| network | scheme | candidate | changed % | / best peer | RMS logit error | / best peer | top-1 % "
-        "| gate | changed % as run here | made in s |"
-    )
-    lines = [about, "", head, "|---|---|---|--:|--:|--:|--:|--:|---|--:|--:|"]
-    groups: dict[tuple[str, str], dict[str, list[dict[str, Any]]]] = {}
-    for row in result["rows"]:
-        groups.setdefault((row["network"], row["scheme"]), {}).setdefault(row["candidate"], []).append(row)
-    for (network, scheme), candidates in groups.items():
-        medians = {
-            name: {
-                key: statistics.median(row[key] for row in rows)
-                for key in ("changed_pct", "rms_logit_error", "top1_pct", "here_changed_pct", "made_s")
-            }
-            for name, rows in candidates.items()
-        }
-        peers = [found for name, found in medians.items() if not name.startswith("resdeploy")]
-        for name, found in medians.items():
-            ratios = {
-                key: f"{found[key] / min(peer[key] for peer in peers):.2f}" if peers else "-"
-                for key in ("changed_pct", "rms_logit_error")
-            }
-            lines.append(
-                f"| {network} | {scheme} | {name} | {found['changed_pct']:.2f} | {ratios['changed_pct']} "
-                f"| {found['rms_logit_error']:.3f} | {ratios['rms_logit_error']} | {found['top1_pct']:.2f} "
-                f"| {gates(candidates[name])} | {found['here_changed_pct']:.2f} | {found['made_s']:.0f} |"
-            )
-    lines += [f"\nSkipped: {name} ({why})." for name, why in result["skipped"].items()]
-    return "\n".join(lines)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="folder with weights/ and cifar10/{train,test}/")
+    parser.add_argument("--data", type=Path, required=True, help="folder with weights/ and cifar10/{train,test}/")
     parser.add_argument("--seeds", type=int, default=3, help="calibration sets (default: 3)")
     parser.add_argument("--seed", type=int, action="append", help="these calibration sets instead")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: both")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
-    parser.add_argument(
-        "--page", type=Path, nargs="+", metavar="RESULT", help="only write docs/quantization.md's table"
-    )
     parser.add_argument("--modelopt-python", type=Path, help="an interpreter that has nvidia-modelopt[onnx]")
     arguments = parser.parse_args()
-    if arguments.page is not None:
-        page = PAGE.read_text(encoding="utf-8")
-        head, rest = page.split(BEGIN)
-        made = f"{head}{BEGIN}\n\n{table(merged(arguments.page))}\n\n{END}{rest.split(END)[1]}"
-        PAGE.write_text(made, encoding="utf-8")
-        return 0
-    if arguments.data is None:
-        parser.error("--data is needed")
     global MODELOPT
     MODELOPT = arguments.modelopt_python
     result: dict[str, Any] = {

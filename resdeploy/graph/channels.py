@@ -18,6 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from resdeploy.graph.qdq import attribute, drop_unused
 from resdeploy.graph.residual import Index, node_name
 
 if TYPE_CHECKING:
@@ -112,9 +113,9 @@ class _Walk:
         if node.op_type == "Add" and len(given) == 2 and self._alike(operands):
             self._join(*given)
             return given[0]
-        if node.op_type == "Concat" and _integer(node, "axis", 0) == 1 and len(operands) == len(node.input):
+        if node.op_type == "Concat" and attribute(node, "axis", 0) == 1 and len(operands) == len(node.input):
             return np.concatenate(given)
-        if node.op_type == "Flatten" and _integer(node, "axis", 1) == 1:
+        if node.op_type == "Flatten" and attribute(node, "axis", 1) == 1:
             shape = self.shapes.get(operands[0], [])
             return np.repeat(given[0], int(np.prod(shape[2:]))) if len(shape) > 1 and all(shape[2:]) else None
         if node.op_type == "Slice":
@@ -136,7 +137,7 @@ class _Walk:
             biased = list(stored.dims) != [_outputs(node, weight)]
         if biased or (node.op_type == "Gemm" and not _plain(node)):
             return None
-        read = weight.dims[1] * _integer(node, "group", 1) if node.op_type == "Conv" else _inputs(node, weight)
+        read = weight.dims[1] * attribute(node, "group", 1) if node.op_type == "Conv" else _inputs(node, weight)
         return self._fresh(_outputs(node, weight)) if len(given[0]) == read else None
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:
@@ -157,22 +158,18 @@ class _Walk:
         return np.concatenate([self._fresh(before), given, self._fresh(after)])
 
 
-def _integer(node: onnx.NodeProto, name: str, default: int) -> int:
-    return next((int(a.i) for a in node.attribute if a.name == name), default)
-
-
 def _plain(node: onnx.NodeProto) -> bool:
     """A Gemm that is `x W + b`."""
     factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
-    return all(factor == 1.0 for factor in factors) and not _integer(node, "transA", 0)
+    return all(factor == 1.0 for factor in factors) and not attribute(node, "transA", 0)
 
 
 def _outputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    return int(weight.dims[0 if node.op_type == "Conv" or _integer(node, "transB", 0) else 1])
+    return int(weight.dims[0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1])
 
 
 def _inputs(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
-    return int(weight.dims[1 if _integer(node, "transB", 0) else 0])
+    return int(weight.dims[1 if attribute(node, "transB", 0) else 0])
 
 
 def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) -> onnx.ModelProto:
@@ -206,7 +203,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         for i, (name, values) in enumerate(parts.items(), 1):
             result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
             node.input[i] = name
-    _drop_unread(result.graph)
+    drop_unused(result.graph)
     return result
 
 
@@ -214,17 +211,10 @@ def _rescaled(
     node: onnx.NodeProto, weight: NDArray[np.float64], read: NDArray[np.float64], written: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     if node.op_type == "Gemm":
-        turned = weight if _integer(node, "transB", 0) else weight.T  # (out, in)
+        turned = weight if attribute(node, "transB", 0) else weight.T  # (out, in)
         scaled = turned * read / written[:, None]
-        return scaled if _integer(node, "transB", 0) else scaled.T
-    groups = _integer(node, "group", 1)
+        return scaled if attribute(node, "transB", 0) else scaled.T
+    groups = int(attribute(node, "group", 1))
     inside = np.repeat(read.reshape(groups, -1), len(weight) // groups, axis=0)  # (out, in of its group)
     shape = (*inside.shape, *[1] * (weight.ndim - 2))
     return weight * inside.reshape(shape) / written.reshape(-1, *[1] * (weight.ndim - 1))
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

@@ -25,11 +25,10 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import UsageError
+from resdeploy.graph.qdq import attribute, drop_unused, integers
 from resdeploy.graph.residual import Index, node_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from resdeploy.records import Preprocessing
@@ -119,12 +118,12 @@ def _put_before(model: onnx.ModelProto, image: str, front: list[onnx.NodeProto],
     rest = list(graph.node)
     del graph.node[:]
     graph.node.extend([*front, *rest])
-    _drop_unread(graph)
+    drop_unused(graph)
 
 
 def _foldable(index: Index, node: onnx.NodeProto, image: str) -> bool:
     stored = index.value(node.input[1]) if len(node.input) > 1 else None
-    plain = node.op_type == "Conv" and node.input[0] == image and _ints(node, "group", (1,)) == (1,)
+    plain = node.op_type == "Conv" and node.input[0] == image and attribute(node, "group", 1) == 1
     return plain and stored is not None and stored.data_type == onnx.TensorProto.FLOAT
 
 
@@ -138,13 +137,6 @@ def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, i: int, values: NDArr
     name = f"pixels/{node_name(node)}/{('', 'weight', 'bias')[i]}"
     graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
     node.input[:] = [*node.input[:i], name, *node.input[i + 1 :]]
-
-
-def _ints(node: onnx.NodeProto, name: str, default: Sequence[int]) -> tuple[int, ...]:
-    found = next((a for a in node.attribute if a.name == name), None)
-    if found is None:
-        return tuple(default)
-    return tuple(found.ints) or (found.i,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +175,7 @@ def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool
     nodes: list[onnx.NodeProto] = []
     for node in index.nodes:
         if node.input and node.input[0] == tensor:
-            pads = _ints(node, "pads", (0, 0, 0, 0))
+            pads = integers(node, "pads", (0, 0, 0, 0))
             if pads not in added:
                 added[pads] = f"{node_name(node)}/pixels"
                 nodes += _padded(graph, tensor, added[pads], pads, shift)
@@ -198,7 +190,7 @@ def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool
     copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(copied)
-    _drop_unread(graph)
+    drop_unused(graph)
     return Exact(model=result, tensors=tuple(added.values()))
 
 
@@ -231,10 +223,3 @@ def _padded(
         tensor = f"{output}/padded"
     graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), f"{output}/shift"))
     return [*nodes, helper.make_node("Add", [tensor, f"{output}/shift"], [output], f"{output}/add")]
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)

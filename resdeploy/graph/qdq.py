@@ -187,6 +187,11 @@ def attribute(node: onnx.NodeProto, name: str, default: int | float) -> int | fl
     return default if found is None else cast("int | float", helper.get_attribute_value(found))
 
 
+def integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+    """A list attribute of a node."""
+    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
+
+
 def _wanted(
     index: Index, target: Target, sites: tuple[WeightSite, ...], blocks: tuple[ResidualBlock, ...]
 ) -> Iterator[str]:
@@ -299,7 +304,7 @@ def insert(
         result.graph.node.append(node)
         for name in node.output:
             result.graph.node.extend(writer.after.get(name, ()))
-    _drop_unused(result.graph)
+    drop_unused(result.graph)
     return result
 
 
@@ -384,8 +389,8 @@ def _dequantize(stem: str, quantized: str, parameters: list[str], axis: int | No
     return helper.make_node("DequantizeLinear", [quantized, *parameters], [output], name, axis=axis)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Removes float weights and Constant nodes that nobody reads any more."""
+def drop_unused(graph: onnx.GraphProto) -> None:
+    """Removes initializers and Constant nodes that nobody reads any more."""
     read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
     for kept in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
         graph.node.remove(kept)

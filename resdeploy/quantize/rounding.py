@@ -250,8 +250,8 @@ def samples(
     if node.op_type == "Gemm":
         return values.reshape(len(values), 1, -1)
     kernel = weight_shape[2:]
-    strides, dilations = (_integers(node, name, (1, 1)) for name in ("strides", "dilations"))
-    top, left, bottom, right = _integers(node, "pads", (0, 0, 0, 0))
+    strides, dilations = (qdq.integers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    top, left, bottom, right = qdq.integers(node, "pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))
@@ -262,10 +262,6 @@ def samples(
     places = np.random.default_rng(seed).choice(height * width, count, replace=False)
     taken = windows[:, :, places // width, places % width]  # (images, channels, positions, *kernel)
     return np.ascontiguousarray(np.moveaxis(taken, 2, 1)).reshape(len(values), count, -1)
-
-
-def _integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
 
 
 def _best(
