@@ -14,8 +14,10 @@ import pytest
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
+    Audit,
     Availability,
     Block,
+    BlockAudit,
     Change,
     Check,
     ClassDrop,
@@ -26,6 +28,7 @@ from resdeploy.records import (
     Flip,
     Gate,
     Judged,
+    Layer,
     LayerCost,
     Lesion,
     Measurement,
@@ -154,13 +157,26 @@ def all_documents(name):
         gated(name),
         documents.cost([cost], ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
-        documents.doctor(survey, ENVIRONMENT),
+        documents.doctor(survey, ENVIRONMENT, {name: True}),
+        documents.audit(audited(name), ENVIRONMENT),
         mixed.sensitivity(name, [tried], ENVIRONMENT),
         mixed.search(name, [searched], [tried], ENVIRONMENT),
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
         *study_documents(name, cost),
         documents.compare([changed(name)], [name], ENVIRONMENT),
     ]
+
+
+def audited(name):
+    layer = Layer(name=name, kind=name, precision="int8", sources=(name,), time_s=1e-3)
+    block = BlockAudit(
+        name=name, fused=None, precision="unknown", asked="int8", conv_precisions=("int8",), executed_as=(name,),
+        reformats=(name,), time_s=1e-3, reason=name, remedy=name,
+    )  # fmt: skip
+    return Audit(
+        subject=name, asked="int8", verdict=verdict(name), blocks=(block,), layers=(layer,), superfluous=(layer,),
+        notes=(name,),
+    )  # fmt: skip
 
 
 def study_documents(name, cost):
