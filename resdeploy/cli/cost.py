@@ -1,14 +1,30 @@
 """`resdeploy cost`."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from resdeploy.cli import console, options
 
+Convention = Annotated[
+    Literal["torchvision", "fvcore", "thop", "ptflops", "ptflops-pytorch"] | None,
+    typer.Option(help="Also the count that this tool would give, to reconcile the two."),
+]
+Against = Annotated[
+    Literal["basic", "naive"] | None,
+    typer.Option(help="What 1x1 convolutions save: basic blocks for bottlenecks, naive modules for Inception."),
+]
+
 
 def cost(
     model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Zoo names or ONNX files.")],
+    batch_size: Annotated[str, typer.Option("--batch-size", "-b", help="Images at once: 1, or a list 1,8,32.")] = "1",
+    convention: Convention = None,
+    against: Against = None,
+    measure: Annotated[bool, typer.Option("--measure", help="With --against basic: latencies too.")] = False,
+    backend: options.Backend = "auto",
+    threads: options.Threads = None,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="One row a layer.")] = False,
@@ -17,15 +33,21 @@ def cost(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Count parameters, multiply-accumulates (MACs) and FLOPs (2 x MACs) at batch 1.
+    """Count parameters, multiply-accumulates (MACs), FLOPs (2 x MACs), activations and bytes moved.
 
-    Examples: resdeploy cost resnet18 resnet50 · resdeploy cost r50.int8.onnx --per-layer
+    Examples: resdeploy cost resnet18 resnet50 · resdeploy cost r50.int8.onnx -b 1,32 --per-layer ·
+    resdeploy cost resnet50 --convention fvcore · resdeploy cost resnet50 --against basic --measure
     """
     from resdeploy.measure import environment
     from resdeploy.pipeline import bench
+    from resdeploy.pipeline import cost as costs
     from resdeploy.report import documents
 
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
+    sizes = options.positive_integers(batch_size, "--batch-size")
+    plan = bench.BenchPlan(backends=(backend,), batch_sizes=sizes, threads=threads, duration_s=duration)
     with console.progress(quiet=quiet) as progress:
-        costs = bench.costs(requests, progress=progress)
-    console.emit(documents.cost(costs, environment.capture(), per_layer=per_layer), fmt, output)
+        counted = costs.counts(requests, batch_sizes=sizes, progress=progress)
+        compared = costs.compared(requests, against, plan if measure else None, progress=progress)
+    parts = costs.joined(compared, costs.reconciled(counted, convention))
+    console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output)

@@ -1,7 +1,12 @@
-"""Parameters and multiply-accumulates, counted on the ONNX graph alone: what will run, not what was written.
+"""Parameters, multiply-accumulates and bytes, counted on the ONNX graph alone: what will run, not what was written.
 
 One multiply-accumulate per weight tap and output element at batch 1, padding taps included; biases, BN, ReLU,
-pooling and additions excluded (the convention of torchvision's "GFLOPS" metadata and of He et al. 2016, table 1).
+pooling and additions excluded (the convention of torchvision's "GFLOPS" metadata and of He et al. 2015, table 1;
+`conventions` has those of other tools).
+
+Bytes are those of a runtime that fuses as well as can be: every convolution, product and pooling is a kernel that
+reads its inputs and weights and writes its output; activations, batch norms and additions run inside it, an addition
+reading its other operand; a concatenation's inputs are written where it lies.
 """
 
 from __future__ import annotations
@@ -11,22 +16,53 @@ import re
 from collections.abc import Callable, Mapping
 
 import onnx
+import onnx.inliner
 from onnx import TensorProto, helper
 
 from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.graph import metadata, names, portable
+from resdeploy.graph.residual import Index, node_name
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
 
-# Multiply, but their products are not counted here: such a model's total is a lower bound, and says so.
-_UNCOUNTED = frozenset({
-    *("Attention", "ConvInteger", "DeformConv", "Einsum", "GRU", "LSTM", "MatMulInteger", "QLinearConv"),
-    *("QLinearMatMul", "RNN"),
+# What a graph may hold that multiplies nothing under the convention, by what it costs in memory traffic. An operator
+# in none of these tables and without a counter is unknown, and is named: the total is then a lower bound, and says so.
+_KERNELS = frozenset({
+    *("AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LRN", "LpNormalization", "LpPool", "MaxPool"),
+    *("LayerNormalization", "InstanceNormalization", "GroupNormalization", "LogSoftmax", "Softmax", "Hardmax"),
+    *("ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare"),
+    *("ArgMax", "ArgMin", "CumSum", "DepthToSpace", "Expand", "Gather", "GatherElements", "GatherND", "Pad", "Resize"),
+    *("ScatterElements", "ScatterND", "Slice", "SpaceToDepth", "Split", "Tile", "TopK", "Transpose", "Upsample"),
+    *("NhwcMaxPool", "QLinearAveragePool", "QLinearGlobalAveragePool"),
 })  # fmt: skip
+_PAIRWISE = frozenset({
+    *("Add", "And", "Div", "Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Max", "Mean", "Min", "Mod"),
+    *("Mul", "Or", "Pow", "Sub", "Sum", "Where", "QLinearAdd", "QLinearMul"),
+})  # fmt: skip
+_FUSED = frozenset({
+    *("Abs", "BatchNormalization", "BiasGelu", "Cast", "CastLike", "Ceil", "Celu", "Clip", "Cos", "Dropout", "Elu"),
+    *("Erf", "Exp", "FastGelu", "Floor", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Mish", "Neg", "Not"),
+    *("PRelu", "Reciprocal", "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Softplus", "Softsign"),
+    *("Sqrt", "Swish", "Tan", "Tanh", "ThresholdedRelu", "QLinearLeakyRelu", "QLinearSigmoid", "QuickGelu"),
+    *("Concat", "QLinearConcat", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+    *("Constant", "ConstantOfShape", "IsInf", "IsNaN", "NonZero", "Range", "Shape", "Size"),
+    *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+})  # fmt: skip
+_OURS = ("", "ai.onnx", "com.microsoft")  # domains whose operators the tables mean
+_QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
+# Where an operator keeps its parameters: (weights, bias); everything else it is given is a scale or a zero point.
+_QLINEAR = {"QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6), "ConvInteger": (1, None)}
+_QLINEAR |= {"MatMulInteger": (1, None)}
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
+_SETTINGS |= {(op, k) for op, held in _QLINEAR.items() for k in range(9) if k not in held}
+_SETTINGS |= {(op, k) for op in ("QLinearAdd", "QLinearMul") for k in (1, 2, 4, 5, 6, 7)}
+_SETTINGS |= {(op, k) for op in ("QLinearGlobalAveragePool", "QLinearAveragePool") for k in (1, 2, 3, 4)}
+_SMALL = 64  # elements: values that shape inference may need
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")
 
 
@@ -39,31 +75,26 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     """
     if 0 in spec.input_shape:
         raise UsageError(f"{spec.name} takes images of any size, and its costs depend on it", fix="Add --img-size")
-    shapes, batch_size = _shapes(model, spec)
-    producers = {output: node for node in model.graph.node for output in node.output}
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    index = Index(model)
+    shapes, batch_size = infer_shapes(model, spec)
+    if any(_named(node) and not _shaped(node, shapes) for node in index.nodes):
+        # Shapes written as arithmetic, which ONNX's inference does not follow (torch's exporter, unoptimised).
+        model = portable.fold_constants(model, (batch_size, *spec.input_shape))
+        index = Index(model)
+        shapes, batch_size = infer_shapes(model, spec)
     sizes = _parameter_sizes(model.graph)
+    removed = metadata.removed(model)
+    read = dict.fromkeys(sizes, False)
     layers: list[LayerCost] = []
     unknown: list[str] = []
-    for node in model.graph.node:
-        counter = _COUNTERS.get(node.op_type)
-        if node.op_type in _UNCOUNTED or node.domain not in ("", "ai.onnx", "com.microsoft"):
-            unknown.append(node.name or node.op_type)
-        if counter is None:
-            continue
-        if any(name and name not in shapes for name in (*node.input[:2], node.output[0])):
-            unknown.append(node.name or node.op_type)
-            continue
-        owned = (_origin(name, producers) for name in node.input[1:])
-        layers.append(
-            LayerCost(
-                name=node.name or node.output[0],
-                op=node.op_type,
-                params=sum(sizes.get(name, 0) for name in owned),
-                macs=counter(node, shapes) // batch_size,
-                output_shape=(1, *shapes[node.output[0]][1:]),
-                **place(node.name),
-            )
-        )
+    for node in index.nodes:
+        if index.constants.issuperset(node.output):
+            continue  # a constant, however it is written
+        if not (_named(node) and _shaped(node, shapes)):
+            unknown.append(f"{node_name(node)} ({node.op_type})")
+        elif node.op_type not in _QUANTIZING:
+            layers.append(_layer(node, index, shapes, batch_size, sizes, read, removed or metadata.Removed()))
     return Cost(
         model=spec.name,
         params=spec.params,
@@ -71,42 +102,112 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         input_shape=spec.input_shape,
         layers=tuple(layers),
         unknown=tuple(unknown),
+        # Where some batch norms stand, or no bias does, none was folded.
+        norms_known=removed is not None
+        or any(layer.op == "BatchNormalization" for layer in layers)
+        or not any(layer.own_bias and layer.op == "Conv" for layer in layers),
     )
+
+
+def _named(node: onnx.NodeProto) -> bool:
+    """Whether the operator is one of the tables above."""
+    tables = (COUNTERS, _KERNELS, _PAIRWISE, _FUSED)
+    return node.domain in _OURS and any(node.op_type in table for table in tables)
+
+
+def _shaped(node: onnx.NodeProto, shapes: Shapes) -> bool:
+    """Whether all shapes that its count needs are known."""
+    if node.op_type in _FUSED:
+        return True
+    weights = _QLINEAR.get(node.op_type, (1, None))[0]
+    needed = [node.input[0], node.input[weights]] if node.op_type in COUNTERS else []
+    return all(name in shapes for name in (*needed, node.output[0]))
+
+
+def _layer(
+    node: onnx.NodeProto,
+    index: Index,
+    shapes: Shapes,
+    batch_size: int,
+    sizes: Mapping[str, int],
+    read: dict[str, bool],
+    removed: metadata.Removed,
+) -> LayerCost:
+    name = node_name(node)
+    output = shapes.get(node.output[0], ())
+    owned = [tensor for i in node.input if (tensor := _origin(i, index)) in sizes and not read[tensor]]
+    read.update(dict.fromkeys(owned, True))  # a weight that two nodes share is counted where it is read first
+    vectors = [sizes[t] for t in owned if len(shapes.get(t, ())) <= 1]
+    normed = name in removed.norms
+    inputs = sum(math.prod(shapes.get(i, ())) for i in index.operands(node)) // batch_size
+    outputs = math.prod(output) // batch_size
+    return LayerCost(
+        name=name,
+        op=node.op_type,
+        params=sum(sizes[t] for t in owned),
+        biases=sum(vectors),
+        macs=COUNTERS[node.op_type](node, shapes) // batch_size if node.op_type in COUNTERS else 0,
+        output_shape=(1, *output[1:]),
+        input_elements=inputs,
+        moved_elements=_moved(node, inputs, outputs),
+        own_bias=bool(vectors) and node.op_type in COUNTERS and (not normed or name in removed.biased),
+        folded_norm=normed,
+        dropped_pool=name in removed.pools,
+        **place(name),
+    )
+
+
+def _moved(node: onnx.NodeProto, inputs: int, outputs: int) -> int:
+    if node.op_type in COUNTERS or node.op_type in _KERNELS:
+        return inputs + outputs
+    # One operand is what the kernel before has just computed.
+    return max(0, inputs - outputs) if node.op_type in _PAIRWISE else 0
 
 
 def place(name: str) -> dict[str, str]:
     """Block and stage of a node's name: `layer1.0.conv2` is in block layer1.0 of stage layer1."""
-    if match := _BLOCK.match(name):
+    name = names.slashed(name) if name.startswith("/") else name
+    if match := _BLOCK.match(name + "."):
         return {"block": match["block"], "stage": match["stage"]}
     first, dot, _ = name.partition(".")
     return {"block": first, "stage": first} if dot else {"block": "", "stage": ""}
 
 
 def _parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
-    """Elements of every initialiser that is a parameter: no shapes, bounds, scales or zero points."""
+    """Elements of every constant that is a parameter: no shapes, bounds, scales or zero points."""
     users: dict[str, set[tuple[str, int]]] = {}
     for node in graph.node:
         for k, name in enumerate(node.input):
             users.setdefault(name, set()).add((node.op_type, k))
+    stored = {t.name: t for t in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            stored.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
     sizes = {}
-    for tensor in graph.initializer:
-        uses = users.get(tensor.name, set()) - _SETTINGS
-        if (tensor.data_type in _FLOATS and uses) or ("DequantizeLinear", 0) in uses:
-            sizes[tensor.name] = math.prod(tensor.dims)
+    for name, tensor in stored.items():
+        uses = users.get(name, set()) - _SETTINGS if tensor.dims else set()  # a scalar is a setting too
+        quantized = any((op, k) in uses for op, held in _QLINEAR.items() for k in held)
+        if (tensor.data_type in _FLOATS and uses) or ("DequantizeLinear", 0) in uses or quantized:
+            sizes[name] = math.prod(tensor.dims)
     return sizes
 
 
-def _origin(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
-    """The initialiser behind Q/DQ pairs and casts."""
-    while name in producers and producers[name].op_type in ("QuantizeLinear", "DequantizeLinear", "Cast"):
-        name = producers[name].input[0]
+def _origin(name: str, index: Index) -> str:
+    """The constant behind Q/DQ pairs and casts, and behind the transposition that exporters put before a product."""
+    while (node := index.made_by(name)) is not None and name in index.constants and node.input:
+        if node.op_type not in _QUANTIZING | {"Transpose", "Identity", "Reshape"}:
+            break
+        name = node.input[0]
     return name
 
 
-def _shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
+def infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
     """Static shapes of all values, and the batch size that they hold: 1 unless the file fixes another.
 
     Inference runs on a copy without the weights' bytes, which it does not need.
+
+    Raises:
+        MalformedInput: the shapes do not follow from the spec's input.
     """
     graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node)
     held = {t.name for t in model.graph.initializer}
@@ -118,7 +219,7 @@ def _shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], 
     elem_type = image.type.tensor_type.elem_type
     graph.input.append(helper.make_tensor_value_info(image.name, elem_type, (batch_size, *spec.input_shape)))
     for tensor in model.graph.initializer:
-        if tensor.data_type == TensorProto.INT64:
+        if math.prod(tensor.dims) <= _SMALL:
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
@@ -141,28 +242,36 @@ def _shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], 
     return shapes, batch_size
 
 
-def _conv(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _conv(node: onnx.NodeProto, shapes: Shapes, weights: int = 1) -> int:
     """Weights are (out, in / groups, kh, kw): each output element takes the taps of one filter."""
-    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[1]][1:])
+    return math.prod(shapes[node.output[0]]) * math.prod(shapes[node.input[weights]][1:])
 
 
-def _conv_transpose(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _conv_transpose(node: onnx.NodeProto, shapes: Shapes) -> int:
     """Weights are (in, out / groups, kh, kw): each input element meets the taps of one filter."""
     return math.prod(shapes[node.input[0]]) * math.prod(shapes[node.input[1]][1:])
 
 
-def _gemm(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
     transposed = any(a.name == "transA" and a.i for a in node.attribute)
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
 
 
-def _matmul(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> int:
+def _matmul(node: onnx.NodeProto, shapes: Shapes) -> int:
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][-1]
 
 
-_COUNTERS: Mapping[str, Callable[[onnx.NodeProto, Mapping[str, Shape]], int]] = {
+COUNTERS: Mapping[str, Callable[[onnx.NodeProto, Shapes], int]] = {
     "Conv": _conv,
+    "ConvInteger": _conv,
     "ConvTranspose": _conv_transpose,
+    "FusedConv": _conv,
+    "FusedGemm": _gemm,
+    "FusedMatMul": _matmul,
     "Gemm": _gemm,
     "MatMul": _matmul,
+    "MatMulInteger": _matmul,
+    "QGemm": _gemm,
+    "QLinearConv": lambda node, shapes: _conv(node, shapes, weights=3),
+    "QLinearMatMul": _matmul,
 }

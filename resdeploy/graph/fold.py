@@ -16,6 +16,9 @@ from onnx.reference import ReferenceEvaluator
 
 from resdeploy.errors import MalformedInput
 
+# Marks on nodes, read before the metadata is stripped (`metadata.Removed`).
+NORM, BIASED = "resdeploy.norm", "resdeploy.biased"
+
 Dims = tuple[int | str, ...]  # a shape-like vector: known integers, and names of symbolic dimensions
 Array = NDArray[np.generic]
 
@@ -267,6 +270,9 @@ def fold_batch_norms(graph: ir.Graph) -> None:
             add_constant(graph, name, folded_weight.astype(weight.dtype)),
             add_constant(graph, f"{name}_bias", folded_bias.astype(weight.dtype)),
         )
+        conv.metadata_props[NORM] = ""
+        if len(conv.inputs) > 2 and conv.inputs[2] is not None:
+            conv.metadata_props[BIASED] = ""
         new_node(graph, conv, "Conv", inputs, norm.outputs[0], attributes=tuple(conv.attributes.values()))
         graph.remove(norm, safe=True)
         graph.remove(conv, safe=True)

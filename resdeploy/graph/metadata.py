@@ -13,6 +13,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.records import ModelSpec, Preprocessing
 
 SPEC_KEY = "resdeploy.spec"
+REMOVED_KEY = "resdeploy.removed"  # what `portable` folded away, which other tools count (`conventions`)
 LABELS_KEY = "resdeploy.labels"  # one class name a line: for people and viewers; SPEC_KEY is what we read
 
 
@@ -103,3 +104,24 @@ def _classes(model: onnx.ModelProto, path: Path) -> int:
             fix="Export the classifier alone, without auxiliary heads or a softmax over positions",
         )
     return dims[1]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Removed:
+    """What the canonical form no longer shows of the network that it was made from, by node name."""
+
+    norms: tuple[str, ...] = ()  # convolutions that a batch norm was folded into
+    biased: tuple[str, ...] = ()  # those of them that had a bias of their own
+    pools: tuple[str, ...] = ()  # nodes whose output was pooled over windows of one element
+
+
+def removed(model: onnx.ModelProto) -> Removed | None:
+    """What was removed; None: the file does not say.
+
+    Raises:
+        MalformedInput: the metadata cannot be read.
+    """
+    for prop in model.metadata_props:
+        if prop.key == REMOVED_KEY:
+            return store.parse(Removed, prop.value, "the file's metadata on what was folded")
+    return None

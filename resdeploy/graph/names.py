@@ -55,7 +55,7 @@ def _scope(node: ir.Node) -> tuple[str, bool]:
         return (str(scopes[-2]) if len(scopes) > 1 else ""), False
     name = node.name or ""
     if name.startswith("/"):
-        return _slashed(name), False
+        return slashed(name), False
     return (re.sub(r"[^\w.]+", ".", name).strip(".") or node.op_type.lower()), True
 
 
@@ -69,7 +69,7 @@ def _merge_repeats(scopes: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     return merged
 
 
-def _slashed(name: str) -> str:
+def slashed(name: str) -> str:
     """`/layer1/layer1.0/downsample/downsample.0/Conv` -> `layer1.0.downsample.0` (TorchScript's node names)."""
     parts: list[str] = []
     for part in name.strip("/").split("/")[:-1]:

@@ -10,6 +10,8 @@ Passes work on onnx-ir, whose values know their users; the doors of this room ta
 
 from __future__ import annotations
 
+import json
+
 import onnx
 import onnx.inliner
 import onnx_ir as ir
@@ -17,7 +19,7 @@ from onnx_ir.passes import common as passes
 
 import resdeploy
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import fold, names, opset, rewrite
+from resdeploy.graph import fold, metadata, names, opset, rewrite
 
 BATCH = "batch"
 
@@ -41,15 +43,18 @@ def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = work.graph
     _check_interface(graph)
     _infer_shapes(work)
+    given = frozenset(graph.initializers)
     fold.fold_constants(graph, version)
+    rewrite.drop_made_up_biases(graph, given)
     passes.RemoveUnusedNodesPass()(work)
     _simplify(graph)
     opset.downgrade(graph)
     passes.RemoveUnusedNodesPass()(work)
     graph.sort()
     names.rename(graph)
+    removed = _removed(graph, metadata.removed(model))
     _strip(work)
-    work.metadata_props.update(ours)
+    work.metadata_props.update({**ours, metadata.REMOVED_KEY: removed})
     return _finish(work)
 
 
@@ -75,6 +80,21 @@ def _infer_shapes(work: ir.Model) -> None:
     passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(work)
 
 
+def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> onnx.ModelProto:
+    """The same graph for one input shape, with what that makes constant computed: shapes written as arithmetic.
+
+    Args:
+        model: one image input, of any opset; it is left alone.
+        image: N, C, H, W.
+    """
+    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    work = ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+    next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
+    _infer_shapes(work)
+    fold.fold_constants(work.graph, version)
+    return ir.serde.serialize_model(work)
+
+
 def _simplify(graph: ir.Graph) -> None:
     rewrite.drop_no_ops(graph)
     rewrite.split_plainly(graph)
@@ -83,6 +103,23 @@ def _simplify(graph: ir.Graph) -> None:
     rewrite.flatten(graph)
     rewrite.join_gemms(graph)
     fold.fold_batch_norms(graph)
+
+
+def _removed(graph: ir.Graph, before: metadata.Removed | None) -> str:
+    """What the passes marked as they removed it, with what an earlier canonical form recorded, as JSON."""
+    before = before or metadata.Removed()
+
+    def marked(key: str, earlier: tuple[str, ...]) -> list[str]:
+        found = {str(node.name) for node in graph if key in node.metadata_props}
+        return [str(node.name) for node in graph if node.name in found.union(earlier)]
+
+    return json.dumps(
+        {
+            "norms": marked(fold.NORM, before.norms),
+            "biased": marked(fold.BIASED, before.biased),
+            "pools": marked(rewrite.POOL, before.pools),
+        }
+    )
 
 
 def _strip(work: ir.Model) -> None:

@@ -6,18 +6,39 @@ TensorRT 8.6 to 11, OpenVINO and ONNX Runtime agree on. All need inferred shapes
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx_ir as ir
 
 from resdeploy.graph.fold import add_constant, constant, new_node, operand, replace
+
+POOL = "resdeploy.pool"  # a mark on nodes, read before the metadata is stripped (`metadata.Removed`)
 
 
 def drop_no_ops(graph: ir.Graph) -> None:
     """Removes Identity, inference-mode Dropout, casts to the same type and slices that keep everything."""
     for node in tuple(graph):
         if not node.domain and _does_nothing(node):
+            if node.op_type == "AveragePool" and (maker := operand(node).producer()) is not None:
+                maker.metadata_props[POOL] = ""
             replace(graph, node.outputs[0], operand(node))
             graph.remove(node, safe=True)
+
+
+def drop_made_up_biases(graph: ir.Graph, given: Collection[str]) -> None:
+    """Removes the zeros that exporters give a convolution without bias; what was stored as a parameter stays.
+
+    Args:
+        graph: with its constants folded.
+        given: the initialisers that the graph had before.
+    """
+    for node in graph:
+        if node.domain or node.op_type != "Conv" or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        bias = constant(node.inputs[2])
+        if bias is not None and not bias.any() and node.inputs[2].name not in given:
+            node.resize_inputs(2)
 
 
 def _does_nothing(node: ir.Node) -> bool:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # In timm's order: the averaged weights are the ones that were evaluated.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 PREFIXES = ("module.", "model.")  # DistributedDataParallel and AveragedModel; Lightning
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # GoogLeNet's and Inception v3's classifiers for training alone
 HEADER_LIMIT_BYTES = 100_000_000  # of a safetensors header, the format's own limit
 LISTED = 12
 
@@ -147,9 +148,9 @@ def _unwrap(document: Any, path: Path) -> dict[str, Tensor]:
 def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str, *, new_head: bool = False) -> dict[str, Tensor]:
     """The same tensors under the network's names, complete for strict loading.
 
-    Wrappers' prefixes are taken off and other projects' names translated. BatchNorm's counter of batches, unused in
-    inference and absent from old files, is taken from the network; so is, with `new_head`, a classifier that differs in
-    its number of outputs.
+    Wrappers' prefixes are taken off and other projects' names translated. Auxiliary classifiers that the network was
+    built without are left out. BatchNorm's counter of batches, unused in inference and absent from old files, is taken
+    from the network; so is, with `new_head`, a classifier that differs in its number of outputs.
 
     Raises:
         WeightsMismatch: naming what is missing, unexpected or of another shape.
@@ -159,6 +160,8 @@ def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str, *, new_he
 
     wanted: dict[str, Tensor] = module.state_dict()
     found = _renamed(_bare(tensors, wanted), wanted)
+    if not any(key.startswith(AUXILIARY) for key in wanted):
+        found = {key: tensor for key, tensor in found.items() if not key.startswith(AUXILIARY)}
     for key, own in wanted.items():
         if key.endswith("num_batches_tracked"):
             found.setdefault(key, own)

@@ -1,6 +1,6 @@
 """Residual networks, as in "Deep Residual Learning for Image Recognition" (He et al. 2015, arXiv:1512.03385).
 
-Top to bottom: the two ways across a change of shape (section 3.3, options A and B), the two blocks (figure 5),
+Top to bottom: the ways around a block (section 3.3, options A, B and C), the two blocks (figure 5),
 the network (table 1 for ImageNet, section 4.2 for CIFAR-10), the initialisation, and the variants, one line each.
 The plain nets of section 4.1 are the same code without the shortcut. Parameter names are torchvision's, so its
 checkpoints fit as they are. Every ReLU is a module of its own and every addition one `+`, so that each can be
@@ -29,9 +29,10 @@ class Config:
     block: type[BasicBlock] | type[Bottleneck]
     depths: tuple[int, ...]  # blocks per stage
     stem: Literal["imagenet", "cifar"] = "imagenet"  # 7x7/2 and a pool to 56 x 56, or one 3x3 at full size
-    shortcut: Literal["A", "B", "none"] = "B"  # where the shape changes; "none": a plain net, no shortcut anywhere
+    shortcut: Literal["A", "B", "C", "none"] = "B"  # projections where the shape changes (B) or everywhere (C); or none
     groups: int = 1  # cardinality of ResNeXt (Xie et al. 2016, arXiv:1611.05431)
     group_width: int = 64  # channels per group in the first stage; 128 with one group is Wide-ResNet-2
+    width: int | None = None  # channels of the first stage; None: the stem's
     stride_in_1x1: bool = False  # True: v1, the paper's; False: v1.5, stride in the 3x3, as torchvision
 
 
@@ -58,7 +59,7 @@ class PadShortcut(nn.Module):
 
 def shortcut(config: Config, inputs: int, outputs: int, stride: int) -> nn.Module | None:
     """The path around one block; None where the identity does (or, in a plain net, where there is none)."""
-    if config.shortcut == "none" or (inputs == outputs and stride == 1):
+    if config.shortcut == "none" or (inputs == outputs and stride == 1 and config.shortcut != "C"):
         return None
     if config.shortcut == "A":
         return PadShortcut(inputs, outputs, stride)
@@ -120,21 +121,25 @@ class Bottleneck(nn.Module):
         return self.relu3(out)  # type: ignore[no-any-return]
 
 
+def stem(config: Config, channels: int, width: int) -> nn.Conv2d:
+    """The first convolution."""
+    if config.stem == "cifar":
+        return conv3x3(channels, width)
+    return nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
+
+
 class ResNet(nn.Module):
     """Stem, stages that halve the map and double the width, global average, one linear layer."""
 
     def __init__(self, config: Config, classes: int = 1000, channels: int = 3) -> None:
         super().__init__()
         width = 64 if config.stem == "imagenet" else 16
-        if config.stem == "imagenet":
-            self.conv1 = nn.Conv2d(channels, width, 7, stride=2, padding=3, bias=False)
-        else:
-            self.conv1 = conv3x3(channels, width)
+        self.conv1 = stem(config, channels, width)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if config.stem == "imagenet" else nn.Identity()
         self.stages = tuple(f"layer{i + 1}" for i in range(len(config.depths)))
-        inputs = width
+        inputs, width = width, config.width or width
         for i, (name, depth) in enumerate(zip(self.stages, config.depths, strict=True)):
             stage = nn.Sequential()
             for k in range(depth):
@@ -204,9 +209,19 @@ def remove_blocks(net: ResNet, names: Collection[str]) -> None:
         del net.get_submodule(stage)._modules[key]
 
 
+def make(name: str, classes: int, channels: int) -> nn.Module:
+    """The variant `name` of `VARIANTS`, initialised."""
+    return ResNet(VARIANTS[name], classes, channels)
+
+
 def _cifar(n: int, shortcut: Literal["A", "B", "none"]) -> Config:
     """Depth 6n + 2 (section 4.2)."""
     return Config(block=BasicBlock, depths=(n, n, n), stem="cifar", shortcut=shortcut)
+
+
+def _cifar_bottleneck(n: int) -> Config:
+    """Depth 9n + 2, of He et al. 2016 (arXiv:1603.05027), section 3; they stride in the first 1x1."""
+    return Config(block=Bottleneck, depths=(n, n, n), stem="cifar", stride_in_1x1=True)
 
 
 VARIANTS: dict[str, Config] = {
@@ -225,9 +240,17 @@ VARIANTS: dict[str, Config] = {
     "wide_resnet101_2": Config(block=Bottleneck, depths=(3, 4, 23, 3), group_width=128),
     "resnet18_a": Config(block=BasicBlock, depths=(2, 2, 2, 2), shortcut="A"),
     "resnet34_a": Config(block=BasicBlock, depths=(3, 4, 6, 3), shortcut="A"),
+    "resnet18_c": Config(block=BasicBlock, depths=(2, 2, 2, 2), shortcut="C"),
+    "resnet34_c": Config(block=BasicBlock, depths=(3, 4, 6, 3), shortcut="C"),
     "plain18": Config(block=BasicBlock, depths=(2, 2, 2, 2), shortcut="none"),
     "plain34": Config(block=BasicBlock, depths=(3, 4, 6, 3), shortcut="none"),
     **{f"resnet{6 * n + 2}": _cifar(n, "A") for n in (3, 5, 7, 9, 18, 200)},
     **{f"resnet{6 * n + 2}_b": _cifar(n, "B") for n in (3, 5, 7, 9, 18, 200)},
     **{f"plain{6 * n + 2}": _cifar(n, "none") for n in (3, 5, 7, 9, 18)},
+    **{f"resnet{9 * n + 2}": _cifar_bottleneck(n) for n in (18, 111)},
+    # What a bottleneck is compared with (`resdeploy cost --against basic`): two 3x3 instead, at ResNet-34's widths,
+    # which cost as much (that of ResNet-50 is ResNet-34 itself), and at the bottleneck's own outer widths.
+    "basic101": Config(block=BasicBlock, depths=(3, 4, 23, 3)),
+    "basic152": Config(block=BasicBlock, depths=(3, 8, 36, 3)),
+    "basic50_outer": Config(block=BasicBlock, depths=(3, 4, 6, 3), width=256),
 }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from resdeploy.errors import UnknownName, UsageError
 from resdeploy.records import ModelSpec, Preprocessing
@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 
 HE = "He et al. 2015, arXiv:1512.03385"
 XIE = "Xie et al. 2016, arXiv:1611.05431"
+HE_2016 = "He et al. 2016, arXiv:1603.05027"
+KRIZHEVSKY = "Krizhevsky et al. 2012, NIPS 25"
+KRIZHEVSKY_2014 = "Krizhevsky 2014, arXiv:1404.5997"
+SIMONYAN = "Simonyan & Zisserman 2014, arXiv:1409.1556"
+SZEGEDY_2014 = "Szegedy et al. 2014, arXiv:1409.4842"
+SZEGEDY_2015 = "Szegedy et al. 2015, arXiv:1512.00567"
+SZEGEDY_2016 = "Szegedy et al. 2016, arXiv:1602.07261"
 ZAGORUYKO = "Zagoruyko & Komodakis 2016, arXiv:1605.07146"
 
 
@@ -36,10 +43,13 @@ class Entry:
     macs: int
     features: int  # width of the linear layer's input
     paper: str
+    size: int = 224  # height and width of the input
+    stem: int = 64 * 7 * 7  # weights of the first convolution for each input channel
+    centred: bool = False  # sees pixels from -1 to 1, as Google's networks do
 
     @property
     def cifar(self) -> bool:
-        return self.features == 64
+        return self.size == 32
 
     @property
     def classes(self) -> int:
@@ -47,7 +57,7 @@ class Entry:
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return (3, 32, 32) if self.cifar else (3, 224, 224)
+        return (3, self.size, self.size)
 
     @property
     def published(self) -> tuple[Published, ...]:
@@ -56,8 +66,7 @@ class Entry:
 
     def params_for(self, classes: int, channels: int) -> int:
         """Learnable parameters with another linear layer and another first convolution."""
-        stem = 16 * 3 * 3 if self.cifar else 64 * 7 * 7  # weights per input channel
-        return self.params + (classes - self.classes) * (self.features + 1) + (channels - 3) * stem
+        return self.params + (classes - self.classes) * (self.features + 1) + (channels - 3) * self.stem
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +82,15 @@ class Published:
     source: str
     weights: str = ""  # imagenet1k_v1, imagenet1k_v2, or "": no file of ours
     file: str = ""
-    resize: int = 256  # shorter side before the 224 crop that the figure was taken with
+    resize: int = 256  # shorter side before the crop that the figure was taken with
 
 
-def _row(name: str, family: str, params: int, macs: int, features: int, paper: str) -> Entry:
-    return Entry(name=name, family=family, params=params, macs=macs, features=features, paper=paper)
+def _row(name: str, family: str, params: int, macs: int, features: int, paper: str, **more: Any) -> Entry:
+    return Entry(name=name, family=family, params=params, macs=macs, features=features, paper=paper, **more)
+
+
+def _cifar(name: str, family: str, params: int, macs: int, paper: str, features: int = 64) -> Entry:
+    return _row(name, f"cifar-{family}", params, macs, features, paper, size=32, stem=16 * 3 * 3)
 
 
 _ROWS = (
@@ -91,6 +104,8 @@ _ROWS = (
     _row("resnet152_v1", "resnet-v1", 60_192_808, 11_282_415_616, 2048, HE),
     _row("resnet18_a", "resnet", 11_515_688, 1_794_805_760, 512, HE),
     _row("resnet34_a", "resnet", 21_623_848, 3_644_493_824, 512, HE),
+    _row("resnet18_c", "resnet", 12_043_816, 1_878_298_624, 512, HE),
+    _row("resnet34_c", "resnet", 22_716_840, 3_830_747_136, 512, HE),
     _row("resnext50_32x4d", "resnext", 25_028_904, 4_230_479_872, 2048, XIE),
     _row("resnext101_32x8d", "resnext", 88_791_336, 16_414_015_488, 2048, XIE),
     _row("resnext101_64x4d", "resnext", 83_455_272, 15_460_270_080, 2048, XIE),
@@ -98,35 +113,82 @@ _ROWS = (
     _row("wide_resnet101_2", "wide-resnet", 126_886_696, 22_753_050_624, 2048, ZAGORUYKO),
     _row("plain18", "plain", 11_515_688, 1_794_805_760, 512, HE),
     _row("plain34", "plain", 21_623_848, 3_644_493_824, 512, HE),
-    _row("resnet20", "cifar-resnet", 269_722, 40_551_040, 64, HE),
-    _row("resnet32", "cifar-resnet", 464_154, 68_862_592, 64, HE),
-    _row("resnet44", "cifar-resnet", 658_586, 97_174_144, 64, HE),
-    _row("resnet56", "cifar-resnet", 853_018, 125_485_696, 64, HE),
-    _row("resnet110", "cifar-resnet", 1_727_962, 252_887_680, 64, HE),
-    _row("resnet1202", "cifar-resnet", 19_421_274, 2_829_238_912, 64, HE),
-    _row("resnet20_b", "cifar-resnet", 272_474, 40_813_184, 64, HE),
-    _row("resnet32_b", "cifar-resnet", 466_906, 69_124_736, 64, HE),
-    _row("resnet44_b", "cifar-resnet", 661_338, 97_436_288, 64, HE),
-    _row("resnet56_b", "cifar-resnet", 855_770, 125_747_840, 64, HE),
-    _row("resnet110_b", "cifar-resnet", 1_730_714, 253_149_824, 64, HE),
-    _row("resnet1202_b", "cifar-resnet", 19_424_026, 2_829_501_056, 64, HE),
-    _row("plain20", "cifar-plain", 269_722, 40_551_040, 64, HE),
-    _row("plain32", "cifar-plain", 464_154, 68_862_592, 64, HE),
-    _row("plain44", "cifar-plain", 658_586, 97_174_144, 64, HE),
-    _row("plain56", "cifar-plain", 853_018, 125_485_696, 64, HE),
-    _row("plain110", "cifar-plain", 1_727_962, 252_887_680, 64, HE),
+    _row("preresnet18", "preresnet", 11_687_848, 1_814_073_344, 512, HE_2016),
+    _row("preresnet34", "preresnet", 21_796_008, 3_663_761_408, 512, HE_2016),
+    _row("preresnet50", "preresnet", 25_549_480, 4_089_184_256, 2048, HE_2016),
+    _row("preresnet101", "preresnet", 44_541_608, 7_801_405_440, 2048, HE_2016),
+    _row("preresnet152", "preresnet", 60_185_256, 11_513_626_624, 2048, HE_2016),
+    _row("preresnet200", "preresnet", 64_666_280, 15_007_481_856, 2048, HE_2016),
+    _cifar("resnet20", "resnet", 269_722, 40_551_040, HE),
+    _cifar("resnet32", "resnet", 464_154, 68_862_592, HE),
+    _cifar("resnet44", "resnet", 658_586, 97_174_144, HE),
+    _cifar("resnet56", "resnet", 853_018, 125_485_696, HE),
+    _cifar("resnet110", "resnet", 1_727_962, 252_887_680, HE),
+    _cifar("resnet1202", "resnet", 19_421_274, 2_829_238_912, HE),
+    _cifar("resnet20_b", "resnet", 272_474, 40_813_184, HE),
+    _cifar("resnet32_b", "resnet", 466_906, 69_124_736, HE),
+    _cifar("resnet44_b", "resnet", 661_338, 97_436_288, HE),
+    _cifar("resnet56_b", "resnet", 855_770, 125_747_840, HE),
+    _cifar("resnet110_b", "resnet", 1_730_714, 253_149_824, HE),
+    _cifar("resnet1202_b", "resnet", 19_424_026, 2_829_501_056, HE),
+    _cifar("plain20", "plain", 269_722, 40_551_040, HE),
+    _cifar("plain32", "plain", 464_154, 68_862_592, HE),
+    _cifar("plain44", "plain", 658_586, 97_174_144, HE),
+    _cifar("plain56", "plain", 853_018, 125_485_696, HE),
+    _cifar("plain110", "plain", 1_727_962, 252_887_680, HE),
+    _cifar("preresnet110", "preresnet", 1_727_962, 252_887_680, HE_2016),
+    _cifar("resnet110_bn_after_add", "preresnet", 1_727_962, 252_887_680, HE_2016),
+    _cifar("resnet110_relu_before_add", "preresnet", 1_727_962, 252_887_680, HE_2016),
+    _cifar("resnet110_relu_only", "preresnet", 1_727_962, 252_887_680, HE_2016),
+    _cifar("resnet164", "resnet", 1_704_154, 244_500_992, HE_2016, 256),
+    _cifar("preresnet164", "preresnet", 1_703_258, 244_500_992, HE_2016, 256),
+    _cifar("resnet164_bn_after_add", "preresnet", 1_703_258, 244_500_992, HE_2016, 256),
+    _cifar("resnet164_relu_before_add", "preresnet", 1_704_154, 244_500_992, HE_2016, 256),
+    _cifar("resnet164_relu_only", "preresnet", 1_704_154, 244_500_992, HE_2016, 256),
+    _cifar("resnet1001", "resnet", 10_328_602, 1_487_849_984, HE_2016, 256),
+    _cifar("preresnet1001", "preresnet", 10_327_706, 1_487_849_984, HE_2016, 256),
+    _row("alexnet", "alexnet", 61_100_840, 714_188_480, 4096, KRIZHEVSKY_2014, stem=64 * 11 * 11),
+    _row("alexnet2012", "alexnet", 60_965_224, 724_406_816, 4096, KRIZHEVSKY, size=227, stem=96 * 11 * 11),
+    _row("vgg11", "vgg", 132_863_336, 7_609_090_048, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg13", "vgg", 133_047_848, 11_308_466_176, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg16", "vgg", 138_357_544, 15_470_264_320, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg19", "vgg", 143_667_240, 19_632_062_464, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg11_bn", "vgg", 132_868_840, 7_609_090_048, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg13_bn", "vgg", 133_053_736, 11_308_466_176, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg16_bn", "vgg", 138_365_992, 15_470_264_320, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("vgg19_bn", "vgg", 143_678_248, 19_632_062_464, 4096, SIMONYAN, stem=64 * 3 * 3),
+    _row("googlenet", "inception", 6_624_904, 1_498_376_192, 1024, SZEGEDY_2014, centred=True),
+    _row("googlenet2014", "inception", 6_998_552, 1_582_671_872, 1024, SZEGEDY_2014),
+    _row("inception_v3", "inception", 23_834_568, 5_713_216_096, 2048, SZEGEDY_2015, size=299, stem=288, centred=True),
+    _row("inception_v4", "inception", 42_679_816, 12_253_974_624, 1536, SZEGEDY_2016, size=299, stem=288, centred=True),
+    # What bottlenecks are compared with (`cost --against basic`); no paper has them.
+    _row("basic101", "basic", 41_869_096, 7_594_348_544, 512, ""),
+    _row("basic152", "basic", 58_399_528, 11_524_935_680, 512, ""),
+    _row("basic50_outer", "basic", 341_832_488, 55_507_943_424, 2048, ""),
 )
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ROWS}
 
 
-def _file(name: str, version: int, file_hash: str, top1: float, top5: float, resize: int) -> Published:
+# A network of bottlenecks -> as many basic blocks: of its outer widths, and of ResNet-34's. Beyond ResNet-50 the wide
+# ones hold 2.6 GB and more, over the 2 GiB that an ONNX file can be.
+COUNTERFACTUALS: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("resnet50", "resnet50_v1", "resnext50_32x4d", "wide_resnet50_2"), ("basic50_outer", "resnet34")),
+    **dict.fromkeys(("resnet101", "resnet101_v1", "resnext101_32x8d"), ("basic101",)),
+    **dict.fromkeys(("resnext101_64x4d", "wide_resnet101_2"), ("basic101",)),
+    **dict.fromkeys(("resnet152", "resnet152_v1"), ("basic152",)),
+}
+
+
+def _file(
+    name: str, version: int, file_hash: str, top1: float, top5: float, resize: int = 256, stem: str = ""
+) -> Published:
     return Published(
         name=name,
         top1=top1,
         top5=top5,
         source="torchvision, 1 crop",
         weights=f"imagenet1k_v{version}",
-        file=f"{name}-{file_hash}.pth",
+        file=f"{stem or name}-{file_hash}.pth",
         resize=resize,
     )
 
@@ -154,11 +216,23 @@ PUBLISHED: tuple[Published, ...] = (
     _file("wide_resnet50_2", 2, "9ba9bcbe", 81.602, 95.758, 232),
     _file("wide_resnet101_2", 1, "32ee1156", 78.848, 94.284, 256),
     _file("wide_resnet101_2", 2, "d733dc28", 82.510, 96.020, 232),
+    _file("alexnet", 1, "7be5be79", 56.522, 79.066, stem="alexnet-owt"),
+    _file("vgg11", 1, "8a719046", 69.020, 88.628),
+    _file("vgg13", 1, "19584684", 69.928, 89.246),
+    _file("vgg16", 1, "397923af", 71.592, 90.382),
+    _file("vgg19", 1, "dcbb9e9d", 72.376, 90.876),
+    _file("vgg11_bn", 1, "6002323d", 70.370, 89.810),
+    _file("vgg13_bn", 1, "abd245e5", 71.586, 90.374),
+    _file("vgg16_bn", 1, "6c64b313", 73.360, 91.516),
+    _file("vgg19_bn", 1, "c79401a0", 74.218, 91.842),
+    _file("googlenet", 1, "1378be20", 69.778, 89.530),
+    _file("inception_v3", 1, "0cc3c7bd", 77.294, 93.450, 342, stem="inception_v3_google"),
     _paper("resnet50_v1", 24.7, 7.8, "KaimingHe/deep-residual-networks, 1 crop"),
     _paper("resnet101_v1", 23.6, 7.1, "KaimingHe/deep-residual-networks, 1 crop"),
     _paper("resnet152_v1", 23.0, 6.7, "KaimingHe/deep-residual-networks, 1 crop"),
     _paper("resnet18_a", 27.88, None, "He et al. 2015, table 2, 10 crops"),
     _paper("resnet34_a", 25.03, 7.76, "He et al. 2015, table 3, 10 crops"),
+    _paper("resnet34_c", 24.19, 7.40, "He et al. 2015, table 3, 10 crops"),
     _paper("plain18", 27.94, None, "He et al. 2015, table 2, 10 crops"),
     _paper("plain34", 28.54, 10.02, "He et al. 2015, table 3, 10 crops"),
     _paper("resnet20", 8.75, None, "He et al. 2015, table 6"),
@@ -167,6 +241,21 @@ PUBLISHED: tuple[Published, ...] = (
     _paper("resnet56", 6.97, None, "He et al. 2015, table 6"),
     _paper("resnet110", 6.43, None, "He et al. 2015, table 6"),
     _paper("resnet1202", 7.93, None, "He et al. 2015, table 6"),
+    _paper("resnet164", 5.93, None, "He et al. 2016, table 2"),
+    _paper("preresnet110", 6.37, None, "He et al. 2016, table 2"),
+    _paper("preresnet164", 5.46, None, "He et al. 2016, table 2"),
+    _paper("resnet110_bn_after_add", 8.17, None, "He et al. 2016, table 2"),
+    _paper("resnet164_bn_after_add", 6.50, None, "He et al. 2016, table 2"),
+    _paper("resnet110_relu_before_add", 7.84, None, "He et al. 2016, table 2"),
+    _paper("resnet164_relu_before_add", 6.14, None, "He et al. 2016, table 2"),
+    _paper("resnet110_relu_only", 6.71, None, "He et al. 2016, table 2"),
+    _paper("resnet164_relu_only", 5.91, None, "He et al. 2016, table 2"),
+    _paper("resnet1001", 7.61, None, "He et al. 2016, table 3"),
+    _paper("preresnet1001", 4.92, None, "He et al. 2016, table 3"),
+    _paper("preresnet152", 21.1, 5.5, "He et al. 2016, table 5, 320 crop"),
+    _paper("preresnet200", 20.7, 5.3, "He et al. 2016, table 5, 320 crop"),
+    _paper("alexnet2012", 37.5, 17.0, "Krizhevsky et al. 2012, ILSVRC-2010 test"),
+    _paper("inception_v4", 19.79, 4.80, "Open Model Zoo 2021.1, googlenet-v4-tf"),
 )
 
 
@@ -262,8 +351,12 @@ def _preprocessing(entry: Entry, shape: tuple[int, int, int], weights: str) -> P
         return None  # nobody knows what a picture with two or twelve channels means
     resize = None
     if not entry.cifar:
-        full = next((p.resize for p in entry.published if p.weights == weights), 256)
-        resize = round(min(height, width) * full / 224)
+        full = next((p.resize for p in entry.published if p.weights == weights), entry.size * 256 / 224)
+        resize = round(min(height, width) * full / entry.size)
+    if entry.centred:
+        half = (0.5,) * channels
+        mode: Literal["L", "RGB"] = "L" if channels == 1 else "RGB"
+        return Preprocessing(size=(height, width), resize=resize, channels=mode, mean=half, std=half)
     if channels == 3:
         return Preprocessing(size=(height, width), resize=resize)
     # Grey: the averages of the three colours' statistics.
@@ -287,9 +380,13 @@ def create(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
             from resdeploy.models import foreign
 
             return foreign.create(spec)
-        from resdeploy.models import resnet
+        from resdeploy.models import classics, preact, resnet
 
         find(spec.name)
-        net = resnet.ResNet(resnet.VARIANTS[spec.name], spec.classes, spec.input_shape[0]).eval()
-        resnet.remove_blocks(net, spec.removed)
-        return net
+        home = next(module for module in (resnet, preact, classics) if spec.name in module.VARIANTS)
+        net: nn.Module = home.make(spec.name, spec.classes, spec.input_shape[0])
+        if isinstance(net, resnet.ResNet):
+            resnet.remove_blocks(net, spec.removed)
+        elif spec.removed:
+            raise UsageError(f"blocks cannot be taken out of {spec.name}", fix="Prune its ONNX file")
+        return net.eval()

@@ -1,10 +1,10 @@
-"""`bench` and `cost`: which rows a run has, in which files they live, what is compared with what."""
+"""`bench`: which rows a run has, in which files they live, what is compared with what."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -66,11 +66,6 @@ class Bench:
     @property
     def failures(self) -> tuple[Failure, ...]:
         return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Failure))
-
-
-def costs(requests: Iterable[Request], *, progress: Progress) -> tuple[Cost, ...]:
-    """Counts from the ONNX graph of each model."""
-    return tuple(cost_of(make.onnx_fp32(request, progress=progress)) for request in requests)
 
 
 def cost_of(artifact: Artifact) -> Cost:

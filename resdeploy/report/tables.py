@@ -65,6 +65,7 @@ WRITTEN: Mapping[str, Callable[[Any], str]] = {
     "percent": lambda v: f"{v:.2f}",
     "points": lambda v: f"{v:+.2f}",
     "ratio": lambda v: f"{v:.2f}x",
+    "thousandths": lambda v: f"{v:.3f}x",
     "number": lambda v: f"{v:.4g}",
     "shape": lambda v: "x".join(map(str, v)),
 }
@@ -186,13 +187,81 @@ _COST = Table(
     (
         _MODEL,
         Column("input", "input_shape", "shape"),
+        Column("batch", "batch_size", "count"),
         Column("parameters", "params", "millions"),
         Column("in the graph", "params_deployed", "millions"),
         Column("MACs", "macs", "giga"),
         Column("FLOPs", "flops", "giga"),
+        Column("activations", "activations", "millions"),
+        Column("MB moved in FP32: weights", "bytes.fp32.weights", "megabytes"),
+        Column("activations", "bytes.fp32.activations", "megabytes"),
+        Column("FLOPs a byte", "bytes.fp32.intensity", "number"),
         Column("not counted", "unknown"),
     ),
 )
+_CONVENTIONS = Table(
+    "conventions",
+    (
+        _MODEL,
+        Column("convention", "convention"),
+        Column("counts", "count", "count"),
+        Column("which is", "formula"),
+    ),
+    "as another tool counts",
+)
+_AGAINST_BLOCK = (
+    _MODEL,
+    Column("stage", "scope"),
+    Column("blocks", "blocks", "count"),
+    Column("MACs of an identity block", "block_macs", "count"),
+    Column("of a basic block", "basic_block_macs", "count"),
+)
+_AGAINST_TOTAL = (
+    Column("MACs in all", "macs", "giga"),
+    Column("with basic blocks", "basic_macs", "giga"),
+    Column("ratio", "ratio", "thousandths"),
+    Column("parameters", "params", "count"),
+    Column("with basic blocks", "basic_params", "count"),
+)
+_TIMES_LESS = (Column("times fewer", "block_ratio", "ratio"), Column("exactly", "block_ratio_exact"))
+_SHARE = (Column("bottleneck's share", "block_share", "number"), Column("exactly", "block_share_exact"))
+_OUTER = Table(
+    "against_outer_width",
+    (*_AGAINST_BLOCK, *_TIMES_LESS, *_AGAINST_TOTAL),
+    "(a) against basic blocks of the bottleneck's own outer width",
+)
+_QUARTER = Table(
+    "against_quarter_width",
+    (*_AGAINST_BLOCK, *_SHARE, *_AGAINST_TOTAL),
+    "(b) against ResNet-34's basic blocks, a quarter as wide outside",
+)
+_REDUCTIONS = Table(
+    "reductions",
+    (
+        _MODEL,
+        Column("module", "module"),
+        Column("1x1 convolution", "name"),
+        Column("before", "before"),
+        Column("MACs with it", "macs", "count"),
+        Column("without", "direct_macs", "count"),
+        Column("ratio", "ratio", "thousandths"),
+    ),
+    "1x1 reductions",
+)
+_MODULES = Table(
+    "modules",
+    (
+        _MODEL,
+        Column("module", "module"),
+        Column("weights", "weights", "count"),
+        Column("naive", "naive_weights", "count"),
+        Column("MACs", "macs", "count"),
+        Column("naive", "naive_macs", "count"),
+        Column("ratio", "ratio", "thousandths"),
+    ),
+    "modules, with all their 1x1 convolutions and naive",
+)
+_MEASURED = Table("measured", _BENCH.columns, "measured in one interleaved run")
 _LAYERS = Table(
     "layers",
     (
@@ -363,7 +432,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
     "compare": (_COMPARE,),
-    "cost": (_COST, _STAGES, _LAYERS),
+    "cost": (_COST, _CONVENTIONS, _OUTER, _QUARTER, _REDUCTIONS, _MODULES, _MEASURED, _COMPARISONS, _STAGES, _LAYERS),
     "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),
     "gate": (_CHECKS, _FLIPS, _CLASSES, _FLIPPED),

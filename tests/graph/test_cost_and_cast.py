@@ -121,7 +121,7 @@ def test_an_operator_we_cannot_count_is_named(tmp_path: Path) -> None:
     model = network()
     relu = model.graph.node[1]
     relu.CopyFrom(helper.make_node("Einsum", relu.input, relu.output, name="e", equation="nchw->nchw"))
-    assert cost.count(model, spec_of(model, tmp_path)).unknown == ("e",)
+    assert cost.count(model, spec_of(model, tmp_path)).unknown == ("e (Einsum)",)
 
 
 @pytest.mark.parametrize("keep", [(), ("c",), ("r", "p"), ("fc",), ("c", "r", "p", "f", "fc")])

@@ -1,0 +1,142 @@
+"""graph/cost.py and graph/conventions.py against the tools themselves, other exporters, and closed forms."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from resdeploy.graph import conventions, cost, metadata, portable
+from resdeploy.records import ModelSpec
+
+FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
+# What each convention's figure is called among the facts, which the tools themselves printed.
+PRINTED = {"fvcore": "fvcore_total", "thop": "thop", "ptflops": "ptflops_aten", "ptflops-pytorch": "ptflops_pytorch"}
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_other_tools_figures_are_reproduced(name: str, ours) -> None:
+    """To the last digit, from the folded graph; torchvision's own metadata rounds the first."""
+    from resdeploy.models import zoo
+
+    counted = cost.count(ours(name), zoo.spec(name))
+    found = {tool: conventions.CONVENTIONS[tool].count(counted) for tool in PRINTED}
+    assert found == {tool: FACTS["tools"][name][key] for tool, key in PRINTED.items()}
+    assert round(conventions.CONVENTIONS["torchvision"].count(counted) / 1e9, 3) == {"resnet18": 1.814}.get(name, 4.089)
+    # fvcore's ActivationCountAnalysis and timm's table: outputs of convolutions and of the linear layer.
+    assert counted.activations == FACTS["elements"][name]["bn_elems"] + 1000
+
+
+def test_pools_and_biases_that_folding_removed_are_remembered(ours) -> None:
+    """AlexNet's adaptive pool does nothing at 224 pixels and is dropped, but fvcore and thop count it."""
+    from resdeploy.models import zoo
+
+    counted = cost.count(ours("alexnet"), zoo.spec("alexnet"))
+    found = {tool: conventions.CONVENTIONS[tool].count(counted) for tool in PRINTED}
+    assert found == {tool: FACTS["tools"]["alexnet"][key] for tool, key in PRINTED.items()}
+
+
+def test_the_canonical_form_keeps_what_it_remembers(ours) -> None:
+    """Its own canonical form is itself, with the record of what the first one folded."""
+    model = ours("resnet18")
+    removed = metadata.removed(model)
+    assert removed is not None
+    assert (len(removed.norms), removed.biased, removed.pools) == (20, (), ())
+    assert portable.canonicalise(model).SerializeToString() == model.SerializeToString()
+
+
+def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> None:
+    """TorchScript's, dynamo's unfolded one, timm's network, all with a symbolic batch: the same MACs, none unknown."""
+    timm = pytest.importorskip("timm")
+    from resdeploy.graph import export
+    from resdeploy.models import zoo
+
+    spec = zoo.spec("resnet18", input_shape=(3, 64, 64))
+    foreign = dataclasses.replace(spec, params=None)
+    net = zoo.create(spec)
+    expected = cost.count(ours("resnet18"), spec)
+    files = {
+        "torchscript": torchscript(net, spec.input_shape),
+        "dynamo": export._trace(net, spec),
+        "timm": torchscript(timm.create_model("resnet18").eval(), spec.input_shape),
+    }
+    for name, file in files.items():
+        found = cost.count(file, foreign)
+        assert (found.macs, found.unknown, found.activations) == (expected.macs, (), expected.activations), name
+        assert found.params is None  # a folded graph cannot say
+        blocks = {layer.block for layer in found.layers if layer.macs and layer.block.startswith("layer")}
+        if name != "dynamo":  # whose node names tell nothing before they are made readable
+            assert len(blocks) == 8, name
+    # The exporter folded the batch norms and nobody wrote that down, so fvcore's count is not to be had from its file.
+    assert not cost.count(files["torchscript"], foreign).norms_known
+    assert cost.count(files["dynamo"], foreign).norms_known
+    unfolded = conventions.CONVENTIONS["fvcore"].count(cost.count(files["dynamo"], foreign))
+    assert unfolded == conventions.CONVENTIONS["fvcore"].count(expected)
+
+
+def test_bytes_and_intensity_follow_their_definition(ours) -> None:
+    """A 1x1 convolution and an addition by hand; INT8 is a quarter but for biases; weights are read once a batch."""
+    from resdeploy.models import zoo
+
+    counted = cost.count(ours("resnet18"), zoo.spec("resnet18"))
+    layers = {layer.name: layer for layer in counted.layers}
+    projection = layers["layer2.0.downsample.0"]
+    assert projection.macs == 28 * 28 * 128 * 64
+    assert (projection.params, projection.biases) == (128 * 64 + 128, 128)
+    assert projection.activation_bytes("fp32") == 4 * (64 * 56 * 56 + 128 * 28 * 28)
+    assert projection.weight_bytes("int8") == 128 * 64 + 4 * 128
+    additions = [layer for layer in counted.layers if layer.op == "Add"]
+    assert additions[0].activation_bytes("fp16") == 2 * 64 * 56 * 56  # the skip; the sum stays in the kernel
+    assert all(layer.moved_elements == 0 for layer in counted.layers if layer.op == "Relu")
+    eight = dataclasses.replace(counted, batch_size=8)
+    assert (eight.macs, eight.weight_bytes("fp32")) == (8 * counted.macs, counted.weight_bytes("fp32"))
+    assert eight.intensity("fp32") > counted.intensity("fp32")
+    assert counted.weight_bytes("fp32") == 4 * counted.params_deployed
+
+
+def test_quantized_operators_of_onnx_runtime_are_counted_as_their_originals() -> None:
+    """QLinearConv and FusedConv: the weights at their own place, scales and zero points no parameters."""
+    weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.int8), "w")
+    scalars = [numpy_helper.from_array(np.array(v, t), n) for n, v, t in
+               [("s", 0.1, np.float32), ("z", 0, np.uint8), ("zw", 0, np.int8)]]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["xq"], "q"),
+        helper.make_node("QLinearConv", ["xq", "s", "z", "w", "s", "zw", "s", "z"], ["y"], "c", pads=[1, 1, 1, 1]),
+        helper.make_node("DequantizeLinear", ["y", "s", "z"], ["f"], "d"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 8, 8))],
+        [helper.make_tensor_value_info("f", TensorProto.FLOAT, (1, 4, 8, 8))],
+        [weights, *scalars],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    spec = ModelSpec(name="q", family="foreign", classes=4, input_shape=(3, 8, 8), preprocessing=None)
+    counted = cost.count(model, spec)
+    assert (counted.macs, counted.params_deployed, counted.unknown) == (8 * 8 * 4 * 27, 108, ())
+
+
+def test_a_graph_of_ten_thousand_nodes_is_counted_exactly() -> None:
+    """5,000 convolutions and activations: nothing in the counter grows faster than the graph."""
+    nodes, held = [], [numpy_helper.from_array(np.zeros((4, 4, 1, 1), np.float32), "w")]
+    tensor = "x"
+    for k in range(5000):
+        nodes.append(helper.make_node("Conv", [tensor, "w"], [f"c{k}"], f"c{k}"))
+        nodes.append(helper.make_node("Relu", [f"c{k}"], [f"r{k}"], f"r{k}"))
+        tensor = f"r{k}"
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", 4, 2, 2))],
+        [helper.make_tensor_value_info(tensor, TensorProto.FLOAT, ("n", 4, 2, 2))],
+        held,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    spec = ModelSpec(name="deep", family="foreign", classes=4, input_shape=(4, 2, 2), preprocessing=None)
+    counted = cost.count(model, spec)
+    assert (counted.macs, counted.params_deployed, len(counted.layers)) == (5000 * 4 * 4 * 4, 16, 10_000)
