@@ -22,7 +22,10 @@ Format = Literal["checkpoint", "onnx", "openvino", "engine"]
 BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]
 Effort = Literal["normal", "high"]
-Scenario = Literal["single-stream", "offline"]
+# As MLPerf Inference names them; its fourth, server, would need arrivals at random times.
+Scenario = Literal["single-stream", "multi-stream", "offline"]
+# What a time covers: the inputs on the device already, in host memory, or in JPEG files.
+Scope = Literal["compute", "host", "jpeg"]
 State = Literal["pass", "fail", "inconclusive"]
 
 # Work over two seconds reports (what, done, total); only the command line draws.
@@ -242,6 +245,17 @@ class Block:
     started_s: float  # clock of the run, for drift
     wall_s: float = 0.0  # of the whole block
     device_s: tuple[float, ...] = ()  # of each run, by the device's own events where it has them
+    cpu_s: float = 0.0  # CPU time of the whole process meanwhile, all its threads
+    energy_j: float | None = None  # of the processor packages meanwhile, by anybody; None: not readable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """Compute times of inputs never seen before, and of one input again and again: the check for cached results."""
+
+    __pydantic_config__ = STRICT
+    fresh_s: tuple[float, ...]
+    replayed_s: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,7 +282,9 @@ class Measurement:
     calibration: str | None = None  # `Calibration.data` of an INT8 model
     settings: Mapping[str, str] = field(default_factory=dict)  # the vendor's, as it reports them itself
     notes: tuple[str, ...] = ()  # what a reader must know of the model that ran: FP16 computed in FP32
-    warnings: tuple[str, ...] = ()  # what speaks against the times
+    disturbances: tuple[str, ...] = ()  # what disturbed the machine meanwhile: no speed is claimed then
+    scope: Scope = "compute"
+    replays: tuple[Replay, ...] = ()  # one a process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,12 +306,15 @@ class Summary:
     """What a `Measurement` says, derived by `measure.summary.summarise`."""
 
     measurement: Measurement
-    latency_s: Mapping[str, float | None]  # p50 p90 p95 p99 mean std min max of `run`; None: too few samples
+    latency_s: Mapping[str, float | None]  # p50 p90 p95 p99 mean std min max of the scope; None: too few samples
     end_to_end_p50_s: float  # put + run + get
     p50_ci95_s: tuple[float, float] | None  # None: too few blocks
     throughput_ips: float  # images a second
     valid: bool  # False: no speed may be claimed from it
     warnings: tuple[str, ...]
+    samples_s: tuple[float, ...] = ()  # every query's time in the measurement's scope
+    cpu_s_per_image: float | None = None
+    energy_j_per_image: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ from resdeploy import errors, store
 from resdeploy.backends import Tensor, machine
 from resdeploy.backends.worker import MEMORY_WORDS
 from resdeploy.errors import BackendCrash, EnvironmentFailure, OutOfMemory, ResdeployError
-from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Progress
+from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Preprocessing, Progress, Replay
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,7 +129,7 @@ class Lane:
         if queries < 1 or warmup < 0:
             msg = f"block of {queries} queries, {warmup} to warm up"
             raise ValueError(msg)
-        self._ask("block", seconds or 0.0, queries=queries, seconds=seconds or 0.0, warmup=warmup)
+        meter = self._ask("block", seconds or 0.0, queries=queries, seconds=seconds or 0.0, warmup=warmup)
         times: NDArray[np.int64] = self._take("times.npy").astype(np.int64, copy=False)
         start, copied, computed, end, device = times.T
         return Block(
@@ -139,7 +139,22 @@ class Lane:
             device_s=_seconds(device) if (device >= 0).all() else (),
             started_s=float(start[0]) / 1e9,  # CLOCK_MONOTONIC: the same for all lanes
             wall_s=float(end.max() - start[0]) / 1e9,
+            cpu_s=meter["cpu_s"],
+            energy_j=meter["energy_j"],
         )
+
+    def replay(self, queries: int, seconds: float) -> Replay:
+        """Compute times of inputs never seen before and of one input repeated, in turn, of one session."""
+        times: dict[bool, list[float]] = {False: [], True: []}
+        for repeated in (False, True, True, False):
+            half = {"queries": (queries + 1) // 2, "seconds": seconds / 2, "replay": repeated}
+            times[repeated] += self._ask("replay", seconds, **half)["run_s"]
+        return Replay(fresh_s=tuple(times[False]), replayed_s=tuple(times[True]))
+
+    def decode(self, paths: Sequence[Path], preprocessing: Preprocessing) -> None:
+        """From now on a query's inputs are read, decoded and preprocessed from image files, as part of its `put_s`."""
+        spec = dataclasses.asdict(preprocessing)
+        self._ask("decode", paths=[str(path.absolute()) for path in paths], preprocessing=spec)
 
     def predict(self, inputs: NDArray[np.generic]) -> NDArray[np.generic]:
         """The logits, (N, classes), of any number N of inputs (N, C, H, W); see `predict_all`."""

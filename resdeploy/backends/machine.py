@@ -113,6 +113,24 @@ def oom_kills(root: Path = Path("/")) -> int:
     return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
+def energy_j(root: Path = Path("/")) -> tuple[float, ...] | None:
+    """Energy counters of the processor packages in joules, by RAPL; None where there are none or only root reads them.
+
+    Source: Linux, Documentation/power/powercap/powercap.rst.
+    """
+    # intel-rapl:N is a package (AMD's too); intel-rapl:N:M a part of it that is counted in it already.
+    zones = sorted(root.glob("sys/class/powercap/intel-rapl:[0-9]*/energy_uj"))
+    counts = [_words(zone) for zone in zones if zone.parent.name.count(":") == 1]
+    return tuple(int(words[0]) / 1e6 for words in counts) if counts and all(counts) else None
+
+
+def energy_between_j(before: tuple[float, ...] | None, after: tuple[float, ...] | None) -> float | None:
+    """Joules between two readings; None where one is missing or a counter ran over."""
+    if before is None or after is None or any(b < a for a, b in zip(before, after, strict=True)):
+        return None
+    return sum(after) - sum(before)
+
+
 def _words(path: Path) -> list[str]:
     try:
         return path.read_text().split()

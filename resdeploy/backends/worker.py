@@ -25,14 +25,14 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from resdeploy import backends
-from resdeploy.backends import Loaded, Session, Tensor
+from resdeploy.backends import Loaded, Session, Tensor, machine
 from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
@@ -75,11 +75,11 @@ def random_feeds(inputs: Mapping[str, Tensor]) -> list[Feed]:
 
 
 def time_queries(
-    session: Session, feeds: Sequence[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]
+    session: Session, feeds: Iterable[Feed], more: Callable[[], bool], rows: list[tuple[int, ...]]
 ) -> None:
     """The timed loop: appends (start, copied in, computed, copied out, device time) in ns, device time -1 if none."""
     clock, put, run, get, device = time.perf_counter_ns, session.put, session.run, session.get, session.device_time_s
-    for feed in itertools.cycle(feeds):
+    for feed in feeds:
         if not more():
             return
         start = clock()
@@ -93,26 +93,79 @@ def time_queries(
         rows.append((start, copied, computed, end, -1 if seconds is None else int(seconds * 1e9)))
 
 
+@dataclasses.dataclass
+class Meter:
+    """What a stretch of time took besides time: CPU seconds of this process and the packages' joules."""
+
+    cpu_s: float = 0.0
+    energy_j: float | None = None
+
+    def start(self) -> None:
+        self._energy, self._cpu = machine.energy_j(), time.process_time()
+
+    def stop(self) -> None:
+        self.cpu_s = time.process_time() - self._cpu
+        self.energy_j = machine.energy_between_j(self._energy, machine.energy_j())
+
+
+def in_turn(feeds: Sequence[Feed], number: int) -> Iterable[Feed]:
+    """The inputs of a stream, over and over; each stream begins with another one."""
+    return itertools.cycle([*feeds[number % len(feeds) :], *feeds[: number % len(feeds)]])
+
+
+def unseen(feed: Feed, *, replay: bool) -> Iterable[Feed]:
+    """Inputs that no query had before; for `replay` one and the same, at the same price of making it.
+
+    Made between two queries, outside the timed part, in the same memory: the caches are left alike in both.
+    """
+    rng = np.random.default_rng(SEED + 1)
+    made = {name: value.copy() for name, value in feed.items()}
+    while True:
+        for name, value in feed.items():
+            shift = int(rng.integers(1, max(2, value.size)))
+            made[name].flat[:] = np.roll(value, 0 if replay else shift).flat
+        yield made
+
+
 def time_block(
-    sessions: Sequence[Session], feeds: Sequence[Feed], queries: int, seconds: float, warmup: int
+    sessions: Sequence[Session],
+    feeds: Callable[[int], Iterable[Feed]],
+    queries: int,
+    seconds: float,
+    warmup: int,
+    meter: Meter | None = None,
 ) -> NDArray[np.int64]:
     """Times at least `queries` queries over at least `seconds`, shared by the sessions, one thread each.
+
+    Args:
+        sessions: to run side by side.
+        feeds: the inputs of each stream.
+        queries: at least so many, of all streams together.
+        seconds: at least so long.
+        warmup: untimed queries of each stream before.
+        meter: reads what the timed part takes.
 
     Returns:
         (n, 5) int64 in order of their starts, columns as in `time_queries`.
     """
+    meter = meter or Meter()
     rows: list[tuple[int, ...]] = []
     failures: list[BaseException] = []
     tickets = itertools.count()
     started: list[int] = []
-    gate = threading.Barrier(len(sessions), action=lambda: started.append(time.perf_counter_ns()))
+
+    def begin() -> None:
+        meter.start()
+        started.append(time.perf_counter_ns())
+
+    gate = threading.Barrier(len(sessions), action=begin)
 
     def more() -> bool:
         return next(tickets) < queries or time.perf_counter_ns() - started[0] < seconds * 1e9
 
     def stream(number: int, session: Session) -> None:
         try:
-            mine = [*feeds[number % len(feeds) :], *feeds[: number % len(feeds)]]
+            mine = feeds(number)
             time_queries(session, mine, iter([True] * warmup + [False]).__next__, [])
             gate.wait()
             time_queries(session, mine, more, rows)
@@ -129,6 +182,8 @@ def time_block(
         stream(0, sessions[0])
         for thread in others:
             thread.join()
+        if started:
+            meter.stop()
     finally:
         gc.enable()
     for failure in failures:
@@ -171,6 +226,25 @@ def answer(loaded: Loaded, sessions: Sequence[Session], inputs: NDArray[np.gener
     return {output: np.concatenate([parts[start][output] for start in starts]) for output in loaded.outputs}
 
 
+class _FromFiles:
+    """A session whose inputs are names of image files: `put` reads, decodes, preprocesses and copies them."""
+
+    def __init__(self, session: Session, name: str, tensor: Tensor, spec: Preprocessing) -> None:
+        self.session, self.name, self.spec = session, name, spec
+        self.buffer: NDArray[np.generic] = np.zeros(tensor.shape, tensor.dtype)
+        self.run, self.get, self.device_time_s = session.run, session.get, session.device_time_s
+
+    def put(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
+        from PIL import Image
+
+        from resdeploy.data import preprocess
+
+        for row, path in zip(self.buffer, inputs[self.name].tolist(), strict=True):
+            with Image.open(path) as image:
+                np.copyto(row, preprocess.apply(image, self.spec), casting="same_kind")
+        self.session.put({self.name: self.buffer})
+
+
 class Worker:
     """The operations. Each takes the request's fields and returns the reply's."""
 
@@ -195,7 +269,7 @@ class Worker:
         self.sessions.append(self.loaded.session())
         loaded_at = time.perf_counter()
         self.feeds = random_feeds(self.loaded.inputs)
-        first = time_block(self.sessions, self.feeds, 1, 0.0, 0) if query else None
+        first = time_block(self.sessions, self._inputs, 1, 0.0, 0) if query else None
         self.sessions += [self.loaded.session() for _ in range(settings.streams - 1)]
         return {
             "load_s": loaded_at - start,
@@ -205,9 +279,31 @@ class Worker:
             "settings": dict(self.loaded.settings),
         }
 
-    def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
-        np.save(self.folder / "times.npy", time_block(self.sessions, self.feeds, queries, seconds, warmup))
+    def _inputs(self, number: int) -> Iterable[Feed]:
+        return in_turn(self.feeds, number)
+
+    def decode(self, paths: list[str], preprocessing: dict[str, Any]) -> dict[str, Any]:
+        """From now on the inputs of a query are read from image files, as part of `put`."""
+        preprocessing["mean"], preprocessing["std"] = tuple(preprocessing["mean"]), tuple(preprocessing["std"])
+        ((name, tensor),) = self.loaded.inputs.items()
+        spec = Preprocessing(**preprocessing)
+        self.sessions = [_FromFiles(session, name, tensor, spec) for session in self.sessions]
+        size = tensor.shape[0]
+        batches = [[paths[(k + i) % len(paths)] for i in range(size)] for k in range(0, max(len(paths), size), size)]
+        self.feeds = [{name: np.array(batch)} for batch in batches]
         return {}
+
+    def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
+        meter = Meter()
+        times = time_block(self.sessions, self._inputs, queries, seconds, warmup, meter)
+        np.save(self.folder / "times.npy", times)
+        return {"cpu_s": meter.cpu_s, "energy_j": meter.energy_j}
+
+    def replay(self, queries: int, seconds: float, replay: bool) -> dict[str, Any]:
+        """Compute times of one session: of inputs never seen, or of the same one again and again."""
+        feeds = random_feeds(self.loaded.inputs)[:1]
+        times = time_block(self.sessions[:1], lambda _: unseen(feeds[0], replay=replay), queries, seconds, 1)
+        return {"run_s": ((times[:, 2] - times[:, 1]) / 1e9).tolist()}
 
     def predict(self) -> dict[str, Any]:
         # Copy-on-write: torch warns of arrays that it may not write to.

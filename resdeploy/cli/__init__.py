@@ -32,6 +32,7 @@ from resdeploy.cli import (
     prune,
     quantize,
     run,
+    show,
     study,
     train,
 )
@@ -52,6 +53,7 @@ app.command("prune")(prune.prune)
 app.command("quantize")(quantize.quantize)
 app.command("build")(build.build)
 app.command("bench")(bench.bench)
+app.command("show")(show.show)
 app.command("eval")(evaluate.evaluate)
 app.command("gate")(gate.gate)
 app.command("compare")(compare.compare)

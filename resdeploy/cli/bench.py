@@ -14,13 +14,28 @@ def bench(
         typer.Option(help="Compared with FP32 in the same run; default: what the model is."),
     ] = None,
     backend: options.Backend = "auto",
-    batch_size: Annotated[str, typer.Option("--batch-size", "-b", help="Images a query; a list: 1,8,32.")] = "1",
-    threads: options.Threads = None,
-    streams: Annotated[int, typer.Option(min=1, help="Independent sessions; more than 1: throughput.")] = 1,
+    batch_size: Annotated[
+        str, typer.Option("--batch-size", "-b", help="Images a query; a list: 1,8,32; default: 1, multi-stream: 8.")
+    ] = "",
+    threads: Annotated[
+        str | None, typer.Option(help="CPU threads; default: the usable cores; a list: 1,2.", show_default=False)
+    ] = None,
+    scenario: Annotated[
+        Literal["single-stream", "multi-stream", "offline"] | None,
+        typer.Option(help="As in MLPerf: one query at a time (p90), 8 images a query (p99), throughput."),
+    ] = None,
+    streams: Annotated[
+        int | None, typer.Option(min=1, help="Independent sessions side by side; offline: one a core.")
+    ] = None,
+    scope: Annotated[
+        Literal["compute", "host", "jpeg"],
+        typer.Option(help="What is timed: compute alone, with copies from host memory, or from JPEG files (--data)."),
+    ] = "compute",
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
     provider: Annotated[
         Literal["cpu", "cuda", "tensorrt"], typer.Option(help="What ONNX Runtime computes on.")
     ] = "cpu",
+    data: options.Data = None,
     weights: options.Weights = "random",
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
@@ -41,12 +56,15 @@ def bench(
 ) -> None:
     """Measure latency and throughput, all rows interleaved in one run.
 
-    Examples: resdeploy bench --precision int8 · resdeploy bench r18.onnx r50.onnx -b 1,8 --backend openvino,onnxruntime
+    What has been measured is kept after every block: `resdeploy show` shows it if the run is cut short.
+
+    Examples: resdeploy bench --precision int8 --backend all · resdeploy bench r18.onnx r50.onnx -b 1,8 --threads 1,2 ·
+    resdeploy bench r50.onnx --scenario offline
     """
-    from resdeploy.measure import environment, summary
+    from resdeploy.measure import environment, journal
     from resdeploy.pipeline import bench as timing
     from resdeploy.pipeline import make
-    from resdeploy.records import Failure, Summary
+    from resdeploy.records import Summary
     from resdeploy.report import documents
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
@@ -57,19 +75,25 @@ def bench(
     plan = timing.BenchPlan(
         precision=precision,
         backends=tuple(backend.split(",")),
-        batch_sizes=options.positive_integers(batch_size, "--batch-size"),
-        threads=threads,
+        batch_sizes=options.positive_integers(
+            batch_size or ("8" if scenario == "multi-stream" else "1"), "--batch-size"
+        ),
+        threads=options.positive_integers(threads, "--threads") if threads else (None,),
+        scenario=scenario,
         streams=streams,
         provider=provider,
+        scope=scope,
+        data=data,
         duration_s=duration,
         seed=seed,
+        journal=journal.default(),
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     console.chosen(backend, precision, quiet=quiet)
-    with console.progress(quiet=quiet) as progress:
-        result = timing.bench(requests, plan, calibration, progress=progress)
+    with console.live(quiet=quiet) as (progress, watch):
+        result = timing.bench(requests, plan, calibration, progress=progress, watch=watch)
     console.announce(*result.sources, quiet=quiet)
-    outcomes = [o if isinstance(o, Failure) else summary.summarise(o) for o in result.outcomes]
+    outcomes = timing.summaries(result.outcomes)
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))

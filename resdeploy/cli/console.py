@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from resdeploy.records import Artifact, Precision, Progress
+    from rich.progress import Progress as Bars
+
+    from resdeploy.measure.bench import Watch
+    from resdeploy.records import Artifact, Failure, Measurement, Precision, Progress
 
 verbosity = 0  # how often -v was given
 
@@ -136,24 +139,82 @@ def _to_stdout(text: str) -> None:
 
 
 @contextlib.contextmanager
+def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None]]:
+    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images a second."""
+    if quiet or not sys.stderr.isatty():
+        with progress(quiet=quiet) as report:
+            yield report, None
+        return
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    from resdeploy.report.render import inert
+
+    rows: dict[str, tuple[str, str, str]] = {}
+    shown = bars()
+    tasks: dict[str, Any] = {}
+    with Live(shown, console=Console(stderr=True), transient=True) as view:
+
+        def draw() -> None:
+            table = Table("now", "blocks", "median ms", "images/s", box=None, pad_edge=False)
+            for label, cells in rows.items():
+                table.add_row(Text(inert(label)), *cells)
+            view.update(Group(table, shown) if rows else shown)
+
+        def report(what: str, done: int, total: int) -> None:
+            _advance(shown, tasks, what, done, total)
+            draw()
+
+        def watch(outcome: Measurement | Failure, _done: int, _total: int) -> None:
+            rows[outcome.label] = _so_far(outcome)
+            draw()
+
+        yield report, watch
+
+
+def _so_far(outcome: Measurement | Failure) -> tuple[str, str, str]:
+    """Cells of the live view; the median is of the compute time."""
+    from resdeploy.records import Failure
+
+    if isinstance(outcome, Failure):
+        return f"failed ({outcome.error_code})", "-", "-"
+    times = sorted(time_s for block in outcome.blocks for time_s in block.run_s)
+    if not times:
+        return "warm", "-", "-"
+    wall_s = sum(block.wall_s for block in outcome.blocks)
+    rate = outcome.batch_size * len(times) / wall_s if wall_s else 0.0
+    return str(len(outcome.blocks)), f"{1e3 * times[len(times) // 2]:.4g}", f"{rate:,.1f}"
+
+
+def bars() -> Bars:
+    """Progress bars with the time that remains, not yet drawn."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Bars(*columns)
+
+
+def _advance(shown: Bars, tasks: dict[str, Any], what: str, done: int, total: int) -> None:
+    if what not in tasks:
+        tasks[what] = shown.add_task(what, total=total)
+    shown.update(tasks[what], completed=done, total=total)
+    if done >= total:
+        shown.remove_task(tasks.pop(what))
+
+
+@contextlib.contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
     """A callback that draws bars on stderr; silent where stderr is no terminal."""
     if quiet or not sys.stderr.isatty():
         yield lambda _what, _done, _total: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.live import Live
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done, total=total)
-            if done >= total:
-                bars.remove_task(tasks.pop(what))
-
-        yield report
+    shown = bars()
+    tasks: dict[str, Any] = {}
+    with Live(shown, console=Console(stderr=True), transient=True):
+        yield lambda what, done, total: _advance(shown, tasks, what, done, total)

@@ -45,7 +45,7 @@ def cost(
 
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
-    plan = bench.BenchPlan(backends=(backend,), batch_sizes=sizes, threads=threads, duration_s=duration)
+    plan = bench.BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration)
     with console.progress(quiet=quiet) as progress:
         counted = costs.counts(requests, batch_sizes=sizes, progress=progress)
         compared = costs.compared(requests, against, plan if measure else None, progress=progress)

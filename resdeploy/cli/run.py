@@ -39,4 +39,6 @@ def run(
     store.write_json(result.folder / "results.json", document)
     console.emit(document, fmt, output)
     console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)
+    if result.failures:
+        raise typer.Exit(max(failure.exit_status for failure in result.failures))
     raise typer.Exit(EXIT[result.verdict.state] if result.verdict else 0)

@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy import stats, store
+from resdeploy import store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import environment
-from resdeploy.measure.summary import per_image_s
+from resdeploy.measure.summary import doubts
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -30,6 +30,9 @@ from resdeploy.records import (
     Failure,
     Measurement,
     Progress,
+    Replay,
+    Scenario,
+    Scope,
 )
 
 BLOCKS = 16  # a candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
@@ -41,17 +44,27 @@ WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
 # With several streams a block ends when the last of them does; at 8 queries a stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
 MAX_QUERIES = 5000  # a block; more would only fill memory
+REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results
+
+# What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
+Watch = Callable[["Measurement | Failure", int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One row of a bench: a built file and how to run it. `label` tells it from the others."""
+    """One row of a bench: a built file and how to run it. `label` tells it from the others.
+
+    Without a `scenario` one stream is single-stream and several are offline. The scope `jpeg` needs `images`.
+    """
 
     label: str
     backend: BackendName
     artifact: Artifact
     execution: Execution
     macs: int | None = None
+    scenario: Scenario | None = None
+    scope: Scope = "compute"
+    images: tuple[Path, ...] = ()
 
     @property
     def model(self) -> str:
@@ -67,7 +80,9 @@ def run(
     processes: int = PROCESSES,
     extensions: int = EXTENSIONS,
     progress: Progress | None = None,
+    watch: Watch | None = None,
     open_lane: Callable[[BackendName], Lane] = Lane,
+    look: Callable[[], environment.Snapshot] = environment.snapshot,
 ) -> tuple[Measurement | Failure, ...]:
     """Times all candidates in one interleaved run.
 
@@ -79,9 +94,11 @@ def run(
         seed: of the order of blocks.
         blocks: a candidate, spread over its processes.
         processes: fresh processes a candidate.
-        extensions: further processes for all, as long as a run is not to be believed (`stats.doubts`).
+        extensions: further processes for all, as long as a run is not to be believed (`summary.doubts`).
         progress: what is being done.
+        watch: is told of every block as soon as it is timed, and of every failure.
         open_lane: makes lanes.
+        look: reads the machine's counters.
 
     Returns:
         One result a candidate, in their order.
@@ -96,20 +113,21 @@ def run(
     entrants = [_Entrant(candidate) for candidate in candidates]
     order = random.Random(seed)
     rounds = math.ceil(blocks / processes)
-    before = environment.snapshot()
+    before = look()
     for generation in range(processes + extensions):
         if generation >= processes and not any(entrant.unstable for entrant in entrants):
             break
         what = "timing" if generation < processes else "timing again, unstable so far"
-        _generation(entrants, rounds, duration_s / blocks, order, open_lane, _counter(progress, what))
-    disturbances = environment.disturbances(before, environment.snapshot())
+        tell = _teller(entrants, rounds * processes, progress, what, watch)
+        _generation(entrants, rounds, duration_s / blocks, order, open_lane, tell)
+        found = environment.disturbances(before, look())
+        for entrant in entrants:
+            entrant.disturbances = found
     _raise_if_all_failed(entrants)
     return tuple(
         entrant.failure()
         if entrant.error
-        else dataclasses.replace(
-            entrant.measurement(), notes=_arithmetic(entrant.candidate, open_lane), warnings=disturbances
-        )
+        else dataclasses.replace(entrant.measurement(), notes=_arithmetic(entrant.candidate, open_lane))
         for entrant in entrants
     )
 
@@ -126,11 +144,14 @@ class _Entrant:
     first_s: list[float] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
     peak_rss_bytes: int = 0
+    replays: list[Replay] = field(default_factory=list)
+    disturbances: tuple[str, ...] = ()
     error: ResdeployError | None = None
 
     @property
     def unstable(self) -> bool:
-        return self.error is None and bool(stats.doubts(per_image_s(self.measurement())))
+        """Whether going on may help; against other programs and throttling it does not."""
+        return self.error is None and bool(doubts(dataclasses.replace(self.measurement(), disturbances=())))
 
     def open(self, lane: Lane) -> None:
         """Opens the model and runs it until it gets no faster."""
@@ -139,7 +160,20 @@ class _Entrant:
         self.first_s.append(opened.first_s)
         self.settings = dict(opened.settings)
         self.query_s = warm_up(lane)
+        self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
+        if self.candidate.scope == "jpeg":
+            self._decode(lane)
         self.lane = lane
+
+    def _decode(self, lane: Lane) -> None:
+        model = self.candidate.artifact.model
+        if not self.candidate.images or model is None or model.preprocessing is None:
+            raise UsageError(
+                f"{self.candidate.label}: timing from files needs images, and a model that says how to preprocess them",
+                fix="Name a folder of JPEG files with --data, and a model exported by resdeploy",
+            )
+        lane.decode(self.candidate.images, model.preprocessing)
+        self.query_s = warm_up(lane)
 
     def time_block(self, seconds: float) -> None:
         """One block, after as many untimed queries as another lane's traces take to fade."""
@@ -161,7 +195,10 @@ class _Entrant:
             backend=candidate.backend,
             precision=artifact.precision,
             batch_size=candidate.execution.batch_size,
-            scenario="single-stream" if candidate.execution.streams == 1 else "offline",
+            scenario=candidate.scenario or ("single-stream" if candidate.execution.streams == 1 else "offline"),
+            scope=candidate.scope,
+            replays=tuple(self.replays),
+            disturbances=self.disturbances,
             sha256=artifact.sha256,
             execution=candidate.execution,
             blocks=tuple(self.blocks),
@@ -218,21 +255,22 @@ def _generation(
     block_s: float,
     order: random.Random,
     open_lane: Callable[[BackendName], Lane],
-    count: Callable[[int, int], None],
+    tell: Callable[[_Entrant], None],
 ) -> None:
     """A fresh process for every candidate, then `rounds` blocks of each, every round in another order."""
     with contextlib.ExitStack() as stack:
-        for entrant in entrants:
-            if entrant.error is None:
-                with _recorded(entrant):
-                    entrant.open(stack.enter_context(open_lane(entrant.candidate.backend)))
-        for number in range(rounds):
+        opening = [entrant for entrant in entrants if entrant.error is None]
+        for entrant in opening:
+            with _recorded(entrant):
+                entrant.open(stack.enter_context(open_lane(entrant.candidate.backend)))
+            tell(entrant)
+        for _ in range(rounds):
             running = [entrant for entrant in entrants if entrant.error is None]
             order.shuffle(running)
-            for position, entrant in enumerate(running):
+            for entrant in running:
                 with _recorded(entrant):
                     entrant.time_block(block_s)
-                count(number * len(running) + position + 1, rounds * len(running))
+                tell(entrant)
 
 
 def _arithmetic(candidate: Candidate, open_lane: Callable[[BackendName], Lane]) -> tuple[str, ...]:
@@ -265,8 +303,22 @@ def _recorded(entrant: _Entrant) -> Iterator[None]:
         entrant.error = e
 
 
-def _counter(progress: Progress | None, what: str) -> Callable[[int, int], None]:
-    return lambda done, total: progress(what, done, total) if progress is not None else None
+def _teller(
+    entrants: Sequence[_Entrant], rounds: int, progress: Progress | None, what: str, watch: Watch | None
+) -> Callable[[_Entrant], None]:
+    """Says what has been done, after each block and each failure."""
+
+    def tell(entrant: _Entrant) -> None:
+        running = [e for e in entrants if e.error is None]
+        done = sum(len(e.blocks) for e in running)
+        # An extension adds rounds that nobody could plan for.
+        per_entrant = max(rounds, *(len(e.blocks) for e in running)) if running else rounds
+        if progress is not None and running:
+            progress(what, done, len(running) * per_entrant)
+        if watch is not None:
+            watch(entrant.failure() if entrant.error else entrant.measurement(), done, len(running) * per_entrant)
+
+    return tell
 
 
 def _raise_if_all_failed(entrants: Sequence[_Entrant]) -> None:

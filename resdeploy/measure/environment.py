@@ -37,6 +37,7 @@ PACKAGES = (
 # and throttled time hit the measured process directly, so that 1 % already moves a p99.
 OTHER_LOAD_SHARE = 0.05
 WITHHELD_SHARE = 0.01
+CLOCK_LIMIT_SHARE = 0.99  # a limit below what the core can do: set by hand, or by the firmware for power or heat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +52,8 @@ class Snapshot:
     throttled: int | None  # periods in which the container's quota stopped us
     throttled_s: float | None
     gpu: Mapping[str, Any] | None = None  # `backends.nvml.snapshot`
+    thermal: int | None = None  # times that a core or a package was slowed for its heat
+    clock_limit: float | None = None  # lowest of the cores' present limits, as a share of what each can do
 
 
 def capture(root: Path = Path("/")) -> dict[str, Any]:
@@ -111,6 +114,8 @@ def snapshot(root: Path = Path("/")) -> Snapshot:
         throttled=periods,
         throttled_s=withheld_s,
         gpu=nvml.snapshot(),
+        thermal=_thermal(root),
+        clock_limit=_clock_limit(root),
     )
 
 
@@ -137,6 +142,15 @@ def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
                 f"the container's CPU quota stopped the run in {periods} periods ({withheld:.0%} of its time); "
                 "use fewer --threads or a larger quota"
             )
+    if before.thermal is not None and after.thermal is not None and after.thermal > before.thermal:
+        found.append(
+            f"the processor was slowed {after.thermal - before.thermal} times for its heat; cool it, or let it rest"
+        )
+    if after.clock_limit is not None and after.clock_limit < CLOCK_LIMIT_SHARE:
+        found.append(
+            f"a core's clock is limited to {after.clock_limit:.0%} of what it can do; "
+            "raise scaling_max_freq, or look for what lowered it"
+        )
     return (*found, *nvml.disturbances(before.gpu, after.gpu))
 
 
@@ -191,6 +205,21 @@ def _throttling(root: Path) -> tuple[int | None, float | None]:
             seconds = int(in_ns) / 1e9 if in_ns else int(in_us or 0) / 1e6
             return int(fields["nr_throttled"]), seconds
     return None, None
+
+
+def _thermal(root: Path) -> int | None:
+    """Thermal throttling events of all cores and packages since boot (Intel's counters); None where there are none."""
+    counts = [_text(path) for path in root.glob("sys/devices/system/cpu/cpu[0-9]*/thermal_throttle/*_throttle_count")]
+    return sum(int(count) for count in counts if count) if counts else None
+
+
+def _clock_limit(root: Path) -> float | None:
+    shares = []
+    for folder in root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq"):
+        limit, able = _text(folder / "scaling_max_freq"), _text(folder / "cpuinfo_max_freq")
+        if limit and able:
+            shares.append(int(limit) / int(able))
+    return min(shares, default=None)
 
 
 def _versions() -> dict[str, str]:

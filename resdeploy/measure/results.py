@@ -37,12 +37,15 @@ class SavedRow:
     sha256: str = ""
     weights: str = ""
     threads: int | None = None
+    streams: int = 1
+    scope: str = "compute"
     valid: bool = True  # what the run itself knew of: throttling, remembered results
 
     @property
     def key(self) -> tuple[object, ...]:
         """What must be equal for two runs' rows to be of one thing."""
-        return (self.model, self.backend, self.precision, self.batch_size, self.scenario, self.threads)
+        how = (self.scenario, self.scope, self.threads, self.streams)
+        return (self.model, self.backend, self.precision, self.batch_size, *how)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +177,7 @@ def _row(row: dict[str, Any]) -> SavedRow:
         msg = "samples_ms and block_sizes do not fit each other"
         raise ValueError(msg)
     batch = int(row["batch_size"])
-    if row["scenario"] == "single-stream":
+    if row["scenario"] != "offline":
         blocks = np.split(times / batch, np.cumsum(sizes)[:-1])
     else:  # queries overlap: a block counts as one, by its wall time (as `summary.per_image_s` has it)
         walls = zip(row["block_walls_s"], sizes, strict=True)
@@ -192,6 +195,8 @@ def _row(row: dict[str, Any]) -> SavedRow:
         sha256=str(row.get("sha256") or ""),
         weights=str(row.get("weights") or ""),
         threads=row.get("threads"),
+        streams=int(row.get("streams") or 1),
+        scope=str(row.get("scope") or "compute"),
         valid=bool(row.get("valid", True)),
     )
 

@@ -23,6 +23,8 @@ DOUBTS = {
     "slow-first": "the first block was {observed:.1%} slower than the others; measure again, or raise --duration",
     "bimodal": "times fall into two groups {observed:.1%} apart; stop other programs, or give fewer --threads",
     "outliers": "{observed:.1%} of the times are far from the rest; stop other programs and measure again",
+    "cached": "an input seen before was answered {observed:.0%} faster than new ones, {limit:.0%} are allowed; "
+    "something keeps results: turn that off",
     "variance": "times spread by {observed:.1%} of their median; stop other programs, or give fewer --threads",
 }
 
@@ -30,12 +32,14 @@ DOUBTS = {
 def summarise(measurement: Measurement) -> Summary:
     """Derives everything that is reported.
 
-    Latency is that of `run`: compute, the inputs already on the device. Percentiles are order statistics; one whose
-    sample is too small (`stats.minimum_queries`: 64 for p90, 662 for p99) is None, with a warning.
+    Latency is that of the measurement's scope: compute alone with the inputs on the device, or with the copies (from
+    host memory), or with decoding too (from JPEG files). Percentiles are order statistics; one whose sample is too
+    small (`stats.minimum_queries`: 64 for p90, 662 for p99) is None, with a warning.
     """
-    times = _compute_s(measurement.blocks)
+    blocks = measurement.blocks
+    times = np.concatenate(_latencies_s(measurement))
     latency: dict[str, float | None] = {}
-    warnings = list(measurement.warnings)
+    warnings = []
     for name, share in PERCENTILES.items():
         needed = 1 if name == "p50" else stats.minimum_queries(share)
         latency[name] = _quantile(times, share) if len(times) >= needed else None
@@ -43,16 +47,35 @@ def summarise(measurement: Measurement) -> Summary:
             warnings.append(f"{name} needs {needed} queries and has {len(times)}; raise --duration")
     latency |= {"mean": float(times.mean()), "min": float(times.min()), "max": float(times.max())}
     latency["std"] = float(times.std(ddof=1)) if len(times) > 1 else None
-    doubts = stats.doubts(per_image_s(measurement))
+    images = measurement.batch_size * len(times)
+    energies = [block.energy_j for block in blocks]
+    against = doubts(measurement)
     return Summary(
         measurement=measurement,
         latency_s=latency,
-        end_to_end_p50_s=_quantile(np.concatenate([_end_to_end_s(block) for block in measurement.blocks]), 0.5),
-        p50_ci95_s=_median_interval(measurement.blocks),
-        throughput_ips=measurement.batch_size * len(times) / sum(map(_wall_s, measurement.blocks)),
-        valid=not doubts,
-        warnings=(*warnings, *(DOUBTS[d.kind].format(observed=d.observed, limit=d.limit) for d in doubts)),
+        end_to_end_p50_s=_quantile(np.concatenate([_end_to_end_s(block) for block in blocks]), 0.5),
+        p50_ci95_s=_median_interval(_latencies_s(measurement)),
+        throughput_ips=images / sum(map(_wall_s, blocks)),
+        cpu_s_per_image=sum(block.cpu_s for block in blocks) / images,
+        energy_j_per_image=None if None in energies else sum(e for e in energies if e is not None) / images,
+        valid=not against,
+        warnings=(*warnings, *against),
+        samples_s=tuple(times.tolist()),
     )
+
+
+def doubts(measurement: Measurement) -> tuple[str, ...]:
+    """Why no speed may be claimed from it, one sentence each with its remedy; empty where nothing speaks against it."""
+    found = list(stats.doubts(per_image_s(measurement)))
+    if measurement.replays:
+        fresh, replayed = (
+            np.concatenate([getattr(replay, side) for replay in measurement.replays])
+            for side in ("fresh_s", "replayed_s")
+        )
+        cached = stats.cached(fresh, replayed)
+        found += [cached] if cached else []
+    named = (DOUBTS[doubt.kind].format(observed=doubt.observed, limit=doubt.limit) for doubt in found)
+    return (*named, *measurement.disturbances)
 
 
 def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
@@ -71,23 +94,25 @@ def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
         candidate=candidate.label,
         speedup=speedup,
         speedup_ci95=interval,
-        valid=not stats.doubts(before) and not stats.doubts(after),
+        valid=not doubts(baseline) and not doubts(candidate),
     )
 
 
 def per_image_s(measurement: Measurement) -> list[Times]:
     """Seconds an image, one array a block: what speed is judged by.
 
-    Single-stream: the compute time of each query over its batch. Offline: queries of several sessions overlap, so a
-    block has one value, its wall time over its images.
+    Single-stream and multi-stream: the time of each query over its batch. Offline: queries of several sessions
+    overlap, so a block has one value, its wall time over its images.
     """
-    if measurement.scenario == "single-stream":
-        return [np.asarray(block.run_s) / measurement.batch_size for block in measurement.blocks]
+    if measurement.scenario != "offline":
+        return [times / measurement.batch_size for times in _latencies_s(measurement)]
     return [np.array([_wall_s(b) / (len(b.run_s) * measurement.batch_size)]) for b in measurement.blocks]
 
 
-def _compute_s(blocks: Sequence[Block]) -> Times:
-    return np.concatenate([np.asarray(block.run_s) for block in blocks])
+def _latencies_s(measurement: Measurement) -> list[Times]:
+    if measurement.scope == "compute":
+        return [np.asarray(block.run_s) for block in measurement.blocks]
+    return [_end_to_end_s(block) for block in measurement.blocks]
 
 
 def _end_to_end_s(block: Block) -> Times:
@@ -103,8 +128,8 @@ def _quantile(times: Times, share: float) -> float:
     return float(np.quantile(times, share, method="inverted_cdf"))
 
 
-def _median_interval(blocks: Sequence[Block]) -> tuple[float, float] | None:
+def _median_interval(blocks: Sequence[Times]) -> tuple[float, float] | None:
     if len(blocks) < 2:
         return None
-    found = stats.percentile([block.run_s for block in blocks], 0.5)
+    found = stats.percentile(blocks, 0.5)
     return found.low, found.high

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends, store
-from resdeploy.backends import choose
+from resdeploy.backends import choose, machine
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import bench as timing
-from resdeploy.measure import summary
+from resdeploy.measure import journal, summary
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import (
@@ -26,10 +26,14 @@ from resdeploy.records import (
     Measurement,
     Precision,
     Progress,
+    Scenario,
+    Scope,
+    Summary,
 )
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"
+IMAGES = 64  # files that the scope `jpeg` decodes in turn; they are in the page cache after the first time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +43,15 @@ class BenchPlan:
     precision: Precision | None = None  # None: what each model is
     backends: tuple[str, ...] = ("auto",)  # names, `auto`, or `all`
     batch_sizes: tuple[int, ...] = (1,)
-    threads: int | None = None
-    streams: int = 1
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
+    threads: tuple[int | None, ...] = (None,)
+    scenario: Scenario | None = None  # None: one stream is single-stream, several are offline
+    streams: int | None = None  # None: one; for offline one a core
+    scope: Scope = "compute"
+    data: str | None = None  # whose JPEG files the scope `jpeg` decodes
     duration_s: float = 3.0
     seed: int = 0
+    journal: Path | None = None  # keeps what has been measured so far
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,26 +85,35 @@ def cost_of(artifact: Artifact) -> Cost:
 
 
 def bench(
-    requests: Sequence[Request], plan: BenchPlan, calibration: make.CalibrationPlan, *, progress: Progress
+    requests: Sequence[Request],
+    plan: BenchPlan,
+    calibration: make.CalibrationPlan,
+    *,
+    progress: Progress,
+    watch: timing.Watch | None = None,
 ) -> Bench:
-    """Times every model x batch size x backend x precision, interleaved in one run; what fails is a row too.
+    """Times every model x batch size x threads x backend x precision, interleaved in one run; what fails is a row too.
 
     Raises:
         BackendMissing, UsageError: what was asked for cannot run here.
         ResdeployError: every row failed; of the first one's class.
     """
+    images = _images(plan)
     rows: list[Row] = []
     failures: list[Failure] = []
     errors: list[ResdeployError] = []
     names = _names(requests)
-    for request, batch_size in itertools.product(dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes)):
+    for request, batch_size, threads in itertools.product(
+        dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes), dict.fromkeys(plan.threads)
+    ):
+        sized = f"b{batch_size}" + (f" t{threads}" if len(set(plan.threads)) > 1 else "")
         for backend, precision, baselines in _table(request, plan):
             label, *others = (
-                f"{names[request]} {name}{' ' + wide if wide else ''} b{batch_size}"
+                f"{names[request]} {name}{' ' + wide if wide else ''} {sized}"
                 for name, wide in ((backend, precision), *baselines)
             )
             try:
-                row = _row(request, backend, precision, batch_size, label, plan, calibration, progress)
+                row = _row(request, backend, precision, (batch_size, threads), label, plan, calibration, progress)
             except UsageError:
                 raise
             except ResdeployError as e:
@@ -105,11 +122,53 @@ def bench(
             else:
                 # Without a low precision the first row is what the others are compared with.
                 first = () if baselines or not rows else (rows[0].candidate.label,)
-                rows.append(dataclasses.replace(row, baselines=(*others, *first)))
+                candidate = dataclasses.replace(row.candidate, images=images)
+                rows.append(dataclasses.replace(row, candidate=candidate, baselines=(*others, *first)))
     if not rows:
         raise errors[0]
-    found = measure(rows, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    with journal.keeping(plan.journal, failures) as keep:
+        found = measure(
+            rows,
+            duration_s=plan.duration_s,
+            seed=plan.seed,
+            progress=progress,
+            watch=_both(keep, watch),
+        )
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
+
+
+def _both(first: timing.Watch | None, second: timing.Watch | None) -> timing.Watch:
+    def watch(outcome: Measurement | Failure, done: int, total: int) -> None:
+        for tell in (first, second):
+            if tell is not None:
+                tell(outcome, done, total)
+
+    return watch
+
+
+def _images(plan: BenchPlan) -> tuple[Path, ...]:
+    """Files to decode, for the scope `jpeg`.
+
+    Raises:
+        UsageError: the data are no files.
+    """
+    if plan.scope != "jpeg":
+        return ()
+    from resdeploy.data import datasets
+
+    if plan.data is None:
+        raise UsageError("timing from JPEG files needs files", fix="Add --data FOLDER")
+    items = datasets.open_dataset(plan.data, need_labels=False).items
+    files = [item for item in items if isinstance(item, Path)] if isinstance(items, tuple) else []
+    found = tuple(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
+    if not found:
+        raise UsageError(f"{plan.data} holds no JPEG files", fix="Name a folder in ImageFolder layout")
+    return found
+
+
+def summaries(outcomes: Iterable[Measurement | Failure]) -> tuple[Summary | Failure, ...]:
+    """Every outcome as it is reported."""
+    return tuple(o if isinstance(o, Failure) else summary.summarise(o) for o in outcomes)
 
 
 def _names(requests: Sequence[Request]) -> dict[Request, str]:
@@ -125,14 +184,16 @@ def _row(
     request: Request,
     backend: BackendName,
     precision: Precision | None,
-    batch_size: int,
+    size: tuple[int, int | None],
     label: str,
     plan: BenchPlan,
     calibration: make.CalibrationPlan,
     progress: Progress,
 ) -> Row:
     source = source_for(request, backend, precision, calibration, progress=progress)
-    execution = execution_for(source, batch_size=batch_size, threads=plan.threads, streams=plan.streams)
+    batch_size, threads = size
+    streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
+    execution = execution_for(source, batch_size=batch_size, threads=threads, streams=streams)
     if backend == "onnxruntime":
         execution = dataclasses.replace(execution, provider=plan.provider)
     candidate = timing.Candidate(
@@ -141,6 +202,8 @@ def _row(
         artifact=make.built(source, backend, execution),
         execution=execution,
         macs=cost_of(source).macs if source.format == "onnx" else None,
+        scenario=plan.scenario,
+        scope=plan.scope,
     )
     return Row(source=source, candidate=candidate, baselines=())
 
@@ -165,16 +228,19 @@ def _failure(
     )
 
 
-def measure(rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress) -> Bench:
+def measure(
+    rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress, watch: timing.Watch | None = None
+) -> Bench:
     """Times built rows in one interleaved run, and compares each with its baselines."""
-    return compared(rows, timed(rows, duration_s=duration_s, seed=seed, progress=progress))
+    return compared(rows, timed(rows, duration_s=duration_s, seed=seed, progress=progress, watch=watch))
 
 
 def timed(
-    rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress
+    rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress, watch: timing.Watch | None = None
 ) -> tuple[Measurement | Failure, ...]:
     """Raw times of built rows from one interleaved run."""
-    return timing.run([row.candidate for row in rows], duration_s=duration_s, seed=seed, progress=progress)
+    candidates = [row.candidate for row in rows]
+    return timing.run(candidates, duration_s=duration_s, seed=seed, progress=progress, watch=watch)
 
 
 def compared(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:

@@ -38,13 +38,15 @@ def measured_checks(
     """The checks of speed and memory of measured candidates, each with its baseline from the same run."""
     checks: list[list[Check]] = [[] for _ in timed]
     if limits.slowdown_pct is not None:
+        both = [(own, old, new) for own, (old, new) in zip(checks, timed, strict=True) if old is not None]
         slowdowns = speed.judge_many(
-            [(summary.per_image_s(old), summary.per_image_s(new)) for old, new in timed if old is not None],
+            [(summary.per_image_s(old), summary.per_image_s(new)) for _, old, new in both],
             max_slowdown_pct=limits.slowdown_pct,
             confidence=confidence,
             seed=seed,
+            doubts=[tuple(dict.fromkeys((*old.disturbances, *new.disturbances))) for _, old, new in both],
         )
-        for own, check in zip(checks, slowdowns, strict=True):
+        for (own, _, _), check in zip(both, slowdowns, strict=True):
             own.append(check)
     if limits.memory_mb is not None:
         for own, (_, new) in zip(checks, timed, strict=True):
@@ -64,7 +66,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
     for given in candidates:
         after = results.load(Path(given))
         compared += [(after, old, new) for old, new in _in_common(before, after)]
-    doubts = [_elsewhere(before, after) for after, _, _ in compared]
+    doubts = [(*_elsewhere(before, after), *_invalid(old, new)) for after, old, new in compared]
     checks: list[list[Check]] = [[] for _ in compared]
     if limits.slowdown_pct is not None:
         checks = [
@@ -113,6 +115,12 @@ def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[s
     if before.machine == after.machine:
         return ()
     return (f"other machines ({before.machine}; {after.machine})",)
+
+
+def _invalid(old: results.SavedRow, new: results.SavedRow) -> tuple[str, ...]:
+    """What the runs themselves said against their times."""
+    sides = (("baseline", old), ("candidate", new))
+    return tuple(f"{role}: its run was INVALID" for role, row in sides if not row.valid)
 
 
 def _timed_subject(bench: results.SavedBench, row: results.SavedRow, *, several: bool = False) -> Subject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,17 @@ from typing import Any, TypeVar
 
 from resdeploy import backends, store
 from resdeploy.backends import machine
-from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, ProfileError, of_code
+from resdeploy.errors import (
+    BackendCrash,
+    DiskFull,
+    EnvironmentFailure,
+    IntegrityError,
+    MalformedInput,
+    MissingInput,
+    NotWritable,
+    ProfileError,
+    ResdeployError,
+)
 from resdeploy.judge import accuracy, budgets, pairs
 from resdeploy.measure import bench as timing
 from resdeploy.measure import environment, summary
@@ -54,6 +65,7 @@ class Measurements:
 
     measurements: tuple[Measurement, ...]
     environment: dict[str, Any]
+    failures: tuple[Failure, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +78,7 @@ class Result:
     bench: rows.Bench
     environment: dict[str, Any]  # of the bench
     verdicts: dict[str, Verdict]
+    failures: tuple[Failure, ...] = ()  # what could not be built, run on the images, or timed
 
     @property
     def verdict(self) -> Verdict | None:
@@ -78,13 +91,15 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
     """One row a variant for the final table: its times, accuracy, speed-up and verdict."""
     outcomes = {outcome.label: outcome for outcome in result.bench.outcomes}
     speedups = {comparison.candidate: comparison for comparison in result.bench.comparisons}
-    rows_ = []
+    rows_ = [RunRow(outcome=failure) for failure in result.failures]
     for variant in result.variants:
         label = variant.candidate.label
         outcome = outcomes[label]
+        if isinstance(outcome, Failure):
+            continue
         rows_.append(
             RunRow(
-                outcome=outcome if isinstance(outcome, Failure) else summary.summarise(outcome),
+                outcome=summary.summarise(outcome),
                 score=saved.score(variant.predictions) if variant.predictions is not None else None,
                 comparison=speedups.get(label),
                 verdict=result.verdicts.get(label),
@@ -125,6 +140,11 @@ class Steps:
         self._keys[name] = store.fingerprint(key)
         store.write_json(self._file, self._keys)
 
+    def forget(self, name: str) -> None:
+        """Has `name` made anew the next time."""
+        self._keys.pop(name, None)
+        store.write_json(self._file, self._keys)
+
     def recalls(self, name: str, key: Any) -> bool:
         """Whether `name` was made from the same key."""
         return self._keys.get(name) == store.fingerprint(key)
@@ -145,16 +165,19 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
     _check(profile)
     steps = Steps(folder, note)
     fp32 = _fp32(profile, steps, progress)
-    variants = tuple(
-        _variant(profile, steps, fp32, backend, precision, progress)
-        for backend in profile.backends
-        for precision in profile.precisions
-        if precision in backends.load(backend).ACCEPTS
-    )
+    variants, failures = _variants(profile, steps, fp32, progress)
     accuracies = _judged(profile, variants)
     bench, where = _bench(profile, steps, variants, progress)
     verdicts = _with_budgets(profile, variants, bench, accuracies)
-    return Result(profile=profile, folder=folder, variants=variants, bench=bench, environment=where, verdicts=verdicts)
+    return Result(
+        profile=profile,
+        folder=folder,
+        variants=variants,
+        bench=bench,
+        environment=where,
+        verdicts=verdicts,
+        failures=(*failures, *bench.failures),
+    )
 
 
 def _check(profile: Profile) -> None:
@@ -230,6 +253,43 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
     return steps.artifact(name, key, train)
 
 
+def _variants(
+    profile: Profile, steps: Steps, fp32: Artifact, progress: Progress
+) -> tuple[tuple[Variant, ...], tuple[Failure, ...]]:
+    """Every backend in every precision that it runs; one that fails is a row of the result, and the others go on.
+
+    Raises:
+        ResdeployError: all failed; the first one's.
+    """
+    variants: list[Variant] = []
+    failures: list[Failure] = []
+    errors: list[ResdeployError] = []
+    for backend, precision in itertools.product(profile.backends, profile.precisions):
+        if precision not in backends.load(backend).ACCEPTS:
+            continue
+        try:
+            variants.append(_variant(profile, steps, fp32, backend, precision, progress))
+        except (BackendCrash, EnvironmentFailure) as e:
+            if isinstance(e, (DiskFull, NotWritable)):
+                raise
+            errors.append(e)
+            failures.append(
+                Failure(
+                    label=f"{profile.model} {backend} {precision}",
+                    model=profile.model,
+                    backend=backend,
+                    precision=precision,
+                    batch_size=profile.batch_size,
+                    error_code=e.code,
+                    exit_status=e.exit_status,
+                    message=str(e),
+                )
+            )
+    if not variants:
+        raise errors[0]
+    return tuple(variants), tuple(failures)
+
+
 def _variant(
     profile: Profile, steps: Steps, fp32: Artifact, backend: BackendName, precision: Precision, progress: Progress
 ) -> Variant:
@@ -288,18 +348,19 @@ def _bench(
         rows.Row(
             source=variant.source,
             candidate=variant.candidate,
-            baselines=() if variant.precision == "fp32" else (baselines[variant.backend],),
+            baselines=()
+            if variant.precision == "fp32" or variant.backend not in baselines
+            else (baselines[variant.backend],),
         )
         for variant in variants
     ]
 
     def measure(path: Path) -> Measurements:
         found = rows.timed(table, duration_s=profile.duration_s, seed=profile.seed, progress=progress)
-        for outcome in found:
-            if isinstance(outcome, Failure):
-                raise of_code(outcome.error_code)(outcome.message)
         kept = Measurements(
-            measurements=tuple(m for m in found if isinstance(m, Measurement)), environment=environment.capture()
+            measurements=tuple(m for m in found if isinstance(m, Measurement)),
+            environment=environment.capture(),
+            failures=tuple(f for f in found if isinstance(f, Failure)),
         )
         store.write_json(path, dataclasses.asdict(kept))
         return kept
@@ -310,14 +371,16 @@ def _bench(
     ]
     key = ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.usable_cores())
     measured = steps.step("measurements.json", key, lambda path: store.read(Measurements, path), measure)
-    return rows.compared(table, measured.measurements), measured.environment
+    if measured.failures:
+        steps.forget("measurements.json")
+    return rows.compared(table, (*measured.measurements, *measured.failures)), measured.environment
 
 
 def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:
     """Every low precision against FP32 on the first backend, Holm's correction over all of them."""
     if profile.max_drop_pp is None:
         return {}
-    reference = next(variant.predictions for variant in variants if variant.precision == "fp32")
+    reference = next((variant.predictions for variant in variants if variant.precision == "fp32"), None)
     candidates = [variant for variant in variants if variant.precision != "fp32" and variant.predictions is not None]
     if reference is None or not candidates:
         return {}
@@ -335,8 +398,14 @@ def _with_budgets(
     """Every low precision's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
     budget = limits.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
     found = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
-    fp32 = {v.backend: found[v.candidate.label] for v in variants if v.precision == "fp32"}
-    timed = [(fp32[v.backend], found[v.candidate.label]) for v in variants if v.precision != "fp32"]
+    fp32 = {
+        v.backend: found[v.candidate.label] for v in variants if v.precision == "fp32" and v.candidate.label in found
+    }
+    timed = [
+        (fp32.get(v.backend), found[v.candidate.label])
+        for v in variants
+        if v.precision != "fp32" and v.candidate.label in found
+    ]
     measured = limits.measured_checks(timed, budget, confidence=0.95, seed=profile.seed)
     whole = {}
     for (_, new), checks in zip(timed, measured, strict=True):

@@ -40,6 +40,9 @@ SCHEMA_VERSION = 1
 EFFECTS = ("right to wrong", "wrong to right", "wrong to other")
 LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
 
+# MLPerf Inference rules, section "Scenarios": what each is judged by.
+HEADLINES = {"single-stream": "p90_ms", "multi-stream": "p99_ms", "offline": "throughput_ips"}
+
 Json = dict[str, Any]
 Environment = Mapping[str, Any]
 
@@ -371,6 +374,8 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "hint": m.execution.hint,
         "latency_ms": {name: _ms(outcome.latency_s[name]) for name in LATENCIES},
         "p50_ci95_ms": finite_interval(outcome.p50_ci95_s, 1e3),
+        "scope": m.scope,
+        "metric": {"name": HEADLINES[m.scenario], "value": _headline(outcome)},
         "end_to_end_p50_ms": _ms(outcome.end_to_end_p50_s),
         "throughput_ips": _finite(outcome.throughput_ips),
         "params": m.params,
@@ -379,6 +384,8 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "peak_rss_bytes": m.peak_rss_bytes,
         "load_s": m.load_s,
         "first_ms": _ms(m.first_s),
+        "cpu_ms_per_image": _ms(outcome.cpu_s_per_image),
+        "energy_j_per_image": _finite(outcome.energy_j_per_image),
         "sha256": m.sha256,
         "weights": m.weights,
         "calibration": m.calibration,
@@ -388,10 +395,16 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "notes": list(m.notes),
         "warnings": list(outcome.warnings),
         # Which samples belong to one block, and so are not independent, is in block_sizes.
-        "samples_ms": [_ms(time_s) for block in m.blocks for time_s in block.run_s],
+        "samples_ms": [_ms(time_s) for time_s in outcome.samples_s],
         "block_sizes": [len(block.run_s) for block in m.blocks],
         "block_walls_s": [block.wall_s for block in m.blocks],
     }
+
+
+def _headline(outcome: Summary) -> float | None:
+    """The number that MLPerf Inference takes for the scenario."""
+    name = HEADLINES[outcome.measurement.scenario]
+    return _finite(outcome.throughput_ips) if name == "throughput_ips" else _ms(outcome.latency_s[name[:-3]])
 
 
 def score_row(score: Score | None) -> Json:

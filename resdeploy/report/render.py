@@ -12,6 +12,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from resdeploy.errors import UnknownName
@@ -45,6 +46,16 @@ def render(document: Document, form: str = "table", *, width: int | None = None,
     if form == "table":
         return _paragraphs(document, lambda table, rows: _text_table(table, rows, width, color), inert)
     raise UnknownName(f"there is no format {form!r}", fix=f"Choose one of: {', '.join(get_args(Form))}")
+
+
+def saved(path: Path) -> dict[str, Any] | None:
+    """A document written with `--format json`; None where the file is no such document."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, OSError, RecursionError):
+        return None
+    known = isinstance(document, dict) and document.get("command") in TABLES and "results" in document
+    return document if known else None
 
 
 def to_json(document: Document) -> str:

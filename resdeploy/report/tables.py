@@ -166,6 +166,9 @@ _BENCH = Table(
         Column("MB", "size_bytes", "megabytes"),
         Column("RSS MB", "peak_rss_bytes", "megabytes"),
         Column("load s", "load_s", "seconds"),
+        Column("first ms", "first_ms", "ms"),
+        Column("CPU ms/image", "cpu_ms_per_image", "ms"),
+        Column("J/image", "energy_j_per_image", "number"),
         Column("state", "state"),
     ),
 )

@@ -18,11 +18,12 @@ from resdeploy.stats.proportions import (
     wilson_interval,
 )
 from resdeploy.stats.timing import Estimate, minimum_queries, percentile, ratio_of_medians
-from resdeploy.stats.validity import Doubt, dip, doubts
+from resdeploy.stats.validity import Doubt, cached, dip, doubts
 
 __all__ = [
     "Doubt",
     "Estimate",
+    "cached",
     "calibration_error",
     "dip",
     "doubts",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
-Kind = Literal["few-blocks", "drift", "slow-first", "bimodal", "outliers", "variance"]
+Kind = Literal["few-blocks", "drift", "slow-first", "bimodal", "outliers", "variance", "cached"]
 
 ALPHA = 0.002  # asv (statistics.py): a difference is one at p < 0.002
 DRIFT_LIMIT = 0.005  # half of the 1 % that is to be found despite noise
@@ -33,6 +34,8 @@ MODES_SIGMAS = 3.0
 OUTLIER_SIGMAS = 10.0
 OUTLIER_SHARE_LIMIT = 0.01
 SPREAD_LIMIT = 0.1  # pyperf (_cli.py): unstable where the standard deviation is 10 % of the mean
+# MLPerf's compliance test TEST04: the same input replayed may be at most 10 % faster than inputs in turn.
+CACHED_LIMIT = 0.1
 MIN_BLOCKS = 8  # with fewer, five degrees of freedom and less, Student's limit leaves only gross effects to be found
 # The 99.9 % point of sqrt(n) x dip for 1,000 to 5,000 uniform times, 0.723 to 0.732 (table qDiptab of R's diptest); the
 # uniform is the worst unimodal distribution (Hartigan and Hartigan, Annals of Statistics 13 (1985) 70-84, section 3).
@@ -133,6 +136,25 @@ def _spread(times: NDArray[np.float64]) -> Doubt | None:
     low, middle, high = np.quantile(times, [0.25, 0.5, 0.75])
     spread = float((high - low) / 1.349 / middle)
     return Doubt(kind="variance", observed=spread, limit=SPREAD_LIMIT) if spread > SPREAD_LIMIT else None
+
+
+def cached(fresh: ArrayLike, replayed: ArrayLike) -> Doubt | None:
+    """Whether one input repeated is answered faster than inputs never seen: by more than MLPerf allows, and surely.
+
+    Surely by the rank test of Mann and Whitney (Annals of Mathematical Statistics 18 (1947) 50-60, normal limit), as
+    the two are short series whose distribution nobody knows.
+
+    Args:
+        fresh: times of inputs never seen, at least one.
+        replayed: times of one input again and again, at least one.
+    """
+    slow, fast = np.asarray(fresh, dtype=np.float64), np.asarray(replayed, dtype=np.float64)
+    gain = 1 - float(np.median(fast) / np.median(slow))
+    below = (fast[:, None] < slow).mean() + (fast[:, None] == slow).mean() / 2
+    error = math.sqrt((len(slow) + len(fast) + 1) / (12 * len(slow) * len(fast)))
+    if gain <= CACHED_LIMIT or below - 0.5 <= NormalDist().inv_cdf(1 - ALPHA / 2) * error:
+        return None
+    return Doubt(kind="cached", observed=gain, limit=CACHED_LIMIT)
 
 
 def dip(values: ArrayLike) -> float:

@@ -81,3 +81,16 @@ def test_oom_kills_come_from_the_group_else_from_the_machine(tmp_path: Path) -> 
     files = {"proc/self/cgroup": "4:memory:/\n", "sys/fs/cgroup/memory/memory.oom_control": "under_oom 0\noom_kill 2\n"}
     assert machine.oom_kills(_tree(tmp_path / "v1", files)) == 2
     assert machine.oom_kills(_tree(tmp_path / "none", {"proc/vmstat": "nr_free 5\noom_kill 7\n"})) == 7
+
+
+def test_energy_is_the_packages_sum_and_absent_where_it_cannot_be_read(tmp_path):
+    """Parts of a package are counted in it already; a counter that ran over gives no figure."""
+    assert machine.energy_j(tmp_path) is None
+    for zone, energy_uj in (("intel-rapl:0", 3_000_000), ("intel-rapl:1", 1_500_000), ("intel-rapl:0:0", 9_000_000)):
+        folder = tmp_path / "sys/class/powercap" / zone
+        folder.mkdir(parents=True)
+        (folder / "energy_uj").write_text(f"{energy_uj}\n")
+    assert machine.energy_j(tmp_path) == (3.0, 1.5)
+    assert machine.energy_between_j((3.0, 1.5), (4.0, 2.0)) == 1.5
+    assert machine.energy_between_j((3.0, 1.5), (1.0, 2.0)) is None
+    assert machine.energy_between_j(None, (1.0, 2.0)) is None

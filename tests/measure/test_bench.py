@@ -15,9 +15,19 @@ from resdeploy.backends.lane import Opened
 from resdeploy.backends.machine import cpu
 from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
 from resdeploy.graph import cast
-from resdeploy.measure import bench
-from resdeploy.measure.summary import summarise
-from resdeploy.records import Artifact, Block, Calibration, Execution, Failure, Layer, Measurement, ModelSpec, Weights
+from resdeploy.measure import bench, environment, summary
+from resdeploy.records import (
+    Artifact,
+    Block,
+    Calibration,
+    Execution,
+    Failure,
+    Layer,
+    Measurement,
+    ModelSpec,
+    Replay,
+    Weights,
+)
 
 
 class Machine:
@@ -77,6 +87,10 @@ class FakeLane:
         wall_s = (self.machine.now - began) / self.streams
         none = (0.0,) * len(run)
         return Block(put_s=none, run_s=tuple(run), get_s=none, started_s=began, wall_s=wall_s)
+
+    def replay(self, queries, seconds):
+        half = (0.01,) * queries
+        return Replay(fresh_s=half, replayed_s=half)
 
     def layers(self):
         return self.machine.layers
@@ -289,7 +303,7 @@ def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
     drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
     (result,) = bench.run(candidates("a"), duration_s=2, open_lane=drifting)
     assert len(result.blocks) == bench.BLOCKS * (1 + bench.EXTENSIONS / bench.PROCESSES)
-    assert not summarise(result).valid
+    assert not summary.summarise(result).valid
 
 
 def test_several_streams_are_the_offline_scenario(candidates):
@@ -299,7 +313,7 @@ def test_several_streams_are_the_offline_scenario(candidates):
     )
     assert result.scenario == "offline"
     assert min(len(block.run_s) for block in result.blocks) >= 2 * bench.QUERIES_PER_STREAM
-    assert summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
+    assert summary.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
 
 
 def test_progress_counts_to_its_total(candidates):
@@ -307,8 +321,33 @@ def test_progress_counts_to_its_total(candidates):
     seen = []
     machine = Machine({"a": steady(0.01), "b": steady(0.01)})
     bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, progress=lambda *a: seen.append(a))
-    assert seen[-1] == ("timing", bench.BLOCKS, bench.BLOCKS)
-    assert [done for _, done, _ in seen] == 2 * list(range(1, bench.BLOCKS + 1))
+    assert seen[-1] == ("timing", 2 * bench.BLOCKS, 2 * bench.BLOCKS)
+    done = [done for _, done, _ in seen]
+    assert done == sorted(done)
+
+
+def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
+    """The watcher sees each row grow by one block, and a failure once."""
+    seen = []
+    machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"b": ("block", 2, BackendCrash("it died"))})
+    (whole, failed) = bench.run(
+        candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, watch=lambda o, *_: seen.append(o)
+    )
+    sizes = [len(o.blocks) for o in seen if isinstance(o, Measurement) and o.label == "a"]
+    assert sorted(set(sizes)) == list(range(bench.BLOCKS + 1))
+    assert [o.blocks for o in seen if o.label == "a"][-1] == whole.blocks
+    assert [o for o in seen if isinstance(o, Failure)] == [failed]
+
+
+def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candidates):
+    """Other programs took 40 % of two cores meanwhile: measuring on would not remove them."""
+    quiet = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
+    looks = iter([quiet, *(dataclasses.replace(quiet, clock_s=n, busy_s=0.8 * n) for n in range(1, 9))])
+    machine = Machine({"a": steady(0.01)})
+    (result,) = bench.run(candidates("a"), duration_s=2, open_lane=machine, look=lambda: next(looks))
+    assert len(result.blocks) == bench.BLOCKS
+    assert result.disturbances[0].startswith("other processes took 40%")
+    assert not summary.summarise(result).valid
 
 
 def test_labels_must_differ(candidates):
@@ -324,7 +363,7 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
     (result,) = bench.run(candidates("a"), duration_s=0.4, extensions=0)
-    found = summarise(result)
+    found = summary.summarise(result)
     assert found.latency_s["min"] >= 0.01
     assert found.latency_s["p50"] <= found.end_to_end_p50_s
     assert len(result.blocks) == bench.BLOCKS

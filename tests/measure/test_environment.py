@@ -106,3 +106,17 @@ def test_a_quiet_run_is_undisturbed():
     """Our own work is not other load."""
     after = dataclasses.replace(QUIET, clock_s=10, busy_s=18.0, own_s=17.5)
     assert environment.disturbances(QUIET, after) == ()
+
+
+def test_heat_and_a_lowered_clock_limit_are_named(container):
+    """Events of Intel's thermal counters between two looks; a core limited below what it can do."""
+    write(container, "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count", "3\n")
+    write(container, "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq", "4000000\n")
+    write(container, "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "4000000\n")
+    before = environment.snapshot(container)
+    assert environment.disturbances(before, before) == ()
+    write(container, "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count", "5\n")
+    write(container, "sys/devices/system/cpu/cpu0/cpufreq/scaling_max_freq", "2000000\n")
+    heat, clock = environment.disturbances(before, dataclasses.replace(environment.snapshot(container), clock_s=1e9))
+    assert "slowed 2 times for its heat" in heat
+    assert "limited to 50%" in clock

@@ -139,3 +139,13 @@ def test_the_dips_quantiles_are_the_published_ones() -> None:
     dips = np.array([stats.dip(rng.uniform(size=100)) for _ in range(2000)])
     assert np.quantile(dips, 0.9) == pytest.approx(0.0471, rel=0.02)
     assert np.mean(dips * 10 > stats.validity.DIP_LIMIT) <= 0.003
+
+
+def test_a_result_that_is_kept_is_found_and_noise_is_not():
+    """One input repeated is answered 30 % faster; with equal times, fewer than 1 % of 500 pairs are called cached."""
+    rng = np.random.default_rng(0)
+    fresh = rng.normal(1, 0.05, 20)
+    assert stats.cached(fresh, 0.7 * fresh).kind == "cached"
+    assert stats.cached(fresh, 0.95 * fresh) is None  # MLPerf allows 10 %
+    wrong = sum(stats.cached(rng.normal(1, 0.2, 20), rng.normal(1, 0.2, 20)) is not None for _ in range(500))
+    assert wrong < 5

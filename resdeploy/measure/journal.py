@@ -1,0 +1,118 @@
+"""What a run has measured so far, on disk after each block, so that a killed run loses nothing that it had.
+
+One JSON line an event: first what the run is, then a row without its blocks whenever it is opened, each block as it is
+timed, each failure. A line is written whole and synced before the next block begins; a torn last line, all that a kill
+or a power cut can leave, is passed over.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from resdeploy import store
+from resdeploy.errors import MalformedInput, MissingInput
+from resdeploy.measure import environment
+from resdeploy.records import Block, Failure, Measurement
+
+VERSION = 1
+Outcome = Measurement | Failure
+
+
+def default() -> Path:
+    """Where `bench` keeps the journal of the run that goes on, or of the last one that was killed."""
+    return store.cache_dir() / "bench.journal"
+
+
+@contextlib.contextmanager
+def keeping(
+    path: Path | None, failures: Sequence[Failure] = ()
+) -> Iterator[Callable[[Outcome, int, int], None] | None]:
+    """Yields what to call after each block; the journal is removed once the run has ended well.
+
+    Args:
+        path: of the journal; None: nothing is kept.
+        failures: rows that could not be built.
+
+    Raises:
+        NotWritable, DiskFull: what the operating system said.
+    """
+    if path is None:
+        yield None
+        return
+    with store.disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    kept: dict[str, int] = {}
+
+    def write(kind: str, value: Any) -> None:
+        file.write(json.dumps({kind: value}, allow_nan=False) + "\n")
+
+    def keep(outcome: Outcome, _done: int, _total: int) -> None:
+        with store.disk_errors(path):
+            if isinstance(outcome, Failure):
+                write("failure", dataclasses.asdict(outcome))
+            else:
+                new = outcome.blocks[kept.get(outcome.label, 0) :]
+                if not new:
+                    write("row", dataclasses.asdict(dataclasses.replace(outcome, blocks=())))
+                for block in new:
+                    write("block", {"label": outcome.label, **dataclasses.asdict(block)})
+                kept[outcome.label] = len(outcome.blocks)
+            file.flush()
+            os.fsync(file.fileno())
+
+    with file:
+        write("run", {"version": VERSION, "environment": environment.capture()})
+        for failure in failures:
+            keep(failure, 0, 0)
+        yield keep
+    path.unlink(missing_ok=True)
+
+
+def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
+    """What a journal holds: the outcomes so far, rows without a block left out, and the environment.
+
+    Raises:
+        MissingInput: no such file, or no block was timed.
+        MalformedInput: it is no journal.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as e:
+        raise MissingInput(f"there is no journal {path}", fix="It is kept while `resdeploy bench` runs") from e
+    except UnicodeDecodeError as e:
+        raise MalformedInput(f"{path} is no journal of bench") from e
+    rows: dict[str, Measurement] = {}
+    blocks: dict[str, list[Block]] = {}
+    failures: dict[str, Failure] = {}
+    where: dict[str, Any] = {}
+    for number, line in enumerate(lines):
+        try:
+            ((kind, value),) = json.loads(line).items()
+        except (ValueError, AttributeError) as e:
+            if number == len(lines) - 1 and number:
+                break
+            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench") from e
+        text = json.dumps(value)
+        if kind == "run":
+            where = dict(value["environment"])
+        elif kind == "row":
+            row = store.parse(Measurement, text, str(path))
+            rows[row.label] = row
+        elif kind == "block":
+            label = value.pop("label")
+            blocks.setdefault(label, []).append(store.parse(Block, json.dumps(value), str(path)))
+        elif kind == "failure":
+            failure = store.parse(Failure, text, str(path))
+            failures[failure.label] = failure
+    timed = [dataclasses.replace(rows[label], blocks=tuple(own)) for label, own in blocks.items() if label in rows]
+    outcomes: list[Outcome] = [*failures.values(), *(row for row in timed if row.label not in failures)]
+    if not outcomes:
+        raise MissingInput(f"{path}: the run was ended before its first block", fix="Run it again")
+    return tuple(outcomes), where
