@@ -74,10 +74,9 @@ def shifts(
     sites = _sites(model, placement)
     channels, height, width = images[0].shape
     size = min(MAX_BATCH_SIZE, max(1, BATCH_ELEMENTS // images[0].size), len(images))
-    graph = paired(model, quantized, sites, weights, size)
     # Only whole batches: a runtime may fill up the last one, and then its mean would not be that of the images.
     whole = np.stack(images[: len(images) // size * size])
-    with run(graph, (channels, height, width)) as predict:
+    with run(paired(model, quantized, sites, weights, size), (channels, height, width)) as predict:
         mean = predict(whole).mean(axis=0, dtype=np.float64)
     ends = np.cumsum([weights[site.node].scale.size for site in sites])
     return {site.node: part for site, part in zip(sites, np.split(mean, ends[:-1]), strict=True)}

@@ -58,11 +58,13 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
             "nothing here can run the network to see its ranges",
             fix="Install ONNX Runtime: pip install onnxruntime",
         )
-    cores = machine.usable_cores()
+    cores, size = machine.usable_cores(), batch_size(model, image_shape)
+    # A graph made for large batches holds much: once for all cores, not once a core.
+    large = size > 1 and size * int(np.prod(image_shape)) > BATCH_ELEMENTS
     execution = Execution(
-        batch_size=batch_size(model, image_shape),
+        batch_size=size,
         threads=cores,
-        streams=min(cores, MAX_STREAMS),
+        streams=1 if large else min(cores, MAX_STREAMS),
         hint="throughput",
         input_shape=image_shape,
     )
@@ -70,6 +72,7 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
         path = Path(folder) / "watched.onnx"
         # Nobody but the lane will ever read it: no need to wait for the disk, or for a digest.
         path.write_bytes(model.SerializeToString())
+        del model  # a whole network's weights, while a lane holds its own
         watched = Artifact(path=str(path), format="onnx", precision="fp32", sha256="temporary")
         built = lane.build(watched, execution, path.with_suffix(".xml")) if name == "openvino" else watched
         lane.open(built, execution, query=False)
@@ -116,7 +119,6 @@ def observe(
         MalformedInput: images or activations that are not finite.
     """
     places = positions(seed)
-    watched = watch(model, tuple(tensors), places)
     # A tensor is stored channel by channel, so the place within it tells the channel.
     weights = [w[(places * len(w)).astype(np.int64)] for w in tensors.values()]
     histograms = [Histogram() for _ in tensors]
@@ -129,7 +131,8 @@ def observe(
             _refuse_bad_images(images, count)
             if predict is None:
                 channels, height, width = images.shape[1:]
-                predict = opened.enter_context(run(watched, (channels, height, width)))
+                watched = run(watch(model, tuple(tensors), places), (channels, height, width))
+                predict = opened.enter_context(watched)
             rows = predict(images).reshape(len(images), len(tensors), 2 + SAMPLES)
             _refuse_infinite(rows, tuple(tensors))
             lo, hi = np.minimum(lo, rows[:, :, 0].min(axis=0)), np.maximum(hi, rows[:, :, 1].max(axis=0))
