@@ -88,6 +88,7 @@ def gate(
     from resdeploy.pipeline import gate as pipeline
     from resdeploy.report import ci, documents
 
+    options.distinct((output, junit, comment, metrics), (baseline, *candidate))
     plan = pipeline.plan_of(
         baseline,
         candidate,

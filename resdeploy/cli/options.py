@@ -11,11 +11,28 @@ from resdeploy.cli import console
 from resdeploy.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from resdeploy.pipeline.request import Request, Sight
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
 _OUTPUT = "Output"
+
+
+def distinct(outputs: Iterable[Path | None], inputs: Iterable[str]) -> None:
+    """Refuses outputs that would overwrite an input, or each other.
+
+    Raises:
+        UsageError: two of them are one file.
+    """
+    taken = {Path(name).resolve() for name in inputs}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise UsageError(f"{path} is an input, or is written twice", fix="Give every output a file of its own")
+        taken.add(path.resolve())
 
 
 def writable(path: Path | None) -> Path | None:

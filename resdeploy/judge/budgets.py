@@ -14,18 +14,16 @@ MB = 1e6
 
 
 def size(size_bytes: int, *, max_mb: float) -> Check:
-    """The model file with its companions (weights beside an XML, external data), in units of 1,000,000 bytes."""
+    """The model file with its companions (an XML's weights, external data), in MB of 1,000,000; 0: unknown."""
+    if size_bytes <= 0:
+        return _unknown("size", max_mb, "The size of the file is not known.")
     return _bounded("size", size_bytes / MB, max_mb, "The file and what belongs to it take")
 
 
 def memory(peak_rss_bytes: int, *, max_mb: float) -> Check:
     """Peak resident memory of the process that loaded and ran the model; 0 where the system does not tell it."""
     if peak_rss_bytes <= 0:
-        _limit("memory", max_mb)
-        note = "The system does not tell the memory of the process that ran the model."
-        return Check(
-            name="memory", limit=max_mb, observed=None, interval=None, state="inconclusive", unit="MB", note=note
-        )
+        return _unknown("memory", max_mb, "The system does not tell the memory of the process that ran the model.")
     return _bounded("memory", peak_rss_bytes / MB, max_mb, "The process that loaded and ran the model took at most")
 
 
@@ -57,6 +55,11 @@ def _bounded(name: str, observed_mb: float, max_mb: float, what: str) -> Check:
         unit="MB",
         note=note,
     )
+
+
+def _unknown(name: str, max_mb: float, note: str) -> Check:
+    _limit(name, max_mb)
+    return Check(name=name, limit=max_mb, observed=None, interval=None, state="inconclusive", unit="MB", note=note)
 
 
 def _limit(name: str, max_mb: float) -> None:

@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING
 from resdeploy import stats
 from resdeploy.errors import UsageError
 from resdeploy.records import Check, State
+from resdeploy.stats import timing
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
+
+TAIL_DRAWS = 20  # a bound is no extreme of its resamples: at least so many lie beyond it
 
 Blocks = Sequence["ArrayLike"]
 Bounds = Callable[[int, float], tuple[float, float, float]]  # candidate, tail -> slowdown and its two bounds, percent
@@ -79,7 +82,8 @@ def judge_many(
     def bounds(k: int, tail: float) -> tuple[float, float, float]:
         before, after = pairs[k]
         # Each end of a two-sided interval of 1 - 2 tails is a one-sided bound of confidence 1 - tail.
-        ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed)
+        resamples = max(timing.RESAMPLES, math.ceil(TAIL_DRAWS / tail))
+        ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed, resamples=resamples)
         return 100 * (ratio.value - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1)
 
     known = doubts or [()] * len(pairs)

@@ -80,12 +80,17 @@ class SavedBench:
 
     path: Path
     rows: tuple[SavedRow, ...]
+    failed: tuple[str, ...] = ()  # labels of the rows that hold an error instead
     environment: dict[str, Any] = field(default_factory=dict)
 
     @property
     def machine(self) -> str:
-        cpu = self.environment.get("cpu") or {}
-        return f"{cpu.get('model', 'unknown')} ({cpu.get('usable_cores', '?')} usable cores)"
+        """Processor, cores and GPU; "": the file does not tell."""
+        cpu, gpu = self.environment.get("cpu") or {}, self.environment.get("gpu") or {}
+        if not cpu.get("model"):
+            return ""
+        own = f"{cpu['model']} ({cpu.get('usable_cores', '?')} usable cores)"
+        return f"{own}, {gpu.get('name')} (driver {gpu.get('driver')})" if gpu else own
 
     @property
     def tools(self) -> dict[str, str]:
@@ -133,10 +138,13 @@ def load(path: Path) -> SavedBench:
     document = read(path)
     with _understood(path):
         rows = tuple(_row(row) for row in document["results"] if "error" not in row)
+        failed = tuple(str(row.get("label", "?")) for row in document["results"] if "error" in row)
         environment = dict(document.get("environment") or {})
+        for part in ("cpu", "gpu", "packages"):
+            environment[part] = dict(environment.get(part) or {})
     if not rows:
         raise UsageError(f"{path} holds no row that was measured", fix="Look at its errors, and measure again")
-    return SavedBench(path=path, rows=rows, environment=environment)
+    return SavedBench(path=path, rows=rows, failed=failed, environment=environment)
 
 
 def load_scores(path: Path) -> tuple[SavedScore, ...]:
@@ -151,11 +159,20 @@ def load_scores(path: Path) -> tuple[SavedScore, ...]:
 
 
 def in_common(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Rows of one thing on both sides (equal `key`), in the order of `after`; or the only row of each side."""
-    if len(before) == len(after) == 1:
+    """Rows of one thing on both sides (equal `key`), in the order of `after`.
+
+    Or the only row of each side, which may be of another model, backend or precision, but measured in the same way.
+    Where one side has several rows of one key (files of one model's name), their labels tell them apart.
+    """
+    if len(before) == len(after) == 1 and before[0].key[3:] == after[0].key[3:]:
         return [(before[0], after[0])]
-    known = {row.key: row for row in before}
-    return [(known[row.key], row) for row in after if row.key in known]
+    ambiguous = any(len({row.key for row in rows}) < len(rows) for rows in (before, after))
+
+    def name(row: Row) -> tuple[object, ...]:
+        return (*row.key, row.label) if ambiguous else row.key
+
+    known = {name(row): row for row in before}
+    return [(known[name(row)], row) for row in after if name(row) in known]
 
 
 @contextlib.contextmanager
@@ -163,7 +180,7 @@ def _understood(path: Path) -> Iterator[None]:
     """Turns what a document that is not ours leads to into an error of ours."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as e:
         raise MalformedInput(
             f"{path} cannot be read as a saved result: {type(e).__name__}: {str(e)[:200]}",
             fix="Write it again: resdeploy bench MODEL --format json -o FILE",
@@ -177,11 +194,17 @@ def _row(row: dict[str, Any]) -> SavedRow:
         msg = "samples_ms and block_sizes do not fit each other"
         raise ValueError(msg)
     batch = int(row["batch_size"])
+    if batch < 1:
+        msg = f"a batch size of {batch}"
+        raise ValueError(msg)
     if row["scenario"] != "offline":
         blocks = np.split(times / batch, np.cumsum(sizes)[:-1])
     else:  # queries overlap: a block counts as one, by its wall time (as `summary.per_image_s` has it)
-        walls = zip(row["block_walls_s"], sizes, strict=True)
-        blocks = [np.array([float(wall_s) / (queries * batch)]) for wall_s, queries in walls]
+        walls = np.asarray(row["block_walls_s"], dtype=np.float64)
+        if not np.isfinite(walls).all() or (walls <= 0).any():
+            msg = "block_walls_s are not positive"
+            raise ValueError(msg)
+        blocks = [np.array([wall_s / (queries * batch)]) for wall_s, queries in zip(walls, sizes, strict=True)]
     return SavedRow(
         label=str(row["label"]),
         model=str(row["model"]),
@@ -190,15 +213,26 @@ def _row(row: dict[str, Any]) -> SavedRow:
         batch_size=batch,
         scenario=str(row["scenario"]),
         blocks_s=tuple(blocks),
-        size_bytes=row.get("size_bytes"),
-        peak_rss_bytes=row.get("peak_rss_bytes"),
+        size_bytes=_count(row, "size_bytes"),
+        peak_rss_bytes=_count(row, "peak_rss_bytes"),
         sha256=str(row.get("sha256") or ""),
         weights=str(row.get("weights") or ""),
-        threads=row.get("threads"),
+        threads=_count(row, "threads"),
         streams=int(row.get("streams") or 1),
         scope=str(row.get("scope") or "compute"),
         valid=bool(row.get("valid", True)),
     )
+
+
+def _count(row: dict[str, Any], name: str) -> int | None:
+    """A number of things that a row may leave out."""
+    value = row.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or value < 0:
+        msg = f"{name} is {value!r}"
+        raise ValueError(msg)
+    return value
 
 
 def _scored(row: dict[str, Any]) -> SavedScore:

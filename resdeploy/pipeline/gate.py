@@ -121,6 +121,10 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
     if all(benches):
         found = of_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
         return Run(gate=found)
+    if not all(map(_is_saved, (plan.baseline, *plan.candidates))):
+        # `auto` beside the backend that it picks is one candidate, not two.
+        picked = dict.fromkeys(choose.pick(name, "fp32")[0] for name in plan.backends)
+        plan = dataclasses.replace(plan, backends=tuple(picked))
     first = plan.update_baseline and not Path(plan.baseline).exists()
     baseline = None if first else _side(plan.baseline, plan.backends[0], plan, progress)
     candidates = _named(
@@ -131,7 +135,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
         ]
     )
     if baseline is None:
-        return _first_baseline(plan, candidates[0])
+        return _first_baseline(plan, candidates[0], progress)
     judged, notes = _judged(baseline, candidates, plan, progress)
     found = Gate(
         baseline=_subject(baseline),
@@ -156,6 +160,8 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
         raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
     if all(benches) and limits.of_accuracy:
         raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it away, or name models")
+    if all(benches) and plan.update_baseline:
+        raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
     if all(benches) and limits.fused:
         raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
     predictions = [name for name in (plan.baseline, *plan.candidates) if _is_saved(name)]
@@ -170,6 +176,11 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     models = [name for name in (plan.baseline, *plan.candidates) if not _is_saved(name)]
     if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
         raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
+    if not models and (plan.data is not None or plan.sight != Sight()):
+        raise UsageError(
+            "--data and how images are seen say nothing of saved results, which are of images of their own",
+            fix="Leave them away, or name a model",
+        )
     if plan.update_baseline and (not _is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
@@ -356,19 +367,28 @@ def _subject(side: Side) -> Subject:
     return dataclasses.replace(subject, machine=found.origin.machine, tools=found.origin.tools, **kept)
 
 
-def _first_baseline(plan: GatePlan, candidate: Side) -> Run:
+def _first_baseline(plan: GatePlan, candidate: Side, progress: Progress) -> Run:
+    """Stores the first baseline, unless the candidate breaks a limit that needs none."""
     assert candidate.predictions is not None
-    saved.save(candidate.predictions, Path(plan.baseline))
+    checks = (*_sized(candidate, plan.limits), *_fused(candidate, plan))
+    if plan.limits.memory_mb is not None:
+        alone = dataclasses.replace(plan, limits=Limits(memory_mb=plan.limits.memory_mb))
+        checks = (*checks, *_measured(candidate, [candidate], alone, progress)[0])
+    good = all(check.state == "pass" for check in checks)
+    if good:
+        saved.save(candidate.predictions, Path(plan.baseline))
     check = Check(
         name="baseline",
         limit=None,
         observed=None,
         interval=None,
-        state="pass",
-        note=f"There was no {plan.baseline}: the predictions of {candidate.name} are the baseline from now on.",
+        state="pass" if good else "inconclusive",
+        note=f"There was no {plan.baseline}: the predictions of {candidate.name} are the baseline from now on."
+        if good
+        else f"There is no {plan.baseline}, and {candidate.name} does not become it: another limit does not pass.",
     )
     subject = _subject(candidate)
-    judged = Judged(candidate=subject, verdict=Verdict(checks=(check,)))
+    judged = Judged(candidate=subject, verdict=Verdict(checks=(check, *checks)))
     models = () if candidate.source is None else (candidate.source,)
     return Run(gate=Gate(baseline=subject, judged=(judged,), confidence=plan.confidence), sources=models)
 

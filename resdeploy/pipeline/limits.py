@@ -63,9 +63,12 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
     """
     before = results.load(Path(baseline))
     compared: list[tuple[results.SavedBench, results.SavedRow, results.SavedRow]] = []
+    unseen: list[Judged] = []
     for given in candidates:
         after = results.load(Path(given))
-        compared += [(after, old, new) for old, new in _in_common(before, after)]
+        common = _in_common(before, after)
+        compared += [(after, old, new) for old, new in common]
+        unseen += _unseen(before, after, common)
     doubts = [(*_elsewhere(before, after), *_invalid(old, new)) for after, old, new in compared]
     checks: list[list[Check]] = [[] for _ in compared]
     if limits.slowdown_pct is not None:
@@ -80,8 +83,8 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
             )
         ]
     for own, (_, _, new) in zip(checks, compared, strict=True):
-        if limits.size_mb is not None and new.size_bytes:
-            own.append(budgets.size(new.size_bytes, max_mb=limits.size_mb))
+        if limits.size_mb is not None:
+            own.append(budgets.size(new.size_bytes or 0, max_mb=limits.size_mb))
         if limits.memory_mb is not None:
             own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
     judged = [
@@ -91,7 +94,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
     note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
     return Gate(
         baseline=_timed_subject(before, compared[0][1]),
-        judged=tuple(judged),
+        judged=(*judged, *unseen),
         confidence=confidence,
         notes=(note,),
     )
@@ -100,7 +103,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
 def _in_common(
     before: results.SavedBench, after: results.SavedBench
 ) -> list[tuple[results.SavedRow, results.SavedRow]]:
-    """Rows of the same model, backend, precision, batch size and scenario; or the only row of each side."""
+    """As `results.in_common`; nothing in common is an error."""
     found = results.in_common(before.rows, after.rows)
     if not found:
         raise UsageError(
@@ -110,11 +113,45 @@ def _in_common(
     return found
 
 
+def _unseen(
+    before: results.SavedBench,
+    after: results.SavedBench,
+    common: Sequence[tuple[results.SavedRow, results.SavedRow]],
+) -> list[Judged]:
+    """What only one side measured, or a candidate failed at: a gate does not pass what it has not seen."""
+    olds, news = {id(old) for old, _ in common}, {id(new) for _, new in common}
+    found = [(label, f"failed in {after.path}") for label in after.failed]
+    found += [
+        (row.label, f"is not in {after.path}")
+        for row in before.rows
+        if id(row) not in olds and row.label not in after.failed
+    ]
+    found += [(row.label, f"is not in {before.path}") for row in after.rows if id(row) not in news]
+    return [
+        Judged(
+            candidate=Subject(name=f"{after.path.stem}: {label}", model=label),
+            verdict=Verdict(
+                checks=(
+                    Check(
+                        name="measured",
+                        limit=None,
+                        observed=None,
+                        interval=None,
+                        state="inconclusive",
+                        note=f"{label} {why}. Measure the same rows on both sides.",
+                    ),
+                )
+            ),
+        )
+        for label, why in found
+    ]
+
+
 def _elsewhere(before: results.SavedBench, after: results.SavedBench) -> tuple[str, ...]:
     """Why times of two saved runs cannot be compared."""
-    if before.machine == after.machine:
+    if before.machine and before.machine == after.machine:
         return ()
-    return (f"other machines ({before.machine}; {after.machine})",)
+    return (f"other machines ({before.machine or 'not told'}; {after.machine or 'not told'})",)
 
 
 def _invalid(old: results.SavedRow, new: results.SavedRow) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def comment(document: Document) -> str:
 
 def _quiet(text: str) -> str:
     """Escaped Markdown in which GitHub finds nobody to mention, no issue to refer to, and no address to link."""
-    text = re.sub(r"([@#])(?=\w)", r"\1<!-- -->", text)
+    text = re.sub(r"([@#]|\bGH-)(?=\w)", r"\1<!-- -->", text, flags=re.IGNORECASE)
     return re.sub(r"(?i)(www|:)(?=\.|//)", r"\1<!-- -->", text)
 
 

@@ -179,3 +179,17 @@ def test_fusion_can_be_required(resdeploy: Run, digits: Path) -> None:
     fused = checks["fused: residual blocks fused"]
     assert (fused["state"], fused["observed"], fused["limit"]) == ("pass", 9, 9)
     assert "top1" not in checks
+
+
+@pytest.mark.parametrize("outputs", [("-o", "base.npz"), ("--junit", "other.npz"), ("--junit", "x", "--comment", "x")])
+def test_no_output_overwrites_an_input_or_another_output(
+    resdeploy: Run, tmp_path: Path, outputs: tuple[str, ...]
+) -> None:
+    """A slip in a CI job must not cost the baseline."""
+    for name in ("base.npz", "other.npz"):
+        save(tmp_path, name)
+    before = (tmp_path / "base.npz").read_bytes(), (tmp_path / "other.npz").read_bytes()
+    done = resdeploy("gate", "--baseline", "base.npz", "--candidate", "other.npz", "--max-drop", 5, *outputs)
+    assert done.returncode == 2
+    assert "output" in done.stderr
+    assert ((tmp_path / "base.npz").read_bytes(), (tmp_path / "other.npz").read_bytes()) == before

@@ -221,7 +221,14 @@ def test_times_of_two_machines_decide_nothing(tmp_path: Path) -> None:
         ({"samples_ms": "x"}, MalformedInput),
         ({"label": None, "samples_ms": None}, MalformedInput),
         ({"error": {"code": "E-BACKEND-CRASH"}}, UsageError),
-        ({"model": "other", "batch_size": 7}, None),
+        ({"block_walls_s": [-1.0] * 16, "scenario": "offline"}, MalformedInput),
+        ({"batch_size": 0}, MalformedInput),
+        ({"batch_size": float("inf")}, MalformedInput),
+        ({"size_bytes": "9"}, MalformedInput),
+        ({"size_bytes": -9}, MalformedInput),
+        ({"threads": [1]}, MalformedInput),
+        ({"batch_size": 7}, UsageError),
+        ({"model": "other", "backend": "other"}, None),
     ],
 )
 def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, object], error: type[ResdeployError]) -> None:
@@ -235,6 +242,49 @@ def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, object], e
         return
     with pytest.raises(error):
         judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3))
+
+
+def test_what_only_one_side_measured_is_not_passed(tmp_path: Path) -> None:
+    """A row that failed, that is missing or that has another name on one side: inconclusive, with its label."""
+    both = bench(clock(0.01, 0))
+    second = {**both["results"][0], "label": "second", "model": "second"}
+    both["results"].append(second)
+    write(tmp_path, "a.json", both)
+    for changed in ({"label": "second", "error": {"code": "E-BACKEND-CRASH"}}, None, {**second, "model": "renamed"}):
+        document = bench(clock(0.01, 1))
+        document["results"] += [changed] if changed else []
+        write(tmp_path, "b.json", document)
+        found = judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=30))
+        assert found.verdict.state == "inconclusive"
+        assert "second" in [check.note.split()[0] for one in found.judged[1:] for check in one.verdict.checks]
+
+
+def test_a_file_that_tells_no_machine_or_another_gpu_decides_nothing(tmp_path: Path) -> None:
+    """Two unknown machines are not one."""
+    document = bench(clock(0.01, 0))
+    for before, after in (({}, {}), ({"gpu": {"name": "T4", "driver": "1"}}, {"gpu": {"name": "H100", "driver": "1"}})):
+        for name, own in (("a.json", before), ("b.json", after)):
+            environment = {**document["environment"], **own} if own else {}
+            write(tmp_path, name, {**document, "environment": environment})
+        (check,) = judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=3)).verdict.checks
+        assert (check.state, "other machines" in check.note) == ("inconclusive", True)
+
+
+def test_a_size_that_is_not_told_is_not_passed(tmp_path: Path) -> None:
+    """As with memory."""
+    document = bench(clock(0.01, 0))
+    document["results"][0]["size_bytes"] = None
+    write(tmp_path, "a.json", document)
+    (check,) = judged(tmp_path, "a.json", "a.json", limits=Limits(size_mb=0.5)).verdict.checks
+    assert check.state == "inconclusive"
+
+
+def test_images_for_saved_predictions_are_refused(tmp_path: Path) -> None:
+    """They would be ignored."""
+    for name in ("a.npz", "b.npz"):
+        saved.save(predictions(0), tmp_path / name)
+    with pytest.raises(UsageError, match="--data"):
+        judged(tmp_path, "a.npz", "b.npz", data="digits")
 
 
 def test_a_missing_side_is_named(tmp_path: Path) -> None:
