@@ -41,9 +41,9 @@ TACTICS = (
     (re.compile(r"(?:^|_)f32f32|sgemm|scudnn|tf32", re.IGNORECASE), "fp32"),
 )
 METADATA = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
-FOREIGN = re.compile(r"\{?ForeignNode\[(.+?)\.\.\.(.+?)\]\}?")
 FREE = ("noop", "constant")
 UNKNOWN = "unknown"
+LONGEST_NAME = 65_536  # characters; TensorRT joins hundreds of nodes in a name, not thousands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +71,18 @@ def parse(text: str | bytes, origin: str) -> Inspection:
             f"{origin} is not what TensorRT's engine inspector prints: it has no list of Layers",
             fix="Save it with trtexec --exportLayerInfo=F --profilingVerbosity=detailed",
         )
-    bindings = _get(document, "Bindings", "I/O Tensors") or []
-    names = (_get(b, "Name") if isinstance(b, Mapping) else b for b in bindings if isinstance(bindings, list))
-    return Inspection(
-        layers=tuple(_layer(layer) for layer in layers), bindings=tuple(name for name in names if isinstance(name, str))
-    )
+    try:
+        bindings = _list(document, "Bindings", "I/O Tensors")
+        names = (_get(binding, "Name") if isinstance(binding, Mapping) else binding for binding in bindings)
+        return Inspection(
+            layers=tuple(_layer(layer) for layer in layers),
+            bindings=tuple(name for name in names if isinstance(name, str)),
+        )
+    except ValueError as e:
+        raise MalformedInput(
+            f"{origin} is not what TensorRT's engine inspector prints: {e}",
+            fix="Save it with trtexec --exportLayerInfo=F --profilingVerbosity=detailed",
+        ) from e
 
 
 def timed(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Layer, ...]:
@@ -109,19 +116,21 @@ def timed(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Laye
 def _json(text: str | bytes, origin: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise MalformedInput(f"{origin} is not JSON: {e}", fix="Save the inspector's output again") from e
 
 
 def _layer(document: str | Mapping[str, Any]) -> Layer:
     if isinstance(document, str):
+        _check_name(document)
         return Layer(name=document, kind="", precision=UNKNOWN, sources=_parts(document), role=_role("", "", document))
-    name, kind = str(_get(document, "Name") or ""), str(_get(document, "LayerType") or "")
-    inputs, outputs = (_ports(_get(document, side)) for side in ("Inputs", "Outputs"))
-    metadata = METADATA.findall(str(_get(document, "Metadata") or ""))
-    tactic = str(_get(document, "TacticName") or "")
-    activation = str(_get(document, "Activation") or "NONE").upper() not in ("NONE", "NULL", "")
-    role = _role(kind, str(_get(document, "Origin") or ""), name)
+    name, kind = _text(document, "Name"), _text(document, "LayerType")
+    _check_name(name)
+    inputs, outputs = (_ports(_list(document, side)) for side in ("Inputs", "Outputs"))
+    metadata = METADATA.findall(_text(document, "Metadata"))
+    tactic = _text(document, "TacticName")
+    activation = _text(document, "Activation").upper() not in ("NONE", "NULL", "")
+    role = _role(kind, _text(document, "Origin"), name)
     return Layer(
         name=name,
         kind=kind,
@@ -151,7 +160,7 @@ def _arithmetic(weights: Any, inputs: Sequence[Port], outputs: Sequence[Port], t
 
     Int8 weights with a float activation are stored so, not computed so: the activation decides.
     """
-    stored = _type(str(_get(weights, "Type") or "")) if isinstance(weights, Mapping) else UNKNOWN
+    stored = _type(_text(weights, "Type")) if isinstance(weights, Mapping) else UNKNOWN
     read = inputs[0].precision if inputs else UNKNOWN
     if stored != UNKNOWN and read in (stored, UNKNOWN):
         return stored
@@ -161,15 +170,14 @@ def _arithmetic(weights: Any, inputs: Sequence[Port], outputs: Sequence[Port], t
     return told if told != UNKNOWN or not outputs else outputs[0].precision
 
 
-def _ports(tensors: Any) -> tuple[Port, ...]:
-    return tuple(_port(tensor) for tensor in tensors or () if isinstance(tensor, Mapping))
+def _ports(tensors: Sequence[Any]) -> tuple[Port, ...]:
+    return tuple(_port(tensor) for tensor in tensors if isinstance(tensor, Mapping))
 
 
 def _port(tensor: Mapping[str, Any]) -> Port:
-    text = " ".join(str(_get(tensor, key) or "") for key in ("Datatype", "Format/Datatype", "Format"))
-    dims = _get(tensor, "Dimensions") or ()
-    shape = tuple(dim for dim in dims if isinstance(dim, int))
-    return Port(name=str(_get(tensor, "Name") or ""), precision=_type(text), shape=shape)
+    text = " ".join(_text(tensor, key) for key in ("Datatype", "Format/Datatype", "Format"))
+    shape = tuple(dim for dim in _list(tensor, "Dimensions") if isinstance(dim, int))
+    return Port(name=_text(tensor, "Name"), precision=_type(text), shape=shape)
 
 
 def _type(text: str) -> str:
@@ -181,17 +189,48 @@ def _parts(name: str) -> tuple[str, ...]:
     """The node names that a layer's name is joined of."""
     if name.startswith("Reformatting CopyNode"):
         return ()
-    if ends := FOREIGN.search(name):
-        return (ends[1], ends[2])
+    first, _, rest = name.partition("ForeignNode[")[2].partition("...")
+    last, closed, _ = rest.partition("]")
+    if first and last and closed:
+        return (first, last)
     parts = []
     for part in name.split(" + "):
         wrapped = "PWN(" in part
         for piece in part.replace("PWN(", "").split(", ") if wrapped else [part]:
             inner = piece.strip()
-            while wrapped and inner.count(")") > inner.count("("):
-                inner = inner[: inner.rindex(")")] + inner[inner.rindex(")") + 1 :]
-            parts.append(re.sub(r"\s*\[profile \d+\]$", "", inner))
+            if wrapped and (excess := inner.count(")") - inner.count("(")) > 0:
+                inner = "".join(inner.rsplit(")", excess))
+            parts.append(re.sub(r"\[profile \d+\]$", "", inner).rstrip())
     return tuple(part for part in parts if part)
+
+
+def _check_name(name: str) -> None:
+    if not name or len(name) > LONGEST_NAME:
+        raise ValueError(f"a layer's name has {len(name)} characters")
+
+
+def _text(document: Any, key: str) -> str:
+    """A text, "" where it is missing.
+
+    Raises:
+        ValueError: it is a list or a record.
+    """
+    value = _get(document, key)
+    if isinstance(value, (list, Mapping)):
+        raise ValueError(f"{key} is no text")
+    return str(value or "")
+
+
+def _list(document: Any, *keys: str) -> Sequence[Any]:
+    """A list, empty where it is missing.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    value = _get(document, *keys)
+    if not isinstance(value, (list, type(None))):
+        raise ValueError(f"{keys[0]} is no list")
+    return value or ()
 
 
 def _get(document: Any, *keys: str) -> Any:

@@ -60,6 +60,8 @@ def judge(
         shown = ", ".join(layer.name for layer in view.unattributed[:3])
         notes.append(f"{len(view.unattributed)} kernels name none of the graph's nodes: {shown}")
     checks = [*_block_checks(blocks, asked), *view.convolution_checks()]
+    if not blocks and not any(is_convolution(layer) for layer in layers):
+        checks.append(_nothing_seen())
     if asked == "int8":
         checks.append(_superfluous(superfluous))
     if hidden:  # against a graph, what they hide is missing by name
@@ -263,7 +265,7 @@ class _View:
             adds = {block.add for block in self.intent.blocks}
             wanted = {name: asked for name, asked in self.intent.asked.items() if name not in adds}
         else:
-            wanted = {engine_blocks.conv_name(x): self.asked for x in self.layers if is_convolution(x) and x.sources}
+            wanted = {engine_blocks.conv_name(x): self.asked for x in self.layers if is_convolution(x)}
         ran = {name: home.precision if (home := self.home(name)) else UNKNOWN for name in wanted}
         other = [(name, f"in {ran[name]}") for name, asked in wanted.items() if ran[name] not in (asked, UNKNOWN)]
         unsure = [name for name in wanted if ran[name] == UNKNOWN]
@@ -309,6 +311,14 @@ def _block_checks(blocks: Sequence[BlockAudit], asked: str) -> list[Check]:
         _counted("residual blocks fused", len(blocks), unfused, unsure, "blocks"),
         _counted(f"residual adds in {asked}", len(blocks), other, silent, "adds"),
     ]
+
+
+def _nothing_seen() -> Check:
+    """Nothing that could have failed was looked at: no pass."""
+    return Check(
+        name="layers that can be audited", limit=None, observed=0.0, interval=None, state="inconclusive",
+        note="no convolution or residual block was recognised; add --against F.onnx",
+    )  # fmt: skip
 
 
 def _counted(name: str, total: int, wrong: Sequence[tuple[str, str]], unsure: Sequence[str], unit: str) -> Check:

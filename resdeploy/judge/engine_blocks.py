@@ -70,7 +70,8 @@ def intent_of(layers: Sequence[Layer]) -> Intent:
 
 def conv_name(layer: Layer) -> str:
     """The node that stands for a layer's convolution."""
-    return next((p for p in layer.sources if CONV.search(p) and not WEIGHT.match(p)), layer.sources[0])
+    named = (p for p in layer.sources if CONV.search(p) and not WEIGHT.match(p))
+    return next(named, layer.sources[0] if layer.sources else layer.name)
 
 
 def block_name(block: ResidualBlock, layers: Sequence[Layer]) -> str:
@@ -142,20 +143,25 @@ class _Walk:
 
     def _through(self, tensor: str) -> list[Layer]:
         """The computing readers of a tensor, reformats looked through."""
-        found = []
-        for reader in self.readers.get(tensor, ()):
-            if reader.role == "compute":
-                found.append(reader)
-            else:
-                found += [later for port in reader.outputs for later in self._through(port.name)]
+        found, left, seen = [], [tensor], {tensor}
+        while left:
+            for reader in self.readers.get(left.pop(), ()):
+                if reader.role == "compute":
+                    found.append(reader)
+                    continue
+                later = {port.name for port in reader.outputs} - seen
+                seen |= later
+                left += sorted(later)
         return found
 
     def _back(self, tensor: str) -> list[_Step]:
         """Tensors from here towards the input, each with the computing layer that makes it."""
         steps: list[_Step] = []
+        seen: set[str] = set()  # a reformat that reads its own output is no end of the walk
         while len(steps) < LONGEST_WALK:
             maker = self.makers.get(tensor)
-            while maker is not None and maker.role != "compute" and maker.inputs:
+            while maker is not None and maker.role != "compute" and maker.inputs and tensor not in seen:
+                seen.add(tensor)
                 tensor = maker.inputs[0].name
                 maker = self.makers.get(tensor)
             steps.append(_Step(tensor, maker))

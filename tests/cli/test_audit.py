@@ -41,6 +41,14 @@ def test_names_without_types_are_inconclusive(resdeploy: Run, saved: Path) -> No
     assert resdeploy("audit", "names.json", "--precision", "fp16").returncode == 3
 
 
+def test_an_engine_without_layers_is_inconclusive(resdeploy: Run, tmp_path: Path) -> None:
+    """Nothing was recognised, so nothing passed."""
+    (tmp_path / "empty.json").write_text('{"Layers": []}')
+    done = resdeploy("audit", "empty.json")
+    assert done.returncode == 3, done.stdout
+    assert "no convolution or residual block was recognised" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -6,6 +6,7 @@ import copy
 import gzip
 import json
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,46 @@ def test_a_profile_of_another_engine_is_refused() -> None:
 def test_names_are_taken_apart(name: str, parts: tuple[str, ...]) -> None:
     found = inspector.parse(json.dumps({"Layers": [name]}), "x").layers[0].sources
     assert found == parts
+
+
+LOOP = {"Name": "r", "LayerType": "Reformat", "Inputs": [{"Name": "t"}], "Outputs": [{"Name": "t"}]}
+SUM = {"Name": "Add_1", "LayerType": "ElementWise", "Inputs": [{"Name": "t"}, {"Name": "u"}], "Outputs": []}
+CONV = {"Name": "Conv_0", "LayerType": "CaskConvolution", "Inputs": [], "Outputs": [{"Name": "t"}]}
+
+
+def test_a_reformat_that_reads_its_own_output_ends_the_walk() -> None:
+    """Back from the sum, and on from the convolution; the sum stays a kernel of its own."""
+    assert audited({"Layers": [CONV, LOOP, SUM]}).verdict.state != "pass"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"Layers": [{"Name": "", "LayerType": "CaskConvolution"}]}',
+        '{"Layers": [""]}',
+        '{"Layers": [{"Name": "Conv_0", "Inputs": 5}]}',
+        '{"Layers": [{"Name": "Conv_0", "Inputs": [{"Name": "t", "Dimensions": 5}]}]}',
+        '{"Layers": [{"Name": ["Conv_0"]}]}',
+        '{"Layers": [], "Bindings": 5}',
+        '{"Layers": ["PWN(' + ")" * 80_000 + '"]}',
+        "[" * 200_000,
+    ],
+    ids=lambda text: text[:48],
+)
+def test_what_no_inspector_prints_is_refused(text: str) -> None:
+    """Hostile or damaged: one error with the file's name, never a crash."""
+    with pytest.raises(MalformedInput, match=r"it\.json is not"):
+        inspector.parse(text, "it.json")
+
+
+@pytest.mark.parametrize("name", ["PWN(" + ")" * 60_000, "ForeignNode[" + "..." * 20_000, "a" + " " * 60_000 + "b"])
+def test_long_names_are_read_in_linear_time(name: str) -> None:
+    """The quadratic way took half a minute."""
+    started = time.process_time()
+    inspector.parse(json.dumps({"Layers": [name] * 3}), "it.json")
+    assert time.process_time() - started < 2
+
+
+def test_a_convolution_that_names_no_node_is_not_known() -> None:
+    reformat = {**CONV, "Name": "Reformatting CopyNode for a tensor", "LayerType": "CaskConvolution"}
+    assert audited({"Layers": [{**CONV, "Name": "PWN()"}, reformat]}).verdict.state == "inconclusive"
