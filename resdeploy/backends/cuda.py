@@ -30,8 +30,12 @@ class Device:
     name: str
     capability: tuple[int, int]
 
+    @property
+    def architecture(self) -> str:
+        return f"sm_{self.capability[0]}{self.capability[1]}"
+
     def __str__(self) -> str:
-        return f"{self.name} (sm_{self.capability[0]}{self.capability[1]})"
+        return f"{self.name} ({self.architecture})"
 
 
 @dataclass(frozen=True, kw_only=True)

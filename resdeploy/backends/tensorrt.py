@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,17 +93,19 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     made = trt_builder.build(trt, _log(trt), source, execution)
     with store.disk_errors(out):
         out.write_bytes(made.plan)
-    device = cuda.driver().devices[0]
+    device, options = cuda.driver().devices[0], execution.engine
+    tied = {"none": str(device), "ampere_plus": None, "same_compute_capability": device.architecture}
+    portable = {"version_compatible": "yes"} if options.version_compatible else {}
     return dataclasses.replace(
         source,
         path=str(out),
         format="engine",
         sha256=store.digest(out),
         parent=source.sha256,
-        machine=None if execution.engine.hardware_compatible == "ampere_plus" else str(device),
+        machine=tied[options.hardware_compatible],
         checks=dict(made.facts),
         notes=(*source.notes, *made.notes),
-        tools={**source.tools, "tensorrt": str(trt.__version__)},
+        tools={**source.tools, "tensorrt": str(trt.__version__), **portable},
     )
 
 
@@ -119,28 +122,35 @@ def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Itera
     """
     require(available(), VENDOR)
     plan = Path(built.path).read_bytes()
-    if store.digest(Path(built.path)) != built.sha256:
+    if hashlib.sha256(plan).hexdigest() != built.sha256:  # of the bytes that are loaded, not of a second reading
         raise IntegrityError(f"{built.path} changed while it was being opened", fix="Build it again")
     import tensorrt as trt
 
     from resdeploy.backends import trt_runner
 
     _refuse_strangers(built, plan, str(trt.__version__))
-    with contextlib.closing(trt_runner.Loaded(trt, _log(trt), plan, built.path, execution, trace=trace)) as loaded:
+    opened = trt_runner.Loaded(
+        trt, _log(trt), plan, built.path, execution, trace=trace, host_code=_version_compatible(built)
+    )
+    with contextlib.closing(opened) as loaded:
         yield loaded
 
 
 def _refuse_strangers(built: Artifact, plan: bytes, version: str) -> None:
     """Says in words why an engine cannot run here, where TensorRT would refuse it in its own or crash."""
     again = "Build it again here: resdeploy build F.onnx --backend tensorrt"
-    device = str(cuda.driver().devices[0])
-    if built.machine is not None and built.machine != device:
+    device = cuda.driver().devices[0]
+    if built.machine not in (None, str(device), device.architecture):
         raise EnvironmentFailure(f"{built.path} was built for {built.machine}; this machine has {device}", fix=again)
     if any("stripped" in note for note in built.notes):
         raise EnvironmentFailure(f"{built.path} was built without its weights and cannot run as it is", fix=again)
     writer = built.tools.get("tensorrt") or _writer(plan)
-    if not built.tools.get("version_compatible") and writer and major_of(writer) != major_of(version):
+    if not _version_compatible(built) and writer and major_of(writer) != major_of(version):
         raise EnvironmentFailure(f"{built.path} was written by TensorRT {writer}; this is {version}", fix=again)
+
+
+def _version_compatible(built: Artifact) -> bool:
+    return built.tools.get("version_compatible") == "yes"
 
 
 def _writer(plan: bytes) -> str:

@@ -77,10 +77,10 @@ def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
     config = builder.create_builder_config()
     _configure(trt, config, source, options, able)
     _profile(builder, config, network, source, execution)
-    notes = []
+    notes: list[str] = []
     with contextlib.ExitStack() as stack:
         if options.timing_cache:
-            notes += stack.enter_context(_timing_cache(config, Path(options.timing_cache)))
+            stack.enter_context(_timing_cache(config, Path(options.timing_cache), notes))
         if able["progress of a build"]:
             config.progress_monitor = _monitor(trt)
         plan = builder.build_serialized_network(network, config)
@@ -218,19 +218,18 @@ def _gave_up(log: Any, source: Artifact) -> Exception:
 
 
 @contextlib.contextmanager
-def _timing_cache(config: Any, path: Path) -> Iterator[list[str]]:
+def _timing_cache(config: Any, path: Path, notes: list[str]) -> Iterator[None]:
     """Measured kernel times from earlier builds; what this build adds is merged into the file at the end.
 
     Writers wait for each other and read the file again before they merge, so that nothing is lost; readers see a whole
     file. One that TensorRT refuses (another version or GPU) is set aside under another name, and the build goes on.
     """
-    notes: list[str] = []
     with _locked(path):
         cache = _load_cache(config, path, notes)
     if not config.set_timing_cache(cache, False):
         _set_aside(path, notes)
         config.set_timing_cache(config.create_timing_cache(b""), False)
-    yield notes
+    yield
     with _locked(path):
         merged = config.get_timing_cache()
         others = _load_cache(config, path, notes)

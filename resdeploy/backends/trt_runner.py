@@ -32,9 +32,21 @@ DTYPES = {
 class Loaded:
     """A deserialized engine, opened for one batch and image size."""
 
-    def __init__(self, trt: Any, log: Any, plan: bytes, path: str, execution: Execution, *, trace: bool) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        log: Any,
+        plan: bytes,
+        path: str,
+        execution: Execution,
+        *,
+        trace: bool,
+        host_code: bool = False,
+    ) -> None:
         self.trt, self.execution = trt, execution
         self.runtime = trt.Runtime(log)
+        if host_code:  # a version-compatible engine brings its own runtime, which is refused unless allowed
+            self.runtime.engine_host_code_allowed = True
         self.engine = self.runtime.deserialize_cuda_engine(plan)
         if self.engine is None:
             raise BackendCrash(

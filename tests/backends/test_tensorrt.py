@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import sys
@@ -17,7 +18,15 @@ from onnx import TensorProto, helper
 
 from resdeploy import backends, store
 from resdeploy.backends import cuda, tensorrt, trt_builder, worker
-from resdeploy.errors import BackendCrash, BackendMissing, EnvironmentFailure, MalformedInput, OutOfMemory, UsageError
+from resdeploy.errors import (
+    BackendCrash,
+    BackendMissing,
+    EnvironmentFailure,
+    IntegrityError,
+    MalformedInput,
+    OutOfMemory,
+    UsageError,
+)
 from resdeploy.graph import cast, intent, lower
 from resdeploy.judge import audit
 from resdeploy.records import Artifact, EngineOptions, Execution
@@ -415,6 +424,73 @@ def test_another_tensorrt_is_said(bench: Bench, engine: Callable[[], Artifact]) 
             tensorrt.open(stranger, execution(bench.folder)),
         ):
             pass
+
+
+def built_as(bench: Bench, version: str, **options: Any) -> Artifact:
+    double = bench.use(version)
+    source = bench.source(model_of("fp32"), "fp32", double.major)
+    return tensorrt.build(source, execution(bench.folder, **options), bench.folder / "e.engine")
+
+
+def test_a_version_compatible_engine_opens_on_another_tensorrt(bench: Bench) -> None:
+    """Its own runtime is allowed for it, and for no engine whose record does not say so."""
+    built = built_as(bench, "10.3.0", version_compatible=True)
+    newer = bench.use("11.4.0")
+    with tensorrt.open(built, execution(bench.folder)) as loaded:
+        loaded.session().run()
+    assert "Runtime.engine_host_code_allowed = True" in newer.calls
+    plain = built_as(bench, "10.3.0")
+    double = bench.use("10.3.0")
+    with tensorrt.open(plain, execution(bench.folder)):
+        pass
+    assert not any("engine_host_code_allowed" in call for call in double.calls)
+
+
+@pytest.mark.parametrize(
+    ("level", "opens"), [("none", False), ("same_compute_capability", True), ("ampere_plus", True)]
+)
+def test_on_another_gpu_of_the_same_capability(bench: Bench, level: str, opens: bool) -> None:
+    """The name counts for plain engines alone."""
+    built = built_as(bench, "11.4.0", hardware_compatible=level)
+    cousin = dataclasses.replace(DRIVER, devices=(cuda.Device(name="Cousin", capability=(9, 0)),))
+    bench.monkeypatch.setattr(cuda, "driver", lambda: cousin)
+    refused = contextlib.nullcontext() if opens else pytest.raises(EnvironmentFailure, match="built for Double GPU")
+    with refused, tensorrt.open(built, execution(bench.folder)):
+        pass
+
+
+def test_one_compute_capability_is_not_another(bench: Bench) -> None:
+    built = built_as(bench, "11.4.0", hardware_compatible="same_compute_capability")
+    older = dataclasses.replace(DRIVER, devices=(cuda.Device(name="Double GPU", capability=(8, 0)),))
+    bench.monkeypatch.setattr(cuda, "driver", lambda: older)
+    with pytest.raises(EnvironmentFailure, match="built for sm_90"), tensorrt.open(built, execution(bench.folder)):
+        pass
+
+
+def test_the_bytes_that_are_loaded_are_the_ones_hashed(bench: Bench, engine: Callable[[], Artifact]) -> None:
+    """A file swapped after it was read: the first reading is refused, whatever a second would find."""
+    built = engine()
+    good, path = Path(built.path).read_bytes(), Path(built.path)
+    bench.monkeypatch.setattr(Path, "read_bytes", lambda self: good[:-1] + b"!" if self == path else b"")
+    with pytest.raises(IntegrityError, match="changed"), tensorrt.open(built, execution(bench.folder)):
+        pass
+
+
+def test_a_timing_cache_set_aside_after_the_build_is_noted(bench: Bench) -> None:
+    """Another build left an unfit one meanwhile: the note is in the record although the build was done."""
+    bench.use("10.3.0", execute=False)
+    source, cache = bench.source(model_of("fp32"), "fp32", 10), bench.folder / "timing.cache"
+    real, calls = trt_builder._load_cache, []
+
+    def load(config: Any, path: Path, notes: list[str]) -> Any:
+        calls.append(path)
+        if len(calls) == 2:
+            cache.write_bytes(b"8.6.0 Double GPU\nx")
+        return real(config, path, notes)
+
+    bench.monkeypatch.setattr(trt_builder, "_load_cache", load)
+    built = tensorrt.build(source, execution(bench.folder), bench.folder / "e.engine")
+    assert "set aside" in " ".join(built.notes)
 
 
 def test_a_damaged_engine_is_refused_in_tensorrts_words(bench: Bench, engine: Callable[[], Artifact]) -> None:

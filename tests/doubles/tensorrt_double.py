@@ -280,6 +280,7 @@ def _build(double: Double, builder: Any, network: Any, config: Any) -> Any:
     halves = not typed and "FP16" in flags
     head = {
         "version": double.version,
+        "portable": "VERSION_COMPATIBLE" in flags,
         "layers": fusion.layers(model, half=halves),
         "profile": config._own.get("profile", {}),
         "level": config._own.get("builder_optimization_level"),
@@ -305,7 +306,10 @@ def _deserialize(double: Double, runtime: Any, plan: bytes) -> Any:
         return None
     size = int.from_bytes(plan[28:36], "little")
     head = json.loads(plan[36 : 36 + size])
-    if head["version"] != double.version:
+    if head["portable"] and not runtime._own.get("engine_host_code_allowed"):
+        _log(double, runtime._own["arguments"][0], "ERROR", "host code in the engine is not allowed")
+        return None
+    if head["version"] != double.version and not head["portable"]:
         _log(double, runtime._own["arguments"][0], "ERROR", "the engine plan file is of another version")
         return None
     return double.make("ICudaEngine", head=head, model=onnx.load_from_string(plan[36 + size :]))
