@@ -50,13 +50,20 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
         candidate: str | PathLike[str], *more: str | PathLike[str], baseline: str | PathLike[str], **options: Any
     ) -> Gate:
         __tracebackhide__ = True
+        from resdeploy.errors import ResdeployError
         from resdeploy.pipeline import gate
 
+        sides = [str(baseline), str(candidate), *map(str, more)]
         for name in OPTIONS:
-            if options.get(name) is None and (value := _setting(request.config, name)) is not None:
+            # Saved predictions are of images of their own: the configured ones are for models.
+            wanted = name != "data" or not all(map(gate.is_saved, sides))
+            if wanted and options.get(name) is None and (value := _setting(request.config, name)) is not None:
                 options[name] = value
-        plan = gate.plan_of(str(baseline), [str(candidate), *map(str, more)], **options)
-        found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
+        try:
+            plan = gate.plan_of(sides[0], sides[1:], **options)
+            found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
+        except (ResdeployError, TypeError) as e:
+            pytest.fail(f"resdeploy_gate: {e}", pytrace=False)
         if found.verdict.state != "pass":
             pytest.fail("\n".join(_reasons(found)), pytrace=False)
         return found

@@ -102,3 +102,12 @@ def test_the_entry_point_is_declared() -> None:
     """Pytest finds the plugin through the package's metadata."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     assert list(project["entry-points"]["pytest11"].values()) == ["resdeploy.pytest_plugin"]
+
+
+def test_configured_images_are_not_for_saved_predictions_and_a_wrong_option_is_named(run: Pytest) -> None:
+    """Predictions are of images of their own; a slip fails the test in one line."""
+    assert run(TEST.format(candidate="good.npz", options="max_drop=0.5"), "--resdeploy-data", "digits").returncode == 0
+    done = run(TEST.format(candidate="good.npz", options="max_dorp=0.5"))
+    assert done.returncode == 1
+    assert "max_dorp" in done.stdout
+    assert "pytest_plugin.py" not in done.stdout

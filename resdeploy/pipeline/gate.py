@@ -121,7 +121,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
     if all(benches):
         found = of_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
         return Run(gate=found)
-    if not all(map(_is_saved, (plan.baseline, *plan.candidates))):
+    if not all(map(is_saved, (plan.baseline, *plan.candidates))):
         # `auto` beside the backend that it picks is one candidate, not two.
         picked = dict.fromkeys(choose.pick(name, "fp32")[0] for name in plan.backends)
         plan = dataclasses.replace(plan, backends=tuple(picked))
@@ -131,7 +131,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> Run:
         [
             _side(given, name, plan, progress)
             for given in plan.candidates
-            for name in (plan.backends if not _is_saved(given) else plan.backends[:1])
+            for name in (plan.backends if not is_saved(given) else plan.backends[:1])
         ]
     )
     if baseline is None:
@@ -164,16 +164,16 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
         raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
     if all(benches) and limits.fused:
         raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
-    predictions = [name for name in (plan.baseline, *plan.candidates) if _is_saved(name)]
+    predictions = [name for name in (plan.baseline, *plan.candidates) if is_saved(name)]
     if predictions and not any(benches) and limits.slowdown_pct is not None:
         raise UsageError(
             f"{predictions[0]} holds predictions, and --max-slowdown needs times",
             fix="Name two model files, or two saved results of bench",
         )
-    own = [name for name in plan.candidates if _is_saved(name)]
+    own = [name for name in plan.candidates if is_saved(name)]
     if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None or limits.fused):
         raise UsageError(f"{own[0]} holds predictions, not a model with a size and layers", fix="Name the model file")
-    models = [name for name in (plan.baseline, *plan.candidates) if not _is_saved(name)]
+    models = [name for name in (plan.baseline, *plan.candidates) if not is_saved(name)]
     if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
         raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
     if not models and (plan.data is not None or plan.sight != Sight()):
@@ -181,20 +181,21 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
             "--data and how images are seen say nothing of saved results, which are of images of their own",
             fix="Leave them away, or name a model",
         )
-    if plan.update_baseline and (not _is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
+    if plan.update_baseline and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
             fix=f"Name one candidate, and a baseline that ends in {' or '.join(saved.SUFFIXES)}",
         )
 
 
-def _is_saved(name: str) -> bool:
+def is_saved(name: str) -> bool:
+    """Whether a side is a file of predictions (or of times) rather than a model, by its suffix."""
     return Path(name).suffix.lower() in saved.SUFFIXES
 
 
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> Side:
     """A model's file and, where there are images, its predictions; or saved predictions alone."""
-    if _is_saved(given):
+    if is_saved(given):
         found = saved.load(Path(given))
         pairs.refuse_leak(found)
         return Side(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
