@@ -79,10 +79,10 @@ def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_train
     """All held-out digits but one in a thousand; the file has the same nodes; the distance to FP32 shrinks."""
     x = held_out()
     start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True)
-    images = choose(open_dataset("digits", split="train"), 256, 0)
+    images = choose(open_dataset("digits", split="train"), 512, 0)
     losses: list[float] = []
     made = qat.train(
-        trained, start, images, qat.Plan(epochs=2, batch_size=32, threads=1), out=tmp_path / "qat.onnx",
+        trained, start, images, qat.Plan(epochs=4, batch_size=32, threads=1), out=tmp_path / "qat.onnx",
         watch=lambda _, loss: losses.append(loss),
     )  # fmt: skip
     limit = 127 if target == "tensorrt" else 64
