@@ -1,0 +1,82 @@
+"""What one inference costs, layer by layer."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from resdeploy.records.vocabulary import BYTES, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerCost:
+    """Cost of one graph node at batch 1."""
+
+    name: str
+    op: str
+    params: int
+    macs: int
+    output_shape: tuple[int, ...]
+    biases: int = 0  # of the params, those that are vectors: no runtime keeps them in 8 bits
+    input_elements: int = 0  # of the computed inputs, not of weights
+    moved_elements: int = 0  # read and written where everything elementwise runs inside the kernel that feeds it
+    own_bias: bool = False  # adds a bias that the original network has too
+    folded_norm: bool = False  # holds a batch norm of the original network
+    dropped_pool: bool = False  # the original network pools its output over windows of one element
+    block: str = ""  # e.g. layer1.0
+    stage: str = ""  # e.g. layer1
+
+    @property
+    def output_elements(self) -> int:
+        return math.prod(self.output_shape)
+
+    def weight_bytes(self, precision: Precision) -> int:
+        """Bytes of its parameters in `precision`; with INT8 the biases are FP32 or INT32."""
+        size = BYTES[precision]
+        return (self.params - self.biases) * size + self.biases * (4 if precision == "int8" else size)
+
+    def activation_bytes(self, precision: Precision) -> int:
+        """Bytes read and written for one image in `precision`."""
+        return self.moved_elements * BYTES[precision]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Counts of one inference: multiply-accumulates of convolutions and matrix products, padding taps included.
+
+    FLOPs are 2 x MACs. Biases, BN, ReLU, pooling and additions are excluded (the convention of torchvision's "GFLOPS"
+    metadata). Layers are at batch 1; the totals are those of `batch_size` images.
+    """
+
+    model: str
+    params: int | None  # learnable parameters of the original module; None: the file cannot tell
+    params_deployed: int  # what the graph holds
+    input_shape: tuple[int, int, int]
+    layers: tuple[LayerCost, ...]
+    unknown: tuple[str, ...] = ()  # operators that we cannot count, by name
+    norms_known: bool = True  # False: batch norms may have been folded before the file says so
+    batch_size: int = 1
+
+    @property
+    def macs(self) -> int:
+        return self.batch_size * sum(layer.macs for layer in self.layers)
+
+    @property
+    def flops(self) -> int:
+        return 2 * self.macs
+
+    @property
+    def activations(self) -> int:
+        """Output elements of convolutions and products (Radosavovic et al. 2020, arXiv:2003.13678, section 3.1)."""
+        return self.batch_size * sum(layer.output_elements for layer in self.layers if layer.macs)
+
+    def weight_bytes(self, precision: Precision) -> int:
+        return sum(layer.weight_bytes(precision) for layer in self.layers)
+
+    def activation_bytes(self, precision: Precision) -> int:
+        return self.batch_size * sum(layer.activation_bytes(precision) for layer in self.layers)
+
+    def intensity(self, precision: Precision) -> float:
+        """FLOPs a byte moved (Williams et al. 2009, "Roofline")."""
+        moved = self.weight_bytes(precision) + self.activation_bytes(precision)
+        return self.flops / moved if moved else 0.0

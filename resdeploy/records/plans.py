@@ -1,0 +1,81 @@
+"""What a profile asks for, and what searches over layers and blocks found."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from resdeploy.records.judged import Check
+from resdeploy.records.timing import Comparison, Summary
+from resdeploy.records.vocabulary import STRICT, BackendName, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What a TOML profile says. Flat, no inheritance; every field has a command-line equivalent."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    model: str = "resnet50"
+    weights: str = "random"
+    img_size: int | None = None  # input height and width; None: the model's own
+    data: str | None = None
+    calib_data: str | None = None  # None: the training split of `data`
+    calib_samples: int = 300
+    calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
+    epochs: int = 0  # 0: no training
+    lr: float = 0.1
+    precisions: tuple[Precision, ...] = ("fp32", "int8")
+    backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")
+    batch_size: int = 1
+    threads: int | None = None
+    duration_s: float = 3.0
+    max_drop_pp: float | None = None
+    max_slowdown_pct: float | None = None  # of the median time, against FP32 on the same backend; may be negative
+    max_size_mb: float | None = None  # of the built model
+    max_memory_mb: float | None = None  # peak of the process that ran it
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sensitivity:
+    """What quantizing one layer, or one residual block, alone did to the logits, against the float network."""
+
+    name: str
+    kind: str  # the operator of a layer, or "block"
+    layers: tuple[str, ...]  # convolutions and matrix products in it
+    images: int
+    changed: int  # images whose predicted class differs
+    signal: float  # sum of the squared float logits
+    noise: float  # sum of the squared differences
+
+    @property
+    def sqnr_db(self) -> float:
+        """Signal to quantization noise of the logits, in decibels; infinite without any difference."""
+        return 10 * math.log10(self.signal / self.noise) if self.noise and self.signal else math.inf
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """One candidate of the search for the fastest model within an accuracy budget."""
+
+    label: str
+    precision: Precision
+    keep_float: tuple[str, ...]  # layers of an INT8 model that stay in FP32
+    noise_share: float  # predicted logit noise, as a share of that with every layer in INT8
+    check: Check | None = None  # of its top-1 drop; None: not judged, since a more exact one was not within the budget
+    summary: Summary | None = None  # its times; None: not measured
+    speedup: Comparison | None = None  # over FP32
+    chosen: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesion:
+    """What the network loses, on the images to choose on, when a block goes."""
+
+    block: str
+    divergence: float  # mean Kullback-Leibler divergence from the whole network's answers, nats
+    drop_pp: float  # of top-1
+    interval_pp: tuple[float, float]  # Tango, each end one-sided at the budget's confidence
+    flips: int  # images that are right on one side only
