@@ -49,7 +49,8 @@ def judge(
     if asked is None:
         asked = _asked(layers)
         notes.append(f"asked for: taken to be {asked} from what most convolutions run in; --precision says otherwise")
-    hidden = [layer for layer in layers if "ForeignNode[" in layer.name] if intent is None else []
+    graphless = intent is None
+    hidden = [layer for layer in layers if "ForeignNode[" in layer.name] if graphless else []
     if intent is None:
         layers = engine_blocks.named(layers)
         intent = engine_blocks.intent_of(layers)
@@ -64,6 +65,9 @@ def judge(
         checks.append(_nothing_seen())
     if asked == "int8":
         checks.append(_superfluous(superfluous))
+    if graphless and (maybe := engine_blocks.possible_sums(layers, {block.add for block in intent.blocks})):
+        names = [layer.name for layer in maybe]
+        checks.append(_counted("kernels known not to add", len(maybe), [], names, "kernels"))
     if hidden:  # against a graph, what they hide is missing by name
         names = [layer.name for layer in hidden]
         checks.append(_counted("regions that show their kernels", len(hidden), [], names, "regions"))
@@ -240,13 +244,15 @@ class _View:
         if adder.precision == seen.precision:
             reason = f"its kernel computes in {adder.precision}"
         else:
-            reads = any(widest([port.precision]) == seen.precision for port in adder.inputs[1:])
-            words = [f"reads its skip in {seen.precision}"] if reads else []
+            words = [f"its kernel multiplies in {adder.precision}"]
+            for port in (p for p in adder.inputs[1:] if widest([p.precision]) == seen.precision):
+                makers = [x.name for x in self.layers if x.role == "qdq" and port.name in {p.name for p in x.outputs}]
+                words.append(f"reads its skip in {seen.precision}{f' from {makers[0]}' if makers else ''}")
             for port in adder.outputs:
                 if widest([port.precision]) == seen.precision:
                     readers = [x.name for x in self.layers if port.name and port.name in {p.name for p in x.inputs}]
                     words.append(f"writes its sum in {seen.precision}{f' for {readers[0]}' if readers else ''}")
-            reason = "; ".join(words)
+            reason = ", ".join(words)
         if seen.asked == "int8":
             return {"reason": reason, "remedy": f"Quantize the skip branch and what reads the sum: {self.quantize}"}
         if self.runtime in ("openvino", "onnxruntime"):

@@ -3,13 +3,14 @@
 A layer adds where one of the graph nodes it names is called Add (`Add_42`, `block1_add`, `/layer1/layer1.0/Add`), or
 where it is a convolution that reads a second tensor of its output's shape: that is how TensorRT lists a fused sum. From
 both operands one walks back, through reformats, to the tensor that they share; the layers on the way are the block.
+Any other layer that reads two tensors of one shape may add them under another name: `possible_sums`, an open question.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from resdeploy.graph.intent import Intent
@@ -51,6 +52,27 @@ def _sums_unnamed(layer: Layer) -> bool:
         and bool(layer.outputs[0].shape)
         and layer.inputs[1].shape == layer.outputs[0].shape
     )
+
+
+def possible_sums(layers: Sequence[Layer], known: Set[str]) -> list[Layer]:
+    """Layers of which nothing tells whether they add: two operands of one shape, or of shapes that are not given.
+
+    Args:
+        layers: as `named` returns them.
+        known: the additions that are part of a block.
+    """
+    return [
+        layer
+        for layer in layers
+        if layer.role == "compute" and not known & set(layer.sources) and _may_add(layer, is_convolution(layer))
+    ]
+
+
+def _may_add(layer: Layer, convolves: bool) -> bool:
+    """A convolution's first tensor is what it convolves; an addition's operands both have the output's shape."""
+    shapes = [port.shape for port in (layer.inputs[1:] if convolves else layer.inputs)]
+    result = layer.outputs[0].shape if layer.outputs else ()
+    return sum(not shape or not result or shape == result for shape in shapes) >= (1 if convolves else 2)
 
 
 def intent_of(layers: Sequence[Layer]) -> Intent:

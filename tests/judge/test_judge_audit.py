@@ -76,7 +76,10 @@ def test_q_dq_on_the_residual_branch_adds_in_int8() -> None:
     result = audited(load("qat-residual"), "qat-residual")
     assert [block.fused for block in result.blocks] == [True] * 8
     assert [block.precision for block in result.blocks] == ["int8"] * 7 + ["fp32"]
-    assert result.blocks[-1].reason == "reads its skip in fp32; writes its sum in fp32 for GlobalAveragePool_294"
+    assert result.blocks[-1].reason == (
+        "its kernel multiplies in int8, reads its skip in fp32 from DequantizeLinear_291, "
+        "writes its sum in fp32 for GlobalAveragePool_294"
+    )
     assert result.blocks[-1].reformats == ("DequantizeLinear_291",)
     assert [layer.name for layer in result.superfluous] == ["DequantizeLinear_291", "QuantizeLinear_298"]
 
@@ -158,19 +161,57 @@ def test_a_myelin_region_is_unknown_not_fused() -> None:
     assert result.verdict.state == "inconclusive"
 
 
-def test_an_add_of_its_own_is_named() -> None:
-    """One fused convolution taken apart into convolution and addition."""
-    document = load("fp16")
+def with_a_sum_apart(name: str) -> Json:
+    """NVIDIA's FP16 engine with one fused convolution taken apart into convolution and addition."""
+    document: Json = load("fp16")
     at = next(i for i, layer in enumerate(document["Layers"]) if layer["Name"] == "Conv_10 + Add_11 + Relu_12")
     conv = document["Layers"][at]
-    adder = {**copy.deepcopy(conv), "Name": "PWN(Add_11, Relu_12)", "LayerType": "PointWiseV2", "Activation": "NONE"}
+    adder = {**copy.deepcopy(conv), "Name": name, "LayerType": "PointWiseV2", "Activation": "NONE"}
     del adder["Weights"]
     conv["Name"], conv["Activation"], conv["HasReLU"] = "Conv_10", "NONE", 0
     inner = {**conv["Outputs"][0], "Name": "between"}
     adder["Inputs"], adder["Outputs"] = [inner, conv["Inputs"][1]], conv["Outputs"]
     conv["Inputs"], conv["Outputs"] = conv["Inputs"][:1], [inner]
     document["Layers"].insert(at + 1, adder)
-    result = audited(document)
+    return document
+
+
+@pytest.mark.parametrize("name", ["PWN(/stage1/sum, /stage1/act)", "node_17", "__myl_Plus_0x1a_myl0_3", "residual.5"])
+def test_a_sum_of_another_name_that_runs_apart_is_never_passed(name: str) -> None:
+    """Nothing says that it adds, nothing that it does not: it is named and the verdict is open."""
+    result = audited(with_a_sum_apart(name))
+    assert result.verdict.state == "inconclusive"
+    note = next(check.note for check in result.verdict.checks if check.name == "kernels known not to add")
+    assert name in note
+    document = with_a_sum_apart(name)
+    for layer in document["Layers"]:
+        for tensor in (*layer["Inputs"], *layer["Outputs"]):
+            tensor.pop("Dimensions", None)  # layers share records
+    assert audited(document).verdict.state == "inconclusive"
+
+
+def renamed(document: Json) -> Json:
+    """Every node under a name that says nothing, consistently: `Add_6` is `n6`, `layer1.0.conv2.weight` is `w3`."""
+    words: dict[str, str] = {}
+    for layer in document["Layers"]:
+        if layer["LayerType"] in ("Reformat", "NoOp"):
+            layer["Name"] = words.setdefault(layer["Name"], f"n{len(words)}")
+            continue
+        parts = layer["Name"].split(" + ")
+        layer["Name"] = " + ".join(words.setdefault(part, f"n{len(words)}") for part in parts)
+    return document
+
+
+@pytest.mark.parametrize("variant", ["fp32", "fp16", "qat", "qat-residual"])
+def test_engines_whose_nodes_say_nothing_are_judged_by_their_tensors(variant: str) -> None:
+    before, after = audited(load(variant)), audited(renamed(load(variant)))
+    assert [(b.fused, b.precision) for b in after.blocks] == [(b.fused, b.precision) for b in before.blocks]
+    assert len(after.superfluous) == len(before.superfluous)
+    assert after.verdict.state == before.verdict.state
+
+
+def test_an_add_of_its_own_is_named() -> None:
+    result = audited(with_a_sum_apart("PWN(Add_11, Relu_12)"))
     assert [block.name for block in result.blocks if block.fused is False] == ["Add_11"]
     assert result.verdict.state == "fail"
     assert "kernel of its own" in result.blocks[1].reason
