@@ -27,6 +27,7 @@ ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 VENDOR = "tensorrt"
 
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
+UNTOLD = "unknown"  # `backends.installed` of a package without metadata
 INSTALL = "pip install 'resdeploy[gpu]'"
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"
 # CUDA major that each TensorRT major's wheels are built for, at the least.
@@ -38,6 +39,8 @@ TAG, VERSION_AT = b"ftrt", 24
 def available() -> Availability:
     """Whether the package, a driver new enough for it and a device are here."""
     version, found = installed(VENDOR, *DISTRIBUTIONS), cuda.driver()
+    if version == UNTOLD and not found.problem:
+        version = _imported_version()
     devices = tuple(map(str, found.devices))
     if version is None:
         also = f"; besides, {found.problem}" if found.problem else ""
@@ -57,6 +60,16 @@ def available() -> Availability:
         reason = "the package cuda-bindings, through which engines are run, is not installed"
         return Availability(ok=False, version=version, reason=reason, install=INSTALL, devices=devices)
     return Availability(ok=True, version=version, devices=devices)
+
+
+def _imported_version() -> str:
+    """The module's own word where its package has no metadata (unpacked wheels): lowering depends on the version."""
+    try:
+        import tensorrt as trt
+
+        return str(trt.__version__)
+    except Exception:  # a library that it links is missing: opening it says which
+        return UNTOLD
 
 
 def major_of(version: str) -> int:

@@ -61,6 +61,10 @@ def bench(
     Examples: resdeploy bench --precision int8 --backend all · resdeploy bench r18.onnx r50.onnx -b 1,8 --threads 1,2 ·
     resdeploy bench r50.onnx --scenario offline
     """
+    from resdeploy.backends import choose
+
+    if backend not in ("auto", "all") and "," not in backend:  # of several, those that are here are measured
+        choose.pick(backend, "fp32")  # what cannot run here is said before its imports
     from resdeploy.measure import environment, journal
     from resdeploy.pipeline import bench as timing
     from resdeploy.pipeline import make

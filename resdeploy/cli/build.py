@@ -34,10 +34,11 @@ def build(
     · resdeploy build r50.int8.onnx --backend tensorrt -b 128 --max-batch 256
     """
     from resdeploy.backends import choose
-    from resdeploy.pipeline import bench, make
 
     if backend != "auto":
-        choose.pick(backend, "fp32")  # what cannot run here is said before long work
+        choose.pick(backend, "fp32")  # what cannot run here is said before long work, and before its imports
+    from resdeploy.pipeline import bench, make
+
     built_with = engine.options(
         batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
         strip_weights, timing_cache,

@@ -77,3 +77,24 @@ def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
             cause="An engine is a program, and loading it runs it",
             fix="Build it from its ONNX file, or add --trust-engine if you trust where it came from",
         )
+
+
+def refuse_host_code(built: Artifact, *, trusted: bool) -> None:
+    """A version-compatible engine brings a library for the host, which TensorRT loads only where it is told to.
+
+    A record beside the file is no reason to tell it so: whoever plants the engine plants the record. What this user
+    built is signed with the user's own key; all else needs the user's word.
+
+    Raises:
+        IntegrityError: it is not signed by this user, and `--trust-engine` was not given.
+    """
+    if trusted or built.tools.get("version_compatible") != "yes":
+        return
+    try:
+        store.verify(Path(built.path))
+    except IntegrityError as e:
+        raise IntegrityError(
+            f"{built.path} carries code for this machine's processor and is not signed by you",
+            cause="A version-compatible engine brings its own runtime, and its record vouches for nothing",
+            fix="Build it again from its ONNX file, or add --trust-engine if you trust where it came from",
+        ) from e

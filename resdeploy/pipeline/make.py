@@ -371,7 +371,10 @@ def made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifac
     if out is None:
         return store.cached(key, suffix, make, signed=suffix == SUFFIX["engine"])
     store.probe(out)
-    return store.save(make(out))
+    saved = store.save(make(out))
+    if "version_compatible" in saved.tools:  # its host code runs by this signature alone
+        store.sign(out)
+    return saved
 
 
 def versions(*packages: str) -> dict[str, str]:

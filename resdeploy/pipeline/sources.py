@@ -133,6 +133,7 @@ def model_file(request: Request) -> Artifact:
                 fix="Name the ONNX file it was made from",
             )
         artifact = _foreign_onnx(path)
+    engines.refuse_host_code(artifact, trusted=request.trust_engine)
     if artifact.model is None:
         raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
     spec = request.sight.applied_to(artifact.model)

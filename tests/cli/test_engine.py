@@ -115,6 +115,19 @@ def test_a_downloaded_engine_needs_trust(on_gpu: Run, digits_onnx: Path, tmp_pat
     assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode in (0, 3)
 
 
+def test_host_code_runs_by_the_users_signature_not_by_a_record(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+    """The record says that it is version-compatible; whoever plants an engine plants its record too."""
+    built = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--version-compatible", "-o", "d.engine")
+    assert built.returncode == 0, built.stderr
+    assert on_gpu("audit", "d.engine", DOUBLE_EXECUTE="no").returncode == 0
+    (tmp_path / "d.engine.sig").unlink()
+    refused = on_gpu("audit", "d.engine")
+    assert refused.returncode == 5
+    assert "is not signed by you" in refused.stderr
+    assert "--trust-engine" in refused.stderr
+    assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode == 0
+
+
 def test_an_engine_from_elsewhere_asks_for_what_it_cannot_tell(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
     assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
     (tmp_path / "d.engine.json").unlink()
