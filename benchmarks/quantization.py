@@ -2,6 +2,7 @@
 
     python benchmarks/quantization.py --data ../shared/data --network resnet20 --output resnet20.json
     python benchmarks/quantization.py --data ../shared/data --seeds 1        # quick: one calibration set
+    python benchmarks/quantization.py --data ../shared/data --side ours --scheme U8S8    # some candidates only
     python benchmarks/quantization_page.py resnet20.json resnet56.json       # docs/quantization.md from results
 
 CIFAR-10 ResNet-20 and -56, all candidates made from the same ONNX file and the same calibration images, and judged
@@ -252,9 +253,14 @@ def changed(before: Images, after: Images) -> tuple[float, float]:
 
 
 def measure(
-    data: Path, network: str, seeds: Sequence[int], folder: Path, skipped: dict[str, str]
+    data: Path,
+    network: str,
+    seeds: Sequence[int],
+    folder: Path,
+    skipped: dict[str, str],
+    chosen: Sequence[tuple[str, str]],
 ) -> Iterator[tuple[float, Row]]:
-    """FP32 top-1 in percent and a row, for each calibration set and candidate that is installed."""
+    """FP32 top-1 in percent and a row, for each calibration set and chosen candidate that is installed."""
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
     source = make.onnx_fp32(request, folder / f"{network}.onnx", progress=lambda *_: None)
     spec = source.model.preprocessing if source.model is not None else None
@@ -265,7 +271,8 @@ def measure(
     exact = logits(Path(source.path), images.inputs, images.pixels)
     for seed in seeds:
         calibration = sample(datasets.choose(train, CALIBRATION_IMAGES, seed), spec)
-        for (scheme, candidate), build in CANDIDATES.items():
+        for scheme, candidate in chosen:
+            build = CANDIDATES[scheme, candidate]
             out, started_s = folder / "int8.onnx", time.perf_counter()
             try:
                 with contextlib.redirect_stdout(sys.stderr):
@@ -318,11 +325,19 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="calibration sets (default: 3)")
     parser.add_argument("--seed", type=int, action="append", help="these calibration sets instead")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: both")
+    parser.add_argument("--side", choices=("ours", "peers"), help="only these candidates (default: all)")
+    parser.add_argument("--scheme", choices=("U8S8", "S8S8"), help="only this scheme (default: both)")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--modelopt-python", type=Path, help="an interpreter that has nvidia-modelopt[onnx]")
     arguments = parser.parse_args()
     global MODELOPT
     MODELOPT = arguments.modelopt_python
+    chosen = [
+        (scheme, name)
+        for scheme, name in CANDIDATES
+        if arguments.scheme in (None, scheme)
+        and arguments.side in (None, "ours" if name.startswith("resdeploy") else "peers")
+    ]
     result: dict[str, Any] = {
         "benchmark": "quantization",
         "calibration_images": CALIBRATION_IMAGES,
@@ -336,7 +351,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for network in arguments.network or NETWORKS:
             seeds = arguments.seed or range(arguments.seeds)
-            for top1, row in measure(arguments.data, network, seeds, Path(folder), result["skipped"]):
+            found = measure(arguments.data, network, seeds, Path(folder), result["skipped"], chosen)
+            for top1, row in found:
                 result["fp32_top1_pct"][network] = top1
                 result["rows"].append(asdict(row))
                 if arguments.output is not None:  # after each, so that what is done is not lost
