@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,7 +68,8 @@ def disk_errors(path: Path) -> Iterator[None]:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; on success it replaces `path`, on any exception it is removed.
 
-    For vendors that write files themselves. The suffix is kept, since some of them look at it.
+    For vendors that write files themselves. The suffix is kept, since some of them look at it. The file gets the mode
+    that the umask leaves to a new one, whatever the vendor thinks of it (safetensors: its owner's alone).
 
     Raises:
         NotWritable, DiskFull: what the operating system said, in our words.
@@ -84,7 +86,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
                 temporary.touch()
             except FileNotFoundError as e:
                 raise _refused(path.parent) from e
+            mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                temporary.chmod(mode)
             _fsync(temporary)
             os.replace(temporary, path)
             _fsync(path.parent)

@@ -258,6 +258,18 @@ def test_channels_last_and_tied_weights_can_be_saved(tmp_path: Path) -> None:
     assert torch.equal(other.layer1[0].conv1.weight, net.layer1[0].conv2.weight)
 
 
+def test_a_checkpoint_and_its_sidecar_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    """Also where another one is overwritten: a group that shares a folder can read both."""
+    spec = zoo.spec("resnet20", classes=2)
+    before = os.umask(0o027)
+    try:
+        for _ in range(2):
+            weights.save(zoo.create(spec), spec, tmp_path / "n.safetensors", Weights(source="random", seed=0))
+            assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o640}
+    finally:
+        os.umask(before)
+
+
 def test_saving_where_a_file_stands_for_the_folder_leaves_nothing(tmp_path: Path) -> None:
     """Neither the checkpoint nor a sidecar."""
     pytest.importorskip("torch")
