@@ -104,6 +104,21 @@ def test_the_entry_point_is_declared() -> None:
     assert list(project["entry-points"]["pytest11"].values()) == ["resdeploy.pytest_plugin"]
 
 
+def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
+    """What a team can say on the command line, a test can say too: all but where results go."""
+    import inspect
+
+    from resdeploy.cli.gate import gate as command
+    from resdeploy.pipeline import gate
+
+    told = {"junit", "comment", "metrics", "github", "fmt", "output", "quiet", "verbose"}
+    named = {
+        name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
+    }
+    plan = gate.plan_of("a.npz", ["b.npz"], **{**named, "backend": "auto", "mean": (0.1,), "std": (0.2,)})
+    assert (plan.sight.img_size, plan.sight.mean, plan.sight.std) == (0.5, (0.1,), (0.2,))
+
+
 def test_configured_images_are_not_for_saved_predictions_and_a_wrong_option_is_named(run: Pytest) -> None:
     """Predictions are of images of their own; a slip fails the test in one line."""
     assert run(TEST.format(candidate="good.npz", options="max_drop=0.5"), "--resdeploy-data", "digits").returncode == 0

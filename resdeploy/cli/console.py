@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import shutil
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from resdeploy.errors import EnvironmentFailure
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -98,28 +101,67 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None
         store.write_bytes(output, text.encode())
 
 
-def files(document: Mapping[str, Any], *wanted: tuple[Path | None, Callable[[Mapping[str, Any]], str]]) -> None:
-    """Writes the document in each form that has a path."""
-    from resdeploy import store
-
-    for path, form in wanted:
-        if path is not None:
-            store.write_bytes(path, form(document).encode())
+Form = Callable[[Mapping[str, Any]], str]
 
 
-def github(document: Mapping[str, Any], *, wanted: bool | None) -> None:
-    """GitHub's annotations on stderr and its step summary, where asked for or where a GitHub job runs us.
+def publish(
+    document: dict[str, Any],
+    fmt: str,
+    output: Path | None,
+    files: Mapping[Path | None, Form],
+    *,
+    github: bool | None,
+) -> None:
+    """The result, the document in each form that has a path, and GitHub's step summary and annotations.
 
-    On stderr, since stdout is the result's alone; the runner reads both.
+    Each output is tried, whatever became of the others. Annotations go to stderr, since stdout is the result's alone
+    (the runner reads both), and come last: no notice tells of a pass where an output of it is missing.
+
+    Args:
+        document: the gate's.
+        fmt: form of the result.
+        output: where it goes; None: stdout.
+        files: forms by path; without a path none is wanted.
+        github: whether GitHub is to be told; None: where a GitHub job runs us.
+
+    Raises:
+        EnvironmentFailure: one or more could not be written.
     """
-    if not (os.environ.get("GITHUB_ACTIONS") == "true" if wanted is None else wanted):
-        return
+    from resdeploy import store
     from resdeploy.report import ci
 
-    sys.stderr.write(ci.commands(document))
-    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
-        with Path(summary).open("a", encoding="utf-8") as file:  # several steps write to one file, each its part
-            file.write(ci.comment(document))
+    told = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if told else None
+    tries: list[Callable[[], None]] = [lambda: emit(document, fmt, output)]
+    for path, form in files.items():
+        if path is not None:
+            tries.append(
+                functools.partial(lambda path, form: store.write_bytes(path, form(document).encode()), path, form)
+            )
+    if summary:
+        tries.append(lambda: _append(Path(summary), ci.comment(document)))
+    lost = []
+    for write in tries:
+        try:
+            write()
+        except OSError as e:
+            lost.append(f"{e.filename or 'a file'} cannot be written: {e.strerror}")
+        except EnvironmentFailure as e:
+            lost.append(e.what)
+    if told and (not lost or document["verdict"] != "pass"):
+        sys.stderr.write(ci.commands(document))
+    if lost:
+        raise EnvironmentFailure(
+            f"{len(lost)} of {len(tries)} outputs could not be written: {'; '.join(lost)}",
+            cause=f"The verdict, {document['verdict']}, stands, and the other outputs are there",
+            fix="Check the permissions and the disk, and run the command again",
+        )
+
+
+def _append(path: Path, text: str) -> None:
+    """Several steps of a job write to one file, each its part."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def _to_stdout(text: str) -> None:

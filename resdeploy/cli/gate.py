@@ -99,7 +99,11 @@ def gate(
         max_memory=max_memory,
         require_fused=require_fused,
         data=data,
-        sight=options.sight(img_size, resize, interpolation, mean, std),
+        img_size=img_size,
+        resize=resize,
+        interpolation=interpolation,
+        mean=options.numbers(mean, "--mean"),
+        std=options.numbers(std, "--std"),
         skip_bad=skip_bad,
         confidence=confidence,
         backend=backend,
@@ -115,7 +119,6 @@ def gate(
         console.chosen(backend, None, quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
     document = documents.gate(found.gate, environment.capture())
-    console.files(document, (junit, ci.junit), (comment, ci.comment), (metrics, ci.metrics))
-    console.github(document, wanted=github)
-    console.emit(document, fmt, output)
+    files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
+    console.publish(document, fmt, output, files, github=github)
     raise typer.Exit(EXIT[found.gate.verdict.state])

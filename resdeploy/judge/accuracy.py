@@ -22,7 +22,7 @@ from resdeploy import stats
 from resdeploy.errors import UsageError
 from resdeploy.judge.hints import hints
 from resdeploy.judge.pairs import Pair, match
-from resdeploy.records import Check, ClassDrop, Predictions, State, Verdict
+from resdeploy.records import Check, ClassDrop, Predictions, Reported, State, Verdict
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,13 +84,22 @@ def judge_many(
             "top-5 cannot be judged: one side has fewer than five classes an image",
             fix="Save logits, not class ids alone, or judge top-1 alone",
         )
-    known = [flips for flips in five if flips is not None]
-    top5 = iter(_drops("top5", known, max_top5_drop_pp, confidence))
-    verdicts = []
-    for pair, first, has_five in zip(pairs, top1, (flips is not None for flips in five), strict=True):
-        explained = dataclasses.replace(first, note=" ".join((first.note, *(f"{h}." for h in hints(pair)))))
-        verdicts.append(Verdict(checks=(explained, *([next(top5)] if has_five else []), *_reported(pair))))
-    return tuple(verdicts)
+    top5 = iter(_drops("top5", [flips for flips in five if flips is not None], max_top5_drop_pp, confidence))
+    return tuple(
+        _verdict(pair, [first] if flips is None else [first, next(top5)])
+        for pair, first, flips in zip(pairs, top1, five, strict=True)
+    )
+
+
+def _verdict(pair: Pair, drops: Sequence[Check | Reported]) -> Verdict:
+    """What has a limit is judged, the rest is reported; the hints go where a person looks first."""
+    first = next((drop for drop in drops if isinstance(drop, Check)), drops[0])
+    explained = dataclasses.replace(first, note=" ".join((first.note, *(f"{h}." for h in hints(pair)))))
+    drops = [explained if drop is first else drop for drop in drops]
+    return Verdict(
+        checks=tuple(drop for drop in drops if isinstance(drop, Check)),
+        reported=(*(drop for drop in drops if isinstance(drop, Reported)), *_reported(pair)),
+    )
 
 
 def class_drops(pair: Pair) -> tuple[ClassDrop, ...]:
@@ -118,11 +127,11 @@ def class_drops(pair: Pair) -> tuple[ClassDrop, ...]:
 Masks = tuple["NDArray[np.bool_]", "NDArray[np.bool_]"]
 
 
-def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence: float) -> list[Check]:
-    """One check a candidate, from the images that it lost and gained."""
+def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence: float) -> Sequence[Check | Reported]:
+    """One row a candidate, from the images that it lost and gained: judged where there is a limit."""
     tables = [(int(lost.sum()), int(gained.sum()), len(lost)) for lost, gained in flips]
     if limit_pp is None:
-        return [_drop(name, *table, None, "pass", confidence) for table in tables]
+        return [_drop(name, *table, confidence) for table in tables]
     scores = [float(stats.tango_score(*table, limit_pp / 100)) for table in tables]
     within = stats.holm([NormalDist().cdf(score) for score in scores])
     beyond = stats.holm([NormalDist().cdf(-score) for score in scores])
@@ -130,7 +139,7 @@ def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence
     for table, p_within, p_beyond in zip(tables, within, beyond, strict=True):
         tail = 1 - confidence
         state: State = "pass" if p_within <= tail else "fail" if p_beyond <= tail else "inconclusive"
-        check = _drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
+        check = _judged_drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
         if len(tables) > 1:
             corrected = f"Holm's correction for {len(tables)} candidates was applied; the interval is this one's alone."
             check = dataclasses.replace(check, note=f"{check.note} {corrected}")
@@ -138,30 +147,36 @@ def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence
     return checks
 
 
-def _drop(
+def _drop(name: str, lost: int, gained: int, images: int, confidence: float, side: str = "") -> Reported:
+    """The drop as it was seen: the count on this set, and the bounds on new images."""
+    low, high = stats.tango_interval(lost, gained, images, tail=1 - confidence)
+    drop_pp = 100 * (lost - gained) / images
+    moved = "drops" if drop_pp >= 0 else "rises"
+    note = (
+        f"On this very set it {moved} by {abs(drop_pp):.3g} points,{side} {lost:,} right answers lost, "
+        f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})."
+    )
+    return Reported(name=name, observed=drop_pp, interval=(100 * low, 100 * high), unit="points", note=note)
+
+
+def _judged_drop(
     name: str,
     lost: int,
     gained: int,
     images: int,
-    limit_pp: float | None,
+    limit_pp: float,
     state: State,
     confidence: float,
     *,
-    candidates: int = 1,
+    candidates: int,
 ) -> Check:
-    low, high = stats.tango_interval(lost, gained, images, tail=1 - confidence)
-    drop_pp, low_pp, high_pp = 100 * (lost - gained) / images, 100 * low, 100 * high
-    moved = "drops" if drop_pp >= 0 else "rises"
-    side = "" if limit_pp is None else " within the limit:" if drop_pp <= limit_pp else " over the limit:"
-    here = (
-        f"On this very set it {moved} by {abs(drop_pp):.3g} points,{side} {lost:,} right answers lost, "
-        f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})."
-    )
+    over = 100 * (lost - gained) / images > limit_pp
+    seen = _drop(name, lost, gained, images, confidence, " over the limit:" if over else " within the limit:")
+    assert seen.interval is not None
+    low_pp, high_pp = seen.interval
     sure = f"at {100 * confidence:g} % confidence"
     quantity = {"top1": "top-1", "top5": "top-5"}[name]
-    if limit_pp is None:
-        verdict = "Reported, not judged."
-    elif state == "pass":
+    if state == "pass":
         verdict = f"On new images like these {quantity} {_at_most(high_pp)} {sure} (limit {limit_pp:g})."
     elif state == "fail":
         verdict = (
@@ -176,11 +191,11 @@ def _drop(
     return Check(
         name=name,
         limit=limit_pp,
-        observed=drop_pp,
-        interval=(low_pp, high_pp),
+        observed=seen.observed,
+        interval=seen.interval,
         state=state,
-        unit="points",
-        note=f"{verdict} {here}",
+        unit=seen.unit,
+        note=f"{verdict} {seen.note}",
     )
 
 
@@ -196,39 +211,19 @@ def _would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: fl
     return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
 
 
-def _reported(pair: Pair) -> tuple[Check, ...]:
-    """Quantities without a limit: they inform and never decide."""
-    checks = []
+def _reported(pair: Pair) -> tuple[Reported, ...]:
+    """Quantities that have no limit: they inform and never decide."""
     worse = [drop for drop in class_drops(pair) if drop.p_adjusted <= ALPHA and drop.lost > drop.gained]
     named = ", ".join(
         f"{drop.name or drop.label} ({drop.drop_pp:.3g} points of {drop.images:,} images)" for drop in worse[:10]
     )
-    checks.append(
-        Check(
-            name="classes",
-            limit=None,
-            observed=float(len(worse)),
-            interval=None,
-            state="pass",
-            unit="classes",
-            note=f"Reported, not judged. Worse at 5 % after Holm's correction: {named or 'none'}.",
-        )
-    )
-    if pair.baseline.logits is not None and pair.candidate.logits is not None:
-        before, after = _calibration_error_pp(pair.baseline), _calibration_error_pp(pair.candidate)
-        checks.append(
-            Check(
-                name="calibration",
-                limit=None,
-                observed=after - before,
-                interval=None,
-                state="pass",
-                unit="points",
-                note="Reported, not judged. "
-                f"Expected calibration error of the softmax: {before:.3g} points before, {after:.3g} after.",
-            )
-        )
-    return tuple(checks)
+    note = f"Worse at 5 % after Holm's correction: {named or 'none'}."
+    classes = Reported(name="classes", observed=float(len(worse)), unit="classes", note=note)
+    if pair.baseline.logits is None or pair.candidate.logits is None:
+        return (classes,)
+    before, after = _calibration_error_pp(pair.baseline), _calibration_error_pp(pair.candidate)
+    note = f"Expected calibration error of the softmax: {before:.3g} points before, {after:.3g} after."
+    return classes, Reported(name="calibration", observed=after - before, unit="points", note=note)
 
 
 def _five(pair: Pair) -> Masks | None:

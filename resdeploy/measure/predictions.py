@@ -9,6 +9,9 @@ optionally `ids`, under these names:
 
 Our own files add `top`, `images` and the fields of `Predictions`, and come back as they were saved; a CSV carries them
 in a first line that starts with `# resdeploy `. Nothing is unpickled, and no array is read before its size is known.
+
+Which error: an array that is not there, or two good files that cannot be compared, is a matter of usage (exit 2); an
+array that is there and cannot be right, by shape, type, length or values, is malformed (exit 4).
 """
 
 from __future__ import annotations
@@ -116,8 +119,8 @@ def load(path: Path) -> Predictions:
 
     Raises:
         MissingInput: no such file.
-        UsageError: another suffix; arrays that are needed are not in the file, or class ids and logits exchanged.
-        MalformedInput: the file is damaged, its arrays do not fit each other, a logit is not finite.
+        UsageError: another suffix; arrays that are needed are not in the file.
+        MalformedInput: the file is damaged, an array cannot be what its name says, or two do not fit each other.
     """
     suffix = _suffix(path)
     if not path.is_file():
@@ -145,7 +148,7 @@ def _damage(path: Path) -> Iterator[None]:
         yield
     except ResdeployError:
         raise
-    except (ValueError, TypeError, KeyError, OverflowError, EOFError, RecursionError, csv.Error) as e:
+    except (ValueError, TypeError, LookupError, OverflowError, EOFError, RecursionError, csv.Error) as e:
         reason = str(e).split("\n")[0][:200]
     except (zipfile.BadZipFile, NotImplementedError, OSError, MemoryError) as e:
         reason = str(e).split("\n")[0][:200] or type(e).__name__
@@ -265,7 +268,7 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
     logits = _logits(found["logits"], path) if "logits" in found else None
     named = _class_ids(found["predictions"], "predictions", path) if "predictions" in found else None
     if "resdeploy" in found and "top" in found:
-        top = np.asarray(found["top"]).astype(np.int64)
+        top = _best(found["top"], named, path)
     elif logits is not None:
         top = top_classes(logits)
     else:
@@ -296,11 +299,22 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
     )
 
 
+def _best(values: Any, named: NDArray[np.int64] | None, path: Path) -> NDArray[np.int64]:
+    """The best class ids of each image in our own file, which must begin with its predictions."""
+    array = np.asarray(values)
+    if array.ndim != 2 or not 1 <= array.shape[1] <= 5:
+        raise MalformedInput(f"{path}: top must be images x best classes, and has shape {array.shape}")
+    top = _class_ids(array.ravel(), "top", path).reshape(array.shape)
+    if named is not None and not np.array_equal(top[:, 0], named):
+        raise MalformedInput(f"{path}: predictions are not the first column of top", cause="The file was edited")
+    return top
+
+
 def _class_ids(values: Any, name: str, path: Path) -> NDArray[np.int64]:
     array = np.asarray(values)
     if array.ndim != 1:
         kind = "logits or probabilities" if array.dtype.kind == "f" else f"an array of shape {array.shape}"
-        raise UsageError(
+        raise MalformedInput(
             f"{path}: {name} must be one class id an image, and is {kind}",
             fix="Save scores under the name logits, and class ids (not one-hot vectors) under predictions and labels",
         )
@@ -320,10 +334,12 @@ def _class_ids(values: Any, name: str, path: Path) -> NDArray[np.int64]:
 def _logits(values: Any, path: Path) -> NDArray[np.float32]:
     array = np.asarray(values)
     if array.ndim != 2 or array.shape[1] < 2 or array.dtype.kind not in "iuf":
-        raise UsageError(
+        raise MalformedInput(
             f"{path}: logits must be images x classes (two or more), and have shape {array.shape}, type {array.dtype}",
             fix="Save class ids under the name predictions",
         )
+    with np.errstate(over="ignore"):  # what float32 cannot hold is found to be infinite below
+        array = array.astype(np.float32, copy=False)
     # Both ends tell, NaN included, and need no second array of the size of the first.
     if not (finite := np.isfinite(array.min(axis=1)) & np.isfinite(array.max(axis=1))).all():
         raise MalformedInput(
@@ -331,7 +347,7 @@ def _logits(values: Any, path: Path) -> NDArray[np.float32]:
             cause="The model overflowed (in half precision, often) or its weights are damaged",
             fix="Look at the model: a score that is not a number cannot be judged",
         )
-    return array.astype(np.float32, copy=False)
+    return array
 
 
 def _agreement(logits: NDArray[np.float32], labels: NDArray[np.int64], named: NDArray[np.int64], path: Path) -> None:

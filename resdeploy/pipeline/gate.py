@@ -22,7 +22,7 @@ from resdeploy.measure import results
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.limits import Limits, measured_checks, of_saved
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.pipeline.request import Interpolation, Request, Sight
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -61,6 +61,11 @@ def plan_of(
     baseline: str,
     candidates: Sequence[str],
     *,
+    img_size: int | None = None,
+    resize: int | None = None,
+    interpolation: Interpolation | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     max_drop: float | None = None,
     max_top5_drop: float | None = None,
     max_slowdown: float | None = None,
@@ -84,6 +89,13 @@ def plan_of(
         baseline=baseline,
         candidates=tuple(dict.fromkeys(candidates)),  # one named twice is one
         limits=limits,
+        sight=Sight(
+            img_size=img_size,
+            resize=resize,
+            interpolation=interpolation,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+        ),
         backends=tuple(dict.fromkeys(backend.split(","))),
         duration_s=duration,
         **options,
@@ -247,8 +259,9 @@ def _judged(
     judged = []
     for k, side in enumerate(candidates):
         verdict = verdicts[k]
-        checks = (*(verdict.checks if verdict else ()), *measured[k], *_sized(side, plan.limits), *_fused(side, plan))
-        one = Judged(candidate=_subject(side), verdict=Verdict(checks=checks))
+        of_accuracy = verdict or Verdict(checks=())
+        checks = (*of_accuracy.checks, *measured[k], *_sized(side, plan.limits), *_fused(side, plan))
+        one = Judged(candidate=_subject(side), verdict=dataclasses.replace(of_accuracy, checks=checks))
         if matched:
             one = _explained(one, side, matched[k], plan, progress)
             flips = pairs.flips(matched[k])
@@ -260,9 +273,16 @@ def _judged(
 
 
 def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
-    """With the likely cause of a failure in the note of top-1, where showing the images otherwise reveals it."""
-    top1, *others = one.verdict.checks
-    if top1.state != "fail" or side.source is None or side.backend is None or plan.data is None or hints.hints(pair):
+    """With the likely cause of a failure in the first note, where showing the images otherwise reveals it."""
+    first, *others = one.verdict.checks
+    if (
+        first.name not in ("top1", "top5")
+        or first.state != "fail"
+        or side.source is None
+        or side.backend is None
+        or plan.data is None
+        or hints.hints(pair)
+    ):
         return one
     from resdeploy.pipeline import diagnose
 
@@ -270,8 +290,8 @@ def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progre
     built = make.built(side.source, side.backend, execution)
     candidate = timing.Candidate(label=side.name, backend=side.backend, artifact=built, execution=execution)
     if found := diagnose.cause(candidate, pair, plan.data, progress=progress):
-        top1 = dataclasses.replace(top1, note=f"{top1.note} {found}.")
-    return dataclasses.replace(one, verdict=Verdict(checks=(top1, *others)))
+        first = dataclasses.replace(first, note=f"{first.note} {found}.")
+    return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
 
 def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:

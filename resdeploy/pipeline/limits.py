@@ -48,6 +48,9 @@ def measured_checks(
         )
         for (own, _, _), check in zip(both, slowdowns, strict=True):
             own.append(check)
+        for own, (old, _) in zip(checks, timed, strict=True):
+            if old is None:  # asked for and not seen: no pass
+                own.append(speed.untimed(limits.slowdown_pct, "The baseline was not timed on this backend"))
     if limits.memory_mb is not None:
         for own, (_, new) in zip(checks, timed, strict=True):
             own.append(budgets.memory(new.peak_rss_bytes, max_mb=limits.memory_mb))

@@ -184,6 +184,10 @@ def _check(profile: Profile) -> None:
     """Refuses what could only fail later, all of it at once."""
     backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
     missing = {name: backends.load(name).available() for name in backend_names}
+    limited = any(
+        limit is not None
+        for limit in (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
+    )
     problems = [
         message
         for wrong, message in (
@@ -195,6 +199,7 @@ def _check(profile: Profile) -> None:
             (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
             (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
             ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
+            (limited and set(profile.precisions) == {"fp32"}, "precisions: limits need one beside fp32 to be judged"),
             (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
             (not profile.backends, "backends: name at least one"),
             (len(set(profile.backends)) < len(profile.backends), "backends: one is named twice"),
@@ -409,10 +414,10 @@ def _with_budgets(
     measured = limits.measured_checks(timed, budget, confidence=0.95, seed=profile.seed)
     whole = {}
     for (_, new), checks in zip(timed, measured, strict=True):
-        accuracy_checks = verdicts[new.label].checks if new.label in verdicts else ()
+        of_accuracy = verdicts.get(new.label, Verdict(checks=()))
         size = () if profile.max_size_mb is None else (budgets.size(new.size_bytes, max_mb=profile.max_size_mb),)
-        if together := (*accuracy_checks, *checks, *size):
-            whole[new.label] = Verdict(checks=together)
+        if together := (*of_accuracy.checks, *checks, *size):
+            whole[new.label] = dataclasses.replace(of_accuracy, checks=together)
     return whole
 
 

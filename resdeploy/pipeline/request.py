@@ -9,6 +9,8 @@ from typing import Literal
 from resdeploy.errors import UsageError
 from resdeploy.records import ModelSpec, Preprocessing
 
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sight:
@@ -16,7 +18,7 @@ class Sight:
 
     img_size: int | None = None
     resize: int | None = None
-    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None
+    interpolation: Interpolation | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
 

@@ -74,10 +74,22 @@ class Check:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reported:
+    """One quantity that was looked at and has no limit: it has no state, since nobody judged it."""
+
+    name: str
+    observed: float
+    interval: tuple[float, float] | None = None
+    unit: str = ""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """A tuple of checks; its state is the worst of theirs, and `fail` is worse than `inconclusive`."""
 
     checks: tuple[Check, ...]
+    reported: tuple[Reported, ...] = ()  # beside the checks; none of it decides
 
     @property
     def state(self) -> State:

@@ -30,7 +30,7 @@ def junit(document: Document) -> str:
     root = ET.Element("testsuites", name="resdeploy gate")
     totals = {"tests": 0, "failures": 0, "errors": 0}
     for candidate in document["candidates"]:
-        checks = _judged(document, candidate["name"])
+        checks = [check for check in document["checks"] if check["candidate"] == candidate["name"]]
         counts = {
             "tests": len(checks),
             "failures": sum(check["state"] == "fail" for check in checks),
@@ -49,6 +49,8 @@ def junit(document: Document) -> str:
                 ET.SubElement(case, kind, type=check["state"], message=note).text = note
             else:
                 ET.SubElement(case, "system-out").text = note
+        if seen := _reported(document, candidate["name"]):
+            ET.SubElement(suite, "system-out").text = seen
         totals = {key: totals[key] + n for key, n in counts.items()}
     for key, n in totals.items():
         root.set(key, str(n))
@@ -56,10 +58,10 @@ def junit(document: Document) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _judged(document: Document, candidate: str) -> list[Row]:
-    """The checks with a limit; all of them where none has one."""
-    own = [check for check in document["checks"] if check["candidate"] == candidate]
-    return [check for check in own if check["limit"] is not None] or own
+def _reported(document: Document, candidate: str) -> str:
+    """What was looked at and not judged: no test case, since nothing could have failed."""
+    own = [row for row in document["reported"] if row["candidate"] == candidate]
+    return "\n".join(inert(f"{row['name']} (reported, not judged): {row['note']}") for row in own)
 
 
 def _facts(document: Document, candidate: Row) -> Iterator[tuple[str, str]]:
@@ -119,7 +121,7 @@ def _property(text: str) -> str:
 def metrics(document: Document) -> str:
     """OpenMetrics text, which GitLab compares between branches (`artifacts:reports:metrics`)."""
     samples: dict[str, list[str]] = {}
-    for check in document["checks"]:
+    for check in (*document["checks"], *document["reported"]):
         if check["observed"] is None:
             continue
         name = re.sub(r"\W", "_", f"resdeploy_gate_{check['name']}_{check['unit'].replace('%', 'percent')}").strip("_")

@@ -28,6 +28,7 @@ from resdeploy.records import (
     LayerCost,
     Precision,
     Predictions,
+    Reported,
     Score,
     Summary,
     Verdict,
@@ -101,10 +102,11 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
 
 def gate(found: Gate, environment: Environment) -> Json:
     """`gate`: the verdict, the checks it is made of, and of each candidate the classes and images that changed."""
-    checks, candidates, flips, flipped, classes = [], [], [], [], []
+    checks, reported, candidates, flips, flipped, classes = [], [], [], [], [], []
     for one in found.judged:
         name = one.candidate.name
         checks += [{"candidate": name, **check_row(check)} for check in one.verdict.checks]
+        reported += [{"candidate": name, **reported_row(row)} for row in one.verdict.reported]
         candidates.append({**dataclasses.asdict(one.candidate), "verdict": one.verdict.state})
         if one.unchanged is not None:
             effects = Counter[str](flip.effect for flip in one.flips)
@@ -119,6 +121,7 @@ def gate(found: Gate, environment: Environment) -> Json:
         verdict=found.verdict.state,
         confidence=found.confidence,
         checks=checks,
+        reported=reported,
         baseline=dataclasses.asdict(found.baseline),
         candidates=candidates,
         flips=flips,
@@ -294,6 +297,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     results: list[Json] = []
     comparisons: list[Json] = []
     checks: list[Json] = []
+    reported: list[Json] = []
     for row in rows:
         found = bench_row(row.outcome)
         found |= score_row(row.score)
@@ -306,6 +310,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         if row.verdict is not None:
             found["verdict"] = row.verdict.state
             checks += [{"subject": found["label"], **check_row(check)} for check in row.verdict.checks]
+            reported += [{"subject": found["label"], **reported_row(one)} for one in row.verdict.reported]
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
                 found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
@@ -317,6 +322,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         profile=profile,
         comparisons=comparisons,
         checks=checks,
+        reported=reported,
         verdict=verdict.state if verdict else None,
         notes=_run_notes(results, checks),
     )
@@ -461,6 +467,17 @@ def check_row(check: Check) -> Json:
         "interval": finite_interval(check.interval),
         "unit": check.unit,
         "note": check.note,
+    }
+
+
+def reported_row(reported: Reported) -> Json:
+    """One quantity that nobody judged: no state, no limit."""
+    return {
+        "name": reported.name,
+        "observed": reported.observed,
+        "interval": finite_interval(reported.interval),
+        "unit": reported.unit,
+        "note": reported.note,
     }
 
 

@@ -54,6 +54,7 @@ def prune(
         tuned=None if tuned is None else _lesion(tuned),
         comparisons=[documents.comparison_row(one) for one in comparisons],
         checks=[documents.check_row(check) for check in verdict.checks],
+        reported=[documents.reported_row(row) for row in verdict.reported],
         verdict=verdict.state,
         notes=notes,
     )

@@ -100,6 +100,17 @@ _CHECKS = Table(
     ),
     "checks",
 )
+_REPORTED = Table(
+    "reported",
+    (
+        Column("candidate", "candidate"),
+        Column("quantity", "name"),
+        Column("observed", "observed", "number", ci="interval"),
+        Column("unit", "unit"),
+        Column("because", "note"),
+    ),
+    "reported, not judged",
+)
 _FLIPS = Table(
     "flips",
     (
@@ -438,11 +449,11 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "cost": (_COST, _CONVENTIONS, _OUTER, _QUARTER, _REDUCTIONS, _MODULES, _MEASURED, _COMPARISONS, _STAGES, _LAYERS),
     "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),
-    "gate": (_CHECKS, _FLIPS, _CLASSES, _FLIPPED),
+    "gate": (_CHECKS, _REPORTED, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
     "quantize --max-drop": (_SEARCH, Table("layers", _TRIED, "each layer or block alone in INT8")),
     "quantize --sensitivity": (Table("results", _TRIED),),
-    "prune": (_PRUNE, _COMPARISONS, _PATH, _LESIONS, _CHECKS),
+    "prune": (_PRUNE, _COMPARISONS, _PATH, _LESIONS, _CHECKS, _REPORTED),
     "run": (_RUN,),
     "study degradation": (_DEGRADATION, _DIFFERENCES),
     "study lesion": (_LESION_STUDY,),

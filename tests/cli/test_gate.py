@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +45,16 @@ ELSEWHERE = np.array([f"other/{k}.jpg" for k in range(IMAGES)])
         ({"ids": TWICE}, 4, "ids twice: same.jpg"),
         ({"predictions": None, "logits": NAN}, 4, "not finite for 1 of 200 images (3)"),
         ({"predictions": None, "logits": np.eye(10)[LABELS]}, 2, "one side has logits and the other only class ids"),
-        ({"predictions": np.eye(10)[LABELS]}, 2, "under the name logits"),
+        ({"predictions": np.eye(10)[LABELS]}, 4, "under the name logits"),
+        ({"predictions": None, "logits": LABELS.astype(float)}, 4, "logits must be images x classes"),
+        ({"predictions": None, "logits": np.eye(10)[LABELS].astype(str)}, 4, "logits must be images x classes"),
+        ({"predictions": None, "logits": np.eye(10)[LABELS] * 1e300}, 4, "not finite for 200 of 200"),
+        ({"predictions": LABELS.astype(str)}, 4, "no whole numbers"),
+        ({"predictions": LABELS + 0.5}, 4, "no whole numbers"),
+        ({"labels": np.eye(10)[LABELS]}, 4, "labels must be one class id"),
+        ({"resdeploy": "{}", "top": LABELS}, 4, "top must be images x best classes"),
+        ({"resdeploy": "{}", "top": LABELS[::-1, None]}, 4, "not the first column of top"),
+        ({"resdeploy": "{}", "top": LABELS[:, None] + 0.5}, 4, "no whole numbers"),
         ({"ids": ELSEWHERE}, 2, "share 0 images"),
         ({"ids": None}, 2, "the baseline has ids and the other side has none"),
         ({"labels": LABELS - 1}, 4, "class ids below 0"),
@@ -53,7 +65,7 @@ ELSEWHERE = np.array([f"other/{k}.jpg" for k in range(IMAGES)])
 def test_each_bad_file_has_its_status_and_one_paragraph(
     resdeploy: Run, tmp_path: Path, change: dict[str, Any], status: int, says: str
 ) -> None:
-    """Usage is 2, damage 4; two hundred equal answers prove nothing about half a point, and that is 3, never 0."""
+    """Not there: 2. There and cannot be right: 4. Two hundred equal answers prove nothing about half a point: 3."""
     save(tmp_path, "base.npz")
     save(tmp_path, "other.npz", **change)
     done = resdeploy("gate", "--baseline", "base.npz", "--candidate", "other.npz", "--max-drop", 0.5)
@@ -193,3 +205,28 @@ def test_no_output_overwrites_an_input_or_another_output(
     assert done.returncode == 2
     assert "output" in done.stderr
     assert ((tmp_path / "base.npz").read_bytes(), (tmp_path / "other.npz").read_bytes()) == before
+
+
+@pytest.mark.parametrize(("lost", "stdout"), [("summary", os.devnull), ("stdout", "/dev/full")])
+def test_an_output_that_cannot_be_written_costs_no_other(tmp_path: Path, lost: str, stdout: str) -> None:
+    """Every other output is there, the exit status is that of the lost one, and GitHub is not told of a pass."""
+    save(tmp_path, "base.npz")
+    files = ["--junit", "g.xml", "--comment", "g.md", "--metrics", "g.txt"]
+    summary = tmp_path if lost == "summary" else tmp_path / "summary.md"
+    args = ["gate", "--baseline", "base.npz", "--candidate", "base.npz", "--max-drop", "5", "--github", *files]
+    with Path(stdout).open("w") as sink:
+        done = subprocess.run(
+            [sys.executable, "-m", "resdeploy", *args],
+            cwd=tmp_path,
+            env={**os.environ, "GITHUB_STEP_SUMMARY": str(summary)},
+            stdout=sink,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 6, done.stderr
+    assert all((tmp_path / name).stat().st_size for name in files[1::2])
+    assert summary.is_dir() or "PASS" in summary.read_text()
+    assert "1 of 5 outputs could not be written" in done.stderr
+    assert "The verdict, pass, stands" in done.stderr
+    assert "::notice" not in done.stderr

@@ -143,18 +143,25 @@ def test_without_ids_equal_labels_in_equal_order_are_compared() -> None:
 
 
 def test_only_top1_decides() -> None:
-    """Top-5, classes and calibration are reported without a limit, and none of them turns a pass into anything else."""
+    """Top-5, classes and calibration are reported beside the check, have no state, and do not decide."""
     verdict = accuracy.judge(*random_pair(), max_drop_pp=1)
-    assert [check.name for check in verdict.checks] == ["top1", "top5", "classes", "calibration"]
-    assert [check.limit for check in verdict.checks] == [1, None, None, None]
+    assert [(check.name, check.limit) for check in verdict.checks] == [("top1", 1)]
+    assert [row.name for row in verdict.reported] == ["top5", "classes", "calibration"]
     assert verdict.state == "pass"
+
+
+def test_what_has_no_limit_at_all_is_not_a_pass() -> None:
+    """Everything reported, nothing judged: no verdict can be had from that."""
+    verdict = accuracy.judge(*random_pair())
+    assert not verdict.checks
+    assert verdict.state == "inconclusive"
 
 
 def test_calibration_error_is_that_of_the_softmax() -> None:
     """Logits doubled keep every answer and change the calibration by what a direct computation in float64 says."""
     baseline, _ = random_pair()
     assert baseline.logits is not None
-    check = accuracy.judge(baseline, with_logits(baseline, 2 * baseline.logits), max_drop_pp=1).checks[-1]
+    check = accuracy.judge(baseline, with_logits(baseline, 2 * baseline.logits), max_drop_pp=1).reported[-1]
 
     def error(logits: Any) -> float:
         p = np.exp(logits.astype(np.float64))
@@ -176,7 +183,7 @@ def test_a_class_that_collapses_is_named() -> None:
     assert (drops[0].label, drops[0].drop_pp, drops[0].images) == (3, 20.0, 200)
     assert drops[0].p_adjusted < 1e-9
     assert {drop.p_adjusted for drop in drops[1:]} == {1.0}
-    note = accuracy.judge(pair.baseline, pair.candidate, max_drop_pp=5).checks[1].note
+    note = accuracy.judge(pair.baseline, pair.candidate, max_drop_pp=5).reported[0].note
     assert "3 (20 points of 200 images)" in note
 
 
@@ -308,9 +315,8 @@ def test_top5_is_judged_where_it_has_a_limit() -> None:
     baseline, _ = random_pair()
     noise = with_logits(baseline, np.random.default_rng(5).normal(size=(4000, 10)).astype(np.float32))
     verdict = accuracy.judge(baseline, noise, max_top5_drop_pp=1)
-    states = {check.name: (check.limit, check.state) for check in verdict.checks}
-    assert states["top5"] == (1, "fail")
-    assert states["top1"] == (None, "pass")
+    assert [(check.name, check.limit, check.state) for check in verdict.checks] == [("top5", 1, "fail")]
+    assert "top1" in [row.name for row in verdict.reported]
     with pytest.raises(UsageError, match="top-5 cannot be judged"):
         accuracy.judge(*table(1, 1, 100), max_top5_drop_pp=1)
 

@@ -329,6 +329,12 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
     assert "Holm's correction for 2 candidates" in found[0][0].note
 
 
+def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
+    """A limit of speed was asked for; a baseline that failed on this backend leaves it open."""
+    ((check,),) = measured_checks([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3), confidence=0.95, seed=0)
+    assert (check.name, check.state) == ("slowdown", "inconclusive")
+
+
 @pytest.mark.parametrize(
     "path", sorted((Path(__file__).parents[2] / "profiles").glob("ci-*.toml")), ids=lambda p: p.stem
 )

@@ -14,7 +14,7 @@ import pytest
 import xmlschema
 from test_render import HOSTILE, gated
 
-from resdeploy.records import Check, Verdict
+from resdeploy.records import Check, Reported, Verdict
 from resdeploy.report import ci, render
 
 SCHEMA = Path(__file__).with_name("junit-10.xsd")
@@ -27,9 +27,10 @@ def check(state: str, name: str = "top1", limit: float | None = 0.5) -> Check:
 
 
 def three_states(name: str = "m"):
-    """Passed, failed, not decided, and one that is only reported."""
-    checks = (check("pass"), check("fail", "slowdown"), check("inconclusive", "memory"), check("pass", "classes", None))
-    return gated(name, Verdict(checks=checks))
+    """Passed, failed, not decided, one of a whole without a limit of its own, and one that is only reported."""
+    checks = (check("pass"), check("fail", "slowdown"), check("inconclusive", "memory"), check("pass", "seen", None))
+    reported = Reported(name=name, observed=1.0, unit="classes", note=f"{name} was not judged")
+    return gated(name, Verdict(checks=checks, reported=(reported,)))
 
 
 @pytest.fixture(scope="module")
@@ -52,16 +53,17 @@ def test_the_schema_refuses_what_is_not_junit(schema: xmlschema.XMLSchema) -> No
 
 
 def test_junit_tells_a_failure_from_what_could_not_be_judged() -> None:
-    """A limit exceeded is a failure, an undecided one an error; what has no limit is no test case."""
+    """A limit exceeded is a failure, an undecided one an error; what was only reported is no test case."""
     suite = ET.fromstring(ci.junit(three_states())).find("testsuite")
     assert suite is not None
     assert {key: suite.get(key) for key in ("tests", "failures", "errors")} == {
-        "tests": "3",
+        "tests": "4",
         "failures": "1",
         "errors": "1",
     }
     found = {case.get("name"): [child.tag for child in case] for case in suite.iter("testcase")}
-    assert found == {"top1": ["system-out"], "slowdown": ["failure"], "memory": ["error"]}
+    assert found == {"top1": ["system-out"], "slowdown": ["failure"], "memory": ["error"], "seen": ["system-out"]}
+    assert suite.findtext("system-out") == "m (reported, not judged): m was not judged"
     properties = {p.get("name"): p.get("value") for p in suite.iter("property")}
     assert properties["candidate.sha256"] == "ab"
     assert properties["baseline.data_fingerprint"] == "d"
