@@ -82,8 +82,55 @@ def test_no_input_is_pasted_into_a_script() -> None:
         assert step["shell"] == "bash"
 
 
-def test_the_comment_is_found_again_by_its_mark() -> None:
-    """The mark that the script looks for is the one that the report writes."""
-    from resdeploy.report import ci
+GH = """#!/bin/sh
+# A GitHub with one comment of each mark: prints its number where the filter asks for that mark.
+echo "$@" >> calls
+case "$*" in *--paginate*"gate -->"*) echo 11 ;; *--paginate*"gate: int8 -->"*) echo 22 ;; esac
+"""
 
-    assert ci.MARK in COMMENT["run"]
+
+@pytest.mark.parametrize(
+    ("name", "call", "mark"),
+    [
+        ("", "PATCH repos/o/r/issues/comments/11 ", "<!-- resdeploy gate -->"),
+        ("int8", "PATCH repos/o/r/issues/comments/22 ", "<!-- resdeploy gate: int8 -->"),
+        ("fp16", "POST repos/o/r/issues/7/comments ", "<!-- resdeploy gate: fp16 -->"),
+    ],
+)
+def test_each_named_gate_keeps_a_comment_of_its_own(folder: Path, name: str, call: str, mark: str) -> None:
+    """Found again by its mark, or made anew; the files of a named gate have its name."""
+    assert act(folder, baseline="base.npz", candidate="good.npz", max_drop="0.5", name=name)[0] == 0
+    own = f"resdeploy-gate-{name}" if name else "resdeploy-gate"
+    assert (folder / f"{own}.xml").exists()
+    assert comment_on(folder, name) == 0
+    assert call in (folder / "calls").read_text().splitlines()[-1]
+    assert (folder / f"{own}.comment.md").read_text().startswith(f"{mark}\n<!-- resdeploy gate -->\n\n### ✅")
+
+
+def comment_on(folder: Path, name: str) -> int:
+    (folder / "gh").write_text(GH)
+    (folder / "gh").chmod(0o755)
+    (folder / "comment.sh").write_text(COMMENT["run"])
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "RUNNER_TEMP": str(folder), "NUMBER": "7", "NAME": name}
+    environment["GITHUB_REPOSITORY"] = "o/r"
+    command = ["bash", "--noprofile", "--norc", "-eo", "pipefail", "comment.sh"]
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
+
+
+def test_a_gate_that_could_not_be_run_replaces_the_comment_of_a_pass(folder: Path) -> None:
+    """Yesterday's PASS does not stay below today's error."""
+    act(folder, baseline="base.npz", candidate="good.npz", max_drop="0.5")
+    (folder / "outputs").unlink()
+    assert act(folder, baseline="no.npz", candidate="good.npz", max_drop="0.5") == (2, "error")
+    assert comment_on(folder, "") == 0
+    body = (folder / "resdeploy-gate.comment.md").read_text()
+    assert "could not be run (exit 2)" in body
+    assert "PASS" not in body
+
+
+def test_a_name_that_is_more_than_a_name_is_refused(folder: Path) -> None:
+    """It would become a part of a path and of a program of jq."""
+    for name in ("../x", 'a")) or true', "a b", "$(touch canary)"):
+        (folder / "outputs").unlink(missing_ok=True)
+        assert act(folder, baseline="base.npz", candidate="good.npz", max_drop="0.5", name=name) == (2, "error")
+        assert comment_on(folder, name) == 2
