@@ -6,6 +6,7 @@ There is nothing to infer here, so there is no interval, and no `inconclusive` b
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from resdeploy.errors import UsageError
 from resdeploy.records import Audit, Check
@@ -60,5 +61,5 @@ def _unknown(name: str, max_mb: float, note: str) -> Check:
 
 
 def _limit(name: str, max_mb: float) -> None:
-    if not max_mb > 0:
+    if not 0 < max_mb < math.inf:
         raise UsageError(f"{max_mb} MB is no limit of {name}", fix="Choose a number above 0")

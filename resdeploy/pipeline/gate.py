@@ -295,7 +295,11 @@ def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progre
 
 
 def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:
-    notes = []
+    notes = [
+        f"{side.name} and the baseline are one file: this compares nothing"
+        for side in candidates
+        if (baseline.backend, Path(baseline.given).resolve()) == (side.backend, Path(side.given).resolve())
+    ]
     for side in candidates:
         if baseline.predictions is None or side.predictions is None:
             continue

@@ -26,9 +26,9 @@ def test_memory_that_nobody_tells_is_not_a_pass() -> None:
     assert (unknown.state, unknown.observed) == ("inconclusive", None)
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf")])
 def test_a_limit_that_is_none_is_refused(limit: float) -> None:
-    """Nothing, less than nothing, not a number."""
+    """Nothing, less than nothing, not a number, everything."""
     for judged in (budgets.size, budgets.memory):
         with pytest.raises(UsageError, match="no limit"):
             judged(1, max_mb=limit)

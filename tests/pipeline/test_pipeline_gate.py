@@ -344,3 +344,9 @@ def test_profiles_for_ci_are_complete(path: Path) -> None:
     assert profile.name == path.stem
     assert profile.max_drop_pp is not None
     assert len(path.read_text().splitlines()) <= 30
+
+
+def test_a_file_compared_with_itself_is_said(files: Path) -> None:
+    """A slip in a CI job that would pass for ever."""
+    assert any("one file" in note for note in judged(files, "base.npz", "./base.npz").notes)
+    assert not judged(files, "base.npz", "good.npz").notes

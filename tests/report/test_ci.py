@@ -127,3 +127,11 @@ def test_a_person_sees_the_first_flips_and_how_many_more() -> None:
     text = render.render(document)
     assert "480 more: --format json lists them all" in text
     assert text.count("right to wrong") == 21  # twenty rows and the title of a column
+
+
+def test_a_comment_too_long_for_github_keeps_the_verdict() -> None:
+    """Names of any length: a comment that GitHub would refuse is cut to what matters."""
+    text = ci.comment(three_states("m" * 9000))
+    assert len(text) < 65_536
+    assert text.splitlines()[2] == "### ❌ resdeploy gate: FAIL"
+    assert "--format json" in text
