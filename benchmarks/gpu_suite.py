@@ -3,6 +3,7 @@
     python benchmarks/gpu_pack.py --out gpu-suite                                  # anywhere: the graphs and images
     python benchmarks/gpu_suite.py gpu-suite --budget 480 -o gpu.json              # on the GPU
     ... --torch-python /usr/bin/python3                                            # torch in another interpreter
+    python benchmarks/gpu_table.py gpu.json                                        # the README's table
 
 In order of worth, the JSON rewritten after each result, so that what the budget cuts off is only the end: ResNet-50 in
 INT8 and FP16 at batch 1 and 128 with audit and agreement; the CIFAR nets' agreement on real images; torch, ResNet-50;
@@ -36,7 +37,6 @@ from benchmarks import gpu_pack
 from resdeploy import store
 from resdeploy.backends import nvml, tensorrt
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import ResdeployError
 from resdeploy.graph import intent
 from resdeploy.judge import audit
 from resdeploy.measure import bench, environment, summary
@@ -272,7 +272,7 @@ def steps(suite: Suite) -> Iterator[Step]:
             python = args.torch_python if kind == "torch-tensorrt" else sys.executable
             for batch in first if python else ():
                 yield f"{kind} {head} b{batch}", lambda k=kind, b=batch, p=python: peer(suite, k, head, b, p)
-    for number, batch in itertools.product(range(1, BUILDS), first):
+    for number, batch in itertools.product(range(1, args.builds), first):
         for precision in low:
             yield f"audit {head} again", lambda n=number, b=batch, p=precision: build_and_audit(suite, head, p, b, n)
         yield f"time {head} again", lambda n=number, b=batch: timed(suite, head, low, b, n)
@@ -288,6 +288,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=1.0, help="of timed queries a row")
     parser.add_argument("--torch-python", help="an interpreter with torch for CUDA; none: torch is left out")
     parser.add_argument("--max-batch", type=int, default=256)
+    parser.add_argument("--builds", type=int, default=BUILDS, help="of each engine of the first network")
     args = parser.parse_args()
     found = tensorrt.available()
     if not found.ok:
@@ -301,9 +302,9 @@ def main() -> int:
             continue
         try:
             step()
-        except (ResdeployError, KeyError, OSError) as e:  # one engine's failure is a row, not the end
+        except Exception as e:  # whatever one engine or file meets is a row, not the end of the machine's time
             failed += 1
-            suite.keep({"what": "failed", "step": name, "error": str(e)[:600]})
+            suite.keep({"what": "failed", "step": name, "error": f"{type(e).__name__}: {e}"[:600]})
     suite.document["environment_after"] = environment.capture()
     store.write_json(args.output, suite.document)
     shutil.rmtree(suite.work, ignore_errors=True)

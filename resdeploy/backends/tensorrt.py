@@ -30,6 +30,7 @@ DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 UNTOLD = "unknown"  # `backends.installed` of a package without metadata
 INSTALL = "pip install 'resdeploy[gpu]'"
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"
+REFIT = "Put them back: resdeploy build F.onnx --backend tensorrt --refit-from THIS.engine -o WHOLE.engine"
 # CUDA major that each TensorRT major's wheels are built for, at the least.
 CUDA_NEEDED = {8: 11, 10: 12, 11: 13}
 # Bytes of a plan: its tag, and from version 10 the version that wrote it (NVIDIA's samples/common/sampleEngines.cpp).
@@ -103,7 +104,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     require(available(), VENDOR)
     import tensorrt as trt
 
-    made = trt_builder.build(trt, _log(trt), source, execution)
+    made = _made(trt, source, execution)
     with store.disk_errors(out):
         out.write_bytes(made.plan)
     device, options = cuda.driver().devices[0], execution.engine
@@ -120,6 +121,17 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         notes=(*source.notes, *made.notes),
         tools={**source.tools, "tensorrt": str(trt.__version__), **portable},
     )
+
+
+def _made(trt: Any, source: Artifact, execution: Execution) -> trt_builder.Built:
+    engine = execution.engine.refit_from
+    if engine is None:
+        return trt_builder.build(trt, _log(trt), source, execution)
+    from resdeploy.backends import trt_refit
+
+    with store.disk_errors(Path(engine)):
+        plan = Path(engine).read_bytes()
+    return trt_refit.refitted(trt, _log(trt), plan, engine, source)
 
 
 @contextlib.contextmanager
@@ -156,7 +168,7 @@ def _refuse_strangers(built: Artifact, plan: bytes, version: str) -> None:
     if built.machine not in (None, str(device), device.architecture):
         raise EnvironmentFailure(f"{built.path} was built for {built.machine}; this machine has {device}", fix=again)
     if any("stripped" in note for note in built.notes):
-        raise EnvironmentFailure(f"{built.path} was built without its weights and cannot run as it is", fix=again)
+        raise EnvironmentFailure(f"{built.path} was built without its weights and cannot run as it is", fix=REFIT)
     writer = built.tools.get("tensorrt") or _writer(plan)
     if not _version_compatible(built) and writer and major_of(writer) != major_of(version):
         raise EnvironmentFailure(f"{built.path} was written by TensorRT {writer}; this is {version}", fix=again)

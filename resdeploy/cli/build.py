@@ -23,6 +23,7 @@ def build(
     hardware_compatible: engine.HardwareCompatible = "none",
     refit: engine.Refit = False,
     strip_weights: engine.Strip = False,
+    refit_from: engine.RefitFrom = None,
     timing_cache: engine.TimingCache = True,
     output: options.Output = None,
     quiet: options.Quiet = False,
@@ -41,7 +42,7 @@ def build(
 
     built_with = engine.options(
         batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
-        strip_weights, timing_cache,
+        strip_weights, refit_from, timing_cache,
     )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
         source = make.onnx_fp32(options.request(model, options.sight(img_size)), progress=progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
@@ -34,6 +35,12 @@ Refit = Annotated[bool, typer.Option("--refit", help="Its weights can be replace
 Strip = Annotated[
     bool, typer.Option("--strip-weights", help="Leave the weights out, to be refitted.", rich_help_panel=_ENGINE)
 ]
+RefitFrom = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="ENGINE", help="Give this engine MODEL's weights, in place of a build.", rich_help_panel=_ENGINE
+    ),
+]
 TimingCache = Annotated[
     bool,
     typer.Option(
@@ -53,6 +60,7 @@ def options(
     hardware_compatible: Literal["none", "ampere-plus", "same-compute-capability"],
     refit: bool,
     strip_weights: bool,
+    refit_from: Path | None,
     timing_cache: bool,
 ) -> EngineOptions:
     """The `EngineOptions` that these options describe."""
@@ -67,5 +75,6 @@ def options(
         hardware_compatible=cast("Any", hardware_compatible.replace("-", "_")),
         refit=refit,
         strip=strip_weights,
+        refit_from=None if refit_from is None else str(refit_from.absolute()),
         timing_cache=None if timing_cache else "",
     )

@@ -30,6 +30,9 @@ def built(source: Artifact, execution: Execution, out: Path, progress: Progress 
     found = tensorrt.available()
     backends.require(found, "tensorrt")
     version = found.version or ""
+    if execution.engine.refit_from is not None:
+        store.load(path := Path(execution.engine.refit_from))  # there, and what its record says
+        refuse_unknown_origin(path, trusted=False)
     options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, found.devices[0]))
     execution = dataclasses.replace(execution, engine=options)
     model = files.load_model(Path(source.path))

@@ -112,6 +112,7 @@ class EngineOptions:
     hardware_compatible: Literal["none", "ampere_plus", "same_compute_capability"] = "none"
     refit: bool = False
     strip: bool = False
+    refit_from: str | None = None  # an engine to be given the source's weights, in place of a build
     timing_cache: str | None = None  # its file
 
 

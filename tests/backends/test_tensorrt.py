@@ -162,6 +162,7 @@ def test_capabilities_are_those_of_the_version(bench: Bench, version: str) -> No
         "FP16 flag": not new,
         "INT8 flag": not new,
         "stripped plans": not old,
+        "refitting from ONNX": not old,
         "engines for one compute capability": version in ("10.16.1", "11.4.0"),
         "profile sharing": not new,
         "cuBLAS tactics": not new,
@@ -508,6 +509,78 @@ def test_stripped_engines_do_not_run(bench: Bench) -> None:
     built = tensorrt.build(bench.source(model_of("fp32"), "fp32", 10), options, bench.folder / "e.engine")
     with pytest.raises(EnvironmentFailure, match="without its weights"), tensorrt.open(built, options):
         pass
+
+
+@pytest.mark.parametrize("version", [version for version in VERSIONS if version != "8.6.0"])
+@pytest.mark.parametrize("option", ["strip", "refit"])
+def test_weights_are_put_back(bench: Bench, version: str, option: str, images: np.ndarray) -> None:
+    """A stripped engine is small, cannot run, and answers as the whole one once it is refitted."""
+    double = bench.use(version)
+    source = bench.source(model_of("fp32"), "fp32", double.major)
+    how = execution(bench.folder, **{option: True})
+    bare = tensorrt.build(source, how, bench.folder / "bare.engine")
+    again = execution(bench.folder, refit_from=bare.path)
+    whole = tensorrt.build(source, again, bench.folder / "whole.engine")
+    with tensorrt.open(whole, again) as loaded:
+        got = worker.answer(loaded, [loaded.session()], images)["logits"]
+    expected = onnxruntime.InferenceSession(source.path, providers=["CPUExecutionProvider"]).run(
+        None, {"input": images}
+    )
+    np.testing.assert_allclose(got, expected[0], rtol=1e-4, atol=1e-5)
+    wanted = "REFIT_IDENTICAL" if option == "strip" else "REFIT"
+    assert f"IBuilderConfig.set_flag(BuilderFlag.{wanted})" in double.calls
+
+
+def test_every_name_used_in_refitting_is_needed(bench: Bench) -> None:
+    """Those that the builder and the runner use besides are proven needed by their own plan."""
+    how = execution(bench.folder, strip=True)
+
+    def outcome(double: Double) -> Any:
+        bare = tensorrt.build(bench.source(model_of("fp32"), "fp32", 10), how, bench.folder / "bare.engine")
+        started, double.used = len(double.calls), set()
+        try:
+            options = execution(bench.folder, refit_from=bare.path)
+            whole = tensorrt.build(bench.source(model_of("fp32"), "fp32", 10), options, bench.folder / "whole.engine")
+        except (AttributeError, KeyError, UsageError) as e:
+            return type(e)
+        return whole.sha256, double.calls[started:]
+
+    reference = bench.use("10.3.0", execute=False)
+    expected = outcome(reference)
+    assert not isinstance(expected, type)
+    own = {"Refitter", "OnnxParserRefitter", "SerializationFlag", "ISerializationConfig"}
+    used = sorted(name for name in reference.used if name[0] in own and name[1])
+    assert len(used) >= 5, used
+    assert not [name for name in used if outcome(bench.use("10.3.0", without=name, execute=False)) == expected]
+
+
+def test_an_engine_that_was_not_built_for_it_is_not_refitted(bench: Bench, engine: Callable[[], Artifact]) -> None:
+    built = engine()
+    with pytest.raises(UsageError, match="was not built to be refitted"):
+        tensorrt.build(
+            bench.source(model_of("fp32"), "fp32", 10),
+            execution(bench.folder, refit_from=built.path),
+            bench.folder / "w",
+        )
+
+
+def test_weights_of_another_graph_are_refused(bench: Bench) -> None:
+    bench.use("10.3.0")
+    how = execution(bench.folder, strip=True)
+    bare = tensorrt.build(bench.source(model_of("fp32"), "fp32", 10), how, bench.folder / "bare.engine")
+    other = bench.source(onnx.shape_inference.infer_shapes(tiny_network(channels=16)), "fp32", 10)
+    with pytest.raises(MalformedInput, match="do not fit"):
+        tensorrt.build(other, execution(bench.folder, refit_from=bare.path), bench.folder / "w.engine")
+
+
+def test_8_refits_from_no_onnx(bench: Bench) -> None:
+    bench.use("8.6.0")
+    with pytest.raises(UsageError, match="does not refit from ONNX"):
+        tensorrt.build(
+            bench.source(model_of("fp32"), "fp32", 8),
+            execution(bench.folder, refit_from=str(bench.folder / "fp32.onnx")),
+            bench.folder / "w.engine",
+        )
 
 
 # The driver

@@ -5,51 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.cli.conftest import Run
-
-ROOT = Path(__file__).parents[2]
-DOUBLES = ROOT / "tests/doubles"
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a libcuda.so.1 that knows one GPU."""
-    compiler = shutil.which("gcc") or shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the driver's double")
-    folder = tmp_path_factory.mktemp("driver")
-    source = DOUBLES / "fake_driver.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source], check=True)
-    return folder
-
-
-@pytest.fixture
-def on_gpu(resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
-    """`resdeploy` where a GPU and a TensorRT seem to be."""
-
-    def run(*args: object, version: str = "10.3.0", **environment: str) -> subprocess.CompletedProcess[str]:
-        about = tmp_path / version / f"tensorrt-{version}.dist-info"
-        about.mkdir(parents=True, exist_ok=True)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {version}\n")
-        folders = (DOUBLES / "site", about.parent, ROOT, os.environ.get("PYTHONPATH", ""))
-        path = os.pathsep.join(map(str, folders))
-        return resdeploy(
-            *args,
-            PYTHONPATH=path,
-            LD_LIBRARY_PATH=str(driver),
-            DOUBLE_TENSORRT=version,
-            XDG_CONFIG_HOME=str(tmp_path / "config"),
-            RESDEPLOY_CACHE=str(tmp_path / "cache"),
-            **environment,
-        )
-
-    return run
 
 
 def test_an_engine_is_built_evaluated_and_audited(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:

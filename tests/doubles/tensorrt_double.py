@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from tests.doubles import cuda_runtime, fusion
+from tests.doubles import cuda_runtime, fusion, plans
 
 API = Path(__file__).parents[1] / "data/tensorrt/api.json.gz"
 VERSIONS = ("8.6.0", "10.3.0", "10.16.1", "11.4.0")
@@ -133,6 +133,8 @@ def _state(self: Any, **state: Any) -> None:
 
 def _init(self: Any, *arguments: Any) -> None:
     _state(self, arguments=arguments)
+    if type(self).__name__ == "Refitter":
+        plans.refitter(type(self)._double, self, *arguments)
 
 
 def _get(self: Any, name: str) -> Any:
@@ -184,19 +186,6 @@ def _method(kind: str, name: str, parameters: list[str]) -> Callable[..., Any]:
 
 
 # What the parts do
-
-
-class _Memory:
-    """IHostMemory: a buffer."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.nbytes = data, len(data)
-
-    def __buffer__(self, flags: int) -> memoryview:
-        return memoryview(self.data)
-
-    def __bytes__(self) -> bytes:
-        return self.data
 
 
 def _log(double: Double, logger: Any, severity: str, text: str) -> None:
@@ -284,11 +273,10 @@ def _build(double: Double, builder: Any, network: Any, config: Any) -> Any:
         "layers": fusion.layers(model, half=halves),
         "profile": config._own.get("profile", {}),
         "level": config._own.get("builder_optimization_level"),
+        "stripped": "STRIP_PLAN" in flags,
+        "refittable": bool(flags & {"REFIT", "REFIT_IDENTICAL"}),
     }
-    text = json.dumps(head).encode()
-    numbers = bytes(int(part) for part in double.version.split("."))
-    plan = b"ftrt" + bytes(20) + numbers + bytes(1) + len(text).to_bytes(8, "little") + text
-    return _Memory(plan + model.SerializeToString())
+    return plans.plan(double, head, plans.stripped(model) if head["stripped"] else model)
 
 
 def _profile_shape(double: Double, profile: Any, name: str, *sizes: Any) -> None:
@@ -413,10 +401,19 @@ METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("IBuilderConfig", "add_optimization_profile"): _add_profile,
     ("IOptimizationProfile", "set_shape"): _profile_shape,
     ("ITimingCache", "combine"): _combine,
-    ("ITimingCache", "serialize"): lambda double, self: _Memory(
+    ("ITimingCache", "serialize"): lambda double, self: plans.Memory(
         "\n".join([f"{double.version} {GPU}", *sorted(self._own["kernels"])]).encode()
     ),
     ("Runtime", "deserialize_cuda_engine"): _deserialize,
+    ("OnnxParserRefitter", "refit_from_file"): plans.refit,
+    ("OnnxParserRefitter", "get_error"): _parser_error,
+    ("Refitter", "get_missing_weights"): lambda double, self: self._own["missing"],
+    ("Refitter", "refit_cuda_engine"): plans.refit_engine,
+    ("ICudaEngine", "create_serialization_config"): lambda double, self: double.make(
+        "ISerializationConfig", flags={"EXCLUDE_WEIGHTS"} if self._own["head"]["stripped"] else set()
+    ),
+    ("ICudaEngine", "serialize_with_config"): plans.serialize,
+    ("ISerializationConfig", "clear_flag"): plans.clear_flag,
     ("ICudaEngine", "get_tensor_name"): lambda double, self, index: _tensors(self)[index].name,
     ("ICudaEngine", "get_tensor_mode"): _mode,
     ("ICudaEngine", "get_tensor_shape"): _shape,
@@ -431,6 +428,7 @@ METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("EngineInspector", "get_engine_information"): _information,
 }
 PROPERTIES: dict[tuple[str, str], Callable[..., Any]] = {
+    ("OnnxParserRefitter", "num_errors"): lambda double, self: 0,
     ("OnnxParser", "num_errors"): lambda double, self: len(self._own["errors"]),
     ("INetworkDefinition", "num_inputs"): lambda double, self: len(self._own["model"].graph.input),
     ("ICudaEngine", "num_io_tensors"): lambda double, self: len(_tensors(self)),
