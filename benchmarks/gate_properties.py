@@ -83,15 +83,9 @@ def skewness_corrected(lost: Counts, gained: Counts, images: int, drop: float) -
     return np.where(np.isnan(skewness), score, score - skewness / 6 * (score * score - 1))
 
 
-def half_corrected(lost: Counts, gained: Counts, images: int, drop: float) -> Counts:
-    """Half way from Tango's score to the one corrected for skewness: made for this grid, from no source."""
-    return (tango(lost, gained, images, drop) + skewness_corrected(lost, gained, images, drop)) / 2
-
-
 METHODS: dict[str, Statistic] = {
     "Tango's score (the gate)": tango,
     "Tango's score, corrected for skewness": skewness_corrected,
-    "half of that correction, fitted to this grid": half_corrected,
     "Wald": wald,
     "Bonett and Price": bonett_price,
 }
