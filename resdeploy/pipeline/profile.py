@@ -34,6 +34,7 @@ from resdeploy.pipeline.request import Request, Sight
 from resdeploy.records import (
     Artifact,
     BackendName,
+    Check,
     Failure,
     Measurement,
     Precision,
@@ -184,10 +185,8 @@ def _check(profile: Profile) -> None:
     """Refuses what could only fail later, all of it at once."""
     backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
     missing = {name: backends.load(name).available() for name in backend_names}
-    limited = any(
-        limit is not None
-        for limit in (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
-    )
+    limits_given = (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
+    limited = any(limit is not None for limit in limits_given)
     problems = [
         message
         for wrong, message in (
@@ -414,11 +413,27 @@ def _with_budgets(
     measured = limits.measured_checks(timed, budget, confidence=0.95, seed=profile.seed)
     whole = {}
     for (_, new), checks in zip(timed, measured, strict=True):
-        of_accuracy = verdicts.get(new.label, Verdict(checks=()))
+        of_accuracy = _of_accuracy(profile, verdicts, new.label)
         size = () if profile.max_size_mb is None else (budgets.size(new.size_bytes, max_mb=profile.max_size_mb),)
         if together := (*of_accuracy.checks, *checks, *size):
             whole[new.label] = dataclasses.replace(of_accuracy, checks=together)
     return whole
+
+
+def _of_accuracy(profile: Profile, verdicts: dict[str, Verdict], label: str) -> Verdict:
+    """A limit that was asked for and could not be judged does not pass."""
+    if label in verdicts or profile.max_drop_pp is None:
+        return verdicts.get(label, Verdict(checks=()))
+    check = Check(
+        name="top1",
+        limit=profile.max_drop_pp,
+        observed=None,
+        interval=None,
+        state="inconclusive",
+        unit="points",
+        note="FP32 or this model has no predictions to compare: it failed on the images.",
+    )
+    return Verdict(checks=(check,))
 
 
 def _load_artifact(path: Path) -> Artifact:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from resdeploy import store
-from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
+from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure import predictions as saved
-from resdeploy.pipeline import gate
+from resdeploy.pipeline import gate, profile
 from resdeploy.pipeline.gate import GatePlan
 from resdeploy.pipeline.limits import Limits, measured_checks
-from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions
+from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions, Profile
 
 DROP = Limits(drop_pp=1.0)
 
@@ -350,3 +350,17 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
     """A slip in a CI job that would pass for ever."""
     assert any("one file" in note for note in judged(files, "base.npz", "./base.npz").notes)
     assert not judged(files, "base.npz", "good.npz").notes
+
+
+def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
+    """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
+    limited = profile._of_accuracy(Profile(name="p", max_drop_pp=1.0), {}, "int8 openvino")
+    assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive")]
+    assert not profile._of_accuracy(Profile(name="p"), {}, "int8 openvino").checks
+
+
+def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -> None:
+    """FP32 alone is what others are compared with: nothing would be judged, and that must not end in 0."""
+    alone = Profile(name="p", data="digits", precisions=("fp32",), backends=("onnxruntime",), max_drop_pp=1.0)
+    with pytest.raises(ProfileError, match="one beside fp32"):
+        profile.run(alone, tmp_path, progress=lambda *_: None, note=lambda _: None)
