@@ -99,6 +99,7 @@ class _Loaded:
     def __init__(self, built: Artifact, execution: Execution, profile: Path | None) -> None:
         self.path, self.profile, self.provider = built.path, profile, execution.provider
         self.providers = _providers(execution, built.precision)
+        self.memory_pattern = execution.memory_pattern
         self.threads = max(1, (execution.threads or machine.usable_cores()) // execution.streams)
         self.first: Any = self._create()
         self.unused = True
@@ -112,6 +113,7 @@ class _Loaded:
         self.settings: Mapping[str, str] = {
             "intra_op_num_threads": str(options.intra_op_num_threads),
             "graph_optimization_level": options.graph_optimization_level.name,
+            "enable_mem_pattern": str(options.enable_mem_pattern),
             "providers": ",".join(self.first.get_providers()),
         }
 
@@ -143,6 +145,7 @@ class _Loaded:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
+        options.enable_mem_pattern = self.memory_pattern
         options.log_severity_level = 3
         if self.profile is not None:
             options.enable_profiling = True

@@ -7,6 +7,8 @@ runtime, memory does not grow with the number of images, and any backend that ca
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -67,16 +69,29 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
         streams=1 if large else min(cores, MAX_STREAMS),
         hint="throughput",
         input_shape=image_shape,
+        memory_pattern=False,  # ResNet-50 twice, for biases: 771 MiB instead of 912, and no slower
     )
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder, Lane(name) as lane:
         path = Path(folder) / "watched.onnx"
         # Nobody but the lane will ever read it: no need to wait for the disk, or for a digest.
         path.write_bytes(model.SerializeToString())
         del model  # a whole network's weights, while a lane holds its own
+        return_freed_memory()
         watched = Artifact(path=str(path), format="onnx", precision="fp32", sha256="temporary")
         built = lane.build(watched, execution, path.with_suffix(".xml")) if name == "openvino" else watched
         lane.open(built, execution, query=False)
         yield lambda images: lane.predict(images).astype(np.float32, copy=False)
+
+
+def return_freed_memory() -> None:
+    """Gives what was freed back to the system, where the C library can (glibc).
+
+    It keeps what lies between blocks in use: some 200 MiB after ResNet-50's graph was made canonical, and as much
+    again after a watched copy of it was written.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def batch_size(model: onnx.ModelProto, image_shape: tuple[int, ...]) -> int:

@@ -129,6 +129,8 @@ class Execution:
     input_shape: tuple[int, int, int] | None = None  # overrides a dynamic image size
     engine: EngineOptions = EngineOptions()
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
+    # ONNX Runtime then keeps a second block of memory, laid out for all tensors of a run at once.
+    memory_pattern: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,6 +72,14 @@ def test_openvino_names_the_graph_nodes_of_a_kernel(tiny: Artifact, tmp_path: Pa
     assert ("conv1", "relu1") in [layer.sources for layer in layers]
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_onnxruntime_plans_its_memory_as_asked(tiny: Artifact, wanted: bool) -> None:
+    """The session itself says whether it lays out a second block for all tensors."""
+    with Lane("onnxruntime") as lane:
+        opened = lane.open(tiny, Execution(memory_pattern=wanted))
+    assert opened.settings["enable_mem_pattern"] == str(wanted)
+
+
 def test_every_output_is_returned_by_name(runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray) -> None:
     """predict_all gives activations too, for calibration."""
     model = onnx.load(tiny.path)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -384,3 +386,19 @@ def test_calibration_memory_does_not_grow_with_the_images(resnet20: Artifact, tm
     kept = bias.Reservoir(0)
     _, count = calibrate.observe(model, ptq.importance(model, plan), kept.watch(stream()), run=here)
     assert count == 80
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no malloc_trim")
+def test_freed_memory_below_a_block_in_use_goes_back_to_the_system() -> None:
+    """100 MB in small blocks stay resident after they are freed, since the last one is in use; then they do not."""
+
+    def resident_bytes() -> int:
+        return int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    blocks = [b"x" * (100_000 + i) for i in range(1000)]
+    last = blocks[-1]
+    del blocks
+    before = resident_bytes()
+    calibrate.return_freed_memory()
+    assert before - resident_bytes() > 50_000_000
+    assert last[-1:] == b"x"
