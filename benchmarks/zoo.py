@@ -3,6 +3,7 @@
     python benchmarks/zoo.py --output benchmarks/results/zoo.json
     python benchmarks/zoo.py resnet18 preresnet110       # some of them
     python benchmarks/zoo.py --quantize                  # also: INT8 for each target, and how many additions it fuses
+    python benchmarks/zoo.py --output F --resume --minutes 5   # only what F lacks, beginning nothing after 5 minutes
 
 Networks are untrained (seed 0), so that none is missing, and see one synthetic image with natural statistics. An error
 is the largest difference of a logit from torch in float64, over the largest logit. To depth 152 it may be 1e-4; beyond,
@@ -46,15 +47,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--quantize", action="store_true")
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--resume", action="store_true", help="Keep the rows that the output has.")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     options = parser.parse_args()
-    rows: list[dict[str, Any]] = []
-    left_out = [name for name in options.names if zoo.find(name).params > MAX_PARAMS]
-    for name in sorted(set(options.names) - set(left_out), key=lambda n: zoo.find(n).params):
+    start = time.monotonic()
+    resumed = options.resume and options.output.is_file()
+    rows: list[dict[str, Any]] = json.loads(options.output.read_bytes())["results"] if resumed else []
+    left_out = [name for name in zoo.ENTRIES if zoo.find(name).params > MAX_PARAMS]
+    done = {row["model"] for row in rows}
+    for name in sorted(set(options.names) - set(left_out) - done, key=lambda n: zoo.find(n).params):
+        if time.monotonic() - start > 60 * options.minutes:
+            break
         rows.append(measure(name, quantize=options.quantize))
         print(json.dumps(rows[-1]), flush=True)
         if options.output:  # after each, so that nothing is lost
-            document = {"environment": environment.capture(), "left_out": left_out, "results": rows}
-            store.write_json(options.output, document)
+            missing = sorted(zoo.ENTRIES.keys() - set(left_out) - {row["model"] for row in rows})
+            parts = {"left_out": left_out, "not_yet_run": missing, "results": rows}
+            store.write_json(options.output, {"environment": environment.capture(), **parts})
     failed = [row["model"] for row in rows if not row["ok"]]
     print(f"{len(rows)} networks, {len(failed)} over the limit: {', '.join(failed) or 'none'}")
     sys.exit(bool(failed))

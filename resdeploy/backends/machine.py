@@ -113,6 +113,14 @@ def oom_kills(root: Path = Path("/")) -> int:
     return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else 0
 
 
+def last_level_cache_bytes(root: Path = Path("/")) -> int:
+    """The largest cache that the first processor reads through; 0: the kernel does not say."""
+    units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
+    found = [_words(path) for path in root.glob("sys/devices/system/cpu/cpu0/cache/index[0-9]*/size")]
+    sizes = [int(words[0][:-1]) * units[words[0][-1]] for words in found if words and words[0][-1] in units]
+    return max(sizes, default=0)
+
+
 def energy_j(root: Path = Path("/")) -> tuple[float, ...] | None:
     """Energy counters of the processor packages in joules, by RAPL; None where there are none or only root reads them.
 

@@ -1,11 +1,13 @@
 """`resdeploy cost`."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from resdeploy.cli import console, options
 
+_ROOFS = "Roofs and charts"
 Convention = Annotated[
     Literal["torchvision", "fvcore", "thop", "ptflops", "ptflops-pytorch"] | None,
     typer.Option(help="Also the count that this tool would give, to reconcile the two."),
@@ -14,6 +16,29 @@ Against = Annotated[
     Literal["basic", "naive"] | None,
     typer.Option(help="What 1x1 convolutions save: basic blocks for bottlenecks, naive modules for Inception."),
 ]
+Roofs = Annotated[
+    str | None,
+    typer.Option(
+        "--roofline",
+        metavar="MACHINE",
+        help="The time that arithmetic and memory allow: machine (measured once), or "
+        "t4, l4, a10, l40s, a100, h100, h200, b200, orin (data sheets).",
+        rich_help_panel=_ROOFS,
+    ),
+]
+Precisions = Annotated[
+    str,
+    typer.Option("--precision", help="For --roofline: fp32,int8; default: all of its.", rich_help_panel=_ROOFS),
+]
+Refresh = Annotated[bool, typer.Option("--refresh", help="Measure this machine's roofs again.", rich_help_panel=_ROOFS)]
+Chart = Annotated[
+    Path | None,
+    typer.Option(
+        help="SVG: kernels under their roofs, else published accuracy over MACs.",
+        callback=options.writable,
+        rich_help_panel=_ROOFS,
+    ),
+]
 
 
 def cost(
@@ -21,7 +46,13 @@ def cost(
     batch_size: Annotated[str, typer.Option("--batch-size", "-b", help="Images at once: 1, or a list 1,8,32.")] = "1",
     convention: Convention = None,
     against: Against = None,
-    measure: Annotated[bool, typer.Option("--measure", help="With --against basic: latencies too.")] = False,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="With --against basic or --roofline machine: latencies too.")
+    ] = False,
+    roofline: Roofs = None,
+    precision: Precisions = "",
+    refresh: Refresh = False,
+    chart: Chart = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
@@ -36,7 +67,8 @@ def cost(
     """Count parameters, multiply-accumulates (MACs), FLOPs (2 x MACs), activations and bytes moved.
 
     Examples: resdeploy cost resnet18 resnet50 · resdeploy cost r50.int8.onnx -b 1,32 --per-layer ·
-    resdeploy cost resnet50 --convention fvcore · resdeploy cost resnet50 --against basic --measure
+    resdeploy cost resnet50 --convention fvcore · resdeploy cost resnet50 --against basic --measure ·
+    resdeploy cost resnet50 --roofline machine --measure --per-layer --chart roofs.svg
     """
     from resdeploy.measure import environment
     from resdeploy.pipeline import bench
@@ -46,8 +78,18 @@ def cost(
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
     plan = bench.BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration)
+    wanted = costs.RoofPlan(
+        machine=roofline,
+        precisions=options.precisions(precision),
+        refresh=refresh,
+        measured=measure,
+        per_layer=per_layer,
+        chart=chart,
+    )
     with console.progress(quiet=quiet) as progress:
         counted = costs.counts(requests, batch_sizes=sizes, progress=progress)
-        compared = costs.compared(requests, against, plan if measure else None, progress=progress)
-    parts = costs.joined(compared, costs.reconciled(counted, convention))
+        roofed = costs.roofed(requests, counted, wanted, plan, progress=progress)
+        timed = plan if measure and roofline is None else None
+        compared = costs.compared(requests, against, timed, progress=progress)
+    parts = costs.joined(compared, costs.reconciled(counted, convention), roofed)
     console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output)

@@ -1,25 +1,42 @@
 """`resdeploy models`."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from resdeploy.cli import console, options
+from resdeploy.errors import UsageError
 
 
 def models(
     name: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
+    chart: Annotated[
+        Path | None,
+        typer.Option(help="SVG: published accuracy over MACs or --latencies.", callback=options.writable),
+    ] = None,
+    latencies: Annotated[
+        Path | None, typer.Option(help="With --chart: a saved `bench` whose latencies these are.")
+    ] = None,
     fmt: options.Format = "table",
     output: options.Output = None,
     verbose: options.Verbose = 0,
 ) -> None:
     """List the zoo: family, parameters, MACs, input, published accuracy.
 
-    Example: resdeploy models resnext
+    Examples: resdeploy models resnext · resdeploy models --chart accuracy.svg --latencies bench.json
     """
     from resdeploy.measure import environment
     from resdeploy.models import zoo
     from resdeploy.report import documents
 
     entries = [entry for entry in zoo.ENTRIES.values() if name in entry.name]
+    if latencies is not None and chart is None:
+        raise UsageError("--latencies are drawn in a chart", fix="Add --chart F.svg")
+    if chart is not None:
+        from resdeploy import store
+        from resdeploy.pipeline import costcharts
+
+        svg = costcharts.of_entries(entries) if latencies is None else costcharts.over_latency(latencies)
+        store.write_bytes(chart, svg.encode())
     console.emit(documents.models(entries, environment.capture()), fmt, output)

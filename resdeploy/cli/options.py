@@ -13,6 +13,7 @@ from resdeploy.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from resdeploy import records
     from resdeploy.pipeline.request import Request, Sight
 
 _MODEL = "The model"
@@ -171,6 +172,20 @@ def positive_integers(text: str, option: str) -> tuple[int, ...]:
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise UsageError(f"{option} takes positive whole numbers separated by commas, not {text!r}")
     return tuple(int(part) for part in parts)
+
+
+def precisions(text: str) -> tuple[records.Precision, ...]:
+    """Comma-separated precisions of an option; none where it is empty.
+
+    Raises:
+        UsageError: anything else.
+    """
+    from resdeploy.records import PRECISIONS
+
+    names = [part.strip() for part in text.split(",")] if text else []
+    if not set(names) <= set(PRECISIONS):
+        raise UsageError(f"--precision takes {', '.join(PRECISIONS)}, not {text!r}")
+    return tuple(name for name in PRECISIONS if name in names)
 
 
 def sight(

@@ -7,7 +7,7 @@ Add where one of its operands does and its result goes into a QuantizeLinear. Al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -33,6 +33,27 @@ class Intent:
     producers: Mapping[str, str]  # tensor -> the node that makes it, Q/DQ and casts looked through
     nodes: frozenset[str]  # all that compute from the graph's inputs, Q/DQ and casts left out
     edges: frozenset[str]  # the Q/DQ nodes at the graph's own inputs and outputs, which no placement does without
+
+
+def began_with(intent: Intent) -> dict[str, str]:
+    """What a fused kernel ends with -> what it then began with."""
+    before = {node: conv for conv, followers in intent.followers.items() for node in reversed(followers)}
+    for block in intent.blocks:
+        before |= {block.relu: block.add} if block.relu else {}
+        before |= {block.add: block.last_conv} if block.last_conv else {}
+    return before
+
+
+def computed(sources: Sequence[str], intent: Intent, before: Mapping[str, str], *, convolves: bool) -> tuple[str, ...]:
+    """The graph's nodes that a kernel computes, by the sources that the runtime names.
+
+    ONNX Runtime names a fused convolution after what its last node makes: `before`, of `began_with`, leads back.
+    """
+    found = (s if s in intent.nodes else intent.producers.get(s, "") for s in sources)
+    nodes = [node for node in found if node]
+    while nodes and convolves and nodes[0] in before and before[nodes[0]] not in nodes:
+        nodes.insert(0, before[nodes[0]])
+    return tuple(dict.fromkeys(nodes))
 
 
 def of(model: onnx.ModelProto) -> Intent:

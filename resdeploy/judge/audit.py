@@ -13,9 +13,10 @@ tells is `unknown`, never fused, and makes the verdict inconclusive.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from resdeploy.graph import intent as intents
 from resdeploy.graph.intent import Intent
 from resdeploy.graph.residual import ResidualBlock
 from resdeploy.judge import engine_blocks
@@ -95,12 +96,8 @@ class _View:
     def __init__(self, layers: Sequence[Layer], intent: Intent, asked: str, runtime: str) -> None:
         self.layers, self.intent, self.asked, self.runtime = layers, intent, asked, runtime
         self.quantize = f"resdeploy quantize F.onnx --target {runtime} --calib-data DIR"
-        # What a fused kernel ends with -> what it then began with.
-        self.before = {node: conv for conv, followers in intent.followers.items() for node in reversed(followers)}
-        for block in intent.blocks:
-            self.before |= {block.relu: block.add} if block.relu else {}
-            self.before |= {block.add: block.last_conv} if block.last_conv else {}
-        self.nodes: list[tuple[str, ...]] = [self._resolved(layer) for layer in layers]
+        before = intents.began_with(intent)
+        self.nodes: list[tuple[str, ...]] = [self._resolved(layer, before) for layer in layers]
         self.homes: dict[str, list[int]] = {}
         for i, nodes in enumerate(self.nodes):
             for node in nodes:
@@ -110,15 +107,10 @@ class _View:
             layer for layer, nodes in zip(layers, self.nodes, strict=True) if layer.role == "compute" and not nodes
         ]
 
-    def _resolved(self, layer: Layer) -> tuple[str, ...]:
+    def _resolved(self, layer: Layer, before: Mapping[str, str]) -> tuple[str, ...]:
         if layer.role != "compute":
             return ()
-        found = (s if s in self.intent.nodes else self.intent.producers.get(s, "") for s in layer.sources)
-        nodes = [node for node in found if node]
-        # ONNX Runtime names a fused convolution after what its last node makes.
-        while nodes and is_convolution(layer) and nodes[0] in self.before and self.before[nodes[0]] not in nodes:
-            nodes.insert(0, self.before[nodes[0]])
-        return tuple(dict.fromkeys(nodes))
+        return intents.computed(layer.sources, self.intent, before, convolves=is_convolution(layer))
 
     def _place_unnamed_sums(self) -> None:
         """A sum that no layer names ran in the block's convolution that reads a second tensor of its output's shape."""

@@ -4,20 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from resdeploy import store
 from resdeploy.errors import UsageError
 from resdeploy.measure import summary
 from resdeploy.pipeline import bench, make, sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Cost, Failure, Progress
+from resdeploy.records import Cost, Failure, Precision, Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoofPlan:
+    """Under whose roofs to put the networks, and what to draw."""
+
+    machine: str | None = None  # None: under none
+    precisions: tuple[Precision, ...] = ()  # (): all that have a roof
+    refresh: bool = False
+    measured: bool = False
+    per_layer: bool = False
+    chart: Path | None = None
 
 
 def counts(requests: Iterable[Request], *, batch_sizes: Sequence[int] = (1,), progress: Progress) -> tuple[Cost, ...]:
     """Counts from the ONNX graph of each model, at each batch size."""
     counted = [bench.cost_of(make.onnx_fp32(request, progress=progress)) for request in requests]
     return tuple(dataclasses.replace(cost, batch_size=size) for cost in counted for size in batch_sizes)
+
+
+def roofed(
+    requests: Sequence[Request], counted: Sequence[Cost], wanted: RoofPlan, plan: bench.BenchPlan, *, progress: Progress
+) -> dict[str, Any]:
+    """The networks under their roofs, as parts of the document; the chart is written here.
+
+    Raises:
+        UsageError: options of roofs without any.
+    """
+    from resdeploy.pipeline import costcharts, roofline
+    from resdeploy.report import costcharts as drawn
+    from resdeploy.report import costing
+
+    if wanted.machine is None:
+        if wanted.refresh or wanted.precisions:
+            raise UsageError("--refresh and --precision belong to --roofline", fix="Add --roofline machine")
+        if wanted.chart is not None:
+            store.write_bytes(wanted.chart, costcharts.over_macs(counted).encode())
+        return {}
+    peaks = roofline.roofs(wanted.machine, refresh=wanted.refresh, progress=progress)
+    found = roofline.under(requests, peaks, wanted.precisions, plan, measured=wanted.measured, progress=progress)
+    if wanted.chart is not None:
+        store.write_bytes(wanted.chart, drawn.roofline(found, peaks).encode())
+    return costing.rooflines(found, peaks, per_layer=wanted.per_layer)
 
 
 def reconciled(counted: Sequence[Cost], convention: str | None) -> dict[str, Any]:

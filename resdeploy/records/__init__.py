@@ -20,7 +20,7 @@ from resdeploy.records.artifacts import (
     Preprocessing,
     Weights,
 )
-from resdeploy.records.costs import Cost, LayerCost
+from resdeploy.records.costs import Cost, LayerCost, LayerRoof, Peaks, Roof, Roofline
 from resdeploy.records.judged import (
     Audit,
     BlockAudit,
@@ -79,11 +79,13 @@ __all__ = [
     "Judged",
     "Layer",
     "LayerCost",
+    "LayerRoof",
     "Lesion",
     "Measurement",
     "Mixed",
     "ModelSpec",
     "Origin",
+    "Peaks",
     "Port",
     "Precision",
     "Predictions",
@@ -92,6 +94,8 @@ __all__ = [
     "Progress",
     "Replay",
     "Reported",
+    "Roof",
+    "Roofline",
     "Scenario",
     "Scope",
     "Score",

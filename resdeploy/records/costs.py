@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
-from resdeploy.records.vocabulary import BYTES, Precision
+from resdeploy.records.vocabulary import BYTES, STRICT, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,3 +82,84 @@ class Cost:
         """FLOPs a byte moved (Williams et al. 2009, "Roofline")."""
         moved = self.weight_bytes(precision) + self.activation_bytes(precision)
         return self.flops / moved if moved else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roof:
+    """One peak rate: FLOPs a second, or bytes a second."""
+
+    __pydantic_config__ = STRICT
+    rate: float
+    ci95: tuple[float, float] | None = None  # None: from a data sheet, or too few blocks
+    by: str = ""  # the graph and backend that reached it
+    valid: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks:
+    """What a machine can do at most: arithmetic in each precision, and memory."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    source: str
+    roofs: Mapping[Precision, Roof]  # FLOPs a second; a precision that is not accelerated is absent
+    bandwidth: Roof  # bytes a second
+    missing: Mapping[Precision, str] = field(default_factory=dict)  # precision -> why it has no roof
+    measured: bool = True  # else from a data sheet
+    notes: tuple[str, ...] = ()
+
+    @property
+    def valid(self) -> bool:
+        """Whether every roof may be believed."""
+        return all(roof.valid for roof in (*self.roofs.values(), self.bandwidth))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRoof:
+    """One kernel under the roofs: a layer, or several that one kernel computes."""
+
+    name: str
+    op: str
+    flops: int
+    moved_bytes: int
+    compute_s: float  # at the arithmetic roof
+    memory_s: float  # at the bandwidth roof
+    measured_s: float | None = None
+
+    @property
+    def bound(self) -> Literal["compute", "memory"]:
+        return "compute" if self.compute_s >= self.memory_s else "memory"
+
+    @property
+    def allowed_s(self) -> float:
+        return max(self.compute_s, self.memory_s)
+
+    @property
+    def reached(self) -> float | None:
+        """The share of the roof; above 1 where its tensors came from a cache."""
+        return self.allowed_s / self.measured_s if self.measured_s else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roofline:
+    """A network under the roofs of a machine in one precision."""
+
+    model: str
+    batch_size: int
+    precision: Precision
+    peaks: Peaks
+    layers: tuple[LayerRoof, ...]
+    other_s: float | None = None  # kernels that compute no counted layer: layout changes; None: no trace
+    p50_s: float | None = None
+    p50_ci95_s: tuple[float, float] | None = None
+    backend: str = ""
+    valid: bool = True  # False: the machine was disturbed while `p50_s` was measured
+
+    @property
+    def allowed_s(self) -> float:
+        """All layers after each other, each at its roof."""
+        return sum(layer.allowed_s for layer in self.layers)
+
+    @property
+    def reached(self) -> float | None:
+        return self.allowed_s / self.p50_s if self.p50_s else None

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.records import Comparison, Cost, Failure, Summary
+from resdeploy.records import PRECISIONS, Comparison, Cost, Failure, Peaks, Roofline, Summary
 from resdeploy.report import documents
 
 if TYPE_CHECKING:
@@ -140,3 +140,73 @@ def measured(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Compar
     """`--measure`: latencies of one interleaved run, and how they compare."""
     document = documents.bench(outcomes, comparisons, {})
     return {"measured": document["results"], "comparisons": document["comparisons"], "notes": document["notes"]}
+
+
+def rooflines(found: Iterable[Roofline], peaks: Peaks, *, per_layer: bool) -> Json:
+    """`--roofline`: the roofs, each network under them, and with `per_layer` each kernel."""
+    networks = list(found)
+    notes = [f"{peaks.name}: {note}" for note in peaks.notes]
+    if not peaks.valid:
+        notes.append("the roofs were measured while other programs ran: measure them again with --refresh")
+    if any((layer.reached or 0.0) > 1 for network in networks for layer in network.layers):
+        notes.append("above 100 %: the kernel's tensors came from a cache, and not from the memory that its roof is of")
+    parts: Json = {"roofs": _roofs(peaks), "rooflines": [_roofline(one) for one in networks], "notes": notes}
+    if per_layer:
+        parts["roofline_layers"] = [row for one in networks for row in _roofline_layers(one)]
+    return parts
+
+
+def _roofs(peaks: Peaks) -> list[Json]:
+    rows: list[Json] = []
+    for precision in PRECISIONS:
+        row: Json = {"machine": peaks.name, "source": peaks.source, "of": f"arithmetic in {precision}"}
+        if roof := peaks.roofs.get(precision):
+            interval = None if roof.ci95 is None else [bound / 1e9 for bound in roof.ci95]
+            row |= {"rate": roof.rate / 1e9, "ci95": interval, "unit": "GFLOP/s", "by": roof.by, "valid": roof.valid}
+        else:
+            row["missing"] = peaks.missing.get(precision, "not known")
+        rows.append(row)
+    band = peaks.bandwidth
+    interval = None if band.ci95 is None else [bound / 1e9 for bound in band.ci95]
+    row = {"machine": peaks.name, "source": peaks.source, "of": "memory", "rate": band.rate / 1e9, "ci95": interval}
+    return [*rows, {**row, "unit": "GB/s", "by": band.by, "valid": band.valid}]
+
+
+def _roofline(one: Roofline) -> Json:
+    bounds = [layer.bound for layer in one.layers]
+    interval = None if one.p50_ci95_s is None else [1e3 * bound for bound in one.p50_ci95_s]
+    return {
+        "model": one.model,
+        "batch_size": one.batch_size,
+        "precision": one.precision,
+        "machine": one.peaks.name,
+        "backend": one.backend or None,
+        "compute_bound": bounds.count("compute"),
+        "memory_bound": bounds.count("memory"),
+        "allowed_ms": 1e3 * one.allowed_s,
+        "p50_ms": None if one.p50_s is None else 1e3 * one.p50_s,
+        "p50_ci95_ms": interval,
+        "reached_percent": None if one.reached is None else 100 * one.reached,
+        "other_kernels_ms": None if one.other_s is None else 1e3 * one.other_s,
+        "state": None if one.p50_s is None else "ok" if one.valid else "INVALID",
+    }
+
+
+def _roofline_layers(one: Roofline) -> list[Json]:
+    return [
+        {
+            "model": one.model,
+            "batch_size": one.batch_size,
+            "precision": one.precision,
+            "name": layer.name,
+            "op": layer.op,
+            "flops": layer.flops,
+            "bytes": layer.moved_bytes,
+            "intensity": layer.flops / layer.moved_bytes if layer.moved_bytes else None,
+            "bound": layer.bound,
+            "allowed_ms": 1e3 * layer.allowed_s,
+            "measured_ms": None if layer.measured_s is None else 1e3 * layer.measured_s,
+            "reached_percent": None if layer.reached is None else 100 * layer.reached,
+        }
+        for layer in one.layers
+    ]

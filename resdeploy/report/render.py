@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from resdeploy.errors import UnknownName
-from resdeploy.report.tables import TABLES, Column, Table, formatted
+from resdeploy.report.columns import Column, Table, formatted
+from resdeploy.report.tables import TABLES
 
 Form = Literal["table", "json", "csv", "md"]
 Document = Mapping[str, Any]

@@ -1,88 +1,13 @@
-"""Which part of each command's document a table shows: one literal, and how a value is written for a person.
+"""Which part of each command's document a table shows: one literal.
 
 The first table of a command is also its CSV.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
-
-@dataclass(frozen=True)
-class Column:
-    """A column: its title, where its value lies in a row (`latency_ms.p50`), how it is written."""
-
-    title: str
-    path: str
-    kind: str = "text"
-    ci: str = ""  # where its interval lies
-
-    def of(self, row: Mapping[str, Any]) -> Any:
-        """The value, or None."""
-        return _look(row, self.path)
-
-    def interval_of(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
-        """The interval, or None."""
-        found = _look(row, self.ci) if self.ci else None
-        return (found[0], found[1]) if found else None
-
-    @property
-    def is_text(self) -> bool:
-        return self.kind in ("text", "flag")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of the document's list (or mapping) `key`."""
-
-    key: str
-    columns: tuple[Column, ...]
-    title: str = ""
-    most: int | None = None  # rows shown to a person; programs get all of them
-
-
-def _look(row: Mapping[str, Any], path: str) -> Any:
-    value: Any = row
-    for part in path.split("."):
-        if not isinstance(value, Mapping):
-            return None
-        value = value.get(part)
-    return value
-
-
-WRITTEN: Mapping[str, Callable[[Any], str]] = {
-    "text": lambda v: v if isinstance(v, str) else "; ".join(map(str, v)),
-    "flag": lambda v: "yes" if v else "no",
-    "count": lambda v: f"{v:,}",
-    "millions": lambda v: f"{v / 1e6:.2f} M",
-    "giga": lambda v: f"{v / 1e9:.2f} G" if v >= 1e8 else f"{v / 1e6:.1f} M",
-    "megabytes": lambda v: f"{v / 1e6:.1f}",
-    "ms": lambda v: f"{v:.4g}" if v < 1000 else f"{v:,.0f}",
-    "seconds": lambda v: f"{v:.2f}",
-    "rate": lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}",
-    "percent": lambda v: f"{v:.2f}",
-    "points": lambda v: f"{v:+.2f}",
-    "ratio": lambda v: f"{v:.2f}x",
-    "thousandths": lambda v: f"{v:.3f}x",
-    "number": lambda v: f"{v:.4g}",
-    "shape": lambda v: "x".join(map(str, v)),
-}
-
-
-def formatted(column: Column, row: Mapping[str, Any]) -> str:
-    """The cell for a person: the value and, in brackets, its interval; `-` where there is none."""
-    value = column.of(row)
-    if value is None:
-        return "-"
-    write = WRITTEN[column.kind]
-    interval = column.interval_of(row)
-    if interval is None:
-        return write(value)
-    low, high = ("" if bound is None else write(bound) for bound in interval)
-    return f"{write(value)} [{low.removesuffix('x')}, {high.removesuffix('x')}]"
-
+from resdeploy.report.columns import Column, Table
 
 _MODEL = Column("model", "model")
 _BACKEND = Column("backend", "backend")
@@ -276,6 +201,48 @@ _MODULES = Table(
     "modules, with all their 1x1 convolutions and naive",
 )
 _MEASURED = Table("measured", _BENCH.columns, "measured in one interleaved run")
+_ROOFS = Table(
+    "roofs",
+    (
+        Column("machine", "machine"),
+        Column("of", "of"),
+        Column("peak [95 %]", "rate", "rate", ci="ci95"),
+        Column("unit", "unit"),
+        Column("reached by", "by"),
+        Column("or none, because", "missing"),
+    ),
+    "roofs",
+)
+_ROOFLINES = Table(
+    "rooflines",
+    (
+        _MODEL,
+        Column("batch", "batch_size", "count"),
+        _PRECISION,
+        _BACKEND,
+        Column("kernels bound by arithmetic", "compute_bound", "count"),
+        Column("by memory", "memory_bound", "count"),
+        Column("ms allowed", "allowed_ms", "ms"),
+        Column("p50 ms [95 %]", "p50_ms", "ms", ci="p50_ci95_ms"),
+        Column("reached %", "reached_percent", "percent"),
+        Column("timing", "state"),
+    ),
+    "what the roofs allow",
+)
+_ROOFLINE_LAYERS = Table(
+    "roofline_layers",
+    (
+        _MODEL,
+        _PRECISION,
+        Column("kernel", "name"),
+        Column("FLOPs a byte", "intensity", "number"),
+        Column("bound", "bound"),
+        Column("ms allowed", "allowed_ms", "ms"),
+        Column("ms in the trace", "measured_ms", "ms"),
+        Column("reached %", "reached_percent", "percent"),
+    ),
+    "each kernel under its roof",
+)
 _LAYERS = Table(
     "layers",
     (
@@ -446,7 +413,10 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
     "compare": (_COMPARE,),
-    "cost": (_COST, _CONVENTIONS, _OUTER, _QUARTER, _REDUCTIONS, _MODULES, _MEASURED, _COMPARISONS, _STAGES, _LAYERS),
+    "cost": (
+        *(_COST, _CONVENTIONS, _OUTER, _QUARTER, _REDUCTIONS, _MODULES, _MEASURED, _COMPARISONS),
+        *(_ROOFS, _ROOFLINES, _ROOFLINE_LAYERS, _STAGES, _LAYERS),
+    ),
     "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),
     "gate": (_CHECKS, _REPORTED, _FLIPS, _CLASSES, _FLIPPED),

@@ -43,3 +43,39 @@ def test_a_single_point_and_a_gap_are_drawn() -> None:
     ET.fromstring(chart.lines([chart.Line(name="a", xs=[1], ys=[2.0])], title="", x="", y=""))
     gap = chart.lines([chart.Line(name="a", xs=[1, 2, 3], ys=[1.0, math.nan, 3.0])], title="", x="", y="")
     assert len(ET.fromstring(gap).find(f"{SVG}polyline").attrib["points"].split()) == 2
+
+
+def test_a_logarithmic_axis_gives_every_decade_the_same_room() -> None:
+    """1, 10 and 100 are evenly spaced both ways."""
+    curve = chart.Line(name="a", xs=[1, 10, 100], ys=[1, 10, 100])
+    root = ET.fromstring(chart.lines([curve], title="", x="", y="", log_x=True, log_y=True))
+    points = [tuple(map(float, p.split(","))) for p in root.find(f"{SVG}polyline").attrib["points"].split()]
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert math.isclose(x1 - x0, x2 - x1, abs_tol=0.2)
+    assert math.isclose(y0 - y1, y1 - y2, abs_tol=0.2)
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1, 1e6))
+def test_decades_ascend_and_enclose(low: float, times: float) -> None:
+    """From a microsecond to a thousand seconds alike."""
+    found = chart.decades(low, low * times)
+    assert found == sorted(set(found))
+    assert found[0] <= low * (1 + 1e-6)
+    assert found[-1] >= low * times * (1 - 1e-6)
+
+
+def test_names_never_cover_each_other() -> None:
+    """Twenty dots in one place: those names that fit nowhere are left out, and the dots stay."""
+    crowd = chart.Line(name="a", xs=[1 + k / 500 for k in range(20)], ys=[1.0] * 20, dots=True, labels=["resnet"] * 20)
+    far = chart.Line(name="a", xs=[9.0], ys=[2.0], dots=True, hollow=True, labels=["far"])
+    root = ET.fromstring(chart.lines([crowd, far], title="", x="", y=""))
+    small = [text for text in root.iter(f"{SVG}text") if text.attrib.get("font-size") == "8"]
+    places = [(float(text.attrib["x"]), float(text.attrib["y"])) for text in small if text.text == "resnet"]
+    assert 1 <= len(places) < 20
+    for (x0, y0), (x1, y1) in itertools.combinations(places, 2):
+        assert abs(x0 - x1) >= 20 or abs(y0 - y1) >= 7
+    assert [text.text for text in small].count("far") == 1
+    circles = list(root.iter(f"{SVG}circle"))
+    assert len(circles) == 21
+    assert circles[-1].attrib["fill"] == "none"
+    assert circles[-1].attrib["stroke"] == circles[0].attrib["fill"]  # one name, one colour

@@ -1,0 +1,223 @@
+"""The roofs of a machine: how fast it multiplies in each precision, and how fast it moves memory.
+
+Measured on what a deployment runs: the backends' own kernels, in their lanes, on graphs that do nothing else
+(`graph.peak`), all in one interleaved run. The arithmetic roof of a precision is the best of several shapes and
+backends; where a backend silently computes in another precision it has no roof, and the reason is kept instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from resdeploy import backends, store
+from resdeploy.backends import machine
+from resdeploy.backends.lane import Lane
+from resdeploy.errors import MissingInput, ResdeployError, UsageError
+from resdeploy.graph import cast, files, peak
+from resdeploy.measure import bench
+from resdeploy.measure.summary import summarise
+from resdeploy.records import (
+    PRECISIONS,
+    Artifact,
+    BackendName,
+    Execution,
+    Measurement,
+    Peaks,
+    Precision,
+    Progress,
+    Roof,
+    Summary,
+    Target,
+)
+
+BACKENDS: dict[BackendName, Target] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+DURATION_S = 1.0  # of timed queries a graph
+# STREAM's rule: each array at least four times the last-level cache (McCalpin, "Run Rules"); bounded, since a virtual
+# machine may report the cache of a whole socket.
+CACHE_TIMES, LEAST_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
+STREAMS = 3  # two arrays read, one written
+VERSION = 1  # of what is measured: another one is measured again
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entrant:
+    """A graph in the run, and the work of one query of it: FLOPs, or bytes."""
+
+    candidate: bench.Candidate
+    precision: Precision | None  # None: it moves memory
+    work: int
+
+
+def of_this_machine(
+    *,
+    refresh: bool = False,
+    threads: int | None = None,
+    names: Sequence[BackendName] = tuple(BACKENDS),
+    shapes: Sequence[tuple[int, int, int, int]] = peak.SHAPES,
+    duration_s: float = DURATION_S,
+    progress: Progress | None = None,
+    open_lane: Callable[[BackendName], Lane] = Lane,
+) -> Peaks:
+    """Measured now, or taken from the cache: one entry for each processor, core count and versions of the runtimes.
+
+    Raises:
+        UsageError: none of the backends is installed.
+    """
+    cores = threads or machine.usable_cores()
+    states = {name: backends.load(name).available() for name in names}
+    usable = {name: state.version for name, state in states.items() if state.ok}
+    if not usable:
+        raise UsageError("peaks are measured with OpenVINO or ONNX Runtime", fix="pip install openvino onnxruntime")
+    cpu = machine.cpu()
+    key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
+    path = store.cache_dir() / "peaks" / f"{store.fingerprint(key)[:32]}.json"
+    if not refresh:
+        with contextlib.suppress(MissingInput):
+            return store.read(Peaks, path)
+    found = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
+    if found.valid:  # a disturbed machine has no roof to remember
+        store.write_json(path, dataclasses.asdict(found))
+    return found
+
+
+def measure(
+    names: Sequence[BackendName],
+    cores: int,
+    shapes: Sequence[tuple[int, int, int, int]],
+    duration_s: float,
+    *,
+    progress: Progress | None,
+    open_lane: Callable[[BackendName], Lane] = Lane,
+) -> Peaks:
+    """Times every graph in one interleaved run.
+
+    Raises:
+        ResdeployError: no graph could be timed.
+    """
+    missing: dict[Precision, list[str]] = {}
+    entrants: list[_Entrant] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            for precision in PRECISIONS:
+                try:
+                    made = _chains(name, precision, shapes, cores, Path(folder), open_lane)
+                except ResdeployError as e:
+                    missing.setdefault(precision, []).append(f"{name}: {e.what}")
+                else:
+                    entrants += made
+            entrants.append(_stream(name, cores, Path(folder), open_lane))
+        candidates = [entrant.candidate for entrant in entrants]
+        outcomes = bench.run(candidates, duration_s=duration_s, progress=progress, open_lane=open_lane)
+    pairs = [
+        (entrant, summarise(outcome))
+        for entrant, outcome in zip(entrants, outcomes, strict=True)
+        if isinstance(outcome, Measurement)
+    ]
+    timed = {p: [pair for pair in pairs if pair[0].precision == p] for p in (*PRECISIONS, None)}
+    roofs = {p: _best(timed[p]) for p in PRECISIONS if timed[p]}
+    return Peaks(
+        name=machine.cpu().model,
+        source=f"measured with {cores} threads",
+        roofs=roofs,
+        bandwidth=_best(timed[None]),
+        missing={p: "; ".join(why) for p, why in missing.items() if p not in roofs},
+        notes=_notes(),
+    )
+
+
+def stream_bytes() -> int:
+    """The size of one array of the memory stream here."""
+    return max(LEAST_BYTES, min(MOST_BYTES, CACHE_TIMES * machine.last_level_cache_bytes()))
+
+
+def _notes() -> tuple[str, ...]:
+    cache = machine.last_level_cache_bytes()
+    if stream_bytes() >= CACHE_TIMES * cache > 0:
+        return ()
+    known = f"{cache >> 20} MiB" if cache else "of unknown size"
+    return (f"the arrays of the memory stream, {stream_bytes() >> 20} MiB each, are not 4 times the cache ({known})",)
+
+
+def _chains(
+    name: BackendName,
+    precision: Precision,
+    shapes: Sequence[tuple[int, int, int, int]],
+    cores: int,
+    folder: Path,
+    open_lane: Callable[[BackendName], Lane],
+) -> list[_Entrant]:
+    """The chains of convolutions in one precision, each shown to be computed in it.
+
+    Raises:
+        UsageError: the backend does not take the precision, or computes in another one.
+        ResdeployError: whatever it says itself.
+    """
+    if precision not in backends.load(name).ACCEPTS:
+        raise UsageError("does not take it")
+    entrants = []
+    for shape in shapes:
+        model, spec = peak.chain(*shape), peak.spec(*shape)
+        if precision == "int8":
+            model = peak.quantized(model, BACKENDS[name])
+        elif precision != "fp32":
+            model = cast.to_half(model, precision)
+        path = folder / f"{name}-{precision}-{spec.name}.onnx"
+        files.save_model(model, path)
+        source = Artifact(path=str(path), format="onnx", precision=precision, sha256=store.digest(path), model=spec)
+        arithmetic: Precision = "fp32" if precision == "int8" else precision
+        execution = Execution(threads=cores, precision=arithmetic, input_shape=spec.input_shape)
+        candidate = _built(source, name, execution, open_lane)
+        _refuse_another(candidate, open_lane)
+        entrants.append(_Entrant(candidate=candidate, precision=precision, work=2 * peak.macs(*shape)))
+    return entrants
+
+
+def _refuse_another(candidate: bench.Candidate, open_lane: Callable[[BackendName], Lane]) -> None:
+    """Looks into what the backend executes.
+
+    Raises:
+        UsageError: convolutions in another precision.
+    """
+    with open_lane(candidate.backend) as lane:
+        lane.open(candidate.artifact, candidate.execution, trace=True)
+        ran = {layer.precision for layer in lane.layers() if "Conv" in layer.kind}
+    if ran != {candidate.artifact.precision}:
+        raise UsageError(f"computes it in {' and '.join(sorted(ran)).upper() or 'something unknown'}")
+
+
+def _stream(name: BackendName, cores: int, folder: Path, open_lane: Callable[[BackendName], Lane]) -> _Entrant:
+    size = stream_bytes()
+    path = folder / f"{name}-stream.onnx"
+    files.save_model(peak.stream(size), path)
+    source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    candidate = _built(source, name, Execution(threads=cores), open_lane)
+    return _Entrant(candidate=candidate, precision=None, work=STREAMS * 4 * math.prod(peak.stream_shape(size)))
+
+
+def _built(
+    source: Artifact, name: BackendName, execution: Execution, open_lane: Callable[[BackendName], Lane]
+) -> bench.Candidate:
+    path = Path(source.path)
+    out = path.with_name(f"{path.stem}-built{'.xml' if name == 'openvino' else '.onnx'}")
+    with open_lane(name) as lane:
+        built = lane.build(source, execution, out)
+    return bench.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)
+
+
+def _best(timed: Sequence[tuple[_Entrant, Summary]]) -> Roof:
+    """The highest rate of all; its interval is that of the one graph that reached it."""
+    entrant, summary = max(timed, key=lambda pair: pair[0].work / (pair[1].latency_s["p50"] or float("inf")))
+    p50_s, interval = summary.latency_s["p50"], summary.p50_ci95_s
+    assert p50_s is not None
+    return Roof(
+        rate=entrant.work / p50_s,
+        ci95=None if interval is None else (entrant.work / interval[1], entrant.work / interval[0]),
+        by=entrant.candidate.label,
+        valid=summary.valid,
+    )

@@ -1,0 +1,81 @@
+"""What a table is made of: columns, and how a value is written for a person."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its title, where its value lies in a row (`latency_ms.p50`), how it is written."""
+
+    title: str
+    path: str
+    kind: str = "text"
+    ci: str = ""  # where its interval lies
+
+    def of(self, row: Mapping[str, Any]) -> Any:
+        """The value, or None."""
+        return _look(row, self.path)
+
+    def interval_of(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
+        """The interval, or None."""
+        found = _look(row, self.ci) if self.ci else None
+        return (found[0], found[1]) if found else None
+
+    @property
+    def is_text(self) -> bool:
+        return self.kind in ("text", "flag")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of the document's list (or mapping) `key`."""
+
+    key: str
+    columns: tuple[Column, ...]
+    title: str = ""
+    most: int | None = None  # rows shown to a person; programs get all of them
+
+
+def _look(row: Mapping[str, Any], path: str) -> Any:
+    value: Any = row
+    for part in path.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+WRITTEN: Mapping[str, Callable[[Any], str]] = {
+    "text": lambda v: v if isinstance(v, str) else "; ".join(map(str, v)),
+    "flag": lambda v: "yes" if v else "no",
+    "count": lambda v: f"{v:,}",
+    "millions": lambda v: f"{v / 1e6:.2f} M",
+    "giga": lambda v: f"{v / 1e9:.2f} G" if v >= 1e8 else f"{v / 1e6:.1f} M",
+    "megabytes": lambda v: f"{v / 1e6:.1f}",
+    "ms": lambda v: f"{v:.4g}" if v < 1000 else f"{v:,.0f}",
+    "seconds": lambda v: f"{v:.2f}",
+    "rate": lambda v: f"{v:,.0f}" if v >= 100 else f"{v:.1f}",
+    "percent": lambda v: f"{v:.2f}",
+    "points": lambda v: f"{v:+.2f}",
+    "ratio": lambda v: f"{v:.2f}x",
+    "thousandths": lambda v: f"{v:.3f}x",
+    "number": lambda v: f"{v:.4g}",
+    "shape": lambda v: "x".join(map(str, v)),
+}
+
+
+def formatted(column: Column, row: Mapping[str, Any]) -> str:
+    """The cell for a person: the value and, in brackets, its interval; `-` where there is none."""
+    value = column.of(row)
+    if value is None:
+        return "-"
+    write = WRITTEN[column.kind]
+    interval = column.interval_of(row)
+    if interval is None:
+        return write(value)
+    low, high = ("" if bound is None else write(bound) for bound in interval)
+    return f"{write(value)} [{low.removesuffix('x')}, {high.removesuffix('x')}]"

@@ -1,0 +1,98 @@
+"""Charts of costs: kernels under their roofs, and accuracy over what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from resdeploy.errors import UsageError
+from resdeploy.records import LayerRoof, Peaks, Precision, Roofline
+from resdeploy.report import chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A network with a published accuracy, and what it costs in some unit."""
+
+    name: str
+    family: str
+    top1: float  # percent
+    one_crop: bool  # as torchvision evaluates; else as a paper did, often with ten crops
+    cost: float
+
+
+def roofline(found: Sequence[Roofline], peaks: Peaks) -> str:
+    """FLOPs a second over FLOPs a byte: a roof a precision, and a dot a kernel; kernels not measured lie on their roof.
+
+    Raises:
+        UsageError: nothing multiplies.
+    """
+    reach = [layer.flops / layer.moved_bytes for one in found for layer in _kernels(one)]
+    if not reach:
+        raise UsageError("no network has a layer that multiplies, so there is nothing to draw")
+    precisions: Mapping[Precision, None] = dict.fromkeys(one.precision for one in found)
+    ridges = [peaks.roofs[p].rate / peaks.bandwidth.rate for p in precisions]
+    low, high = min([*reach, *ridges]) / 2, max([*reach, *ridges]) * 2
+    unit, name = (1e12, "TFLOP/s") if max(roof.rate for roof in peaks.roofs.values()) > 1e13 else (1e9, "GFLOP/s")
+    roofs = []
+    for precision, ridge in zip(precisions, ridges, strict=True):
+        top = peaks.roofs[precision].rate / unit
+        xs = [low, ridge, high]
+        roofs.append(chart.Line(name=f"{precision} roof", xs=xs, ys=[low * peaks.bandwidth.rate / unit, top, top]))
+    return chart.lines(
+        [*roofs, *(_dots(one, unit) for one in found)],
+        title=f"{', '.join(dict.fromkeys(one.model for one in found))} under the roofs of {peaks.name}",
+        x="FLOPs a byte",
+        y=name,
+        log_x=True,
+        log_y=True,
+    )
+
+
+def _kernels(one: Roofline) -> list[LayerRoof]:
+    """Those that multiply; where some were measured, those."""
+    layers = [layer for layer in one.layers if layer.flops and layer.moved_bytes]
+    return [layer for layer in layers if layer.measured_s] or layers
+
+
+def _dots(one: Roofline, unit: float) -> chart.Line:
+    layers = _kernels(one)
+    name = f"{one.model} {one.precision}"
+    return chart.Line(
+        name=name if one.batch_size == 1 else f"{name} b{one.batch_size}",
+        xs=[layer.flops / layer.moved_bytes for layer in layers],
+        ys=[layer.flops / (layer.measured_s or layer.allowed_s) / unit for layer in layers],
+        dots=True,
+    )
+
+
+def accuracy(networks: Iterable[Scored], *, x: str, data: str) -> str:
+    """Published top-1 over a cost, a colour a family.
+
+    Args:
+        networks: with an accuracy.
+        x: the cost, with its unit.
+        data: the data set that the accuracies are of.
+
+    Raises:
+        UsageError: none of them.
+    """
+    groups: dict[tuple[str, bool], list[Scored]] = {}
+    for network in networks:
+        groups.setdefault((network.family, network.one_crop), []).append(network)
+    if not groups:
+        raise UsageError("no network here has a published accuracy", fix="`resdeploy models` lists those that have")
+    curves = [
+        chart.Line(
+            name=family,
+            xs=[one.cost for one in members],
+            ys=[one.top1 for one in members],
+            labels=[one.name for one in members],
+            dots=True,
+            hollow=not one_crop,
+        )
+        for (family, one_crop), members in groups.items()
+    ]
+    rings = " (rings: as its paper evaluated)" if any(not one_crop for _, one_crop in groups) else ""
+    title = f"Published top-1 on {data} over {x.partition(',')[0]}{rings}"
+    return chart.lines(curves, title=title, x=x, y="top-1 %", log_x=True, zero=False)

@@ -1,0 +1,66 @@
+"""The roofs of this machine, through real lanes at small sizes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import pytest
+
+from resdeploy.backends import machine
+from resdeploy.errors import UsageError
+from resdeploy.measure import bench, peaks
+from resdeploy.records import Availability
+
+SHAPE = (32, 16, 2, 3)
+
+
+def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision that ONNX Runtime turns into FP32 is named, not timed; the second call starts no process."""
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(bench, "run", functools.partial(bench.run, blocks=8, processes=1, extensions=0))
+    options = {"names": ("onnxruntime",), "shapes": (SHAPE,), "duration_s": 0.05}
+    found = peaks.of_this_machine(**options)
+    assert {"fp32", "int8"} <= set(found.roofs)
+    assert found.roofs.keys().isdisjoint(found.missing)
+    assert set(found.roofs) | set(found.missing) == {"fp32", "fp16", "bf16", "int8"}
+    if not machine.cpu().isa & {"avx512_fp16", "fphp", "asimdhp"}:
+        assert "computes it in FP32" in found.missing["fp16"]
+    assert "does not take it" in found.missing["bf16"]
+    # From a calculator to a supercomputer: wrong units would be off by thousands.
+    assert all(1e8 < roof.rate < 1e16 for roof in found.roofs.values())
+    assert 1e8 < found.bandwidth.rate < 1e14
+    assert any("not 4 times the cache" in note for note in found.notes)
+    if found.valid:
+
+        def forbidden(_name: object) -> object:
+            raise AssertionError
+
+        assert peaks.of_this_machine(**options, open_lane=forbidden) == found
+
+
+def test_without_a_runtime_there_is_no_roof(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the error says what to install."""
+
+    class Absent:
+        @staticmethod
+        def available() -> Availability:
+            return Availability(ok=False)
+
+    monkeypatch.setattr(peaks.backends, "load", lambda _name: Absent)
+    with pytest.raises(UsageError, match="pip install"):
+        peaks.of_this_machine()
+
+
+def test_the_largest_cache_is_read_and_an_unknown_one_is_zero(tmp_path: Path) -> None:
+    """From the kernel's list, whatever its unit."""
+    for index, size in enumerate(("32K", "1024K", "36M")):
+        path = tmp_path / f"sys/devices/system/cpu/cpu0/cache/index{index}/size"
+        path.parent.mkdir(parents=True)
+        path.write_text(size + "\n")
+    assert machine.last_level_cache_bytes(tmp_path) == 36 << 20
+    assert machine.last_level_cache_bytes(tmp_path / "none") == 0
