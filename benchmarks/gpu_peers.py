@@ -5,11 +5,13 @@
 KIND is torch-eager, torch-compile, torch-tensorrt, onnxruntime-gpu or trtexec.
 
 Compute only, inputs on the GPU already, CUDA events around each query, the same as resdeploy's `device_p50_ms`.
+With PEER_DEVICE=cpu torch's peers run on the CPU in FP32, by the clock: a rehearsal, which its row says, and no result.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -22,10 +24,20 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 WARM_S = 0.5
+DEVICE = os.environ.get("PEER_DEVICE", "cuda")
+
+
+def clocked(run: Callable[[], None]) -> float:
+    """Milliseconds of a call that returns when its work is done."""
+    before = time.perf_counter()
+    run()
+    return (time.perf_counter() - before) * 1e3
 
 
 def sample(run: Callable[[], None], seconds: float, torch: Any) -> list[float]:
-    """Milliseconds of queries, by CUDA events."""
+    """Milliseconds of queries, by CUDA events; by the clock on a CPU."""
+    if DEVICE == "cpu":
+        return [clocked(run) for _ in range(5)]
     begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times: list[float] = []
     start = time.perf_counter()
@@ -45,8 +57,10 @@ def torch_peer(kind: str, network: str, batch: int, size: int, seconds: float) -
     from resdeploy.models import resnet
 
     torch.backends.cudnn.benchmark = True
-    module = resnet.ResNet(resnet.VARIANTS[network]).eval().cuda().half().to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, size, size, device="cuda", dtype=torch.half).to(memory_format=torch.channels_last)
+    dtype = torch.half if DEVICE == "cuda" else torch.float
+    how: dict[str, Any] = {"device": DEVICE, "dtype": dtype, "memory_format": torch.channels_last}
+    module = resnet.ResNet(resnet.VARIANTS[network]).eval().to(**how)
+    images = torch.randn(batch, 3, size, size).to(**how)
     started = time.perf_counter()
     if kind == "torch-compile":
         module = torch.compile(module, mode="max-autotune")
@@ -57,10 +71,12 @@ def torch_peer(kind: str, network: str, batch: int, size: int, seconds: float) -
     with torch.inference_mode():
         for _ in range(3):
             module(images)
-        torch.cuda.synchronize()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
         ready_s = time.perf_counter() - started
         times = sample(lambda: module(images), seconds, torch)
-    return {"version": torch.__version__, "ready_s": ready_s, **figures(times, batch)}
+    rehearsal = {} if DEVICE == "cuda" else {"error": "a rehearsal on the CPU"}
+    return {"version": torch.__version__, **rehearsal, "ready_s": ready_s, **figures(times, batch)}
 
 
 def onnxruntime_peer(batch: int, size: int, seconds: float, path: str) -> dict[str, Any]:

@@ -116,7 +116,10 @@ class Loaded:
         }
         stream = Stream()
         self.streams.append(stream)
-        return Session(context, stream, self.inputs, self.outputs, capture=self.times_s is None)
+        made = Session(context, stream, self.inputs, self.outputs, capture=self.times_s is None)
+        if self.times_s is not None:
+            self.times_s.clear()  # of the first run, in which kernels are loaded
+        return made
 
     def session(self) -> Session:
         """A stream of its own; the first one was made on opening."""
@@ -124,7 +127,7 @@ class Loaded:
         return made
 
     def layers(self) -> Sequence[Layer]:
-        """The layers as the inspector lists them; with `trace`, mean times over all runs of the first session."""
+        """As the inspector lists them; with `trace`, mean times of the first session's runs but the first."""
         viewer = self.engine.create_engine_inspector()
         viewer.execution_context = self.context
         text = viewer.get_engine_information(self.trt.LayerInformationFormat.JSON)

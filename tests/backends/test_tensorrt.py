@@ -583,6 +583,15 @@ def test_8_refits_from_no_onnx(bench: Bench) -> None:
         )
 
 
+def test_layers_are_not_timed_in_the_run_that_loads_them(bench: Bench, engine: Callable[[], Artifact]) -> None:
+    """Opening runs the engine once, which loads kernels and may compile them: no layer has a time yet."""
+    with tensorrt.open(engine(), execution(bench.folder), trace=True) as loaded:
+        session = loaded.session()
+        assert all(layer.time_s is None for layer in loaded.layers())
+        session.run()
+        assert any(layer.time_s for layer in loaded.layers())
+
+
 # The driver
 
 
