@@ -339,6 +339,18 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
     assert [o for o in seen if isinstance(o, Failure)] == [failed]
 
 
+def test_every_row_is_named_before_it_runs(candidates):
+    """The label is told before the lane is opened and before each block: with the machine's log in step."""
+    machine = Machine({"a": steady(0.01), "b": steady(0.02)})
+    told = []
+    bench.run(candidates("a", "b"), extensions=0, open_lane=machine, starting=told.append)
+    assert told.count("a") == told.count("b") == bench.BLOCKS + bench.PROCESSES
+    assert told[:2] == ["a", "b"]
+    half = bench.BLOCKS // bench.PROCESSES * 2
+    blocks = [*told[2 : 2 + half], *told[4 + half :]]
+    assert blocks == machine.timed
+
+
 def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candidates):
     """Other programs took 40 % of two cores meanwhile: measuring on would not remove them."""
     quiet = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
