@@ -45,6 +45,7 @@ SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside
 STALE_S = 60.0
 NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
 GRACE_S = 1.0
+TIMEOUT_S = 900.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,7 @@ class Lane:
         backend: BackendName,
         *,
         python: str | Path = sys.executable,
-        timeout_s: float = 900.0,
+        timeout_s: float = TIMEOUT_S,
         memory_limit_bytes: int | None = None,
     ) -> None:
         self.backend, self.python, self.timeout_s = backend, str(python), timeout_s

@@ -32,6 +32,9 @@ def bench(
         typer.Option(help="What is timed: compute alone, with copies from host memory, or from JPEG files (--data)."),
     ] = "compute",
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds after which a row that does not answer counts as hanging.")
+    ] = 900.0,
     provider: Annotated[
         Literal["cpu", "cuda", "tensorrt"], typer.Option(help="What ONNX Runtime computes on.")
     ] = "cpu",
@@ -89,13 +92,14 @@ def bench(
         scope=scope,
         data=data,
         duration_s=duration,
+        timeout_s=timeout,
         seed=seed,
         journal=journal.default(),
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     console.chosen(backend, precision, quiet=quiet)
-    with console.live(quiet=quiet) as (progress, watch):
-        result = timing.bench(requests, plan, calibration, progress=progress, watch=watch)
+    with console.live(quiet=quiet) as (progress, watch, starting):
+        result = timing.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
     console.announce(*result.sources, quiet=quiet)
     outcomes = timing.summaries(result.outcomes)
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output)

@@ -18,7 +18,7 @@ from resdeploy.errors import EnvironmentFailure
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-    from resdeploy.measure.bench import Watch
+    from resdeploy.measure.bench import Starting, Watch
     from resdeploy.records import Artifact, Failure, Measurement, Precision, Progress
 
 verbosity = 0  # how often -v was given
@@ -181,11 +181,14 @@ def _to_stdout(text: str) -> None:
 
 
 @contextlib.contextmanager
-def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None]]:
-    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images a second."""
+def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None, Starting | None]]:
+    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images a second.
+
+    The row that runs now is marked.
+    """
     if quiet or not sys.stderr.isatty():
         with progress(quiet=quiet) as report:
-            yield report, None
+            yield report, None, None
         return
     from rich.console import Console, Group
     from rich.live import Live
@@ -195,14 +198,15 @@ def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None]]:
     from resdeploy.report.render import inert
 
     rows: dict[str, tuple[str, str, str]] = {}
+    current = ""
     shown = bars()
     tasks: dict[str, Any] = {}
     with Live(shown, console=Console(stderr=True), transient=True) as view:
 
         def draw() -> None:
-            table = Table("now", "blocks", "median ms", "images/s", box=None, pad_edge=False)
+            table = Table("", "running", "blocks", "median ms", "images/s", box=None, pad_edge=False)
             for label, cells in rows.items():
-                table.add_row(Text(inert(label)), *cells)
+                table.add_row(">" if label == current else "", Text(inert(label)), *cells)
             view.update(Group(table, shown) if rows else shown)
 
         def report(what: str, done: int, total: int) -> None:
@@ -213,7 +217,13 @@ def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None]]:
             rows[outcome.label] = _so_far(outcome)
             draw()
 
-        yield report, watch
+        def starting(label: str) -> None:
+            nonlocal current
+            current = label
+            rows.setdefault(label, ("starts", "-", "-"))
+            draw()
+
+        yield report, watch, starting
 
 
 def _so_far(outcome: Measurement | Failure) -> tuple[str, str, str]:

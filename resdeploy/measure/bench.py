@@ -48,6 +48,8 @@ REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one
 
 # What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
 Watch = Callable[["Measurement | Failure", int, int], None]
+# The label of the row that is run from now on.
+Starting = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,7 @@ def run(
     extensions: int = EXTENSIONS,
     progress: Progress | None = None,
     watch: Watch | None = None,
+    starting: Starting | None = None,
     open_lane: Callable[[BackendName], Lane] = Lane,
     look: Callable[[], environment.Snapshot] = environment.snapshot,
 ) -> tuple[Measurement | Failure, ...]:
@@ -97,6 +100,7 @@ def run(
         extensions: further processes for all, as long as a run is not to be believed (`summary.doubts`).
         progress: what is being done.
         watch: is told of every block as soon as it is timed, and of every failure.
+        starting: is told which candidate is next, before its lane is opened and before each of its blocks.
         open_lane: makes lanes.
         look: reads the machine's counters.
 
@@ -119,7 +123,7 @@ def run(
             break
         what = "timing" if generation < processes else "timing again, unstable so far"
         tell = _teller(entrants, rounds * processes, progress, what, watch)
-        _generation(entrants, rounds, duration_s / blocks, order, open_lane, tell)
+        _generation(entrants, rounds, duration_s / blocks, order, open_lane, starting or _unheard, tell)
         found = environment.disturbances(before, look())
         for entrant in entrants:
             entrant.disturbances = found
@@ -255,12 +259,14 @@ def _generation(
     block_s: float,
     order: random.Random,
     open_lane: Callable[[BackendName], Lane],
+    starting: Starting,
     tell: Callable[[_Entrant], None],
 ) -> None:
     """A fresh process for every candidate, then `rounds` blocks of each, every round in another order."""
     with contextlib.ExitStack() as stack:
         opening = [entrant for entrant in entrants if entrant.error is None]
         for entrant in opening:
+            starting(entrant.candidate.label)
             with _recorded(entrant):
                 entrant.open(stack.enter_context(open_lane(entrant.candidate.backend)))
             tell(entrant)
@@ -268,9 +274,14 @@ def _generation(
             running = [entrant for entrant in entrants if entrant.error is None]
             order.shuffle(running)
             for entrant in running:
+                starting(entrant.candidate.label)
                 with _recorded(entrant):
                     entrant.time_block(block_s)
                 tell(entrant)
+
+
+def _unheard(_label: str) -> None:
+    """Nobody asked which row is next."""
 
 
 def _arithmetic(candidate: Candidate, open_lane: Callable[[BackendName], Lane]) -> tuple[str, ...]:

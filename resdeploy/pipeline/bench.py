@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends, store
-from resdeploy.backends import choose, machine
+from resdeploy.backends import choose, lane, machine
 from resdeploy.errors import ResdeployError, UsageError
 from resdeploy.measure import bench as timing
 from resdeploy.measure import journal, summary
@@ -50,6 +51,7 @@ class BenchPlan:
     scope: Scope = "compute"
     data: str | None = None  # whose JPEG files the scope `jpeg` decodes
     duration_s: float = 3.0
+    timeout_s: float = lane.TIMEOUT_S  # longest that one operation of a row may take: it hangs
     seed: int = 0
     journal: Path | None = None  # keeps what has been measured so far
 
@@ -91,6 +93,7 @@ def bench(
     *,
     progress: Progress,
     watch: timing.Watch | None = None,
+    starting: timing.Starting | None = None,
 ) -> Bench:
     """Times every model x batch size x threads x backend x precision, interleaved in one run; what fails is a row too.
 
@@ -133,6 +136,8 @@ def bench(
             seed=plan.seed,
             progress=progress,
             watch=_both(keep, watch),
+            starting=starting,
+            timeout_s=plan.timeout_s,
         )
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
 
@@ -229,18 +234,48 @@ def _failure(
 
 
 def measure(
-    rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress, watch: timing.Watch | None = None
+    rows: Sequence[Row],
+    *,
+    duration_s: float,
+    seed: int,
+    progress: Progress,
+    watch: timing.Watch | None = None,
+    starting: timing.Starting | None = None,
+    timeout_s: float = lane.TIMEOUT_S,
 ) -> Bench:
     """Times built rows in one interleaved run, and compares each with its baselines."""
-    return compared(rows, timed(rows, duration_s=duration_s, seed=seed, progress=progress, watch=watch))
+    outcomes = timed(
+        rows,
+        duration_s=duration_s,
+        seed=seed,
+        progress=progress,
+        watch=watch,
+        starting=starting,
+        timeout_s=timeout_s,
+    )
+    return compared(rows, outcomes)
 
 
 def timed(
-    rows: Sequence[Row], *, duration_s: float, seed: int, progress: Progress, watch: timing.Watch | None = None
+    rows: Sequence[Row],
+    *,
+    duration_s: float,
+    seed: int,
+    progress: Progress,
+    watch: timing.Watch | None = None,
+    starting: timing.Starting | None = None,
+    timeout_s: float = lane.TIMEOUT_S,
 ) -> tuple[Measurement | Failure, ...]:
     """Raw times of built rows from one interleaved run."""
-    candidates = [row.candidate for row in rows]
-    return timing.run(candidates, duration_s=duration_s, seed=seed, progress=progress, watch=watch)
+    return timing.run(
+        [row.candidate for row in rows],
+        duration_s=duration_s,
+        seed=seed,
+        progress=progress,
+        watch=watch,
+        starting=starting,
+        open_lane=functools.partial(lane.Lane, timeout_s=timeout_s),
+    )
 
 
 def compared(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:
