@@ -113,3 +113,16 @@ def test_without_a_gpu_it_is_one_paragraph_and_exit_6(resdeploy: Run, digits_onn
         assert done.stdout == ""
         assert len(done.stderr.strip().splitlines()) == 1
         assert "no CUDA driver" in done.stderr or "not installed" in done.stderr
+
+
+def test_a_stripped_engine_runs_once_it_has_its_weights_back(on_gpu: Run, digits_onnx: Path) -> None:
+    built = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--strip-weights", "-o", "bare.engine")
+    assert built.returncode == 0, built.stderr
+    refused = on_gpu("audit", "bare.engine")
+    assert refused.returncode == 6
+    assert "--refit-from" in refused.stderr
+    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "bare.engine", "-o", "whole.engine")
+    assert done.returncode == 0, done.stderr
+    assert on_gpu("audit", "whole.engine", DOUBLE_EXECUTE="no").returncode == 0
+    gone = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "gone.engine", "-o", "w.engine")
+    assert (gone.returncode, "there is no file" in gone.stderr) == (2, True), gone.stderr
