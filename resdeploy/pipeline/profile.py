@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from resdeploy import backends, store
 from resdeploy.backends import machine
@@ -17,9 +14,6 @@ from resdeploy.errors import (
     BackendCrash,
     DiskFull,
     EnvironmentFailure,
-    IntegrityError,
-    MalformedInput,
-    MissingInput,
     NotWritable,
     ProfileError,
     ResdeployError,
@@ -29,8 +23,9 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import environment, summary
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import judge, limits, make, sources, training
+from resdeploy.pipeline import judge, limits, make, prune, sources, training
 from resdeploy.pipeline.request import Request, Sight
+from resdeploy.pipeline.steps import Note, Steps
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -45,9 +40,6 @@ from resdeploy.records import (
 )
 from resdeploy.report.documents import RunRow
 
-T = TypeVar("T")
-Note = Callable[[str], None]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -57,6 +49,7 @@ class Variant:
     precision: Precision
     source: Artifact
     candidate: timing.Candidate
+    baseline: bool  # FP32, and no block dropped: what the others are compared with
     predictions: Predictions | None  # None: the profile names no data
 
 
@@ -109,55 +102,8 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
     return tuple(rows_)
 
 
-class Steps:
-    """Remembers, in a folder's `steps.json`, what each of its files was made from."""
-
-    def __init__(self, folder: Path, note: Note) -> None:
-        self._folder, self._note, self._file = folder, note, folder / "steps.json"
-        self._keys: dict[str, str] = {}
-        self._said: set[str] = set()  # files that several rows share are named once
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            self._keys = json.loads(self._file.read_text())
-
-    def artifact(self, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
-        """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""
-        return self.step(name, key, _load_artifact, make_it)
-
-    def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
-        """What the file `name` holds, likewise."""
-        path, wanted = self._folder / name, store.fingerprint(key)
-        if self._keys.get(name) == wanted:
-            with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
-                found = load(path)
-                self._say("unchanged", name)
-                return found
-        self._say("making", name)
-        made = make_it(path)
-        self.remember(name, key)
-        return made
-
-    def remember(self, name: str, key: Any) -> None:
-        """Keeps what `name` is made from."""
-        self._keys[name] = store.fingerprint(key)
-        store.write_json(self._file, self._keys)
-
-    def forget(self, name: str) -> None:
-        """Has `name` made anew the next time."""
-        self._keys.pop(name, None)
-        store.write_json(self._file, self._keys)
-
-    def recalls(self, name: str, key: Any) -> bool:
-        """Whether `name` was made from the same key."""
-        return self._keys.get(name) == store.fingerprint(key)
-
-    def _say(self, what: str, name: str) -> None:
-        if name not in self._said:
-            self._note(f"{what:<10} {name}")
-        self._said.add(name)
-
-
 def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Result:
-    """Trains (if the profile says so), exports, lowers, builds, evaluates, benches, and gates.
+    """Trains and drops blocks (if the profile says so), exports, lowers, builds, evaluates, benches, and gates.
 
     Raises:
         ProfileError: keys that contradict each other.
@@ -166,7 +112,7 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
     _check(profile)
     steps = Steps(folder, note)
     fp32 = _fp32(profile, steps, progress)
-    variants, failures = _variants(profile, steps, fp32, progress)
+    variants, failures = _variants(profile, steps, fp32, _pruned(profile, steps, fp32, progress), progress)
     accuracies = _judged(profile, variants)
     bench, where = _bench(profile, steps, variants, progress)
     verdicts = _with_budgets(profile, variants, bench, accuracies)
@@ -193,6 +139,8 @@ def _check(profile: Profile) -> None:
             (profile.epochs < 0, "epochs: a number from 0"),
             (profile.epochs and profile.data is None, "epochs: training needs data"),
             (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
+            (profile.prune_drop_pp is not None and profile.data is None, "prune_drop_pp: dropping blocks needs data"),
+            (not 0 <= (profile.prune_drop_pp or 0) < 100, "prune_drop_pp: points of top-1 from 0 up to 100"),
             (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
             ((profile.max_slowdown_pct or 0) <= -100, "max_slowdown_pct: a percentage above -100"),
             (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
@@ -257,10 +205,25 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
     return steps.artifact(name, key, train)
 
 
+def _pruned(profile: Profile, steps: Steps, fp32: Artifact, progress: Progress) -> Artifact | None:
+    """The network without the blocks that training images can spare; None where the profile keeps them all."""
+    if profile.prune_drop_pp is None or profile.data is None:
+        return None
+    data, drop_pp = profile.data, profile.prune_drop_pp
+    signatures = [make.data_signature(data, split) for split in ("train", "test")]
+    return steps.artifact(
+        "model.pruned.fp32.onnx",
+        ("prune", fp32.sha256, drop_pp, profile.seed, signatures, make.versions("onnx", "onnxruntime", "pillow")),
+        lambda path: prune.cut(fp32, data, drop_pp, profile.seed, path, progress=progress),
+    )
+
+
 def _variants(
-    profile: Profile, steps: Steps, fp32: Artifact, progress: Progress
+    profile: Profile, steps: Steps, fp32: Artifact, pruned: Artifact | None, progress: Progress
 ) -> tuple[tuple[Variant, ...], tuple[Failure, ...]]:
     """Every backend in every precision that it runs; one that fails is a row of the result, and the others go on.
+
+    Where blocks were dropped, that network in all of them, and the whole one in FP32 for the comparison.
 
     Raises:
         ResdeployError: all failed; the first one's.
@@ -268,18 +231,21 @@ def _variants(
     variants: list[Variant] = []
     failures: list[Failure] = []
     errors: list[ResdeployError] = []
-    for backend, precision in itertools.product(profile.backends, profile.precisions):
+    networks = [(fp32, p) for p in profile.precisions if pruned is None or p == "fp32"]
+    networks += [(pruned, p) for p in profile.precisions if pruned is not None]
+    for backend, (network, precision) in itertools.product(profile.backends, networks):
         if precision not in backends.load(backend).ACCEPTS:
             continue
+        stem = ".pruned" if network is pruned else ""
         try:
-            variants.append(_variant(profile, steps, fp32, backend, precision, progress))
+            variants.append(_variant(profile, steps, network, stem, backend, precision, progress))
         except (BackendCrash, EnvironmentFailure) as e:
             if isinstance(e, (DiskFull, NotWritable)):
                 raise
             errors.append(e)
             failures.append(
                 Failure(
-                    label=f"{profile.model} {backend} {precision}",
+                    label=_label(profile, stem, backend, precision),
                     model=profile.model,
                     backend=backend,
                     precision=precision,
@@ -294,19 +260,29 @@ def _variants(
     return tuple(variants), tuple(failures)
 
 
+def _label(profile: Profile, stem: str, backend: BackendName, precision: Precision) -> str:
+    return f"{profile.model}{stem.replace('.', ' ')} {backend} {precision}"
+
+
 def _variant(
-    profile: Profile, steps: Steps, fp32: Artifact, backend: BackendName, precision: Precision, progress: Progress
+    profile: Profile,
+    steps: Steps,
+    fp32: Artifact,
+    stem: str,
+    backend: BackendName,
+    precision: Precision,
+    progress: Progress,
 ) -> Variant:
-    """One backend's model in one precision: lowered, built, and run on the held-out images."""
-    source = _lowered(profile, steps, fp32, backend, precision, progress)
+    """One backend's model in one precision: lowered, built, and run on the held-out images; its files have `stem`."""
+    source = _lowered(profile, steps, fp32, stem, backend, precision, progress)
     execution = rows.execution_for(source, batch_size=profile.batch_size, threads=profile.threads)
     built = steps.artifact(
-        f"{backend}.{precision}{make.suffix_of(backend)}",
+        f"{backend}{stem}.{precision}{make.suffix_of(backend)}",
         make.built_key(source, backend, execution),
         lambda path: make.built(source, backend, execution, path),
     )
     candidate = timing.Candidate(
-        label=f"{profile.model} {backend} {precision}",
+        label=_label(profile, stem, backend, precision),
         backend=backend,
         artifact=built,
         execution=execution,
@@ -316,16 +292,29 @@ def _variant(
     if profile.data is not None:
         data = profile.data
         predictions = steps.step(
-            f"{backend}.{precision}.predictions.npz",
+            f"{backend}{stem}.{precision}.predictions.npz",
             ("eval", built.sha256, execution, make.data_signature(data, "test"), make.versions(backend, "pillow")),
             saved.load,
             lambda path: _saved(judge.predict_built(candidate, data, progress=progress), path),
         )
-    return Variant(backend=backend, precision=precision, source=source, candidate=candidate, predictions=predictions)
+    return Variant(
+        backend=backend,
+        precision=precision,
+        source=source,
+        candidate=candidate,
+        baseline=precision == "fp32" and not stem,
+        predictions=predictions,
+    )
 
 
 def _lowered(
-    profile: Profile, steps: Steps, fp32: Artifact, backend: BackendName, precision: Precision, progress: Progress
+    profile: Profile,
+    steps: Steps,
+    fp32: Artifact,
+    stem: str,
+    backend: BackendName,
+    precision: Precision,
+    progress: Progress,
 ) -> Artifact:
     if precision == "fp32":
         return fp32
@@ -337,7 +326,7 @@ def _lowered(
         seed=profile.seed,
     )
     return steps.artifact(
-        f"model.int8.{target}.onnx" if precision == "int8" else f"model.{precision}.onnx",
+        f"model{stem}.int8.{target}.onnx" if precision == "int8" else f"model{stem}.{precision}.onnx",
         make.lowered_key(fp32, precision, target, plan),
         lambda path: make.lowered(fp32, precision, target, plan, path, progress=progress),
     )
@@ -347,14 +336,12 @@ def _bench(
     profile: Profile, steps: Steps, variants: tuple[Variant, ...], progress: Progress
 ) -> tuple[rows.Bench, dict[str, Any]]:
     """All variants in one interleaved run, each compared with FP32 on its own backend; and where that was."""
-    baselines = {variant.backend: variant.candidate.label for variant in variants if variant.precision == "fp32"}
+    baselines = {variant.backend: variant.candidate.label for variant in variants if variant.baseline}
     table = [
         rows.Row(
             source=variant.source,
             candidate=variant.candidate,
-            baselines=()
-            if variant.precision == "fp32" or variant.backend not in baselines
-            else (baselines[variant.backend],),
+            baselines=() if variant.baseline or variant.backend not in baselines else (baselines[variant.backend],),
         )
         for variant in variants
     ]
@@ -381,11 +368,11 @@ def _bench(
 
 
 def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:
-    """Every low precision against FP32 on the first backend, Holm's correction over all of them."""
+    """All others against the whole network in FP32 on the first backend, Holm's correction over all of them."""
     if profile.max_drop_pp is None:
         return {}
-    reference = next((variant.predictions for variant in variants if variant.precision == "fp32"), None)
-    candidates = [variant for variant in variants if variant.precision != "fp32" and variant.predictions is not None]
+    reference = next((variant.predictions for variant in variants if variant.baseline), None)
+    candidates = [variant for variant in variants if not variant.baseline and variant.predictions is not None]
     if reference is None or not candidates:
         return {}
     predictions = [variant.predictions for variant in candidates if variant.predictions is not None]
@@ -399,16 +386,14 @@ def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdic
 def _with_budgets(
     profile: Profile, variants: tuple[Variant, ...], bench: rows.Bench, verdicts: dict[str, Verdict]
 ) -> dict[str, Verdict]:
-    """Every low precision's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
+    """Every candidate's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
     budget = limits.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
     found = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
-    fp32 = {
-        v.backend: found[v.candidate.label] for v in variants if v.precision == "fp32" and v.candidate.label in found
-    }
+    fp32 = {v.backend: found[v.candidate.label] for v in variants if v.baseline and v.candidate.label in found}
     timed = [
         (fp32.get(v.backend), found[v.candidate.label])
         for v in variants
-        if v.precision != "fp32" and v.candidate.label in found
+        if not v.baseline and v.candidate.label in found
     ]
     measured = limits.measured_checks(timed, budget, confidence=0.95, seed=profile.seed)
     whole = {}
@@ -434,13 +419,6 @@ def _of_accuracy(profile: Profile, verdicts: dict[str, Verdict], label: str) -> 
         note="FP32 or this model has no predictions to compare: it failed on the images.",
     )
     return Verdict(checks=(check,))
-
-
-def _load_artifact(path: Path) -> Artifact:
-    found = store.load(path)
-    if found is None:
-        raise MissingInput(f"{path} has lost its sidecar")
-    return found
 
 
 def _saved(predictions: Predictions, path: Path) -> Predictions:

@@ -16,7 +16,7 @@ from resdeploy.measure import evaluate as evaluation
 from resdeploy.measure import predictions as saved
 from resdeploy.measure.summary import summarise
 from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import make, sources
+from resdeploy.pipeline import make, sources, training
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Cost, Failure, Predictions, Progress
 from resdeploy.report import studies
@@ -96,6 +96,22 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
             costs=(rows.cost_of(source), rows.cost_of(pruned.artifact)),
             bench=_timed(source, pruned.artifact, plan, progress),
         )
+
+
+def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *, progress: Progress) -> Artifact:
+    """An FP32 ONNX file without the blocks that training images can spare; the test images are not looked at.
+
+    Raises:
+        UsageError: no block can be removed, or the data set has no training images of its own.
+    """
+    from resdeploy.data import datasets
+
+    train_data, test_data = training.training_images(data)
+    choosing = datasets.choose(train_data, min(len(train_data), len(test_data)), seed)
+    budget = search.Budget(max_drop_pp=max_drop_pp)
+    return store.save(
+        search.cut(source, choosing, len(test_data), budget, predict=_predict, out=out, progress=progress)
+    )
 
 
 def _predict(artifact: Artifact, images: Dataset) -> Predictions:

@@ -26,6 +26,7 @@ class Profile:
     calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
     epochs: int = 0  # 0: no training
     lr: float = 0.1
+    prune_drop_pp: float | None = None  # drop residual blocks within so many points of top-1 on training images
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")
     batch_size: int = 1

@@ -107,8 +107,7 @@ def prune(
             tuned = search.lesion(removed[-1], predict(artifact, choosing))
         else:
             artifact = search.without(removed, out)
-    noted = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
-    artifact = dataclasses.replace(artifact, notes=(*artifact.notes, *([noted] if removed else [])))
+    artifact = _noted(artifact, removed, choosing)
     baseline, candidate = predict(source, judging), predict(artifact, judging)
     return Pruned(
         artifact=artifact,
@@ -120,6 +119,34 @@ def prune(
         candidate=candidate,
         verdict=accuracy.judge(baseline, candidate, max_drop_pp=budget.max_drop_pp, confidence=budget.confidence),
     )
+
+
+def cut(
+    source: Artifact,
+    choosing: Dataset,
+    judged_on: int,
+    budget: Budget,
+    *,
+    predict: Predict,
+    out: Path,
+    progress: Progress | None = None,
+) -> Artifact:
+    """As `prune`, without a verdict: `judged_on` other images will have one made by whoever asks.
+
+    Raises:
+        UsageError: no block can be removed.
+    """
+    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
+        search = _Search(source, choosing, judged_on, budget, predict, Path(folder), progress)
+        removed, _ = search.choose(search.lesions())
+        return _noted(search.without(removed, out), removed, choosing)
+
+
+def _noted(artifact: Artifact, removed: Sequence[str], choosing: Dataset) -> Artifact:
+    if not removed:
+        return artifact
+    noted = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
+    return dataclasses.replace(artifact, notes=(*artifact.notes, noted))
 
 
 class _Search:

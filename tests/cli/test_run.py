@@ -103,6 +103,34 @@ def test_a_changed_profile_redoes_only_what_depends_on_the_change(
     }
 
 
+def test_a_profile_prunes_then_quantizes_then_judges_against_the_whole_network(
+    finished: Path, tmp_path: Path, resdeploy: Run
+) -> None:
+    """Five points on training images; the whole INT8 model is gone from the table, and training is not repeated."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tiny.toml").write_text(PROFILE + "prune_drop_pp = 5.0\n")
+    done = resdeploy("run", "tiny.toml", "--format", "json")
+    assert done.returncode in (0, 1, 3), done.stderr
+    made = re.findall(r"making +(\S+)", done.stderr)
+    assert made[0] == "model.pruned.fp32.onnx"
+    assert "model.pruned.int8.onnxruntime.onnx" in made
+    rows = {row["label"]: row for row in json.loads(done.stdout)["results"]}
+    whole, fp32, int8 = rows.values()
+    assert list(rows) == [
+        f"resnet20{p} onnxruntime {q}" for p, q in (("", "fp32"), (" pruned", "fp32"), (" pruned", "int8"))
+    ]
+    artifact = json.loads((tmp_path / "runs/tiny/model.pruned.fp32.onnx.json").read_text())
+    assert artifact["model"]["removed"]
+    assert "of digits" in artifact["notes"][-1]
+    assert whole["verdict"] is None
+    assert fp32["verdict"]
+    assert int8["verdict"]
+    assert (
+        json.loads((tmp_path / "runs/tiny/model.pruned.int8.onnxruntime.onnx.json").read_text())["parent"]
+        == artifact["sha256"]
+    )
+
+
 def test_a_damaged_file_is_made_again(finished: Path, tmp_path: Path, resdeploy: Run) -> None:
     """A file that is no longer what was written is not used."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
