@@ -146,7 +146,10 @@ def _check(profile: Profile) -> None:
             (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
             (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
             ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
-            (limited and set(profile.precisions) == {"fp32"}, "precisions: limits need one beside fp32 to be judged"),
+            (
+                limited and profile.prune_drop_pp is None and set(profile.precisions) == {"fp32"},
+                "precisions: limits need one beside fp32 to be judged",
+            ),
             (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
             (not profile.backends, "backends: name at least one"),
             (len(set(profile.backends)) < len(profile.backends), "backends: one is named twice"),
