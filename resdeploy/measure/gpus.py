@@ -1,4 +1,6 @@
-"""Roofs of GPUs, from their makers' data sheets: dense rates at boost clock, as printed, never reached in full.
+"""Roofs of GPUs as their makers state them: dense rates at boost clock, never reached in full.
+
+Written without the data sheets at hand; docs/cost.md says which figures a second page confirmed.
 
 Sheets that print rates "with sparsity" are halved. FP32 is that of the general cores: TensorRT computes FP32
 convolutions in TF32 on tensor cores unless told otherwise, and can then exceed it. None of these was measured by us.

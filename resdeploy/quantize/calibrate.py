@@ -69,7 +69,7 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
         streams=1 if large else min(cores, MAX_STREAMS),
         hint="throughput",
         input_shape=image_shape,
-        memory_pattern=False,  # ResNet-50 twice, for biases: 771 MiB instead of 912, and no slower
+        memory_pattern=False,  # 383 MiB instead of 432 for ResNet-50's watched graph
     )
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder, Lane(name) as lane:
         path = Path(folder) / "watched.onnx"
@@ -87,7 +87,7 @@ def return_freed_memory() -> None:
     """Gives what was freed back to the system, where the C library can (glibc).
 
     It keeps what lies between blocks in use: some 200 MiB after ResNet-50's graph was made canonical, and as much
-    again after a watched copy of it was written.
+    again after the paired graph for its biases was freed.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
