@@ -109,7 +109,8 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         out.write_bytes(made.plan)
     device, options = cuda.driver().devices[0], execution.engine
     tied = {"none": str(device), "ampere_plus": None, "same_compute_capability": device.architecture}
-    portable = {"version_compatible": "yes"} if options.version_compatible else {}
+    marks = {"version_compatible": "yes"} if options.version_compatible else {}
+    marks |= {"refit": "identical"} if options.strip and not options.refit else {}
     return dataclasses.replace(
         source,
         path=str(out),
@@ -119,7 +120,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         machine=tied[options.hardware_compatible],
         checks=dict(made.facts),
         notes=(*source.notes, *made.notes),
-        tools={**source.tools, "tensorrt": str(trt.__version__), **portable},
+        tools={**source.tools, "tensorrt": str(trt.__version__), **marks},
     )
 
 

@@ -54,7 +54,7 @@ def refitted(trt: Any, log: Any, plan: bytes, origin: str, source: Artifact) -> 
         found += [f"no weights for {', '.join(missing[:6])}"] if missing else []
         raise MalformedInput(
             f"the weights of {source.path} do not fit {origin}: {'; '.join(found) or 'TensorRT does not say why'}",
-            fix="Name the ONNX file that the engine was built from, or one of the same graph",
+            fix="Name the ONNX file that the engine was built from; after --refit, one of the same graph",
         )
     if not refitter.refit_cuda_engine():
         raise BackendCrash(

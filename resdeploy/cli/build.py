@@ -48,6 +48,7 @@ def build(
         source = make.onnx_fp32(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision)
         console.note(f"{name}: {why}", quiet=quiet)
+        engine.refuse_elsewhere(built_with, name)
         execution = bench.execution_for(source, batch_size=batch_size, threads=threads)
         execution = dataclasses.replace(execution, engine=built_with)
         out = output or options.beside(model, f".{name}{make.suffix_of(name)}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 if TYPE_CHECKING:
-    from resdeploy.records import EngineOptions
+    from resdeploy.records import BackendName, EngineOptions
 
 _ENGINE = "TensorRT's builder"
 
@@ -78,3 +78,15 @@ def options(
         refit_from=None if refit_from is None else str(refit_from.absolute()),
         timing_cache=None if timing_cache else "",
     )
+
+
+def refuse_elsewhere(options: EngineOptions, backend: BackendName) -> None:
+    """Raises `UsageError` where a backend other than TensorRT would pass over these options in silence."""
+    from resdeploy.errors import UsageError
+    from resdeploy.records import EngineOptions
+
+    if backend != "tensorrt" and options != EngineOptions():
+        raise UsageError(
+            f"options of the builder are TensorRT's, and {backend} has none of them",
+            fix="Leave them away, or add --backend tensorrt",
+        )

@@ -42,6 +42,7 @@ SUFFIXES = (".npz", ".json", ".csv")
 TEXT_FIELDS = ("model", "data", "data_fingerprint", "preprocessing_fingerprint", "sha256")
 NAMES = ("predictions", "logits", "labels", "ids", "top", "images", "resdeploy")
 CSV_MARK = "# resdeploy "
+AGAIN = "Write it again: resdeploy eval MODEL --data D --predictions F"
 # A cell that starts so is run as a formula by spreadsheets (OWASP ASVS 1.2.10); ours gets an apostrophe before it.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "'", "#")
 
@@ -275,7 +276,7 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
         assert named is not None
         top = named[:, None]
     named = top[:, 0] if named is None else named
-    texts = {name: tuple(str(v) for v in found.get(name, ())) for name in ("ids", "images")}
+    texts = {name: _texts(found.get(name, ()), name, path) for name in ("ids", "images")}
     lengths = {"labels": len(labels), "predictions": len(named), "top": len(top)}
     lengths |= {name: len(values) for name, values in texts.items() if values}
     if len(set(lengths.values())) != 1:
@@ -299,14 +300,28 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
     )
 
 
+def _texts(values: Any, name: str, path: Path) -> tuple[str, ...]:
+    """One text an image; a lone text would be taken apart into its characters, and those would pass for ids."""
+    if np.ndim(values) != 1:
+        raise MalformedInput(
+            f"{path}: {name} must be one text an image, and is of type {type(values).__name__}, {np.ndim(values)} axes",
+            fix=f"Save {name} as a list with one entry an image, or leave it out",
+        )
+    return tuple(str(value) for value in values)
+
+
 def _best(values: Any, named: NDArray[np.int64] | None, path: Path) -> NDArray[np.int64]:
     """The best class ids of each image in our own file, which must begin with its predictions."""
     array = np.asarray(values)
     if array.ndim != 2 or not 1 <= array.shape[1] <= 5:
-        raise MalformedInput(f"{path}: top must be images x best classes, and has shape {array.shape}")
+        raise MalformedInput(
+            f"{path}: top must be images x best classes (at most five), and has shape {array.shape}", fix=AGAIN
+        )
     top = _class_ids(array.ravel(), "top", path).reshape(array.shape)
     if named is not None and not np.array_equal(top[:, 0], named):
-        raise MalformedInput(f"{path}: predictions are not the first column of top", cause="The file was edited")
+        raise MalformedInput(
+            f"{path}: predictions are not the first column of top", cause="The file was edited", fix=AGAIN
+        )
     return top
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from resdeploy import backends, store
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import IntegrityError, MalformedInput
-from resdeploy.records import Artifact, Execution, Progress
+from resdeploy.errors import IntegrityError, MalformedInput, UsageError
+from resdeploy.records import Artifact, EngineOptions, Execution, Progress
 
 ORIGIN = "user.xdg.origin.url"  # where browsers, curl --xattr and wget --xattr note what a file was fetched from
 # The parser of 8.6 gives a node's number alone.
@@ -23,6 +23,7 @@ def built(source: Artifact, execution: Execution, out: Path, progress: Progress 
 
     Raises:
         MalformedInput: the parser refuses a node, which is named.
+        UsageError: `source` is not what the engine to be refitted was built for.
     """
     from resdeploy.backends import tensorrt
     from resdeploy.graph import cast, files, lower
@@ -31,8 +32,7 @@ def built(source: Artifact, execution: Execution, out: Path, progress: Progress 
     backends.require(found, "tensorrt")
     version = found.version or ""
     if execution.engine.refit_from is not None:
-        store.load(path := Path(execution.engine.refit_from))  # there, and what its record says
-        refuse_unknown_origin(path, trusted=False)
+        _refuse_misfit(source, execution.engine, Path(execution.engine.refit_from))
     options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, found.devices[0]))
     execution = dataclasses.replace(execution, engine=options)
     model = files.load_model(Path(source.path))
@@ -53,6 +53,38 @@ def built(source: Artifact, execution: Execution, out: Path, progress: Progress 
             raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
     own = made.notes[len(source.notes) :]
     return dataclasses.replace(made, parent=source.sha256, notes=(*notes, *own))
+
+
+def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None:
+    """Refuses weights of which TensorRT does not promise to notice that they are not the engine's.
+
+    `REFIT_IDENTICAL`, which --strip-weights alone sets, leaves undefined what other weights give. What the record of
+    the engine does not tell, and an engine without one, is TensorRT's to judge.
+    """
+    if dataclasses.replace(options, refit_from=None, timing_cache=None) != EngineOptions():
+        raise UsageError(
+            "--refit-from builds nothing, so other options of the builder would have no effect",
+            fix="Leave them away: the engine keeps those that it was built with",
+        )
+    engine = store.load(path)
+    refuse_unknown_origin(path, trusted=False)
+    if engine is None:
+        return
+    if engine.precision != source.precision:
+        raise UsageError(
+            f"{path} was built in {engine.precision}, and {source.path} is {source.precision}",
+            fix="Name the ONNX file that the engine was built from",
+        )
+    if engine.tools.get("refit") == "identical" and engine.parent != source.sha256:
+        raise UsageError(
+            f"{path} takes back the weights that it was built with alone, and {source.path} is another file",
+            fix="Name the ONNX file that it was built from, or build it with --strip-weights --refit to take others",
+        )
+    if "version_compatible" in engine.tools:
+        raise UsageError(
+            f"{path} is version-compatible, and such an engine is not refitted",
+            fix="Build it whole: resdeploy build F.onnx --backend tensorrt --version-compatible",
+        )
 
 
 def _timing_cache(execution: Execution, version: str, device: str) -> str | None:

@@ -21,7 +21,7 @@ from resdeploy.measure import predictions as saved
 from resdeploy.measure import results
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make, sources
-from resdeploy.pipeline.limits import Limits, measured_checks, of_saved
+from resdeploy.pipeline.limits import Limits, compares_nothing, measured_checks, of_saved
 from resdeploy.pipeline.request import Interpolation, Request, Sight
 from resdeploy.records import (
     Artifact,
@@ -296,7 +296,7 @@ def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progre
 
 def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:
     notes = [
-        f"{side.name} and the baseline are one file: this compares nothing"
+        compares_nothing(side.name)
         for side in candidates
         if (baseline.backend, Path(baseline.given).resolve()) == (side.backend, Path(side.given).resolve())
     ]

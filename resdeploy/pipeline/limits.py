@@ -94,13 +94,19 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
         Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=Verdict(checks=tuple(own)))
         for own, (after, _, new) in zip(checks, compared, strict=True)
     ]
+    same = [compares_nothing(given) for given in candidates if Path(given).resolve() == Path(baseline).resolve()]
     note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
     return Gate(
         baseline=_timed_subject(before, compared[0][1]),
         judged=(*judged, *unseen),
         confidence=confidence,
-        notes=(note,),
+        notes=(*same, note),
     )
+
+
+def compares_nothing(name: str) -> str:
+    """What is said of a candidate that is the baseline itself: a slip in a CI job that would pass for ever."""
+    return f"{name} and the baseline are one file: this compares nothing"
 
 
 def _in_common(

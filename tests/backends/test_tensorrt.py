@@ -595,6 +595,31 @@ def test_layers_are_not_timed_in_the_run_that_loads_them(bench: Bench, engine: C
 # The driver
 
 
+def test_without_metadata_the_module_tells_its_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wheels that were unpacked have none, and what an engine is built from depends on the version."""
+    bench.use("10.3.0")
+    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    assert tensorrt.available().version == "10.3.0"
+
+
+def test_a_module_that_cannot_be_imported_has_no_version_to_tell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that it links is missing, say: looking for backends must not end in a traceback."""
+    bench.use("10.3.0")
+    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    assert tensorrt.available().version == tensorrt.UNTOLD
+
+
+def test_the_module_is_not_imported_for_its_version_without_a_driver(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.use("10.3.0")
+    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    monkeypatch.setattr(tensorrt, "_imported_version", lambda: pytest.fail("imported"))
+    monkeypatch.setattr(cuda, "driver", lambda: cuda.Driver(problem="no driver"))
+    assert not tensorrt.available().ok
+
+
 @pytest.mark.parametrize(
     ("version", "driver", "words"),
     [

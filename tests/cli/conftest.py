@@ -72,24 +72,27 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def gpu_environment(folder: Path, driver: Path, version: str) -> dict[str, str]:
+    """What a process sees of a GPU and of a TensorRT of this version, whose metadata is written under `folder`."""
+    about = folder / version / f"tensorrt-{version}.dist-info"
+    about.mkdir(parents=True, exist_ok=True)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {version}\n")
+    return {
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (DOUBLES / "site", about.parent, ROOT, os.environ.get("PYTHONPATH", "")))
+        ),
+        "LD_LIBRARY_PATH": str(driver),
+        "DOUBLE_TENSORRT": version,
+        "XDG_CONFIG_HOME": str(folder / "config"),
+        "RESDEPLOY_CACHE": str(folder / "cache"),
+    }
+
+
 @pytest.fixture
 def on_gpu(resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
     """`resdeploy` where a GPU and a TensorRT seem to be."""
 
     def run(*args: object, version: str = "10.3.0", **environment: str) -> subprocess.CompletedProcess[str]:
-        about = tmp_path / version / f"tensorrt-{version}.dist-info"
-        about.mkdir(parents=True, exist_ok=True)
-        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {version}\n")
-        folders = (DOUBLES / "site", about.parent, ROOT, os.environ.get("PYTHONPATH", ""))
-        path = os.pathsep.join(map(str, folders))
-        return resdeploy(
-            *args,
-            PYTHONPATH=path,
-            LD_LIBRARY_PATH=str(driver),
-            DOUBLE_TENSORRT=version,
-            XDG_CONFIG_HOME=str(tmp_path / "config"),
-            RESDEPLOY_CACHE=str(tmp_path / "cache"),
-            **environment,
-        )
+        return resdeploy(*args, **gpu_environment(tmp_path, driver, version), **environment)
 
     return run

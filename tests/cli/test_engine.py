@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import onnx
+import onnx.numpy_helper
 import pytest
 
 from tests.cli.conftest import Run
@@ -126,3 +128,51 @@ def test_a_stripped_engine_runs_once_it_has_its_weights_back(on_gpu: Run, digits
     assert on_gpu("audit", "whole.engine", DOUBLE_EXECUTE="no").returncode == 0
     gone = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "gone.engine", "-o", "w.engine")
     assert (gone.returncode, "there is no file" in gone.stderr) == (2, True), gone.stderr
+
+
+@pytest.mark.parametrize(
+    ("built_with", "refitted_with", "says"),
+    [
+        ((), (), "takes back the weights that it was built with alone"),
+        (("--refit",), (), None),
+        (("--refit",), ("--version-compatible",), "--refit-from builds nothing"),
+        (("--refit", "--version-compatible"), (), "is version-compatible"),
+    ],
+)
+def test_an_engine_is_refitted_with_what_it_was_built_for(
+    on_gpu: Run,
+    digits_onnx: Path,
+    tmp_path: Path,
+    built_with: tuple[str, ...],
+    refitted_with: tuple[str, ...],
+    says: str | None,
+) -> None:
+    """Another training's weights fit by name and size: only an engine built with --refit may be given them."""
+    other = onnx.load(digits_onnx)
+    for tensor in other.graph.initializer:
+        if len(tensor.dims) == 4:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(other, tmp_path / "other.onnx")
+    command = ("build", digits_onnx, "--backend", "tensorrt", "--strip-weights", *built_with, "-o", "bare.engine")
+    assert on_gpu(*command).returncode == 0
+    done = on_gpu(
+        "build", "other.onnx", "--backend", "tensorrt", "--refit-from", "bare.engine", *refitted_with, "-o", "w.engine"
+    )
+    assert done.returncode == (0 if says is None else 2), done.stderr
+    assert (tmp_path / "w.engine").exists() == (says is None)
+    assert says is None or says in done.stderr
+
+
+def test_an_engine_of_another_precision_is_not_refitted(on_gpu: Run, digits_onnx: Path) -> None:
+    """What comes out is recorded in the precision of its source, so the engine must be of that one."""
+    assert on_gpu("quantize", digits_onnx, "--precision", "fp16", "-o", "half.onnx").returncode == 0
+    command = ("build", "half.onnx", "--backend", "tensorrt", "--strip-weights", "--refit", "-o", "half.engine")
+    assert on_gpu(*command).returncode == 0
+    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "half.engine", "-o", "w.engine")
+    assert (done.returncode, "was built in fp16" in done.stderr) == (2, True), done.stderr
+
+
+def test_options_of_the_builder_are_refused_where_there_is_no_engine(resdeploy: Run, digits_onnx: Path) -> None:
+    """Asked for and not done is an error, not a silence."""
+    done = resdeploy("build", digits_onnx, "--backend", "onnxruntime", "--strip-weights", "-o", "m.onnx")
+    assert (done.returncode, "are TensorRT's" in done.stderr) == (2, True), done.stderr

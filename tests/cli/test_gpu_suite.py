@@ -17,7 +17,7 @@ import pytest
 from benchmarks import gpu_pack
 from resdeploy.graph import cast
 from tests.backends.conftest import tiny_network
-from tests.cli.conftest import DOUBLES, ROOT
+from tests.cli.conftest import ROOT, gpu_environment
 from tests.graph.test_intent import quantized
 
 SUITE, TABLE = ROOT / "benchmarks/gpu_suite.py", ROOT / "benchmarks/gpu_table.py"
@@ -45,18 +45,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def ran(folder: Path, driver: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    about = out.parent / VERSION / f"tensorrt-{VERSION}.dist-info"
-    about.mkdir(parents=True, exist_ok=True)
-    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: tensorrt\nVersion: {VERSION}\n")
-    path = os.pathsep.join(map(str, (DOUBLES / "site", about.parent, ROOT, os.environ.get("PYTHONPATH", ""))))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "LD_LIBRARY_PATH": str(driver),
-        "DOUBLE_TENSORRT": VERSION,
-        "XDG_CONFIG_HOME": str(out.parent / "config"),
-        "RESDEPLOY_CACHE": str(out.parent / "cache"),
-    }
+    environment = {**os.environ, **gpu_environment(out.parent, driver, VERSION)}
     command = [sys.executable, SUITE, folder, "-o", out, "--seconds", "0.02", "--max-batch", "1", *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
@@ -96,6 +85,16 @@ def test_the_whole_suite_runs_and_its_table_is_made(packed: Path, driver: Path, 
     table = subprocess.run([sys.executable, TABLE, out], capture_output=True, text=True, check=True).stdout
     assert "| resnet50 | int8 | 1 |" in table
     assert "1 of 1 in int8" in table
+
+
+def test_the_table_shows_the_build_that_fused_least(tmp_path: Path) -> None:
+    """Times are medians over builds; a build that did not fuse must not hide behind one that did."""
+    of = {"network": "resnet50", "precision": "int8", "batch": 1}
+    audits = [{"what": "audit", **of, "fused": n, "blocks": 16, "adds_in": ["int8"]} for n in (16, 9, 16)]
+    time = {"what": "time", **of, "peer": "resdeploy", "device_p50_ms": 2.0, "end_to_end_p50_ms": 3.0}
+    (tmp_path / "gpu.json").write_text(json.dumps({"results": [*audits, time]}))
+    command = [sys.executable, TABLE, tmp_path / "gpu.json"]
+    assert "9 of 16 in int8" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def test_what_the_budget_cuts_off_is_named_and_the_rest_kept(packed: Path, driver: Path, tmp_path: Path) -> None:
