@@ -131,6 +131,7 @@ class Execution:
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
     # ONNX Runtime then keeps a second block of memory, laid out for all tensors of a run at once.
     memory_pattern: bool = True
+    compiled: bool = False  # by torch.compile before running; torch only
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,300 @@
+"""ResNet-50 on this machine's CPU: resdeploy against what users would run instead, all in one interleaved run.
+
+    python benchmarks/peers.py --folder /tmp/peers --prepare                   # makes the files
+    python benchmarks/peers.py --folder /tmp/peers --nncf-python VENV/bin/python   # measures; writes results/peers.json
+
+The network has random weights (seed 0), and every INT8 file is calibrated on the same synthetic images: only time is
+asked here. Ours are the rows of `resdeploy bench --precision int8 --backend all`. Every row, ours or a peer's, goes
+through the same timed loop, in a process of its own, with all usable cores. Peers run with their own best settings:
+torch in channels_last without autograd; ONNX Runtime with every optimisation; quantize_static in QDQ, minmax, per
+channel, weights in 7 bits where its documentation advises them (no VNNI); OpenVINO with the hint of the scenario.
+
+Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session a core (batch 1),
+or one session of all cores in batch 1 or 8. A ratio is our time an image over the peer's, with its
+95 % interval: below 1 we are faster. The INT8 peak is that of a chain of large convolutions in the same run.
+
+No run of this has been completed and committed yet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from resdeploy import store
+from resdeploy.backends import machine
+from resdeploy.backends.lane import Lane
+from resdeploy.graph import files, peak
+from resdeploy.measure import bench, environment, summary
+from resdeploy.pipeline import bench as rows
+from resdeploy.pipeline import make
+from resdeploy.pipeline.request import Request
+from resdeploy.records import Artifact, BackendName, Execution, Measurement, Precision, Progress, Scenario
+
+RESULT = Path(__file__).parent / "results" / "peers.json"
+CALIBRATION = make.CalibrationPlan()  # random weights: the synthetic images of `bench`
+Silent: Progress = lambda *_: None  # noqa: E731
+Who = Literal["ours", "peer", "peak"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tool:
+    """One way to run the network: a file, the backend and whether it counts as ours."""
+
+    name: str
+    who: Who
+    backend: BackendName
+    source: Artifact
+    precision: Precision = "fp32"  # of what the file leaves in FP32
+    compiled: bool = False
+    macs: int | None = None  # an image's; None: the network's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How a scenario is run: images a query and sessions side by side."""
+
+    scenario: Scenario
+    batch_size: int
+    streams: int
+
+    def __str__(self) -> str:
+        return f"{self.scenario} b{self.batch_size} x{self.streams}"
+
+
+def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[Tool]:
+    """Every way to run the network, its file made in `folder` or taken from there."""
+    checkpoint = rows.source_for(request, "torch", "fp32", CALIBRATION, progress=Silent)
+    fp32 = make.onnx_fp32(request, progress=Silent)
+    images = folder / "images.npy"
+    if not images.exists():
+        plan = dataclasses.replace(CALIBRATION, data=f"synthetic:{make.SYNTHETIC_SAMPLES}")
+        np.save(images, np.concatenate(list(make.calibration_inputs(fp32, plan))))
+    yield Tool(name="torch eager", who="peer", backend="torch", source=checkpoint)
+    yield Tool(name="torch.compile", who="peer", backend="torch", source=checkpoint, compiled=True)
+    yield Tool(name="ONNX Runtime FP32", who="peer", backend="onnxruntime", source=fp32)
+    yield Tool(name="OpenVINO FP32", who="peer", backend="openvino", source=fp32)
+    if machine.cpu().bf16:
+        yield Tool(name="OpenVINO BF16", who="peer", backend="openvino", source=fp32, precision="bf16")
+    static = _made(folder / "static.onnx", lambda out: quantize_static(Path(fp32.path), images, out))
+    yield Tool(name="quantize_static in ONNX Runtime", who="peer", backend="onnxruntime", source=static)
+    yield Tool(name="quantize_static in OpenVINO", who="peer", backend="openvino", source=static)
+    if nncf_python is not None:
+        script = str(Path(__file__).with_name("peer_nncf.py"))
+
+        def nncf(out: Path) -> None:
+            subprocess.run([nncf_python, script, fp32.path, str(images), str(out)], check=True, stdout=sys.stderr)
+
+        yield Tool(name="NNCF in OpenVINO", who="peer", backend="openvino", source=_made(folder / "nncf.onnx", nncf))
+    ours: dict[BackendName, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
+    for backend, name in ours.items():
+        source = rows.source_for(request, backend, "int8", CALIBRATION, progress=Silent)
+        yield Tool(name=f"resdeploy INT8 in {name}", who="ours", backend=backend, source=source)
+    for shape in peak.SHAPES:
+        out = folder / f"{peak.spec(*shape).name}.onnx"
+        if not out.exists():
+            files.save_model(peak.quantized(peak.chain(*shape), "openvino"), out)
+        yield Tool(
+            name=peak.spec(*shape).name, who="peak", backend="openvino", source=_made(out), macs=peak.macs(*shape)
+        )
+
+
+def quantize_static(fp32: Path, images: Path, out: Path) -> None:
+    """ONNX Runtime's own INT8 as its documentation advises for ResNets on this CPU."""
+    from onnxruntime import quantization
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    inputs = np.load(images)
+    name = onnx.load(fp32, load_external_data=False).graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.left = iter([{name: inputs[k : k + 1]} for k in range(len(inputs))])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.left, None)
+
+    prepared = out.with_name("prepared.onnx")
+    quant_pre_process(str(fp32), str(prepared))
+    quantization.quantize_static(
+        str(prepared),
+        str(out),
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        per_channel=True,
+        reduce_range=not machine.cpu().vnni,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+    )
+
+
+def _made(out: Path, build: Callable[[Path], None] | None = None) -> Artifact:
+    if build is not None and not out.exists():
+        build(out)
+    return Artifact(path=str(out), format="onnx", precision="int8", sha256=store.digest(out))
+
+
+def candidates(request: Request, found: list[Tool], ways: list[Way]) -> dict[str, tuple[Tool, Way, bench.Candidate]]:
+    """Every tool in every way, built; peaks only offline."""
+    made: dict[str, tuple[Tool, Way, bench.Candidate]] = {}
+    network = rows.cost_of(make.onnx_fp32(request, progress=Silent)).macs
+    for way, tool in itertools.product(ways, found):
+        if tool.who == "peak" and way.scenario != "offline":
+            continue
+        shape = tool.source.model.input_shape if tool.source.model else _image(Path(tool.source.path))
+        execution = Execution(
+            batch_size=way.batch_size,
+            streams=way.streams,
+            hint="latency" if way.streams == 1 else "throughput",
+            precision=tool.precision,
+            input_shape=shape,
+            compiled=tool.compiled,
+        )
+        label = f"{tool.name}, {way}"
+        made[label] = (
+            tool,
+            way,
+            bench.Candidate(
+                label=label,
+                backend=tool.backend,
+                artifact=make.built(tool.source, tool.backend, execution),
+                execution=execution,
+                macs=tool.macs or network,
+                scenario=way.scenario,
+            ),
+        )
+    return made
+
+
+def _image(path: Path) -> tuple[int, int, int]:
+    sizes = onnx.load(path, load_external_data=False).graph.input[0].type.tensor_type.shape.dim
+    channels, height, width = (size.dim_value for size in sizes[1:])
+    return channels, height, width
+
+
+Measured = list[tuple[Tool, Way, Measurement]]
+
+
+def rate(measurement: Measurement) -> float:
+    """Images a second, of the median: what tools and ways are chosen by."""
+    return 1 / float(np.median(np.concatenate(summary.per_image_s(measurement))))
+
+
+def ratios(measured: Measured, scenario: Scenario) -> dict[str, Any]:
+    """Our fastest row against every peer's best way, the fastest first; and against the peak."""
+    best: dict[str, Measurement] = {}
+    whose: dict[str, Who] = {}
+    for tool, way, measurement in measured:
+        if way.scenario == scenario and (tool.name not in best or rate(measurement) > rate(best[tool.name])):
+            best[tool.name], whose[tool.name] = measurement, tool.who
+    order = sorted(best, key=lambda name: -rate(best[name]))
+    if not {"ours", "peer"} <= set(whose.values()):
+        return {}
+    mine = best[next(name for name in order if whose[name] == "ours")]
+    peers = [compared(mine, best[name]) for name in order if whose[name] == "peer"]
+    found: dict[str, Any] = {"ours": mine.label, "fastest_peer": peers[0]["against"], "time_ratios": peers}
+    peaks = [best[name] for name in order if whose[name] == "peak"]
+    if peaks:
+        # MACs a second of ours over the peak's, so the ratio of times turned over and weighed by the work.
+        top = max(peaks, key=lambda peak: rate(peak) * (peak.macs or 0))
+        against = summary.compare(top, mine)
+        weight = (mine.macs or 0) / (top.macs or 1)
+        found["peak"] = {
+            "chain": top.label,
+            "gmacs_per_s": rate(top) * (top.macs or 0) / 1e9,
+            "share": against.speedup * weight,
+            "share_ci95": against.speedup_ci95 and [bound * weight for bound in against.speedup_ci95],
+        }
+    return found
+
+
+def compared(mine: Measurement, other: Measurement) -> dict[str, Any]:
+    """Our time over the other's: its "speed-up" with ours as the baseline."""
+    found = summary.compare(mine, other)
+    return {
+        "against": other.label,
+        "time_ratio": found.speedup,
+        "time_ratio_ci95": found.speedup_ci95,
+        "valid": found.valid,
+    }
+
+
+def row(tool: Tool, measurement: Measurement) -> dict[str, Any]:
+    found = summary.summarise(measurement)
+    return {
+        "label": measurement.label,
+        "who": tool.who,
+        "p50_ms": 1e3 * (found.latency_s["p50"] or 0.0),
+        "p50_ci95_ms": found.p50_ci95_s and [1e3 * bound for bound in found.p50_ci95_s],
+        "throughput_ips": found.throughput_ips,
+        "valid": found.valid,
+        "warnings": [*found.warnings],
+        "settings": dict(measurement.settings),
+        "peak_rss_bytes": measurement.peak_rss_bytes,
+        "size_bytes": measurement.size_bytes,
+        "load_s": measurement.load_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="resnet50", help="of the zoo; with its own --folder")
+    parser.add_argument("--folder", type=Path, required=True, help="where the peers' files are made and kept")
+    parser.add_argument("--nncf-python", help="an interpreter with nncf; without it NNCF is left out")
+    parser.add_argument("--prepare", action="store_true", help="only make the files, and compile for torch")
+    parser.add_argument("--duration", type=float, default=3.0, help="seconds of timed queries a row, at least")
+    parser.add_argument("--extensions", type=int, default=1, help="how often an unstable run goes on")
+    parser.add_argument("--only", default="", help="only tools with one of these words in their names, comma-separated")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(arguments.folder.absolute() / "inductor")
+    cores = machine.usable_cores()
+    ways = [
+        Way(scenario="single-stream", batch_size=1, streams=1),
+        Way(scenario="offline", batch_size=1, streams=cores),
+        Way(scenario="offline", batch_size=8, streams=1),
+    ]
+    request = Request(model=arguments.model)
+    found = list(tools(request, arguments.folder, arguments.nncf_python))
+    words = [word for word in arguments.only.split(",") if word]
+    made = candidates(request, [t for t in found if not words or any(word in t.name for word in words)], ways)
+    if arguments.prepare:
+        for tool, _, candidate in made.values():
+            if tool.compiled:  # the compiler's results are kept, so that no row compiles while others are timed
+                with Lane("torch") as lane:
+                    lane.open(candidate.artifact, candidate.execution)
+        return
+    outcomes = bench.run(
+        [candidate for *_, candidate in made.values()],
+        duration_s=arguments.duration,
+        extensions=arguments.extensions,
+        watch=lambda outcome, done, total: print(done, total, outcome.label, file=sys.stderr, flush=True),
+    )
+    measured = [(*made[o.label][:2], o) for o in outcomes if isinstance(o, Measurement)]
+    document = {
+        "command": "python benchmarks/peers.py",
+        "model": request.model,
+        "environment": environment.capture(),
+        "failed": {o.label: o.message for o in outcomes if not isinstance(o, Measurement)},
+        "rows": [row(tool, measurement) for tool, _, measurement in measured],
+        "ratios": {name: ratios(measured, name) for name in ("single-stream", "offline")},
+    }
+    store.write_json(arguments.output, document)
+    print(json.dumps(document["ratios"], indent=2))
+
+
+if __name__ == "__main__":
+    main()
