@@ -124,8 +124,33 @@ def test_a_gate_that_could_not_be_run_replaces_the_comment_of_a_pass(folder: Pat
     assert act(folder, baseline="no.npz", candidate="good.npz", max_drop="0.5") == (2, "error")
     assert comment_on(folder, "") == 0
     body = (folder / "resdeploy-gate.comment.md").read_text()
-    assert "could not be run (exit 2)" in body
+    assert "could not be run" in body
     assert "PASS" not in body
+
+
+def test_a_failed_installation_replaces_the_comment_of_a_pass(folder: Path) -> None:
+    """The judging step never ran, so nothing is there to show; the step that comments is not tied to its output."""
+    assert "steps.gate" not in COMMENT["if"]
+    assert comment_on(folder, "") == 0
+    assert "could not be run" in (folder / "resdeploy-gate.comment.md").read_text()
+
+
+def test_a_verdict_outlives_a_lost_output(folder: Path) -> None:
+    """The step summary cannot be written: the comment says that something is lost, and keeps what was judged."""
+    (folder / "summary.md").mkdir()
+    assert act(folder, baseline="base.npz", candidate="good.npz", max_drop="0.5") == (6, "error")
+    assert comment_on(folder, "") == 0
+    body = (folder / "resdeploy-gate.comment.md").read_text()
+    assert body.index("an output was lost (exit 6)") < body.index("PASS")
+
+
+@pytest.mark.parametrize("switch", ["require_fused", "update_baseline"])
+def test_a_switch_that_is_neither_true_nor_false_is_refused(folder: Path, switch: str) -> None:
+    """Passed over, it would leave the limit out and the job green."""
+    for word in ("True", "yes", "1"):
+        (folder / "outputs").unlink(missing_ok=True)
+        given = {"baseline": "base.npz", "candidate": "good.npz", "max_drop": "0.5", switch: word}
+        assert act(folder, **given) == (2, "error")
 
 
 def test_a_name_that_is_more_than_a_name_is_refused(folder: Path) -> None:
