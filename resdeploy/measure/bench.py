@@ -19,7 +19,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import ResdeployError, UsageError
+from resdeploy.errors import ResdeployError, UsageError, of_code
 from resdeploy.measure import environment
 from resdeploy.measure.summary import doubts
 from resdeploy.records import (
@@ -278,6 +278,17 @@ def _generation(
                 with _recorded(entrant):
                     entrant.time_block(block_s)
                 tell(entrant)
+
+
+def measured(outcome: Measurement | Failure) -> Measurement:
+    """The measurement, where nothing can be said without it.
+
+    Raises:
+        ResdeployError: the failure, as the error that it was.
+    """
+    if isinstance(outcome, Failure):
+        raise of_code(outcome.error_code)(outcome.message)
+    return outcome
 
 
 def _unheard(_label: str) -> None:

@@ -27,6 +27,7 @@ from resdeploy.records import (
     Artifact,
     BackendName,
     Execution,
+    Failure,
     Measurement,
     Peaks,
     Precision,
@@ -98,7 +99,7 @@ def measure(
     """Times every graph in one interleaved run.
 
     Raises:
-        ResdeployError: no graph could be timed.
+        ResdeployError: the memory could not be timed on any backend.
     """
     missing: dict[Precision, list[str]] = {}
     entrants: list[_Entrant] = []
@@ -119,7 +120,12 @@ def measure(
         for entrant, outcome in zip(entrants, outcomes, strict=True)
         if isinstance(outcome, Measurement)
     ]
+    for entrant, outcome in zip(entrants, outcomes, strict=True):
+        if isinstance(outcome, Failure) and entrant.precision is not None:
+            missing.setdefault(entrant.precision, []).append(f"{entrant.candidate.backend}: {outcome.message}")
     timed = {p: [pair for pair in pairs if pair[0].precision == p] for p in (*PRECISIONS, None)}
+    if not timed[None]:
+        bench.measured(next(o for e, o in zip(entrants, outcomes, strict=True) if e.precision is None))
     roofs = {p: _best(timed[p]) for p in PRECISIONS if timed[p]}
     return Peaks(
         name=machine.cpu().model,

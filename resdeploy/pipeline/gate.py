@@ -14,7 +14,7 @@ from typing import Any
 
 from resdeploy import store
 from resdeploy.backends import choose
-from resdeploy.errors import UsageError, of_code
+from resdeploy.errors import UsageError
 from resdeploy.judge import accuracy, budgets, hints, pairs
 from resdeploy.measure import bench as timing
 from resdeploy.measure import predictions as saved
@@ -27,7 +27,6 @@ from resdeploy.records import (
     Artifact,
     BackendName,
     Check,
-    Failure,
     Gate,
     Judged,
     Measurement,
@@ -350,9 +349,7 @@ def _measured(
     outcomes = rows.timed(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
     found: dict[str, Measurement] = {}
     for outcome in outcomes:
-        if isinstance(outcome, Failure):
-            raise of_code(outcome.error_code)(outcome.message)
-        found[outcome.label] = outcome
+        found[outcome.label] = timing.measured(outcome)
     timed = [(found.get(f"baseline {side.backend}"), found[f"candidate {k}"]) for k, side in enumerate(candidates)]
     return measured_checks(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
 

@@ -13,7 +13,18 @@ from resdeploy.measure import bench as timing
 from resdeploy.measure import gpus, peaks, roofline, summary
 from resdeploy.pipeline import bench, make
 from resdeploy.pipeline.request import Request
-from resdeploy.records import PRECISIONS, Artifact, Cost, Layer, Measurement, Peaks, Precision, Progress, Roofline
+from resdeploy.records import (
+    PRECISIONS,
+    Artifact,
+    Cost,
+    Failure,
+    Layer,
+    Measurement,
+    Peaks,
+    Precision,
+    Progress,
+    Roofline,
+)
 
 MACHINE = "machine"
 TRACED_S = 1.0  # of traced queries, so that the cold first one does not weigh in the means
@@ -53,6 +64,7 @@ def under(
 
     Raises:
         UsageError: a precision without a roof was asked for, or a GPU's roofs beside a measurement here.
+        ResdeployError: a network could not be timed.
     """
     if measured and not found.measured:
         raise UsageError(f"what is measured here says nothing of {found.name}", fix="Use --roofline machine")
@@ -118,10 +130,8 @@ def _measured(
     return tuple(_placed(row, outcome, found) for row, outcome in zip(rows, outcomes, strict=True))
 
 
-def _placed(row: _Row, outcome: object, found: Peaks) -> Roofline:
-    if not isinstance(outcome, Measurement):
-        return roofline.roofline(row.cost, found, row.precision)
-    summed = summary.summarise(outcome)
+def _placed(row: _Row, outcome: Measurement | Failure, found: Peaks) -> Roofline:
+    summed = summary.summarise(timing.measured(outcome))
     executed = _traced(row.candidate)
     return roofline.roofline(
         row.cost,

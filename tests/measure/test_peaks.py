@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.backends import machine
-from resdeploy.errors import UsageError
+from resdeploy.errors import BackendCrash, UsageError
 from resdeploy.measure import bench, peaks
 from resdeploy.records import Availability
 
@@ -64,3 +64,16 @@ def test_the_largest_cache_is_read_and_an_unknown_one_is_zero(tmp_path: Path) ->
         path.write_text(size + "\n")
     assert machine.last_level_cache_bytes(tmp_path) == 36 << 20
     assert machine.last_level_cache_bytes(tmp_path / "none") == 0
+
+
+def test_a_chain_that_crashes_without_memory_times_is_raised_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are no roofs without the memory's, and what went wrong is said in its own words."""
+
+    def run(candidates: list[bench.Candidate], **_: object) -> tuple[object, ...]:
+        return tuple(bench.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+
+    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
+    monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
+    with pytest.raises(BackendCrash, match="SIGSEGV"):
+        peaks.measure(("onnxruntime",), 1, (SHAPE,), 0.05, progress=None)

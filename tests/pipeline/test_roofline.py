@@ -8,11 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from resdeploy.errors import BackendCrash
 from resdeploy.graph import peak
 from resdeploy.measure import bench as timing
 from resdeploy.pipeline import bench, roofline
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Peaks, Roof
+from resdeploy.records import Failure, Peaks, Roof
 
 SHAPE = (32, 16, 3, 3)
 
@@ -39,3 +40,20 @@ def test_every_kernel_that_multiplies_is_found_and_timed(
     assert found.backend == backend
     assert found.p50_s is not None
     assert found.reached == pytest.approx(2 * peak.macs(*SHAPE) / 1e12 / found.p50_s, rel=1e-3)
+
+
+def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked for a measurement, the command must not end well without one."""
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
+
+    def crashes(candidates: list[timing.Candidate], **_: object) -> tuple[Failure, ...]:
+        return tuple(timing.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+
+    monkeypatch.setattr(timing, "run", crashes)
+    onnx.save(peak.chain(*SHAPE), path := tmp_path / "chain.onnx")
+    roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))
+    plan = bench.BenchPlan(backends=("onnxruntime",), duration_s=0.05)
+    with pytest.raises(BackendCrash, match="SIGSEGV"):
+        roofline.under([Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None)
