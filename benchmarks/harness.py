@@ -112,7 +112,8 @@ def _row(artifact: Artifact, arguments: argparse.Namespace) -> rows.Row:
 
 def saved(out: Path, artifact: Artifact, arguments: argparse.Namespace, seed: int) -> Path:
     """One run by itself, as `bench --format json -o` saves it."""
-    found = rows.measure([_row(artifact, arguments)], duration_s=arguments.duration, seed=seed, progress=Silent)
+    row = [_row(artifact, arguments)]
+    found = rows.compared(row, rows.timed(row, duration_s=arguments.duration, seed=seed, progress=Silent))
     store.write_json(out, documents.bench(rows.summaries(found.outcomes), found.comparisons, environment.capture()))
     return out
 

@@ -130,7 +130,7 @@ def bench(
     if not rows:
         raise errors[0]
     with journal.keeping(plan.journal, failures) as keep:
-        found = measure(
+        outcomes = timed(
             rows,
             duration_s=plan.duration_s,
             seed=plan.seed,
@@ -139,6 +139,7 @@ def bench(
             starting=starting,
             timeout_s=plan.timeout_s,
         )
+        found = compared(rows, outcomes)
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
 
 
@@ -231,29 +232,6 @@ def _failure(
         exit_status=error.exit_status,
         message=str(error),
     )
-
-
-def measure(
-    rows: Sequence[Row],
-    *,
-    duration_s: float,
-    seed: int,
-    progress: Progress,
-    watch: timing.Watch | None = None,
-    starting: timing.Starting | None = None,
-    timeout_s: float = lane.TIMEOUT_S,
-) -> Bench:
-    """Times built rows in one interleaved run, and compares each with its baselines."""
-    outcomes = timed(
-        rows,
-        duration_s=duration_s,
-        seed=seed,
-        progress=progress,
-        watch=watch,
-        starting=starting,
-        timeout_s=timeout_s,
-    )
-    return compared(rows, outcomes)
 
 
 def timed(

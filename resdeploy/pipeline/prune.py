@@ -196,7 +196,7 @@ def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progres
             label=label, backend=backend, artifact=make.built(source, backend, execution), execution=execution
         )
         table.append(rows.Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
-    return rows.measure(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    return rows.compared(table, rows.timed(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress))
 
 
 def tuning(epochs: int, lr: float, seed: int) -> Plan | None:
