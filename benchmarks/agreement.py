@@ -67,7 +67,7 @@ def benchmark_app(built: Artifact, seconds: float) -> float:
         settings = ["-hint", "latency", "-infer_precision", "f32", "-t", str(max(1, round(seconds)))]
         subprocess.run([tool, "-m", built.path, *settings, *report], check=True, capture_output=True)
         found = json.loads((Path(folder) / "benchmark_report.json").read_text())
-    return float(found["execution_results"]["latency_median"]) / 1e3
+    return float(found["execution_results"]["latency (ms)"]) / 1e3
 
 
 def perf_test(built: Artifact, seconds: float) -> float:

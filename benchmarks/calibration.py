@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from peer_static import quantize_static
 from PIL import Image
 
 from resdeploy import stats, store
@@ -81,30 +82,9 @@ def inputs(folder: Path, count: int, batch: int) -> Any:
     return ({"input": found.inputs} for found in datasets.batches(chosen, SIGHT, batch))
 
 
-def quantize_static(method: str) -> Callable[[Path, Path, int, Path], None]:
+def static(method: str) -> Callable[[Path, Path, int, Path], None]:
     def build(fp32: Path, folder: Path, count: int, out: Path) -> None:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Reader(quantization.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = inputs(folder, count, FASTEST_BATCH["quantize_static"])
-
-            def get_next(self) -> dict[str, Any] | None:
-                return next(self.left, None)
-
-        prepared = out.with_name("prepared.onnx")
-        quant_pre_process(str(fp32), str(prepared))
-        quantization.quantize_static(
-            str(prepared),
-            str(out),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=getattr(quantization.CalibrationMethod, method),
-        )
+        quantize_static(fp32, inputs(folder, count, FASTEST_BATCH["quantize_static"]), out, method=method)
 
     return build
 
@@ -120,8 +100,8 @@ def nncf_default(fp32: Path, folder: Path, count: int, out: Path) -> None:
 
 CANDIDATES: dict[str, Callable[[Path, Path, int, Path], None]] = {
     **{f"resdeploy {method}": ours(method) for method in METHODS},
-    "quantize_static minmax": quantize_static("MinMax"),
-    "quantize_static entropy": quantize_static("Entropy"),
+    "quantize_static minmax": static("MinMax"),
+    "quantize_static entropy": static("Entropy"),
     "nncf": nncf_default,
 }
 IMPORTS = {"quantize_static": ("onnxruntime.quantization.shape_inference",), "nncf": ("nncf", "onnx")}

@@ -3,9 +3,9 @@
     python benchmarks/harness.py sleep      # the null backend that sleeps 10 ms, and one that does nothing
     python benchmarks/harness.py repeat     # two saved runs compared, and a model with one block more
 
-`sleep` runs the null backend through the real lane. A sleep of 10 ms is longer than asked by what the kernel adds,
-which a bare loop around `time.sleep` in this process shows beside it. The cost of measuring is the time of a block less
-what the clocks saw inside its queries, of a backend that computes nothing.
+`sleep` runs the null backend, told to take 10 ms, through the real lane; a bare loop around `time.sleep` beside it
+shows what the kernel adds to a plain sleep, which the null backend waits out in a loop instead. The cost of measuring
+is the time of a block less what the clocks saw inside its queries, of a backend that computes nothing.
 
 `repeat` saves two runs of one ResNet as `bench --format json` does and compares them with `compare`. The true ratio of
 the model with one block more is that of one interleaved run ten times as long. Results are results/harness-*.json.

@@ -23,6 +23,7 @@ from typing import Any
 
 import onnx
 from calibration import PACKAGES, inputs, photographs
+from peer_static import quantize_static
 
 from resdeploy import store
 from resdeploy.backends.lane import Lane
@@ -67,40 +68,20 @@ def fusion(network: str, folder: Path) -> dict[str, Any]:
 
 def static(kind: str) -> Callable[[Path, Path, Path], None]:
     def build(fp32: Path, images: Path, out: Path) -> None:
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
-
-        class Reader(quantization.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = inputs(images, CALIBRATION_IMAGES, 8)
-
-            def get_next(self) -> dict[str, Any] | None:
-                return next(self.left, None)
-
-        prepared = out.with_name("prepared.onnx")
-        quant_pre_process(str(fp32), str(prepared))
-        activation, weight = (getattr(quantization.QuantType, f"Q{name}") for name in TYPES[kind])
-        symmetric = {"ActivationSymmetric": True, "WeightSymmetric": True} if kind == "S8S8" else {}
-        quantization.quantize_static(
-            str(prepared),
-            str(out),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=kind == "U8S8 reduced range",
-            activation_type=activation,
-            weight_type=weight,
-            extra_options=symmetric,
-        )
+        activations, weights = TYPES[kind]
+        quantize_static(
+            fp32, inputs(images, CALIBRATION_IMAGES, 8), out, activations=activations, weights=weights,
+            reduce_range=kind == "U8S8 reduced range", symmetric=kind == "S8S8",
+        )  # fmt: skip
 
     return build
 
 
 TYPES = {
-    "U8S8": ("UInt8", "Int8"),
-    "U8S8 reduced range": ("UInt8", "Int8"),
-    "U8U8": ("UInt8", "UInt8"),
-    "S8S8": ("Int8", "Int8"),
+    "U8S8": ("QUInt8", "QInt8"),
+    "U8S8 reduced range": ("QUInt8", "QInt8"),
+    "U8U8": ("QUInt8", "QUInt8"),
+    "S8S8": ("QInt8", "QInt8"),
 }
 
 

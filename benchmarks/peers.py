@@ -32,6 +32,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from peer_static import quantize_static
 
 from resdeploy import store
 from resdeploy.backends import machine
@@ -88,9 +89,9 @@ def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[T
     yield Tool(name="OpenVINO FP32", who="peer", backend="openvino", source=fp32)
     if machine.cpu().bf16:
         yield Tool(name="OpenVINO BF16", who="peer", backend="openvino", source=fp32, precision="bf16")
-    static = _made(folder / "static.onnx", lambda out: quantize_static(Path(fp32.path), images, out))
-    yield Tool(name="quantize_static in ONNX Runtime", who="peer", backend="onnxruntime", source=static)
-    yield Tool(name="quantize_static in OpenVINO", who="peer", backend="openvino", source=static)
+    int8 = _made(folder / "static.onnx", lambda out: static(Path(fp32.path), images, out))
+    yield Tool(name="quantize_static in ONNX Runtime", who="peer", backend="onnxruntime", source=int8)
+    yield Tool(name="quantize_static in OpenVINO", who="peer", backend="openvino", source=int8)
     if nncf_python is not None:
         script = str(Path(__file__).with_name("peer_nncf.py"))
 
@@ -111,33 +112,12 @@ def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[T
         )
 
 
-def quantize_static(fp32: Path, images: Path, out: Path) -> None:
-    """ONNX Runtime's own INT8 as its documentation advises for ResNets on this CPU."""
-    from onnxruntime import quantization
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
+def static(fp32: Path, images: Path, out: Path) -> None:
+    """ONNX Runtime's own INT8 as its documentation advises for this CPU."""
     inputs = np.load(images)
     name = onnx.load(fp32, load_external_data=False).graph.input[0].name
-
-    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter([{name: inputs[k : k + 1]} for k in range(len(inputs))])
-
-        def get_next(self) -> dict[str, Any] | None:
-            return next(self.left, None)
-
-    prepared = out.with_name("prepared.onnx")
-    quant_pre_process(str(fp32), str(prepared))
-    quantization.quantize_static(
-        str(prepared),
-        str(out),
-        Reader(),
-        quant_format=quantization.QuantFormat.QDQ,
-        per_channel=True,
-        reduce_range=not machine.cpu().vnni,
-        activation_type=quantization.QuantType.QUInt8,
-        weight_type=quantization.QuantType.QInt8,
-    )
+    batches = ({name: inputs[k : k + 1]} for k in range(len(inputs)))
+    quantize_static(fp32, batches, out, reduce_range=not machine.cpu().vnni)
 
 
 def _made(out: Path, build: Callable[[Path], None] | None = None) -> Artifact:

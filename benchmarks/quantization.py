@@ -34,6 +34,7 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
+from peer_static import quantize_static
 
 from resdeploy import store
 from resdeploy.data import datasets
@@ -148,31 +149,14 @@ def ours(
     return build
 
 
-def quantize_static(method: str, *, symmetric: bool) -> Maker:
+def static(method: str, *, symmetric: bool) -> Maker:
     def build(source: Artifact, sample: Sample, seed: int, out: Path) -> None:
-        from onnxruntime import quantization
-
         images = sample.inputs
-
-        class Reader(quantization.CalibrationDataReader):
-            def __init__(self) -> None:
-                self.left = iter(range(0, len(images), BATCH))
-
-            def get_next(self) -> dict[str, Images] | None:
-                start = next(self.left, None)
-                return None if start is None else {"input": images[start : start + BATCH]}
-
-        quantization.quantize_static(
-            source.path,
-            str(out),
-            Reader(),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QInt8 if symmetric else quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-            calibrate_method=getattr(quantization.CalibrationMethod, method),
-            extra_options={"ActivationSymmetric": True, "WeightSymmetric": True} if symmetric else {},
-        )
+        batches = ({"input": images[start : start + BATCH]} for start in range(0, len(images), BATCH))
+        quantize_static(
+            Path(source.path), batches, out, method=method, symmetric=symmetric, prepared=False,
+            activations="QInt8" if symmetric else "QUInt8",
+        )  # fmt: skip
 
     return build
 
@@ -204,15 +188,15 @@ CANDIDATES: dict[tuple[str, str], Maker] = {
     ("U8S8", "resdeploy openvino --portable"): ours("openvino", portable=True),
     ("U8S8", "resdeploy openvino --input uint8"): ours("openvino", uint8=True),
     ("U8S8", "resdeploy openvino --effort high"): ours("openvino", effort="high"),
-    ("U8S8", "quantize_static MinMax"): quantize_static("MinMax", symmetric=False),
-    ("U8S8", "quantize_static Percentile"): quantize_static("Percentile", symmetric=False),
+    ("U8S8", "quantize_static MinMax"): static("MinMax", symmetric=False),
+    ("U8S8", "quantize_static Percentile"): static("Percentile", symmetric=False),
     ("U8S8", "nncf default"): nncf_default,
     ("S8S8", "resdeploy tensorrt"): ours("tensorrt"),
     ("S8S8", "resdeploy tensorrt --calib-method mse"): ours("tensorrt", "mse"),
     ("S8S8", "resdeploy tensorrt --input uint8"): ours("tensorrt", uint8=True),
     ("S8S8", "resdeploy tensorrt --effort high --calib-method mse"): ours("tensorrt", "mse", effort="high"),
-    ("S8S8", "quantize_static MinMax"): quantize_static("MinMax", symmetric=True),
-    ("S8S8", "quantize_static Percentile"): quantize_static("Percentile", symmetric=True),
+    ("S8S8", "quantize_static MinMax"): static("MinMax", symmetric=True),
+    ("S8S8", "quantize_static Percentile"): static("Percentile", symmetric=True),
     ("S8S8", "modelopt max"): modelopt("max"),
     ("S8S8", "modelopt entropy"): modelopt("entropy"),
 }

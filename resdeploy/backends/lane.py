@@ -4,47 +4,37 @@ A crash, a hang or an out-of-memory kill of a vendor is thereby an error to repo
 thread pools do not fight, and peak memory is per backend. `build` uses a child of its own, so that what it leaves in
 memory is not counted as the model's.
 
-Nothing stays behind: the child is asked to die with the thread that started it (so open a lane in a thread that
-outlives it), whatever goes wrong here kills and reaps it, and the folder that a killed parent left is swept by the
-next lane.
+Nothing stays behind: open a lane in a thread that outlives it, for the child dies with the thread that started it
+(`backends.child`), and whatever goes wrong here kills and reaps it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
-import selectors
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import resdeploy
 from resdeploy import errors, store
 from resdeploy.backends import Tensor, machine
+from resdeploy.backends.child import Child
 from resdeploy.backends.worker import MEMORY_WORDS
-from resdeploy.errors import BackendCrash, EnvironmentFailure, OutOfMemory, ResdeployError
+from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError
 from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Preprocessing, Progress, Replay
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FOLDER_PREFIX = "resdeploy-lane-"
-SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside is private)
-STALE_S = 60.0
-NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
-GRACE_S = 1.0
 TIMEOUT_S = 900.0
 
 
@@ -85,7 +75,7 @@ class Lane:
     ) -> None:
         self.backend, self.python, self.timeout_s = backend, str(python), timeout_s
         self.memory_limit_bytes = memory_limit_bytes
-        self._child: _Child | None = None
+        self._child: Child | None = None
         self._subject: Artifact | None = None
         self._peak_rss_bytes = 0
 
@@ -194,9 +184,9 @@ class Lane:
         self.close()
         self._subject = dataclasses.replace(subject, path=str(Path(subject.path).absolute()))
         threads = execution.threads or machine.usable_cores()
-        self._child = _Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
+        self._child = Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
 
-    def _running(self) -> _Child:
+    def _running(self) -> Child:
         if self._child is None:
             msg = "open the lane first; after an error it is closed"
             raise RuntimeError(msg)
@@ -234,7 +224,7 @@ class Lane:
             what = f"{what} with {self._input()}"
         return kind(what, cause=cause, fix=document["fix"], code=document["code"])
 
-    def _postmortem(self, operation: str, child: _Child) -> ResdeployError:
+    def _postmortem(self, operation: str, child: Child) -> ResdeployError:
         """Why the child no longer answers: it hung and lives, or it is dead."""
         where = f"the {self.backend} process, in {operation} with {self._input()}"
         if child.alive():
@@ -272,121 +262,6 @@ class Lane:
     def _input(self) -> str:
         assert self._subject is not None
         return f"{self._subject.path} (sha256 {self._subject.sha256})"
-
-
-class _Child:
-    """A worker process with its pipes, the tail of what it printed, and its private folder."""
-
-    def __init__(self, backend: str, python: str, threads: int, memory_limit: int) -> None:
-        self.oom_kills_before = machine.oom_kills()
-        self.noise = bytearray()
-        self.folder, self.lock = _private_folder()
-        child_reads, self.requests = os.pipe()
-        self.replies, child_writes = os.pipe()
-        self.pending = b""
-        self.progress: Progress | None = None
-        try:
-            # Another interpreter must find our package without seeing the packages of ours.
-            (self.folder / "path").mkdir()
-            (self.folder / "path" / "resdeploy").symlink_to(Path(resdeploy.__file__).resolve().parent)
-            command = [python, "-m", "resdeploy.backends.worker", backend, str(child_reads), str(child_writes)]
-            self.process = subprocess.Popen(
-                [*command, str(os.getpid()), str(self.folder), str(memory_limit)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=(child_reads, child_writes),
-                start_new_session=True,  # Ctrl-C reaches us alone
-                env=_environment(threads, self.folder),
-            )
-        except OSError as e:
-            self._discard()
-            raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check its path") from e
-        finally:
-            os.close(child_reads)
-            os.close(child_writes)
-        assert self.process.stdout is not None
-        self.printed: IO[bytes] = self.process.stdout
-        for fd in (self.replies, self.printed.fileno()):
-            os.set_blocking(fd, False)
-
-    def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
-        """The answer to one request, or None where none came: the child is dead, or still busy."""
-        deadline = time.monotonic() + timeout_s
-        with contextlib.suppress(BrokenPipeError):
-            os.write(self.requests, request.encode() + b"\n")
-        with selectors.DefaultSelector() as selector:
-            selector.register(self.replies, selectors.EVENT_READ)
-            selector.register(self.printed, selectors.EVENT_READ)
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
-                    if key.fileobj is self.printed:
-                        if not self._listen():
-                            selector.unregister(self.printed)
-                        continue
-                    data = os.read(self.replies, 1 << 16)
-                    if not data:
-                        return None
-                    self.pending += data
-                    if (answer := self._answer()) is not None:
-                        return answer
-        return None
-
-    def _answer(self) -> dict[str, Any] | None:
-        """The answer, where it has come; words of progress before it are passed on."""
-        while b"\n" in self.pending:
-            line, _, self.pending = self.pending.partition(b"\n")
-            found: dict[str, Any] = json.loads(line)
-            if "progress" not in found:
-                return found
-            if self.progress is not None:
-                self.progress(*found["progress"])
-        return None
-
-    def alive(self) -> bool:
-        """Whether it still runs, a dying one given the time to finish."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(GRACE_S)
-        return self.process.poll() is None
-
-    def wait(self) -> int:
-        """Its exit status, negative for a signal."""
-        return self.process.wait()
-
-    def noise_text(self) -> str:
-        """The tail of what it printed to stdout and stderr."""
-        while self._listen():
-            pass
-        return self.noise.decode(errors="replace")
-
-    def last_words(self) -> str:
-        """Its last lines in one."""
-        lines = [line.strip() for line in self.noise_text().splitlines() if line.strip()]
-        return f"Its last output was: {' | '.join(lines[-SHOWN_LINES:])}" if lines else "It printed nothing"
-
-    def end(self) -> None:
-        """Kills it with everything it started, reaps it, and removes its folder."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        self.printed.close()
-        self._discard()
-
-    def _listen(self) -> bool:
-        """Takes what it printed; False at its end or when there is nothing more for now."""
-        try:
-            data = os.read(self.printed.fileno(), 1 << 16)
-        except BlockingIOError:
-            return False
-        self.noise += data
-        del self.noise[:-NOISE_BYTES]
-        return bool(data)
-
-    def _discard(self) -> None:
-        os.close(self.requests)
-        os.close(self.replies)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self.lock)
 
 
 @contextlib.contextmanager
@@ -428,40 +303,3 @@ def _plain(record: Artifact | Execution) -> dict[str, Any]:
 
 def _seconds(nanoseconds: NDArray[np.int64]) -> tuple[float, ...]:
     return tuple((nanoseconds / 1e9).tolist())
-
-
-def _environment(threads: int, folder: Path) -> dict[str, str]:
-    """The child's environment: our package, its folder for temporary files, and the threads.
-
-    Thread pools that nobody configures later take their size from it at import.
-    """
-    path = os.pathsep.join(filter(None, (str(folder / "path"), os.environ.get("PYTHONPATH"))))
-    pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
-    return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
-
-
-def _private_folder() -> tuple[Path, int]:
-    """A new folder, in memory where there is room, and the descriptor whose lock says that its owner lives."""
-    base = Path(tempfile.gettempdir())
-    if os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free >= SHM_FREE_BYTES:
-        base = SHM
-    _sweep(base)
-    with store.disk_errors(base / FOLDER_PREFIX):
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
-
-
-def _sweep(base: Path) -> None:
-    """Removes the folders of parents that were killed: nobody holds their lock."""
-    for folder in base.glob(f"{FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another's folder, or gone meanwhile
-            if time.time() - folder.stat().st_mtime < STALE_S:
-                continue  # perhaps made, but not yet locked
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(handle)

@@ -13,7 +13,7 @@ def bench(
         Literal["fp32", "fp16", "bf16", "int8"] | None,
         typer.Option(help="Compared with FP32 in the same run; default: what the model is."),
     ] = None,
-    backend: options.Backend = "auto",
+    backend: options.Backends = "auto",
     batch_size: Annotated[
         str, typer.Option("--batch-size", "-b", help="Images a query; a list: 1,8,32; default: 1, multi-stream: 8.")
     ] = "",

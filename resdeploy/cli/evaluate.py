@@ -10,7 +10,7 @@ from resdeploy.cli import console, options
 
 def evaluate(
     model: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Zoo names or model files.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, synthetic:N, or an ImageFolder.")],
+    data: Annotated[str, typer.Option(help=options.DATA)],
     weights: options.Weights = "random",
     backend: options.Backend = "auto",
     precision: Annotated[

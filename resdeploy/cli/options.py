@@ -85,13 +85,12 @@ Input = Annotated[
 ]
 
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")]
-Data = Annotated[
-    str | None,
-    typer.Option(help="digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."),
-]
-Backend = Annotated[
-    str, typer.Option(help="auto, tensorrt, openvino, onnxruntime, torch; bench also takes a list or all, gate a list.")
-]
+DATA = "digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."
+Data = Annotated[str | None, typer.Option(help=DATA)]
+_BACKENDS = "auto, tensorrt, openvino, onnxruntime or torch"
+Backend = Annotated[str, typer.Option(help=f"{_BACKENDS}.")]
+Backends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas between them, or all.")]
+SomeBackends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas between them.")]
 Precision = Annotated[Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Arithmetic of the model.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the usable cores.")]
 CalibData = Annotated[str | None, typer.Option(help="Images for INT8 ranges: the same forms as --data.")]
@@ -139,6 +138,7 @@ Verbose = Annotated[
         "-v",
         count=True,
         is_eager=True,
+        metavar="",  # a flag that may be repeated takes no number
         callback=console.set_verbosity,
         help="Name the files used; -vv: tracebacks too.",
         rich_help_panel=_OUTPUT,

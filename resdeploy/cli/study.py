@@ -7,7 +7,11 @@ import typer
 
 from resdeploy.cli import console, options
 
-app = typer.Typer(help="The experiments behind residual networks.", no_args_is_help=True)
+app = typer.Typer(
+    help="The experiments behind residual networks.\n\n"
+    "Examples: resdeploy study degradation · resdeploy study lesion resnet56 --weights r56.th --data cifar10/test",
+    no_args_is_help=True,
+)
 
 
 @app.command()

@@ -21,7 +21,7 @@ def train(
     ] = "fast",
     lr: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="Peak learning rate; default 0.1, with --qat 1e-4.", rich_help_panel=HOW),
+        typer.Option(min=1e-9, help="Peak learning rate; default 0.1, with --qat 3e-5.", rich_help_panel=HOW),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=2, help="Images a step.", rich_help_panel=HOW)
@@ -50,6 +50,7 @@ def train(
         typer.Option(help="Whose fusion rules Q/DQ follows.", rich_help_panel=QAT),
     ] = "openvino",
     portable: options.Portable = None,
+    effort: options.EffortLevel = "normal",
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
     seed: options.Seed = 0,
@@ -68,7 +69,7 @@ def train(
     how = training.How(
         data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
-        qat=qat, target=target, portable=portable,
+        qat=qat, target=target, portable=portable, effort=effort,
     )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
         artifact = training.train(

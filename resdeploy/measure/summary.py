@@ -68,11 +68,8 @@ def doubts(measurement: Measurement) -> tuple[str, ...]:
     """Why no speed may be claimed from it, one sentence each with its remedy; empty where nothing speaks against it."""
     found = list(stats.doubts(per_image_s(measurement)))
     if measurement.replays:
-        fresh, replayed = (
-            np.concatenate([getattr(replay, side) for replay in measurement.replays])
-            for side in ("fresh_s", "replayed_s")
-        )
-        cached = stats.cached(fresh, replayed)
+        replays = measurement.replays
+        cached = stats.cached([replay.fresh_s for replay in replays], [replay.replayed_s for replay in replays])
         found += [cached] if cached else []
     named = (DOUBTS[doubt.kind].format(observed=doubt.observed, limit=doubt.limit) for doubt in found)
     return (*named, *measurement.disturbances)

@@ -12,9 +12,9 @@ from resdeploy import store
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, ModelSpec, Progress, Target
+from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
 
-LR, QAT_LR = 0.1, 1e-4
+LR, QAT_LR = 0.1, 3e-5
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -41,6 +41,7 @@ class How:
     qat: bool = False
     target: Target = "openvino"
     portable: bool | None = None
+    effort: Effort = "normal"
 
 
 def train(request: Request, how: How, out: Path, *, progress: Progress, watch: Callable[[str], None]) -> Artifact:
@@ -74,7 +75,7 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
         epochs=how.epochs, lr=how.lr or QAT_LR, batch_size=how.batch_size, seed=request.seed,
         augmentation=how.augmentation, threads=how.threads,
     )  # fmt: skip
-    calibration = make.CalibrationPlan(data=how.data, portable=how.portable, seed=request.seed)
+    calibration = make.CalibrationPlan(data=how.data, portable=how.portable, effort=how.effort, seed=request.seed)
     return quantization_trained(
         request, how.data, how.target, calibration, plan_qat, out, progress=progress,
         watch=lambda epoch, loss: watch(f"epoch {epoch}/{how.epochs}: squared distance of logits {loss:.4g}"),

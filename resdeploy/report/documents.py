@@ -7,7 +7,6 @@ A number that does not exist is null, never NaN. A candidate that failed is a ro
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,6 @@ from resdeploy.records import (
     Availability,
     BackendName,
     Change,
-    Check,
     Comparison,
     Cost,
     Failure,
@@ -28,10 +26,20 @@ from resdeploy.records import (
     LayerCost,
     Precision,
     Predictions,
-    Reported,
     Score,
     Summary,
     Verdict,
+)
+from resdeploy.report.rows import (
+    Json,
+    bench_row,
+    check_row,
+    comparison_row,
+    finite,
+    finite_interval,
+    ms,
+    reported_row,
+    score_row,
 )
 
 if TYPE_CHECKING:
@@ -39,12 +47,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 EFFECTS = ("right to wrong", "wrong to right", "wrong to other")
-LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
 
-# MLPerf Inference rules, section "Scenarios": what each is judged by.
-HEADLINES = {"single-stream": "p90_ms", "multi-stream": "p99_ms", "offline": "throughput_ips"}
-
-Json = dict[str, Any]
 Environment = Mapping[str, Any]
 
 
@@ -143,7 +146,7 @@ def audit(found: Audit, environment: Environment) -> Json:
             "conv_precisions": list(block.conv_precisions),
             "executed_as": list(block.executed_as),
             "reformats": list(block.reformats),
-            "time_ms": _ms(block.time_s),
+            "time_ms": ms(block.time_s),
             "reason": block.reason,
             "remedy": block.remedy,
         }
@@ -156,7 +159,7 @@ def audit(found: Audit, environment: Environment) -> Json:
             "role": layer.role,
             "precision": layer.precision,
             "sources": list(layer.sources),
-            "time_ms": _ms(layer.time_s),
+            "time_ms": ms(layer.time_s),
         }
         for layer in found.layers
     ]
@@ -173,7 +176,7 @@ def audit(found: Audit, environment: Environment) -> Json:
         unfused=[block for block in blocks if not block["fused"]],
         superfluous=[layer.name for layer in found.superfluous],
         layers=layers,
-        time_ms=_ms(found.time_s),
+        time_ms=ms(found.time_s),
         notes=[*found.notes, *remedies],
     )
 
@@ -184,10 +187,10 @@ def compare(changes: Iterable[Change], notes: Iterable[str], environment: Enviro
         {
             "subject": change.subject,
             "quantity": change.quantity,
-            "before": _finite(change.before),
-            "after": _finite(change.after),
+            "before": finite(change.before),
+            "after": finite(change.after),
             "unit": change.unit,
-            "change": _finite(change.change),
+            "change": finite(change.change),
             "change_ci95": finite_interval(change.interval),
             "change_unit": change.change_unit,
             "finding": change.finding,
@@ -313,7 +316,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
             reported += [{"subject": found["label"], **reported_row(one)} for one in row.verdict.reported]
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
-                found |= {"drop_pp": _finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
+                found |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
         results.append(found)
     return document(
         "run",
@@ -342,110 +345,6 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     return notes
 
 
-def bench_row(outcome: Summary | Failure) -> Json:
-    """A row of `bench`; all its keys are there whether it could be measured or not."""
-    if isinstance(outcome, Failure):
-        return {
-            "label": outcome.label,
-            "model": outcome.model,
-            "backend": outcome.backend,
-            "precision": outcome.precision,
-            "batch_size": outcome.batch_size,
-            "scenario": None,
-            "latency_ms": dict.fromkeys(LATENCIES),
-            "p50_ci95_ms": None,
-            "throughput_ips": None,
-            "params": None,
-            "macs": None,
-            "weights": None,
-            "calibration": None,
-            "settings": {},
-            "valid": False,
-            "state": f"failed ({outcome.error_code})",
-            "notes": [],
-            "warnings": [outcome.message],
-            "samples_ms": [],
-            "error": {"code": outcome.error_code, "message": outcome.message},
-        }
-    m = outcome.measurement
-    return {
-        "label": m.label,
-        "model": m.model,
-        "backend": m.backend,
-        "precision": m.precision,
-        "batch_size": m.batch_size,
-        "scenario": m.scenario,
-        "threads": m.execution.threads,
-        "streams": m.execution.streams,
-        "hint": m.execution.hint,
-        "latency_ms": {name: _ms(outcome.latency_s[name]) for name in LATENCIES},
-        "p50_ci95_ms": finite_interval(outcome.p50_ci95_s, 1e3),
-        "scope": m.scope,
-        "metric": {"name": HEADLINES[m.scenario], "value": _headline(outcome)},
-        "end_to_end_p50_ms": _ms(outcome.end_to_end_p50_s),
-        "throughput_ips": _finite(outcome.throughput_ips),
-        "params": m.params,
-        "macs": m.macs,
-        "size_bytes": m.size_bytes,
-        "peak_rss_bytes": m.peak_rss_bytes,
-        "load_s": m.load_s,
-        "first_ms": _ms(m.first_s),
-        "cpu_ms_per_image": _ms(outcome.cpu_s_per_image),
-        "energy_j_per_image": _finite(outcome.energy_j_per_image),
-        "sha256": m.sha256,
-        "weights": m.weights,
-        "calibration": m.calibration,
-        "settings": dict(m.settings),
-        "valid": outcome.valid,
-        "state": "ok" if outcome.valid else "INVALID",
-        "notes": list(m.notes),
-        "warnings": list(outcome.warnings),
-        # Which samples belong to one block, and so are not independent, is in block_sizes.
-        "samples_ms": [_ms(time_s) for time_s in outcome.samples_s],
-        "block_sizes": [len(block.run_s) for block in m.blocks],
-        "block_walls_s": [block.wall_s for block in m.blocks],
-    }
-
-
-def _headline(outcome: Summary) -> float | None:
-    """The number that MLPerf Inference takes for the scenario."""
-    name = HEADLINES[outcome.measurement.scenario]
-    return _finite(outcome.throughput_ips) if name == "throughput_ips" else _ms(outcome.latency_s[name[:-3]])
-
-
-def score_row(score: Score | None) -> Json:
-    """Accuracy, nulls where there is none."""
-    if score is None:
-        return dict.fromkeys(("top1", "top5", "correct", "total", "top1_ci95"))
-    return {
-        "top1": score.top1,
-        "top5": score.top5,
-        "correct": score.correct,
-        "total": score.total,
-        "top1_ci95": finite_interval(score.top1_ci95),
-    }
-
-
-def comparison_row(comparison: Comparison) -> Json:
-    """A speed-up, and what may be said of it."""
-    if not comparison.valid:
-        finding = "no claim: a side is INVALID"
-    elif comparison.speedup_ci95 is None:
-        finding = "no claim: too few blocks for an interval"
-    elif not comparison.different:
-        finding = "no difference found"
-    else:
-        finding = "faster" if comparison.speedup > 1 else "slower"
-    return {
-        "baseline": comparison.baseline,
-        "candidate": comparison.candidate,
-        "speedup": _finite(comparison.speedup),
-        "speedup_ci95": finite_interval(comparison.speedup_ci95),
-        "valid": comparison.valid,
-        "finding": finding,
-    }
-
-
 def _flipped(candidate: str, flip: Flip) -> Json:
     return {
         "candidate": candidate,
@@ -454,30 +353,6 @@ def _flipped(candidate: str, flip: Flip) -> Json:
         "baseline": flip.baseline,
         "candidate_class": flip.candidate,
         "effect": flip.effect,
-    }
-
-
-def check_row(check: Check) -> Json:
-    """One judged quantity."""
-    return {
-        "name": check.name,
-        "state": check.state,
-        "observed": _finite(check.observed),
-        "limit": _finite(check.limit),
-        "interval": finite_interval(check.interval),
-        "unit": check.unit,
-        "note": check.note,
-    }
-
-
-def reported_row(reported: Reported) -> Json:
-    """One quantity that nobody judged: no state, no limit."""
-    return {
-        "name": reported.name,
-        "observed": reported.observed,
-        "interval": finite_interval(reported.interval),
-        "unit": reported.unit,
-        "note": reported.note,
     }
 
 
@@ -522,19 +397,3 @@ def _facts(environment: Environment) -> list[tuple[str, str]]:
         ("Python", environment["python"]),
         ("packages", ", ".join(f"{name} {version}" for name, version in environment["packages"].items())),
     ]
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-def _ms(time_s: float | None) -> float | None:
-    """Milliseconds to the nanosecond, the clock's own step."""
-    return None if time_s is None or not math.isfinite(time_s) else round(time_s * 1e3, 6)
-
-
-def finite_interval(interval: tuple[float, float] | None, scale: float = 1.0) -> list[float | None] | None:
-    """Low and high; an open end is null."""
-    if interval is None:
-        return None
-    return [bound * scale if math.isfinite(bound) else None for bound in interval]

@@ -8,7 +8,8 @@ from typing import Any
 
 from resdeploy.records import Comparison, Cost, Failure, Lesion, Score, Summary, Verdict
 from resdeploy.report import documents
-from resdeploy.report.documents import Environment, Json
+from resdeploy.report.documents import Environment
+from resdeploy.report.rows import Json, bench_row, check_row, comparison_row, finite_interval, reported_row, score_row
 
 
 def prune(
@@ -30,12 +31,12 @@ def prune(
         left = blocks if name == "before" else blocks - len(removed)
         rows.append(
             {
-                **documents.bench_row(time),
+                **bench_row(time),
                 "network": name,
                 "blocks": left,
                 "params": cost.params_deployed,
                 "macs": cost.macs,
-                **documents.score_row(score),
+                **score_row(score),
             }
         )
     notes = [f"removed, in this order: {', '.join(removed)}" if removed else "no block could be shown to be within it"]
@@ -52,16 +53,16 @@ def prune(
         lesions=[_lesion(lesion) for lesion in lesions],
         path=[{**_lesion(lesion), "removed": lesion.block in removed} for lesion in path],
         tuned=None if tuned is None else _lesion(tuned),
-        comparisons=[documents.comparison_row(one) for one in comparisons],
-        checks=[documents.check_row(check) for check in verdict.checks],
-        reported=[documents.reported_row(row) for row in verdict.reported],
+        comparisons=[comparison_row(one) for one in comparisons],
+        checks=[check_row(check) for check in verdict.checks],
+        reported=[reported_row(row) for row in verdict.reported],
         verdict=verdict.state,
         notes=notes,
     )
 
 
 def _lesion(lesion: Lesion) -> Json:
-    return {**dataclasses.asdict(lesion), "interval_pp": documents.finite_interval(lesion.interval_pp)}
+    return {**dataclasses.asdict(lesion), "interval_pp": finite_interval(lesion.interval_pp)}
 
 
 def lesion(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], environment: Environment) -> Json:
@@ -76,7 +77,7 @@ def degradation(
     return documents.document(
         "study degradation",
         environment,
-        [{**row, "train_loss_ci95": documents.finite_interval(row["train_loss_ci95"])} for row in rows],
-        differences=[{**one, "ci95": documents.finite_interval(one["ci95"])} for one in differences],
+        [{**row, "train_loss_ci95": finite_interval(row["train_loss_ci95"])} for row in rows],
+        differences=[{**one, "ci95": finite_interval(one["ci95"])} for one in differences],
         **parts,
     )

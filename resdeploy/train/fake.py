@@ -1,14 +1,15 @@
 """A Q/DQ graph in torch, trainable: every rounding of the file is there, and lets gradients through.
 
 The graph that runs is the file's own, so what is trained is what is deployed: the same placement, one scale a channel
-of the weights, batch normalisations folded. Scales are learned too (Esser et al. 2019, arXiv:1902.08153: with the
-straight-through estimator of Bengio et al. 2013 the gradient of a scale follows by the product rule), as logarithms, so
-that they stay positive and one learning rate fits all of them. Zero points stay.
+of the weights, batch normalisations folded. The scales of activations are learned too (Esser et al. 2019,
+arXiv:1902.08153: with the straight-through estimator of Bengio et al. 2013 the gradient of a scale follows by the
+product rule), as logarithms, so that they stay positive and one learning rate fits all of them. Zero points and the
+scales of weights stay: a learned one would move all weights of its channel at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ LIMITS = {"int8": (-128, 127), "uint8": (0, 255), "int32": (-(2**31), 2**31 - 1)
 
 
 class Graph(nn.Module):
-    """Runs a program. What is trained: weights and biases, and the scales of `QuantizeLinear` and `DequantizeLinear`.
+    """Runs a program. What is trained: weights and biases, and the scales of activations.
 
     Stored integers become trainable real numbers: `weight/quantized` is kept as `values * scale` and rounded to the
     grid of the moment in every pass. The scale of an int32 bias is the product of its operator's two others.
@@ -85,11 +86,17 @@ class Graph(nn.Module):
             if name not in self.parameter_of:
                 self.fixed[name] = torch.from_numpy(np.array(value))
 
-    def groups(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What is trained: the weights and biases, and the logarithms of the scales."""
-        scales = {op.inputs[1] for op in self.program.ops if op.kind in ("QuantizeLinear", "DequantizeLinear")}
+    def groups(self, exact: Collection[str] = ()) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What is trained: the weights and biases, and the logarithms of the activations' scales.
+
+        Args:
+            exact: tensors whose values are whole multiples of their scale, which stays.
+        """
+        ops = [op for op in self.program.ops if op.kind in ("QuantizeLinear", "DequantizeLinear")]
+        scales = {op.inputs[1] for op in ops}
+        fixed = {op.inputs[1] for op in ops if op.inputs[0] in self.parameter_of or op.inputs[0] in exact}
         pairs = self.parameter_of.items()
-        return [p for n, p in pairs if n not in scales], [p for n, p in pairs if n in scales]
+        return [p for n, p in pairs if n not in scales], [p for n, p in pairs if n in scales - fixed]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes)
         values: dict[str, Tensor] = {self.program.input: x}
@@ -223,6 +230,7 @@ OPS: Mapping[str, Callable[[Op, list[Tensor]], Tensor]] = {
     "Identity": lambda _, x: x[0],
     "MatMul": lambda _, x: x[0] @ x[1],
     "MaxPool": _pool,
+    "Mul": lambda _, x: x[0] * x[1],
     "Pad": _pad,
     "Relu": lambda _, x: x[0].relu(),
     "Reshape": lambda _, x: x[0].reshape([n or x[0].shape[i] for i, n in enumerate(x[1].tolist())]),

@@ -26,8 +26,15 @@ from resdeploy.train.fake import Graph
 from resdeploy.train.images import Augmentation, Samples, load, normalise, steps_of, suited
 
 if TYPE_CHECKING:
+    from torch.nn import Parameter
+
     from resdeploy.data.datasets import Dataset
     from resdeploy.records import Preprocessing
+
+
+# Peak learning rate of the logarithms of the activations' scales (Adam): half a percent a step, enough to cross a range
+# that calibration misjudged within some hundred steps, where the weights' rate would leave them where they are.
+SCALE_LR = 5e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +42,7 @@ class Plan:
     """How to train the INT8 file."""
 
     epochs: int
-    lr: float = 1e-4  # peak, of weights and of the scales' logarithms (Adam)
+    lr: float = 3e-5  # peak, of weights and biases (Adam)
     batch_size: int = 64
     seed: int = 0
     augmentation: Augmentation | None = None  # as `loop.Plan`
@@ -78,7 +85,9 @@ def train(
     original = Graph(program.read(files.load_model(Path(teacher.path))))
     samples, unread = load(images, sight, progress)
     plan = dataclasses.replace(plan, augmentation=plan.augmentation or suited(images, sight))
-    loss = _distil(student, original, samples, sight, plan, progress, watch)
+    methods = start.calibration.methods if start.calibration is not None else {}
+    trained = student.groups([tensor for tensor, method in methods.items() if method == "exact"])
+    loss = _distil(student, trained, original, samples, sight, plan, progress, watch)
     files.save_model(program.with_constants(model, student.constants()), out)
     notes = [f"left out of training, unreadable: {name}" for name in unread]
     return dataclasses.replace(
@@ -94,6 +103,7 @@ def train(
 
 def _distil(
     student: Graph,
+    trained: tuple[list[Parameter], list[Parameter]],
     teacher: Graph,
     samples: Samples,
     sight: Preprocessing,
@@ -102,8 +112,13 @@ def _distil(
     watch: Callable[[int, float], None] | None,
 ) -> float:
     """Adam with a warm-up of a twentieth and a half cosine; the last epoch's mean loss."""
-    values, scales = student.groups()
-    optimizer = torch.optim.Adam([{"params": values}, {"params": scales}], lr=0)
+    for parameter in student.parameters():
+        parameter.requires_grad = False
+    values, scales = trained
+    for parameter in (*values, *scales):
+        parameter.requires_grad_()
+    groups = [{"params": values, "peak": plan.lr}, {"params": scales, "peak": SCALE_LR}]
+    optimizer = torch.optim.Adam(groups, lr=0)
     batch_size = min(plan.batch_size, len(samples))
     steps = plan.epochs * (len(samples) // batch_size)
     mean = math.nan
@@ -111,9 +126,9 @@ def _distil(
         total, count = 0.0, 0
         for step in steps_of(samples, batch_size, plan.seed, epoch, plan.augmentation or "none"):
             done = step.number / steps
-            lr = plan.lr * min(1.0, (step.number + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * done))
+            share = min(1.0, (step.number + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * done))
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = share * group["peak"]
             x = normalise(step.pixels, sight)
             with torch.no_grad():
                 wanted = teacher(x)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resdeploy.backends import lane as lane_module
+from resdeploy.backends import child as child_module
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendCrash, EnvironmentFailure, NotWritable, OutOfMemory, UsageError
 from resdeploy.records import Artifact, Execution
@@ -23,8 +23,8 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Lanes put their folders under tmp_path, where the test sees them; none may stay."""
     base = tmp_path / "lanes"
     base.mkdir()
-    monkeypatch.setattr(lane_module, "SHM", base)
-    monkeypatch.setattr(lane_module, "SHM_FREE_BYTES", 0)
+    monkeypatch.setattr(child_module, "SHM", base)
+    monkeypatch.setattr(child_module, "SHM_FREE_BYTES", 0)
     yield
     assert list(base.iterdir()) == []
     assert list(tmp_path.glob(".*")) == []
@@ -188,10 +188,10 @@ def test_worker_under_another_interpreter_sees_our_package_alone(tiny: Artifact,
 SCRIPT = """
 import sys
 from resdeploy.backends.lane import Lane
-from resdeploy.backends import lane
+from resdeploy.backends import child
 from resdeploy.records import Artifact, Execution, ModelSpec
 from pathlib import Path
-lane.SHM, lane.SHM_FREE_BYTES = Path(sys.argv[1]), 0
+child.SHM, child.SHM_FREE_BYTES = Path(sys.argv[1]), 0
 spec = ModelSpec(name="n", family="n", classes=10, input_shape=(3, 32, 32))
 artifact = Artifact(path=sys.argv[2], format="onnx", precision="fp32", sha256="0", model=spec)
 with Lane("null") as opened:

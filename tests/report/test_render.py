@@ -42,6 +42,7 @@ from resdeploy.records import (
 )
 from resdeploy.report import documents, mixed, render, studies
 from resdeploy.report.render import inert
+from resdeploy.report.rows import LATENCIES
 from resdeploy.report.tables import TABLES
 
 ENVIRONMENT = {
@@ -71,7 +72,7 @@ def summary(name="resnet50", *, p99=None, valid=True, warnings=(), notes=()):
         sha256="ab", execution=Execution(), blocks=(block, block), size_bytes=25_000_000, params=25, macs=4_089,
         weights=name, calibration=name, settings={"HINT": name}, notes=notes,
     )  # fmt: skip
-    latency = dict.fromkeys(documents.LATENCIES, 0.011) | {"p99": p99}
+    latency = dict.fromkeys(LATENCIES, 0.011) | {"p99": p99}
     return Summary(
         measurement=m, latency_s=latency, end_to_end_p50_s=0.012, p50_ci95_s=(0.010, 0.012), throughput_ips=90.9,
         valid=valid, warnings=warnings, samples_s=(0.010, 0.011, 0.012) * 2,

@@ -1,0 +1,163 @@
+"""Rows of documents: one measured, judged or compared thing each, for every command that has some.
+
+A number that does not exist is null, never NaN. A candidate that failed is a row like the others, with nulls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from resdeploy.records import Check, Comparison, Failure, Reported, Score, Summary
+
+LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
+
+# MLPerf Inference rules, section "Scenarios": what each is judged by.
+HEADLINES = {"single-stream": "p90_ms", "multi-stream": "p99_ms", "offline": "throughput_ips"}
+
+Json = dict[str, Any]
+
+
+def bench_row(outcome: Summary | Failure) -> Json:
+    """A row of `bench`; all its keys are there whether it could be measured or not."""
+    if isinstance(outcome, Failure):
+        return {
+            "label": outcome.label,
+            "model": outcome.model,
+            "backend": outcome.backend,
+            "precision": outcome.precision,
+            "batch_size": outcome.batch_size,
+            "scenario": None,
+            "latency_ms": dict.fromkeys(LATENCIES),
+            "p50_ci95_ms": None,
+            "throughput_ips": None,
+            "params": None,
+            "macs": None,
+            "weights": None,
+            "calibration": None,
+            "settings": {},
+            "valid": False,
+            "state": f"failed ({outcome.error_code})",
+            "notes": [],
+            "warnings": [outcome.message],
+            "samples_ms": [],
+            "error": {"code": outcome.error_code, "message": outcome.message},
+        }
+    m = outcome.measurement
+    return {
+        "label": m.label,
+        "model": m.model,
+        "backend": m.backend,
+        "precision": m.precision,
+        "batch_size": m.batch_size,
+        "scenario": m.scenario,
+        "threads": m.execution.threads,
+        "streams": m.execution.streams,
+        "hint": m.execution.hint,
+        "latency_ms": {name: ms(outcome.latency_s[name]) for name in LATENCIES},
+        "p50_ci95_ms": finite_interval(outcome.p50_ci95_s, 1e3),
+        "scope": m.scope,
+        "metric": {"name": HEADLINES[m.scenario], "value": _headline(outcome)},
+        "end_to_end_p50_ms": ms(outcome.end_to_end_p50_s),
+        "throughput_ips": finite(outcome.throughput_ips),
+        "params": m.params,
+        "macs": m.macs,
+        "size_bytes": m.size_bytes,
+        "peak_rss_bytes": m.peak_rss_bytes,
+        "load_s": m.load_s,
+        "first_ms": ms(m.first_s),
+        "cpu_ms_per_image": ms(outcome.cpu_s_per_image),
+        "energy_j_per_image": finite(outcome.energy_j_per_image),
+        "sha256": m.sha256,
+        "weights": m.weights,
+        "calibration": m.calibration,
+        "settings": dict(m.settings),
+        "valid": outcome.valid,
+        "state": "ok" if outcome.valid else "INVALID",
+        "notes": list(m.notes),
+        "warnings": list(outcome.warnings),
+        # Which samples belong to one block, and so are not independent, is in block_sizes.
+        "samples_ms": [ms(time_s) for time_s in outcome.samples_s],
+        "block_sizes": [len(block.run_s) for block in m.blocks],
+        "block_walls_s": [block.wall_s for block in m.blocks],
+    }
+
+
+def _headline(outcome: Summary) -> float | None:
+    """The number that MLPerf Inference takes for the scenario."""
+    name = HEADLINES[outcome.measurement.scenario]
+    return finite(outcome.throughput_ips) if name == "throughput_ips" else ms(outcome.latency_s[name[:-3]])
+
+
+def score_row(score: Score | None) -> Json:
+    """Accuracy, nulls where there is none."""
+    if score is None:
+        return dict.fromkeys(("top1", "top5", "correct", "total", "top1_ci95"))
+    return {
+        "top1": score.top1,
+        "top5": score.top5,
+        "correct": score.correct,
+        "total": score.total,
+        "top1_ci95": finite_interval(score.top1_ci95),
+    }
+
+
+def comparison_row(comparison: Comparison) -> Json:
+    """A speed-up, and what may be said of it."""
+    if not comparison.valid:
+        finding = "no claim: a side is INVALID"
+    elif comparison.speedup_ci95 is None:
+        finding = "no claim: too few blocks for an interval"
+    elif not comparison.different:
+        finding = "no difference found"
+    else:
+        finding = "faster" if comparison.speedup > 1 else "slower"
+    return {
+        "baseline": comparison.baseline,
+        "candidate": comparison.candidate,
+        "speedup": finite(comparison.speedup),
+        "speedup_ci95": finite_interval(comparison.speedup_ci95),
+        "valid": comparison.valid,
+        "finding": finding,
+    }
+
+
+def check_row(check: Check) -> Json:
+    """One judged quantity."""
+    return {
+        "name": check.name,
+        "state": check.state,
+        "observed": finite(check.observed),
+        "limit": finite(check.limit),
+        "interval": finite_interval(check.interval),
+        "unit": check.unit,
+        "note": check.note,
+    }
+
+
+def reported_row(reported: Reported) -> Json:
+    """One quantity that nobody judged: no state, no limit."""
+    return {
+        "name": reported.name,
+        "observed": reported.observed,
+        "interval": finite_interval(reported.interval),
+        "unit": reported.unit,
+        "note": reported.note,
+    }
+
+
+def finite(value: float | None) -> float | None:
+    """The number; null where it is none."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def ms(time_s: float | None) -> float | None:
+    """Milliseconds to the nanosecond, the clock's own step."""
+    return None if time_s is None or not math.isfinite(time_s) else round(time_s * 1e3, 6)
+
+
+def finite_interval(interval: tuple[float, float] | None, scale: float = 1.0) -> list[float | None] | None:
+    """Low and high; an open end is null."""
+    if interval is None:
+        return None
+    return [bound * scale if math.isfinite(bound) else None for bound in interval]
