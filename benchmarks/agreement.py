@@ -1,17 +1,17 @@
 """Does `bench` find the times that the runtimes' own tools find? In turns on the same files, ResNet-50 FP32, batch 1.
 
-    python benchmarks/agreement.py      # writes benchmarks/results/agreement.json; three minutes
+    python benchmarks/agreement.py      # writes benchmarks/results/agreement.json; six minutes
 
 OpenVINO: `benchmark_app -hint latency` on the same .xml, its median. ONNX Runtime: what onnxruntime_perf_test does,
-`session.run` in a loop in a process of its own, defaults but the threads. Every round times each of them once in a
-fresh process, in random order; the ratio is ours over theirs of the rounds' medians, with its 95 % interval.
-
-No run of this has been completed and committed yet.
+`session.run` in a loop in a process of its own, defaults but the threads. Every round times each of them in a fresh
+process, ours and theirs one after the other in random order. A machine's speed wanders from minute to minute by more
+than the two can differ, so the ratio is taken within each round: the median of those, with its 95 % interval.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -21,8 +21,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from resdeploy import stats, store
 from resdeploy.backends import machine
@@ -88,16 +86,14 @@ def agreement(model: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
     times: dict[tuple[BackendName, bool], list[float]] = {(b, mine): [] for b in theirs for mine in (True, False)}
     order = random.Random(0)
     for _ in range(rounds):
-        turns = list(times)
-        order.shuffle(turns)
-        for backend, mine in turns:
-            file = built[backend]
-            took_s = ours(backend, file, seconds) if mine else theirs[backend][1](file, seconds)
-            times[backend, mine].append(took_s)
+        for backend in order.sample(list(theirs), len(theirs)):
+            for mine in order.sample((True, False), 2):
+                measure = functools.partial(ours, backend) if mine else theirs[backend][1]
+                times[backend, mine].append(measure(built[backend], seconds))
     found = []
     for backend, (peer, _) in theirs.items():
         mine_s, peer_s = times[backend, True], times[backend, False]
-        ratio = stats.ratio_of_medians([np.array([t]) for t in mine_s], [np.array([t]) for t in peer_s])
+        ratio = stats.percentile([[one / other] for one, other in zip(mine_s, peer_s, strict=True)], 0.5)
         found.append(
             {
                 "backend": backend,
@@ -115,8 +111,8 @@ def agreement(model: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="resnet50")
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=3.0, help="timed, of each in every round")
+    parser.add_argument("--rounds", type=int, default=24)
+    parser.add_argument("--seconds", type=float, default=2.0, help="timed, of each in every round")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
     before = environment.snapshot()

@@ -70,6 +70,17 @@ def test_two_candidates_one_of_them_hostile(folder: Path) -> None:
     assert ET.parse(folder / "resdeploy-gate.xml").getroot().get("tests") == "2"
 
 
+def test_further_options_reach_the_gate_one_a_line(folder: Path) -> None:
+    """Those it has are taken, one it lacks ends it, and none is a command."""
+    both = "--confidence=0.9\n--seed=1; touch canary\n"
+    judged = {"baseline": "base.npz", "candidate": "good.npz", "max_drop": "0.5"}
+    assert act(folder, **judged, options="--confidence=0.9\n--seed=1\n") == (0, "pass")
+    assert '"confidence": 0.9' in (folder / "resdeploy-gate.json").read_text()
+    assert act(folder, **judged, options="--no-such=1") == (2, "error")
+    assert act(folder, **judged, options=both) == (2, "error")
+    assert not (folder / "canary").exists()
+
+
 def test_what_could_not_be_run_is_an_error(folder: Path) -> None:
     """No such file: the command's own status, and no verdict that somebody could take for one."""
     assert act(folder, baseline="no.npz", candidate="good.npz", max_drop="0.5") == (2, "error")
