@@ -8,8 +8,8 @@ ResNet-20 on CIFAR-10. A case is a target and the effort of the file that traini
 calibration set and of the order) the file is made, trained on the training images without labels, and both are judged
 against FP32 on the same images: the share whose predicted class changes, the RMS difference of the logits. Files run
 in ONNX Runtime with graph optimisations off, as in quantization.py. `agreement` is the share of images on which the
-trained file there and the trained graph in torch give one class. With --held-out N, N training images are kept out of
-training and calibration and judged on.
+trained file there and the trained graph in torch, in float64, give one class. With --held-out N, N training images are
+kept out of training and calibration and judged on.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ def started(source: Artifact, case: str, train: datasets.Dataset, seed: int, out
 @torch.no_grad()
 def in_torch(file: Artifact, images: Images) -> Images:
     limit = ranges.FULL_RANGE if file.target == "tensorrt" else ranges.REDUCED_RANGE
-    graph = Graph(program.read(files.load_model(Path(file.path))), weight_limit=limit)
+    read = program.read(files.load_model(Path(file.path)))
+    graph = Graph(read, weight_limit=limit, dtype=torch.float64)
     return np.concatenate([graph(torch.from_numpy(images[i : i + BATCH])) for i in range(0, len(images), BATCH)])
 
 

@@ -310,6 +310,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, action="append", help="these calibration sets instead")
     parser.add_argument("--network", choices=NETWORKS, action="append", help="default: both")
     parser.add_argument("--side", choices=("ours", "peers"), help="only these candidates (default: all)")
+    parser.add_argument("--candidate", action="append", help="only these, by name (default: all)")
     parser.add_argument("--scheme", choices=("U8S8", "S8S8"), help="only this scheme (default: both)")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     parser.add_argument("--modelopt-python", type=Path, help="an interpreter that has nvidia-modelopt[onnx]")
@@ -321,6 +322,7 @@ def main() -> int:
         for scheme, name in CANDIDATES
         if arguments.scheme in (None, scheme)
         and arguments.side in (None, "ours" if name.startswith("resdeploy") else "peers")
+        and (arguments.candidate is None or name in arguments.candidate)
     ]
     result: dict[str, Any] = {
         "benchmark": "quantization",

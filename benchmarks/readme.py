@@ -58,7 +58,7 @@ def peers(document: dict[str, Any]) -> str:
         for one in document["ratios"][scenario]["time_ratios"]
     }
     lines = [
-        "| ResNet-50, 224x224 | p50 ms, batch 1 [95 %] | ours / its time [95 %] | best images/s | ours / its time [95 %] |",
+        "| ResNet-50, 224x224 | p50 ms, batch 1 [95 %] | ours / its time [95 %] | best images/s | ours / its time |",
         "|---|---:|---:|---:|---:|",
     ]
     for tool in sorted({tool for tool, _ in best}, key=lambda tool: best[tool, "single-stream"]["p50_ms"]):
@@ -72,14 +72,13 @@ def peers(document: dict[str, Any]) -> str:
     peak = document["ratios"]["offline"]["peak"]
     low, high = peak["share_ci95"]
     cpu = document["environment"]["cpu"]
-    lines += [
-        "",
+    about = (
         f"Our offline throughput is {peak['share']:.2f} [{low:.2f}, {high:.2f}] of the INT8 peak of this machine, "
         f"{peak['gmacs_per_s']:.0f} GMAC/s in a chain of large convolutions in the same run. "
         f"{cpu['model']}, {cpu['usable_cores']} usable cores, {'with' if cpu['vnni'] else 'without'} VNNI. "
-        "`*`: the bench calls the row INVALID (see `warnings` in the result).",
-    ]
-    return "\n".join(lines) + "\n"
+        "`*`: the bench calls the row INVALID (see `warnings` in the result)."
+    )
+    return "\n".join([*lines, "", about]) + "\n"
 
 
 def _ratio(found: dict[str, Any] | None) -> str:

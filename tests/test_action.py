@@ -72,12 +72,12 @@ def test_two_candidates_one_of_them_hostile(folder: Path) -> None:
 
 def test_further_options_reach_the_gate_one_a_line(folder: Path) -> None:
     """Those it has are taken, one it lacks ends it, and none is a command."""
-    both = "--confidence=0.9\n--seed=1; touch canary\n"
     judged = {"baseline": "base.npz", "candidate": "good.npz", "max_drop": "0.5"}
     assert act(folder, **judged, options="--confidence=0.9\n--seed=1\n") == (0, "pass")
     assert '"confidence": 0.9' in (folder / "resdeploy-gate.json").read_text()
-    assert act(folder, **judged, options="--no-such=1") == (2, "error")
-    assert act(folder, **judged, options=both) == (2, "error")
+    for wrong in ("--no-such=1", "--confidence=0.9\n--seed=1; touch canary\n"):
+        (folder / "outputs").unlink()
+        assert act(folder, **judged, options=wrong) == (2, "error")
     assert not (folder / "canary").exists()
 
 

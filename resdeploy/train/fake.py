@@ -3,7 +3,8 @@
 The graph that runs is the file's own, so what is trained is what is deployed: the same placement, one scale a channel
 of the weights, batch normalisations folded. The scales of activations are learned too (Esser et al. 2019,
 arXiv:1902.08153: with the straight-through estimator of Bengio et al. 2013 the gradient of a scale follows by the
-product rule), as logarithms, so that they stay positive and one learning rate fits all of them. Zero points and the
+product rule), by logarithms of factors, so that they stay positive, one learning rate fits all of them, and what was
+not trained is the file's to the last bit. Zero points and the
 scales of weights stay: a learned one would move all weights of its channel at once.
 """
 
@@ -34,14 +35,16 @@ class Graph(nn.Module):
     Args:
         program: with or without `QuantizeLinear` and `DequantizeLinear`.
         weight_limit: largest integer magnitude of a weight (`quantize.ranges`).
+        dtype: of all arithmetic. A sum that errs in its last bit falls to the other side of a rounding now and then,
+            so that float32 changes a class in a thousand; float64 shows what the file says.
 
     Raises:
         UsageError: an operator that cannot be trained here.
     """
 
-    def __init__(self, program: Program, *, weight_limit: int = FULL_RANGE) -> None:
+    def __init__(self, program: Program, *, weight_limit: int = FULL_RANGE, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.weight_limit = weight_limit
+        self.weight_limit, self.dtype = weight_limit, dtype
         unknown = sorted({op.kind for op in program.ops} - OPS.keys() - {"QuantizeLinear", "DequantizeLinear"})
         if unknown:
             raise UsageError(
@@ -59,13 +62,18 @@ class Graph(nn.Module):
     def _find_scales(self) -> None:
         """All scales but those of biases, which follow from the others."""
         self.bias_scales: dict[str, Op] = {}  # scale constant of a bias -> the operator that adds it
+        self.found_scales: dict[str, Tensor] = {}  # scale constant -> what the file says
         for op in self.program.ops:
             if op.kind in WEIGHTED and len(op.inputs) > 2 and (maker := self.makers.get(op.inputs[2])):
                 self.bias_scales[maker.inputs[1]] = op
         for op in self.program.ops:
             if op.kind in ("QuantizeLinear", "DequantizeLinear") and op.inputs[1] not in self.bias_scales:
-                scale = torch.from_numpy(np.array(self.program.constants[op.inputs[1]], np.float32))
-                self.parameter_of.setdefault(op.inputs[1], nn.Parameter(scale.log()))
+                scale = self._real(self.program.constants[op.inputs[1]])
+                self.found_scales[op.inputs[1]] = scale
+                self.parameter_of.setdefault(op.inputs[1], nn.Parameter(torch.zeros_like(scale)))
+
+    def _real(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(np.array(values)).to(self.dtype)
 
     def _find_values(self) -> None:
         """Weights and biases, stored as real numbers or as integers; everything else is fixed."""
@@ -75,19 +83,20 @@ class Graph(nn.Module):
                 values, scale, zero = (np.asarray(self.program.constants[name]) for name in op.inputs[:3])
                 shape = _spread(scale, values.ndim, op)
                 real = (values.astype(np.float64) - zero.reshape(shape)) * scale.reshape(shape).astype(np.float64)
-                stored[op.inputs[0]] = torch.from_numpy(real.astype(np.float32))
+                stored[op.inputs[0]] = self._real(real)
             elif op.kind == "QuantizeLinear" and op.inputs[0] in self.program.constants:
-                stored[op.inputs[0]] = torch.from_numpy(np.array(self.program.constants[op.inputs[0]], np.float32))
+                stored[op.inputs[0]] = self._real(self.program.constants[op.inputs[0]])
             elif op.kind in WEIGHTED:
                 floats = [name for name in op.inputs[1:] if name in self.program.constants]
-                stored |= {n: torch.from_numpy(np.array(self.program.constants[n], np.float32)) for n in floats}
+                stored |= {n: self._real(self.program.constants[n]) for n in floats}
         self.parameter_of |= {name: nn.Parameter(value) for name, value in stored.items()}
         for name, value in self.program.constants.items():
             if name not in self.parameter_of:
-                self.fixed[name] = torch.from_numpy(np.array(value))
+                floating = np.issubdtype(np.asarray(value).dtype, np.floating)
+                self.fixed[name] = self._real(value) if floating else torch.from_numpy(np.array(value))
 
     def groups(self, exact: Collection[str] = ()) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What is trained: the weights and biases, and the logarithms of the activations' scales.
+        """What is trained: the weights and biases, and the logarithms of factors on the activations' scales.
 
         Args:
             exact: tensors whose values are whole multiples of their scale, which stays.
@@ -99,7 +108,7 @@ class Graph(nn.Module):
         return [p for n, p in pairs if n not in scales], [p for n, p in pairs if n in scales - fixed]
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W) -> (N, classes)
-        values: dict[str, Tensor] = {self.program.input: x}
+        values: dict[str, Tensor] = {self.program.input: x.to(self.dtype)}
         for op in self.program.ops:
             if op.kind == "QuantizeLinear":
                 values[op.output] = self._quantize(op, self._value(op.inputs[0], values))
@@ -116,7 +125,7 @@ class Graph(nn.Module):
 
     def _scale(self, name: str) -> Tensor:
         if (op := self.bias_scales.get(name)) is None:
-            return self.parameter_of[name].exp()
+            return self.found_scales[name] * self.parameter_of[name].exp()
         data, weight = (self.makers[tensor].inputs[1] for tensor in op.inputs[:2])
         return self._scale(data) * self._scale(weight)
 
