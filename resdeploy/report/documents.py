@@ -116,7 +116,7 @@ def gate(found: Gate, environment: Environment) -> Json:
             counts = {effect.replace(" ", "_"): effects[effect] for effect in EFFECTS}
             flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
         flipped += [_flipped(name, flip) for flip in one.flips]
-        classes += [{"candidate": name, **dataclasses.asdict(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
+        classes += [{"candidate": name, **vars(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
     return document(
         "gate",
         environment,
