@@ -59,7 +59,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise NotWritable(
                 f"cannot write {path}: {e.strerror}",
-                fix="Choose a writable place with -o, or set RESDEPLOY_CACHE for cached files",
+                fix="Choose a writable place; RESDEPLOY_CACHE says where cached files go",
             ) from e
         raise
 

@@ -120,5 +120,5 @@ def _in_our_words(error: Exception) -> ResdeployError:
 
 
 def _leave(message: str, status: int) -> None:
-    typer.echo(message, err=True)
+    console.say(message)
     sys.exit(status)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from resdeploy.errors import EnvironmentFailure
+from resdeploy.errors import EnvironmentFailure, ResdeployError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -34,7 +34,14 @@ def set_verbosity(level: int) -> int:
 def note(message: str, *, quiet: bool = False) -> None:
     """One line for the person, on stderr."""
     if not quiet:
-        typer.echo(message, err=True)
+        say(message)
+
+
+def say(message: str) -> None:
+    """Words on stderr, in which a file's name cannot move the cursor or give a CI runner a command."""
+    from resdeploy.report.render import inert
+
+    typer.echo("\n".join(map(inert, message.split("\n"))), err=True)
 
 
 def chosen(backend: str, precision: Precision | None, *, quiet: bool = False) -> None:
@@ -130,7 +137,7 @@ def publish(
     from resdeploy import store
     from resdeploy.report import ci
 
-    told = os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
+    told = _told(github)
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if told else None
     tries: list[Callable[[], None]] = [lambda: emit(document, fmt, output)]
     for path, form in files.items():
@@ -156,6 +163,26 @@ def publish(
             cause=f"The verdict, {document['verdict']}, stands, and the other outputs are there",
             fix="Check the permissions and the disk, and run the command again",
         )
+
+
+def _told(github: bool | None) -> bool:
+    return os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
+
+
+@contextlib.contextmanager
+def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]:
+    """CI hears of a gate that ends before its verdict, too: an annotation, and a JUnit file with the reason."""
+    try:
+        yield
+    except ResdeployError as e:
+        from resdeploy import store
+        from resdeploy.report import ci
+
+        if _told(github):
+            sys.stderr.write(ci.failed(str(e)))
+        if junit is not None:
+            store.write_bytes(junit, ci.unjudged(str(e)).encode())
+        raise
 
 
 def _append(path: Path, text: str) -> None:

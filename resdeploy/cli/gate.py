@@ -68,7 +68,7 @@ def gate(
         bool | None,
         typer.Option(
             "--github/--no-github",
-            help="Annotations and step summary; default: where GITHUB_ACTIONS is set.",
+            help="Annotations and step summary; default: where GITHUB_ACTIONS is true.",
             show_default=False,
             rich_help_panel=_CI,
         ),
@@ -113,7 +113,7 @@ def gate(
         seed=seed,
         update_baseline=update_baseline,
     )
-    with console.progress(quiet=quiet) as progress:
+    with console.told_of_errors(junit, github=github), console.progress(quiet=quiet) as progress:
         found = pipeline.gate(plan, progress=progress)
     if found.sources:
         console.chosen(backend, None, quiet=quiet)

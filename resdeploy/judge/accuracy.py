@@ -81,7 +81,7 @@ def judge_many(
     five = [_five(pair) for pair in pairs]
     if max_top5_drop_pp is not None and None in five:
         raise UsageError(
-            "top-5 cannot be judged: one side has fewer than five classes an image",
+            "top-5 cannot be judged: a side names fewer than five classes for each image",
             fix="Save logits, not class ids alone, or judge top-1 alone",
         )
     top5 = iter(_drops("top5", [flips for flips in five if flips is not None], max_top5_drop_pp, confidence))

@@ -340,7 +340,7 @@ def _class_ids(values: Any, name: str, path: Path) -> NDArray[np.int64]:
     if (array < 0).any() or (array >= MAX_CLASS).any():
         raise MalformedInput(
             f"{path}: {name} has class ids below 0 or above {MAX_CLASS} (images {_rows(array < 0)})",
-            cause="Images without a label are often marked -1",
+            cause="Images without a class are often marked -1",
             fix="Leave them out",
         )
     return array.astype(np.int64)

@@ -86,7 +86,7 @@ def plan_of(
     )
     return GatePlan(
         baseline=baseline,
-        candidates=tuple(dict.fromkeys(candidates)),  # one named twice is one
+        candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
         limits=limits,
         sight=Sight(
             img_size=img_size,
@@ -165,7 +165,8 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     limits = plan.limits
     if limits == Limits():
         raise UsageError(
-            "gate was given no limit", fix="Add --max-drop 0.5, --max-slowdown 3, --max-size or --max-memory"
+            "gate was given no limit",
+            fix="Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-size, --max-memory or --require-fused",
         )
     if any(benches) and not all(benches):
         raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
@@ -175,6 +176,12 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
         raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
     if all(benches) and limits.fused:
         raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
+    if plan.update_baseline and not limits.of_accuracy:
+        raise UsageError(
+            "--update-baseline needs a limit of accuracy",
+            cause="What the next candidates are compared with must itself have been judged by it",
+            fix="Add --max-drop or --max-top5-drop",
+        )
     predictions = [name for name in (plan.baseline, *plan.candidates) if is_saved(name)]
     if predictions and not any(benches) and limits.slowdown_pct is not None:
         raise UsageError(
@@ -268,7 +275,7 @@ def _judged(
             classes = accuracy.class_drops(matched[k])
             one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
         judged.append(one)
-    return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates)))
+    return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
 
 
 def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
@@ -293,12 +300,16 @@ def _explained(one: Judged, side: Side, pair: pairs.Pair, plan: GatePlan, progre
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
 
-def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:
+def _notes(baseline: Side, candidates: Sequence[Side], sight: Sight) -> list[str]:
     notes = [
         compares_nothing(side.name)
         for side in candidates
-        if (baseline.backend, Path(baseline.given).resolve()) == (side.backend, Path(side.given).resolve())
+        if baseline.backend == side.backend and _content(baseline) == _content(side)
     ]
+    asked = {name: value for name, value in dataclasses.asdict(sight).items() if value is not None}
+    if asked and baseline.source is not None:
+        told = ", ".join(f"{name} {value}" for name, value in asked.items())
+        notes.append(f"both sides saw images as the command line says ({told}), whatever their files say")
     for side in candidates:
         if baseline.predictions is None or side.predictions is None:
             continue
@@ -313,6 +324,10 @@ def _notes(baseline: Side, candidates: Sequence[Side]) -> list[str]:
         if origin is not None and origin.weights == "random":
             notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")
     return notes
+
+
+def _content(side: Side) -> str:
+    return store.digest(Path(side.given)) if Path(side.given).is_file() else side.given
 
 
 def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:

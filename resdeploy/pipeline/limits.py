@@ -106,7 +106,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
 
 def compares_nothing(name: str) -> str:
     """What is said of a candidate that is the baseline itself: a slip in a CI job that would pass for ever."""
-    return f"{name} and the baseline are one file: this compares nothing"
+    return f"{name} and the baseline are the same: this compares nothing"
 
 
 def _in_common(

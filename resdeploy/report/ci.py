@@ -72,6 +72,23 @@ def _facts(document: Document, candidate: Row) -> Iterator[tuple[str, str]]:
                 yield f"{role}.{key}", str(side[key])
 
 
+def unjudged(message: str) -> str:
+    """JUnit XML of a gate that ended before its verdict: one case, an `error` with the reason."""
+    from xml.etree import ElementTree as ET
+
+    counts = {"tests": "1", "failures": "0", "errors": "1"}
+    root = ET.Element("testsuites", {"name": "resdeploy gate", **counts})
+    case = ET.SubElement(
+        ET.SubElement(root, "testsuite", {"name": "resdeploy gate", **counts}),
+        "testcase",
+        classname="resdeploy.gate",
+        name="judged",
+    )
+    ET.SubElement(case, "error", type="error", message=inert(message)).text = inert(message)
+    ET.indent(root)
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
+
+
 def comment(document: Document) -> str:
     """Markdown for a pull request and for GitHub's step summary: the verdict first, long tables folded away."""
     verdict = document["verdict"]
@@ -80,7 +97,7 @@ def comment(document: Document) -> str:
     parts = [MARK, f"### {sign} resdeploy gate: {verdict.upper()}", _quiet(render(short, "md")).strip()]
     if document["notes"]:
         parts.append("\n".join(f"- {_quiet(markdown(note))}" for note in document["notes"]))
-    details = {**short, "checks": [], "flips": document["flips"], "classes": document["classes"]}
+    details = {**short, "checks": [], "reported": [], "flips": document["flips"], "classes": document["classes"]}
     details |= {"flipped": document["flipped"][:SHOWN], "environment": document["environment"]}
     if document["flips"]:
         folded = _quiet(render(details, "md")).strip()
@@ -92,8 +109,9 @@ def comment(document: Document) -> str:
 
 
 def _quiet(text: str) -> str:
-    """Escaped Markdown in which GitHub finds nobody to mention, no issue to refer to, and no address to link."""
+    """Escaped Markdown in which GitHub finds nobody to mention, no issue to refer to, no emoji and no address."""
     text = re.sub(r"([@#]|\bGH-)(?=\w)", r"\1<!-- -->", text, flags=re.IGNORECASE)
+    text = re.sub(r":(?=[\w+-]+:)", ":<!-- -->", text)  # an emoji's name
     return re.sub(r"(?i)(www|:)(?=\.|//)", r"\1<!-- -->", text)
 
 
@@ -114,6 +132,11 @@ def commands(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
+def failed(message: str) -> str:
+    """GitHub's workflow command for a gate that ended before its verdict."""
+    return f"::error title=resdeploy gate::{_data(message)}\n"
+
+
 def _data(text: str) -> str:
     return inert(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
@@ -128,7 +151,10 @@ def metrics(document: Document) -> str:
     for check in (*document["checks"], *document["reported"]):
         if check["observed"] is None:
             continue
-        name = re.sub(r"\W", "_", f"resdeploy_gate_{check['name']}_{check['unit'].replace('%', 'percent')}").strip("_")
+        # Of an accuracy the drop is observed, not the accuracy.
+        what = f"{check['name']}_drop" if check["name"] in ("top1", "top5") else check["name"]
+        unit = "" if check["unit"] == check["name"] else check["unit"].replace("%", "percent")
+        name = re.sub(r"\W", "_", f"resdeploy_gate_{what}_{unit}").strip("_")
         label = inert(check["candidate"]).replace("\\", "\\\\").replace('"', '\\"')
         samples.setdefault(name, []).append(f'{name}{{candidate="{label}"}} {check["observed"]!r}')
     lines = [line for name, found in samples.items() for line in (f"# TYPE {name} gauge", *found)]

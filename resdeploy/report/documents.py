@@ -7,6 +7,7 @@ A number that does not exist is null, never NaN. A candidate that failed is a ro
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ def gate(found: Gate, environment: Environment) -> Json:
             effects = Counter[str](flip.effect for flip in one.flips)
             counts = {effect.replace(" ", "_"): effects[effect] for effect in EFFECTS}
             flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
-        flipped += [_flipped(name, flip) for flip in one.flips]
+        flipped.append([_flipped(name, flip) for flip in one.flips])
         classes += [{"candidate": name, **vars(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
     return document(
         "gate",
@@ -128,8 +129,9 @@ def gate(found: Gate, environment: Environment) -> Json:
         baseline=dataclasses.asdict(found.baseline),
         candidates=candidates,
         flips=flips,
-        flipped=flipped,
-        classes=classes,
+        # A table shows the first ones: each candidate has its turn, and the largest drop of all comes first.
+        flipped=[flip for turn in itertools.zip_longest(*flipped) for flip in turn if flip is not None],
+        classes=sorted(classes, key=lambda row: -row["drop_pp"]),
         notes=list(found.notes),
     )
 

@@ -78,8 +78,8 @@ def inert(text: str) -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that stands in a Markdown table cell as it is: no HTML, links, images, code or new cells."""
-    return re.sub(r"([\\`*<>|&\[\]!~])", r"\\\1", inert(text))
+    """Text that stands in a Markdown table cell as it is: no HTML, links, images, code, formulas or new cells."""
+    return re.sub(r"([\\`*<>|&\[\]!~$])", r"\\\1", inert(text))
 
 
 def _rows(document: Document, table: Table) -> list[Mapping[str, Any]]:

@@ -102,7 +102,19 @@ def test_every_output_of_a_failing_gate(resdeploy: Run, tmp_path: Path) -> None:
     assert done.stderr.startswith("::error title=resdeploy gate%2C bad%2C top1::On new images")
     assert (tmp_path / "summary").read_text() == (tmp_path / "g.md").read_text()
     assert 'failures="1"' in (tmp_path / "g.xml").read_text()
-    assert 'resdeploy_gate_top1_points{candidate="bad"} 10.0' in (tmp_path / "g.txt").read_text()
+    assert 'resdeploy_gate_top1_drop_points{candidate="bad"} 10.0' in (tmp_path / "g.txt").read_text()
+
+
+def test_a_gate_without_a_verdict_tells_ci_why(resdeploy, tmp_path: Path) -> None:
+    """An annotation and a JUnit error; a file's name in the error gives the runner no command of its own."""
+    name = "x\n::add-mask::\x1b[31mpass.npz"
+    args = ["--baseline", "base.npz", "--candidate", name, "--max-drop", 1, "--junit", "g.xml"]
+    done = resdeploy("gate", *args, GITHUB_ACTIONS="true")
+    assert done.returncode == 2
+    assert done.stderr.startswith("::error title=resdeploy gate::")
+    assert [line for line in done.stderr.splitlines() if line.startswith("::")] == done.stderr.splitlines()[:1]
+    assert "\x1b" not in done.stderr
+    assert 'errors="1"' in (tmp_path / "g.xml").read_text()
 
 
 @pytest.fixture(scope="module")

@@ -114,6 +114,14 @@ def test_the_first_baseline_is_stored_and_the_next_is_judged_against_it(files: P
     assert list(stored.parent.iterdir()) == [stored]
 
 
+def test_a_baseline_is_replaced_only_by_what_its_accuracy_was_judged(files: Path) -> None:
+    """A limit of size alone would let any answers through."""
+    before = (files / "base.npz").read_bytes()
+    with pytest.raises(UsageError, match="limit of accuracy"):
+        judged(files, "base.npz", "good.onnx", limits=Limits(size_mb=5), data="d", update_baseline=True)
+    assert (files / "base.npz").read_bytes() == before
+
+
 def test_a_baseline_from_another_machine_is_said(files: Path) -> None:
     """Machine and versions of a stored baseline are compared with those of now; other data is refused."""
     old = Origin(machine="Xeon (avx512-vnni)", backend="openvino", tools={"openvino": "2025.4"})
@@ -348,10 +356,10 @@ def test_profiles_for_ci_are_complete(path: Path) -> None:
 
 def test_a_file_compared_with_itself_is_said(files: Path) -> None:
     """A slip in a CI job that would pass for ever."""
-    assert any("one file" in note for note in judged(files, "base.npz", "./base.npz").notes)
+    assert any("are the same" in note for note in judged(files, "base.npz", "./base.npz").notes)
     assert not judged(files, "base.npz", "good.npz").notes
     write(files, "times.json", bench(clock(0.01, 0)))
-    assert any("one file" in n for n in judged(files, "times.json", "times.json", limits=Limits(slowdown_pct=3)).notes)
+    assert any("are the same" in n for n in judged(files, "times.json", "times.json", limits=Limits(slowdown_pct=3)).notes)
 
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
