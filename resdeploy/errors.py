@@ -44,7 +44,7 @@ class ResdeployError(Exception):
             self.code = code
 
     def __str__(self) -> str:
-        sentences = [s.rstrip(". ") + "." for s in (self.what, self.cause, self.fix) if s]
+        sentences = [s if s.endswith("?") else s.rstrip(". ") + "." for s in (self.what, self.cause, self.fix) if s]
         return f"error[{self.code}]: " + " ".join(sentences)
 
 

@@ -17,6 +17,13 @@ def survey() -> dict[BackendName, Availability]:
     return {name: backends.load(name).available() for name in (*backends.PREFERENCE, "null")}
 
 
+def left_out() -> str:
+    """What `--backend all` goes without, and why, in a line."""
+    missing = {name: found for name, found in survey().items() if not found.ok}
+    why = "; ".join(f"not {name}: {found.reason}" for name, found in missing.items())
+    return f"backend all: all that are here{'; ' + why if why else ''}"
+
+
 def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
     """A backend that is here and runs `precision`, and why this one.
 

@@ -98,8 +98,14 @@ def bench(
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     console.chosen(backend, precision, quiet=quiet)
-    with console.live(quiet=quiet) as (progress, watch, starting):
-        result = timing.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
+    if "all" in backend.split(","):
+        console.note(choose.left_out(), quiet=quiet)
+    try:
+        with console.live(quiet=quiet) as (progress, watch, starting):
+            result = timing.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
+    except KeyboardInterrupt:
+        console.note("what was measured so far: resdeploy show", quiet=quiet)
+        raise
     console.announce(*result.sources, quiet=quiet)
     outcomes = timing.summaries(result.outcomes)
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output)

@@ -86,6 +86,7 @@ def cost(
         per_layer=per_layer,
         chart=chart,
     )
+    costs.refuse(requests, wanted, against)
     with console.progress(quiet=quiet) as progress:
         counted = costs.counts(requests, batch_sizes=sizes, progress=progress)
         roofed = costs.roofed(requests, counted, wanted, plan, progress=progress)

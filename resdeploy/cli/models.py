@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from resdeploy.cli import console, options
-from resdeploy.errors import UsageError
+from resdeploy.errors import UnknownName, UsageError
 
 
 def models(
@@ -31,6 +31,8 @@ def models(
     from resdeploy.report import documents
 
     entries = [entry for entry in zoo.ENTRIES.values() if name in entry.name]
+    if not entries:
+        raise UnknownName(f"no name of the zoo contains {name!r}", fix="resdeploy models lists them all")
     if latencies is not None and chart is None:
         raise UsageError("--latencies are drawn in a chart", fix="Add --chart F.svg")
     if chart is not None:

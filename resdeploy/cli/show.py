@@ -29,4 +29,5 @@ def show(
     if saved is None:
         outcomes, where = journal.load(path)
         saved = documents.bench(timing.summaries(outcomes), (), where)
+        saved |= {"cut_short": True, "notes": [journal.told(outcomes), *saved["notes"]]}
     console.emit(saved, fmt, output)

@@ -16,6 +16,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from resdeploy.errors import MalformedInput
 from resdeploy.graph import intent as intents
 from resdeploy.graph.intent import Intent
 from resdeploy.graph.residual import ResidualBlock
@@ -45,6 +46,9 @@ def judge(
         asked: the precision the model was to run in; None: INT8 where any convolution runs in it, else the commonest.
         bindings: the engine's inputs and outputs: a Q/DQ kernel there is no fault of the placement.
         runtime: whose kernels they are: remedies differ.
+
+    Raises:
+        MalformedInput: the layers are not of that graph.
     """
     notes = []
     if asked is None:
@@ -60,6 +64,12 @@ def judge(
     superfluous = tuple(layer for layer in layers if layer.role == "qdq" and not _at_edge(layer, intent, bindings))
     if view.unattributed:
         shown = ", ".join(layer.name for layer in view.unattributed[:3])
+        if not graphless and not view.homes:
+            raise MalformedInput(
+                f"{subject} was not made from the graph given: no kernel names a node of it",
+                cause=f"Its kernels are called {shown}",
+                fix="Name the ONNX file that it was made from, or leave --against away",
+            )
         notes.append(f"{len(view.unattributed)} kernels name none of the graph's nodes: {shown}")
     checks = [*_block_checks(blocks, asked), *view.convolution_checks()]
     if not blocks and not any(is_convolution(layer) for layer in layers):

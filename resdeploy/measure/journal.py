@@ -75,6 +75,13 @@ def keeping(
     path.unlink(missing_ok=True)
 
 
+def told(outcomes: Sequence[Outcome]) -> str:
+    """What must be known of a run that did not come to its end."""
+    blocks = [len(outcome.blocks) for outcome in outcomes if isinstance(outcome, Measurement)]
+    counts = f"{min(blocks)} to {max(blocks)} blocks" if blocks else "no block"
+    return f"the run was cut short, with {counts} a row: rows are not compared, and doubts are only those so far"
+
+
 def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     """What a journal holds: the outcomes so far, rows without a block left out, and the environment.
 
@@ -86,6 +93,8 @@ def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as e:
         raise MissingInput(f"there is no journal {path}", fix="It is kept while `resdeploy bench` runs") from e
+    except IsADirectoryError as e:
+        raise MissingInput(f"{path} is a folder", fix="Name a saved result or a journal in it") from e
     except UnicodeDecodeError as e:
         raise MalformedInput(f"{path} is no journal of bench") from e
     rows: dict[str, Measurement] = {}
@@ -99,6 +108,8 @@ def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
             if number == len(lines) - 1 and number:
                 break
             raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench") from e
+        if (kind == "run") != (number == 0):
+            raise MalformedInput(f"{path} is neither a saved result nor a journal of bench")
         text = json.dumps(value)
         if kind == "run":
             where = dict(value["environment"])

@@ -175,6 +175,10 @@ def in_common(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Ro
     return [(known[name(row)], row) for row in after if name(row) in known]
 
 
+def _why(error: Exception) -> str:
+    return f"it holds no {error}" if isinstance(error, KeyError) else str(error)[:200]
+
+
 @contextlib.contextmanager
 def _understood(path: Path) -> Iterator[None]:
     """Turns what a document that is not ours leads to into an error of ours."""
@@ -182,7 +186,7 @@ def _understood(path: Path) -> Iterator[None]:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError) as e:
         raise MalformedInput(
-            f"{path} cannot be read as a saved result: {type(e).__name__}: {str(e)[:200]}",
+            f"{path} cannot be read as a saved result: {_why(e)}",
             fix="Write it again: resdeploy bench MODEL --format json -o FILE",
         ) from e
 

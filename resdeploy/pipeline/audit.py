@@ -45,7 +45,7 @@ def audit(request: Request, plan: AuditPlan, calibration: make.CalibrationPlan, 
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it away: a model that runs is timed")
     kind = sources.format_of(request.model)
     if kind in COMPILED:
-        backend: BackendName = COMPILED[kind]
+        backend, _ = choose.pick(COMPILED[kind], plan.precision or "fp32")
     else:
         backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
     asked = plan.precision if kind != "openvino" else None

@@ -28,6 +28,27 @@ class RoofPlan:
     chart: Path | None = None
 
 
+def refuse(requests: Sequence[Request], wanted: RoofPlan, against: Literal["basic", "naive"] | None) -> None:
+    """Finds options that do not go together before any network is made.
+
+    Raises:
+        UsageError: they do not.
+        UnknownName: no such machine.
+    """
+    from resdeploy.pipeline import roofline
+
+    if wanted.machine is not None:
+        roofline.refuse_unknown(wanted.machine)
+    elif wanted.refresh or wanted.precisions:
+        option = "--refresh" if wanted.refresh else "--precision"
+        raise UsageError(f"{option} belongs to --roofline", fix="Add --roofline machine")
+    elif wanted.measured and (against != "basic" or len(requests) != 1):
+        raise UsageError(
+            "--measure times one network beside networks of basic blocks, or under this machine's roofs",
+            fix="Name one model and add --against basic, or add --roofline machine",
+        )
+
+
 def counts(requests: Iterable[Request], *, batch_sizes: Sequence[int] = (1,), progress: Progress) -> tuple[Cost, ...]:
     """Counts from the ONNX graph of each model, at each batch size."""
     counted = [bench.cost_of(make.onnx_fp32(request, progress=progress)) for request in requests]
@@ -40,15 +61,13 @@ def roofed(
     """The networks under their roofs, as parts of the document; the chart is written here.
 
     Raises:
-        UsageError: options of roofs without any.
+        UsageError: a precision that has no roof.
     """
     from resdeploy.pipeline import costcharts, roofline
     from resdeploy.report import costcharts as drawn
     from resdeploy.report import costing
 
     if wanted.machine is None:
-        if wanted.refresh or wanted.precisions:
-            raise UsageError("--refresh and --precision belong to --roofline", fix="Add --roofline machine")
         if wanted.chart is not None:
             store.write_bytes(wanted.chart, costcharts.over_macs(counted).encode())
         return {}
@@ -87,10 +106,6 @@ def compared(
     """
     from resdeploy.report import costing
 
-    if plan is not None and (against != "basic" or len(requests) != 1):
-        raise UsageError(
-            "--measure times one network beside basic blocks", fix="Add --against basic, and name one model"
-        )
     if against == "naive":
         return costing.naive([_read(request, progress, "naive") for request in requests])
     if against is None:

@@ -38,9 +38,14 @@ def roofs(name: str, *, refresh: bool, progress: Progress) -> Peaks:
     """
     if name == MACHINE:
         return peaks.of_this_machine(refresh=refresh, progress=progress)
-    if name not in gpus.GPUS:
-        raise UnknownName(f"no roofs are known of {name!r}", fix=f"Name one of: {MACHINE}, {', '.join(gpus.GPUS)}")
+    refuse_unknown(name)
     return gpus.GPUS[name]
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises UnknownName unless `roofs` knows the machine."""
+    if name != MACHINE and name not in gpus.GPUS:
+        raise UnknownName(f"no roofs are known of {name!r}", fix=f"Name one of: {MACHINE}, {', '.join(gpus.GPUS)}")
 
 
 def under(

@@ -52,7 +52,7 @@ def test_the_roofs_of_a_gpu_bound_a_network_and_are_drawn(model: str, tmp_path: 
         (("--roofline", "t4", "--precision", "bf16"), "no BF16"),
         (("--roofline", "v100"), "no roofs are known"),
         (("--roofline", "t4", "--measure"), "says nothing of"),
-        (("--precision", "fp16"), "belong to --roofline"),
+        (("--precision", "fp16"), "belongs to --roofline"),
         (("--roofline", "t4", "--precision", "int4"), "int4"),
     ],
 )

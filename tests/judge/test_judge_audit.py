@@ -15,6 +15,7 @@ import pytest
 
 from resdeploy.backends import inspector
 from resdeploy.errors import MalformedInput
+from resdeploy.graph.intent import Intent
 from resdeploy.judge import audit
 from resdeploy.records import Audit, BlockAudit
 
@@ -304,3 +305,13 @@ def test_long_names_are_read_in_linear_time(name: str) -> None:
 def test_a_convolution_that_names_no_node_is_not_known() -> None:
     reformat = {**CONV, "Name": "Reformatting CopyNode for a tensor", "LayerType": "CaskConvolution"}
     assert audited({"Layers": [{**CONV, "Name": "PWN()"}, reformat]}).verdict.state == "inconclusive"
+
+
+def test_the_graph_of_another_network_is_refused() -> None:
+    """NVIDIA's ResNet-18 held against a graph none of whose nodes it has."""
+    other = Intent(
+        blocks=(), asked={"head.conv": "int8"}, followers={}, producers={"head.out": "head.conv"},
+        nodes=frozenset({"head.conv"}), edges=frozenset(),
+    )  # fmt: skip
+    with pytest.raises(MalformedInput, match="was not made from the graph given"):
+        audited(load("qat"), intent=other)

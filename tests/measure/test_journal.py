@@ -92,3 +92,13 @@ def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
     assert len(row["block_sizes"]) >= 2
     assert min(row["samples_ms"]) >= 10
     assert not row["valid"]
+
+
+def test_what_is_no_journal_is_refused(tmp_path):
+    """Other JSON, an empty object, a folder."""
+    for text in ('{"a": 1}', "{}"):
+        (tmp_path / "j").write_text(text)
+        with pytest.raises(MalformedInput):
+            journal.load(tmp_path / "j")
+    with pytest.raises(MissingInput, match="is a folder"):
+        journal.load(tmp_path)

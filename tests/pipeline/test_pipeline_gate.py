@@ -359,7 +359,9 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
     assert any("are the same" in note for note in judged(files, "base.npz", "./base.npz").notes)
     assert not judged(files, "base.npz", "good.npz").notes
     write(files, "times.json", bench(clock(0.01, 0)))
-    assert any("are the same" in n for n in judged(files, "times.json", "times.json", limits=Limits(slowdown_pct=3)).notes)
+    assert any(
+        "are the same" in n for n in judged(files, "times.json", "times.json", limits=Limits(slowdown_pct=3)).notes
+    )
 
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
