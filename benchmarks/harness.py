@@ -9,8 +9,6 @@ is the time of a block less what the clocks saw inside its queries, of a backend
 
 `repeat` saves two runs of one ResNet as `bench --format json` does and compares them with `compare`. The true ratio of
 the model with one block more is that of one interleaved run ten times as long. Results are results/harness-*.json.
-
-No run of this has been completed and committed yet.
 """
 
 from __future__ import annotations

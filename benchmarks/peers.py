@@ -12,8 +12,6 @@ channel, weights in 7 bits where its documentation advises them (no VNNI); OpenV
 Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session a core (batch 1),
 or one session of all cores in batch 1 or 8. A ratio is our time an image over the peer's, with its
 95 % interval: below 1 we are faster. The INT8 peak is that of a chain of large convolutions in the same run.
-
-No run of this has been completed and committed yet.
 """
 
 from __future__ import annotations
