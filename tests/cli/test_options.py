@@ -27,7 +27,7 @@ def named_in(source: Path) -> set[str]:
     """Every `--option` in a string of this file, docstrings included."""
     tree = ast.parse(source.read_text())
     texts = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-    return {name for text in texts for name in re.findall(r"(?<![\w-])--[a-z][A-Za-z-]*", text)}
+    return {name for text in texts for name in re.findall(r"(?<![\w-])--[a-z][A-Za-z0-9-]*", text)}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
