@@ -181,7 +181,8 @@ def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]
         if _told(github):
             sys.stderr.write(ci.failed(str(e)))
         if junit is not None:
-            store.write_bytes(junit, ci.unjudged(str(e)).encode())
+            with contextlib.suppress(EnvironmentFailure):  # the first error is the one to tell
+                store.write_bytes(junit, ci.unjudged(str(e)).encode())
         raise
 
 

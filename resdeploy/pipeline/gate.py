@@ -327,7 +327,9 @@ def _notes(baseline: Side, candidates: Sequence[Side], sight: Sight) -> list[str
 
 
 def _content(side: Side) -> str:
-    return store.digest(Path(side.given)) if Path(side.given).is_file() else side.given
+    """What two equal sides share: answers by what is in their file, models by their place (weights may lie beside)."""
+    path = Path(side.given)
+    return store.digest(path) if side.source is None else str(path.resolve())
 
 
 def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:

@@ -54,6 +54,8 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
     if not how.qat:
+        if how.effort == "high":
+            raise UsageError("--effort is that of the INT8 file which --qat trains", fix="Add --qat, or leave it away")
         from resdeploy.train import curves, loop
 
         plan = loop.Plan(

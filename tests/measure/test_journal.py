@@ -88,7 +88,10 @@ def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
     running.send_signal(signal.SIGKILL)
     running.wait()
     shown = subprocess.run([*base, "show", "--format", "json"], env=environment, capture_output=True, check=True)
-    (row,) = json.loads(shown.stdout)["results"]
+    document = json.loads(shown.stdout)
+    assert document["cut_short"]
+    assert "cut short, with" in document["notes"][0]
+    (row,) = document["results"]
     assert len(row["block_sizes"]) >= 2
     assert min(row["samples_ms"]) >= 10
     assert not row["valid"]

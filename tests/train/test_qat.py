@@ -41,9 +41,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return export.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
 
 
-def quantized(source: Artifact, target: str, out: Path, *, portable: bool = False) -> Artifact:
+def quantized(source: Artifact, target: str, out: Path, *, portable: bool = False, effort: str = "normal") -> Artifact:
     images = choose(open_dataset("digits", split="train"), 64, 0)
-    calibration = Calibration(data="digits", count=64, seed=0, method="percentile")
+    calibration = Calibration(data="digits", count=64, seed=0, method="percentile", effort=effort)
     stream = (batch.inputs for batch in batches(images, SIGHT, 16))
     return ptq.quantize(source, stream, calibration=calibration, target=target, out=out, portable=portable)
 
@@ -101,6 +101,35 @@ def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_train
     for tensor in after.graph.initializer:
         if tensor.data_type == 3 and tensor.name.endswith("weight/quantized"):  # INT8
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= limit
+
+
+@pytest.mark.parametrize("target", ["tensorrt", "openvino"])
+def test_training_from_high_effort_leaves_an_exact_input_exact(trained: Artifact, tmp_path: Path, target: str) -> None:
+    """The scale of whole pixel values stays 1, that of another activation is learned, and ONNX Runtime agrees."""
+    start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True, effort="high")
+    exact = [tensor for tensor, method in start.calibration.methods.items() if method == "exact"]
+    assert exact
+    images = choose(open_dataset("digits", split="train"), 256, 0)
+    made = qat.train(
+        trained, start, images, qat.Plan(epochs=1, batch_size=32, threads=1), out=tmp_path / "qat.onnx"
+    )  # fmt: skip
+    before, after = (scales_of(artifact) for artifact in (start, made))
+    assert all(after[tensor] == before[tensor] == 1 for tensor in exact)
+    assert any(after[tensor] != before[tensor] for tensor in before)
+    x = held_out()
+    read = program.read(files.load_model(Path(made.path)))
+    graph = Graph(read, weight_limit=127 if target == "tensorrt" else 64, dtype=torch.float64)
+    torch_says, ort_says = in_torch(graph, x), as_written(made.path, x)
+    # A sum on the edge of a rounding falls to either side: one image in some hundreds, where two classes nearly tie.
+    assert np.median(np.abs(torch_says - ort_says).max(axis=1)) < 1e-3
+    assert (torch_says.argmax(1) != ort_says.argmax(1)).sum() <= 1
+
+
+def scales_of(artifact: Artifact) -> dict[str, float]:
+    """Activation -> the scale of its QuantizeLinear."""
+    read = program.read(files.load_model(Path(artifact.path)))
+    ops = [op for op in read.ops if op.kind == "QuantizeLinear" and op.inputs[0] not in read.constants]
+    return {op.inputs[0]: float(read.constants[op.inputs[1]]) for op in ops}
 
 
 def test_untrained_constants_come_back_as_they_were(trained: Artifact, tmp_path: Path) -> None:
