@@ -98,6 +98,13 @@ CalibSamples = Annotated[int, typer.Option(min=1, help="How many images to calib
 CalibMethod = Annotated[
     Literal["auto", "minmax", "entropy", "percentile", "mse"], typer.Option(help="How INT8 ranges are chosen.")
 ]
+CalibPrecision = Annotated[
+    Literal["fp32", "bf16"] | None,
+    typer.Option(
+        help="Arithmetic of the network while its ranges are observed; default: BF16 on CPUs that have it.",
+        show_default=False,
+    ),
+]
 Portable = Annotated[
     bool | None,
     typer.Option(

@@ -16,6 +16,7 @@ def quantize(
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
     calib_method: options.CalibMethod = "percentile",
+    calib_precision: options.CalibPrecision = None,
     portable: options.Portable = None,
     sensitivity: options.Sensitivity = False,
     max_drop: options.MaxDrop = None,
@@ -49,7 +50,13 @@ def quantize(
         model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
     )
     plan = make.CalibrationPlan(
-        data=calib_data, samples=calib_samples, method=calib_method, portable=portable, effort=effort, seed=seed
+        data=calib_data,
+        samples=calib_samples,
+        method=calib_method,
+        arithmetic=calib_precision,
+        portable=portable,
+        effort=effort,
+        seed=seed,
     )
     out = output or options.beside(model, f".{precision}.onnx")
     wanted = mixed.Wanted(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)

@@ -20,7 +20,17 @@ from resdeploy.backends import machine
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import engines, sources
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, BackendName, Calibration, Effort, Execution, Precision, Progress, Target
+from resdeploy.records import (
+    Arithmetic,
+    Artifact,
+    BackendName,
+    Calibration,
+    Effort,
+    Execution,
+    Precision,
+    Progress,
+    Target,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,11 +57,17 @@ class CalibrationPlan:
     method: str = "percentile"
     portable: bool | None = None  # None: what this CPU needs
     effort: Effort = "normal"
+    arithmetic: Arithmetic | None = None  # None: BF16 where this machine has it
     seed: int = 0
 
     def portable_here(self) -> bool:
         """Whether weights must be in 7 bits: asked for, or this CPU has no VNNI and would saturate."""
         return not machine.cpu().vnni if self.portable is None else self.portable
+
+    def arithmetic_here(self) -> Arithmetic:
+        """In what the network is watched: asked for, or the fastest that this machine has."""
+        pays = machine.cpu().bf16 and backends.load("openvino").available().ok
+        return self.arithmetic or ("bf16" if pays else "fp32")
 
 
 def checkpoint(request: Request, out: Path | None = None) -> Artifact:
@@ -245,6 +261,7 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
             seed=plan.seed,
             method=plan.method,
             effort=plan.effort,
+            arithmetic=plan.arithmetic_here(),
         ),
         target=target,
         progress=progress,
@@ -263,13 +280,14 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
 
 def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
     """Everything that `lowered` depends on."""
-    tools = versions("onnx", "onnxruntime", "pillow")
+    tools = versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision == "bf16" or (precision == "fp16" and plan.data is None):
         return (precision, _identity(source), tools)
     images = calibration_images(source, plan).signature()
     if precision == "fp16":
         return ("fp16", _identity(source), plan.samples, plan.seed, images, tools)
-    return ("int8", _identity(source), target, plan, plan.portable_here(), images, tools)
+    here = (plan.portable_here(), plan.arithmetic_here())
+    return ("int8", _identity(source), target, plan, here, images, tools)
 
 
 def _identity(source: Artifact) -> Any:

@@ -23,7 +23,7 @@ from onnx import helper, numpy_helper
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
 from resdeploy.quantize.histogram import Histogram
 from resdeploy.quantize.ranges import Range
-from resdeploy.records import Artifact, BackendName, Execution, Progress
+from resdeploy.records import Arithmetic, Artifact, BackendName, Execution, Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,10 +49,8 @@ LAST_FRACTION = np.nextafter(1.0, 0.0)  # of a tensor's size: below 1 even after
 
 @contextlib.contextmanager
 def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Predict]:
-    """Runs a graph in a child process, on the first FP32 backend that is installed."""
+    """Runs a graph in a child process, in FP32, on the first backend that is installed."""
     from resdeploy import backends
-    from resdeploy.backends import machine
-    from resdeploy.backends.lane import Lane
 
     name = next((name for name in RUNNERS if backends.load(name).available().ok), None)
     if name is None:
@@ -60,10 +58,36 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
             "nothing here can run the network to see its ranges",
             fix="Install ONNX Runtime: pip install onnxruntime",
         )
+    with _opened(model, image_shape, name, "fp32") as predict:
+        yield predict
+
+
+@contextlib.contextmanager
+def in_bf16_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Predict]:
+    """Runs a graph in a child process in BF16: enough to see ranges, which are rounded to 8 bits anyway.
+
+    A BF16 number has 8 significant bits, so that a rounded extreme is off by at most 2^-9 of itself, a quarter of the
+    step of INT8 there; what the layers before add is noise that a histogram of thousands of values averages.
+
+    Raises:
+        BackendMissing: this CPU or this installation cannot do it.
+    """
+    with _opened(model, image_shape, "openvino", "bf16") as predict:
+        yield predict
+
+
+@contextlib.contextmanager
+def _opened(
+    model: onnx.ModelProto, image_shape: tuple[int, int, int], name: BackendName, arithmetic: Arithmetic
+) -> Iterator[Predict]:
+    from resdeploy.backends import machine
+    from resdeploy.backends.lane import Lane
+
     cores, size = machine.usable_cores(), batch_size(model, image_shape)
     # A graph made for large batches holds much: once for all cores, not once a core.
     large = size > 1 and size * int(np.prod(image_shape)) > BATCH_ELEMENTS
     execution = Execution(
+        precision=arithmetic,
         batch_size=size,
         threads=cores,
         streams=1 if large else min(cores, MAX_STREAMS),
@@ -77,9 +101,9 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
         path.write_bytes(model.SerializeToString())
         del model  # a whole network's weights, while a lane holds its own
         return_freed_memory()
+        # OpenVINO, too, reads the ONNX file itself when it opens one: a file of its own would be written for one use.
         watched = Artifact(path=str(path), format="onnx", precision="fp32", sha256="temporary")
-        built = lane.build(watched, execution, path.with_suffix(".xml")) if name == "openvino" else watched
-        lane.open(built, execution, query=False)
+        lane.open(watched, execution, query=False)
         yield lambda images: lane.predict(images).astype(np.float32, copy=False)
 
 

@@ -63,10 +63,11 @@ def quantize(
         portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT. Otherwise
             a CPU target's record says `machine="vnni"`.
         keep_float: names of convolutions and matrix products to leave in float.
-        run: opens a graph for running.
+        run: opens a graph for running; ranges are observed in BF16 where `calibration.arithmetic` says so.
         progress: told after every batch of images.
 
     Raises:
+        BackendMissing: BF16 on a CPU that does not have it.
         UsageError: quantized already, nothing to quantize, no images, or an unknown method or layer name.
         MalformedInput: weights, images or activations that are not finite; a graph that fails the ONNX checker.
     """
@@ -103,7 +104,7 @@ def calibrated(
         importance(model, placement),
         reservoir.watch(batches),
         seed=calibration.seed,
-        run=run,
+        run=calibrate.in_bf16_lane if calibration.arithmetic == "bf16" else run,
         total=calibration.count,
         progress=progress,
     )

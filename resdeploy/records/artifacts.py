@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resdeploy.records.vocabulary import STRICT, Effort, Format, Precision, Target
+from resdeploy.records.vocabulary import STRICT, Arithmetic, Effort, Format, Precision, Target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,7 @@ class Calibration:
     images: tuple[str, ...] = ()  # content hashes (16 hex digits) of the images used, to find leaks into evaluation
     methods: Mapping[str, str] = field(default_factory=dict)  # tensor -> how its range was found
     effort: Effort = "normal"  # high: exact input, channels rescaled, second-order rounding
+    arithmetic: Arithmetic = "fp32"  # of the network while its ranges were observed
 
     @property
     def synthetic(self) -> bool:

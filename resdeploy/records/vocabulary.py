@@ -10,6 +10,7 @@ Format = Literal["checkpoint", "onnx", "openvino", "engine"]
 BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]
 Effort = Literal["normal", "high"]
+Arithmetic = Literal["fp32", "bf16"]  # what a network is watched in while it calibrates
 # As MLPerf Inference names them; its fourth, server, would need arrivals at random times.
 Scenario = Literal["single-stream", "multi-stream", "offline"]
 # What a time covers: the inputs on the device already, in host memory, or in JPEG files.
