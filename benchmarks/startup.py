@@ -1,12 +1,11 @@
 """What `resdeploy --help` costs above an empty Typer app with as many commands, in CPU time, interleaved.
 
-    python benchmarks/startup.py
-
-Prints one JSON document; the result committed under benchmarks/results/startup.json comes from it.
+python benchmarks/startup.py --output benchmarks/results/startup.json
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+from resdeploy import store
 from resdeploy.measure import environment
 
-ROUNDS = 40
 EMPTY = """
 import typer
 app = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True)
@@ -43,6 +42,11 @@ def cpu_s(command: list[str]) -> float:
 def main() -> None:
     from resdeploy.cli import app
 
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=40, help="runs of each")
+    parser.add_argument("--output", type=Path, help="also write the JSON here")
+    arguments = parser.parse_args()
+    rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "empty.py"
         script.write_text(EMPTY.format(commands=len(app.registered_commands)))
@@ -53,23 +57,25 @@ def main() -> None:
             cpu_s(command)  # bytecode is compiled once per installation, not per run
         times: dict[str, list[float]] = {"resdeploy": [], "empty": []}
         order = [("resdeploy", ours), ("empty", empty)]
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             random.shuffle(order)
             for name, command in order:
                 times[name].append(cpu_s(command))
     difference_ms = 1e3 * (np.array(times["resdeploy"]) - np.array(times["empty"]))
     low, high = np.percentile(
-        [np.median(np.random.default_rng(i).choice(difference_ms, ROUNDS)) for i in range(2000)], [2.5, 97.5]
+        [np.median(np.random.default_rng(i).choice(difference_ms, rounds)) for i in range(2000)], [2.5, 97.5]
     )
     document = {
         "command": "benchmarks/startup.py",
         "environment": environment.capture(),
-        "rounds": ROUNDS,
+        "rounds": rounds,
         "resdeploy_help_cpu_ms": 1e3 * float(np.median(times["resdeploy"])),
         "empty_typer_cpu_ms": 1e3 * float(np.median(times["empty"])),
         "above_ms": float(np.median(difference_ms)),
         "above_ci95_ms": [float(low), float(high)],
     }
+    if arguments.output is not None:
+        store.write_json(arguments.output, document)
     print(json.dumps(document, indent=2))
 
 

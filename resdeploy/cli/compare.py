@@ -12,7 +12,8 @@ def compare(
     baseline: Annotated[Path, typer.Argument(metavar="A.json", help="A saved result of bench, eval or run.")],
     candidate: Annotated[Path, typer.Argument(metavar="B.json", help="A later one of the same command.")],
     noise: Annotated[
-        float, typer.Option(min=0.0, max=100.0, help="Changes of time up to this many percent are none.")
+        float,
+        typer.Option(min=0.0, max=100.0, help="What two runs differ by anyway, in percent: widens intervals of times."),
     ] = 3.0,
     seed: options.Seed = 0,
     fmt: options.Format = "table",

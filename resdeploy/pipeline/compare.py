@@ -1,7 +1,7 @@
 """`compare`: two saved results, and what changed from the first to the second.
 
-The two were measured in runs of their own, so what the machine did between them is in no interval: a change of time
-smaller than `noise_pct` is therefore called no difference, whatever its interval says.
+The two were measured in runs of their own, so what the machine did between them is in no block of either. `noise_pct`
+stands for it: a ratio's interval is widened by that much at both ends, and a change is one that leaves 1 outside.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = NOISE_PCT, se
             fix="Measure the same rows on both sides, or one row each",
         )
     if before["command"] != "eval":
-        notes.append(f"Times are of two runs: a change of up to {noise_pct:g} % is called no difference")
+        notes.append(
+            f"Times are of two runs: intervals are widened by {noise_pct:g} %, for what the machine did between"
+        )
     return Compared(
         changes=tuple(changes),
         notes=(*dict.fromkeys(notes), *lost),
@@ -79,13 +81,14 @@ def _measured(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float,
     ratio = stats.ratio_of_medians(new.blocks_s, old.blocks_s, seed=seed) if _blocks(old, new) > 1 else None
     doubts = [f"{side}: {why}" for side, row in (("before", old), ("after", new)) if (why := _doubts(row))]
     if ratio is not None:
-        low, high = 100 * (ratio.low - 1), 100 * (ratio.high - 1)
+        noise = 1 + noise_pct / 100
+        low, high = 100 * (ratio.low / noise - 1), 100 * (ratio.high * noise - 1)
         finding = "no difference found"
         if doubts:
             finding = f"no claim ({'; '.join(doubts)})"
-        elif low > noise_pct:
+        elif low > 0:
             finding = "slower"
-        elif high < 100 / (1 + noise_pct / 100) - 100:  # as far from 1 as a ratio
+        elif high < 0:
             finding = "faster"
         yield Change(
             subject=subject,

@@ -75,6 +75,10 @@ def test_what_two_runs_differ_by_anyway_is_no_difference(save) -> None:
     a, b = save("a.json", measurement(0.01, 0)), save("b.json", measurement(0.0102, 1))
     assert found(compare(a, b).changes) == ["no difference found"]
     assert found(compare(a, b, noise_pct=0.5).changes) == ["slower"]
+    (own, *_), (wide, *_) = compare(a, b, noise_pct=0).changes, compare(a, b, noise_pct=5).changes
+    assert [1 + end / 100 for end in wide.interval] == pytest.approx(
+        [(1 + own.interval[0] / 100) / 1.05, (1 + own.interval[1] / 100) * 1.05]
+    )
 
 
 def test_an_invalid_side_makes_no_claim(save) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import platform
@@ -18,7 +19,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
-from resdeploy.errors import MalformedInput, MissingInput, UsageError
+from resdeploy.backends import machine
+from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, UsageError
 from resdeploy.graph import files, portable, qdq
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
@@ -116,6 +118,31 @@ def test_a_lane_finds_the_same_ranges(resnet20: Artifact, images: Images, tmp_pa
     local = quantize(resnet20, [images], tmp_path / "here.onnx")
     lane = ptq.quantize(resnet20, [images], calibration=calibration(), target="openvino", out=tmp_path / "lane.onnx")
     assert lane.sha256 == local.sha256
+
+
+def test_ranges_seen_in_bf16_are_those_of_fp32_to_a_step_of_int8(
+    resnet20: Artifact, images: Images, tmp_path: Path
+) -> None:
+    """2^-9 for the last rounding, and the noise of 20 layers; CPUs without BF16 refuse, and leave nothing."""
+    asked = dataclasses.replace(calibration(), arithmetic="bf16")
+    out = tmp_path / "int8.onnx"
+    if not machine.cpu().bf16:
+        with pytest.raises(BackendMissing, match="BF16"):
+            ptq.quantize(resnet20, [images], calibration=asked, target="openvino", out=out, run=here)
+        assert not out.exists()
+        return
+    made = ptq.quantize(resnet20, [images], calibration=asked, target="openvino", out=out, run=here)
+    assert made.calibration is not None
+    assert made.calibration.arithmetic == "bf16"
+    model = files.load_model(Path(resnet20.path))
+    wanted = ptq.importance(model, qdq.plan(model, "openvino"))
+    exact, _ = calibrate.observe(model, wanted, [images], run=here)
+    seen, _ = calibrate.observe(model, wanted, [images], run=calibrate.in_bf16_lane)
+    for name, found in exact.items():
+        span = found.extremes.hi - found.extremes.lo
+        assert seen[name].extremes.lo == pytest.approx(found.extremes.lo, abs=span / 128)
+        assert seen[name].extremes.hi == pytest.approx(found.extremes.hi, abs=span / 128)
+    assert any(seen[name].extremes != found.extremes for name, found in exact.items())  # it was another arithmetic
 
 
 def test_the_record_says_what_was_done(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
