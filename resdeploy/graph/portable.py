@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 
 import resdeploy
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import fold, metadata, names, opset, rewrite
+from resdeploy.graph import files, fold, metadata, names, opset, rewrite
 
 BATCH = "batch"
 
@@ -156,7 +156,7 @@ def _finish(work: ir.Model) -> onnx.ModelProto:
         image.shape, logits.shape = image_shape, logits_shape
         model = _inferred(work)
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(files.weightless(model))  # weights are onnx-ir's own, which knows their shapes
     except onnx.checker.ValidationError as e:
         raise MalformedInput(f"the model in opset {opset.OPSET} is not valid ONNX: {e}") from e
     return model
@@ -177,7 +177,12 @@ def _carries_batch(graph: onnx.GraphProto) -> bool:
 def _inferred(work: ir.Model) -> onnx.ModelProto:
     proto = ir.serde.serialize_model(work)
     del proto.graph.value_info[:]
+    light = files.weightless(proto)
     try:
-        return onnx.shape_inference.infer_shapes(proto, strict_mode=True, data_prop=True)
+        light = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError:
-        return onnx.shape_inference.infer_shapes(proto)
+        light = onnx.shape_inference.infer_shapes(light)
+    proto.graph.value_info.extend(light.graph.value_info)
+    del proto.graph.output[:]
+    proto.graph.output.extend(light.graph.output)
+    return proto

@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from resdeploy.graph.qdq import Placement, Weight, WeightSite
     from resdeploy.quantize.calibrate import Runner
 
-# Both networks run, in float: 16 images of 224 x 224 at most, whose last maps still give 784 values a channel.
+# Images kept: 16 of 224 x 224 at most, whose last maps still give 784 values a channel.
 IMAGE_ELEMENTS = 16 * 3 * 224 * 224
-# Images whose mean corrects a layer on the spot.
+# Images whose mean corrects a layer on the spot, and all that are run: both networks, in float, take long. RMS logit
+# errors of CIFAR's ResNet-20 and -56 as shares of those from 256 images (means of three sets): from 6 images, which
+# have as many values in the last maps as 8 of 224 x 224, 1.07 and 1.09; from 12, 1.08 and 1.09; uncorrected 1.43, 1.14.
 BATCH_ELEMENTS = 8 * 3 * 224 * 224
 MAX_BATCH_SIZE = 64
 LACKING = "lacking"
@@ -75,7 +77,8 @@ def shifts(
     channels, height, width = images[0].shape
     size = min(MAX_BATCH_SIZE, max(1, BATCH_ELEMENTS // images[0].size), len(images))
     # Only whole batches: a runtime may fill up the last one, and then its mean would not be that of the images.
-    whole = np.stack(images[: len(images) // size * size])
+    most = max(size, min(len(images), BATCH_ELEMENTS // images[0].size))
+    whole = np.stack(images[: most // size * size])
     with run(paired(model, quantized, sites, weights, size), (channels, height, width)) as predict:
         mean = predict(whole).mean(axis=0, dtype=np.float64)
     ends = np.cumsum([weights[site.node].scale.size for site in sites])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
+from resdeploy.graph import files, portable
 from resdeploy.quantize.histogram import Histogram
 from resdeploy.quantize.ranges import Range
 from resdeploy.records import Arithmetic, Artifact, BackendName, Execution, Progress
@@ -41,10 +43,10 @@ BATCH_ELEMENTS = 3 * 224 * 224
 MAX_BATCH_SIZE = 64
 MAX_STREAMS = 4  # each has its own copy of the weights in ONNX Runtime; more cores share them out
 WATCHED = "watched"
-# Values of a tensor that leave the runtime for each image. Of 300 images they are 600,000, of which 6 lie beyond the
-# 99.999th percentile.
+# Values of a tensor that leave the runtime for each image, about. Of 300 images they are 600,000, of which 6 lie beyond
+# the 99.999th percentile.
 SAMPLES = 2048
-LAST_FRACTION = np.nextafter(1.0, 0.0)  # of a tensor's size: below 1 even after rounding
+MIN_POSITIONS = 4  # of each channel's map, however many channels there are
 
 
 @contextlib.contextmanager
@@ -148,7 +150,7 @@ def observe(
         model: the float graph, opset 13 to 17.
         tensors: what to observe, each with the weights of its channels (channels,): how much an error there matters.
         batches: preprocessed images, each (n, C, H, W) with any n.
-        seed: of the positions sampled.
+        seed: of the places sampled.
         run: opens a graph for running.
         total: the number of images expected, for the progress report.
         progress: told after every batch.
@@ -157,9 +159,7 @@ def observe(
         MissingInput: no images.
         MalformedInput: images or activations that are not finite.
     """
-    places = positions(seed)
-    # A tensor is stored channel by channel, so the place within it tells the channel.
-    weights = [w[(places * len(w)).astype(np.int64)] for w in tensors.values()]
+    lattices: tuple[Lattice, ...] = ()
     histograms = [Histogram() for _ in tensors]
     lo, hi, count = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf), 0
     with contextlib.ExitStack() as opened:
@@ -170,13 +170,17 @@ def observe(
             _refuse_bad_images(images, count)
             if predict is None:
                 channels, height, width = images.shape[1:]
-                watched = run(watch(model, tuple(tensors), places), (channels, height, width))
-                predict = opened.enter_context(watched)
-            rows = predict(images).reshape(len(images), len(tensors), 2 + SAMPLES)
-            _refuse_infinite(rows, tuple(tensors))
-            lo, hi = np.minimum(lo, rows[:, :, 0].min(axis=0)), np.maximum(hi, rows[:, :, 1].max(axis=0))
-            for i, histogram in enumerate(histograms):
-                histogram.add(rows[:, i, 2:], weights[i])
+                lattices = sampled(model, tuple(tensors), (channels, height, width), seed)
+                predict = opened.enter_context(run(watch(model, lattices), (channels, height, width)))
+                weights = [at.spread(w) for w, at in zip(tensors.values(), lattices, strict=True)]
+                ends = np.cumsum([2 + at.samples for at in lattices])
+            rows = predict(images).reshape(len(images), ends[-1])
+            columns = np.split(rows, ends[:-1], axis=1)
+            for i, values in enumerate(columns):
+                if not np.isfinite(values).all():
+                    _refuse_infinite(lattices[i].tensor)
+                lo[i], hi[i] = min(lo[i], values[:, 0].min()), max(hi[i], values[:, 1].max())
+                histograms[i].add(values[:, 2:], weights[i])
             count += len(images)
             if progress is not None:
                 progress("calibrate", count, max(total, count))
@@ -189,44 +193,119 @@ def observe(
     return found, count
 
 
-def positions(seed: int) -> NDArray[np.float64]:
-    """Where in a tensor to sample, as ascending fractions of its size: one in each of `SAMPLES` equal parts.
+@dataclass(frozen=True, kw_only=True)
+class Lattice:
+    """Which values of a tensor are sampled: of every channel's map those at regular places, the same in all channels.
 
-    So every channel is sampled alike, and a tensor that is smaller than the sample is seen whole.
+    So every channel is sampled alike. Runtimes cut a lattice out of a map in whatever order they keep it; to pick
+    single values, OpenVINO would first turn every map around, which took it as long as the network itself.
     """
-    return np.minimum((np.arange(SAMPLES) + np.random.default_rng(seed).random(SAMPLES)) / SAMPLES, LAST_FRACTION)
+
+    tensor: str
+    channels: int
+    starts: tuple[int, ...]  # along each axis after the channels'; none: the tensor has no maps, and is seen whole
+    steps: tuple[int, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def samples(self) -> int:
+        """Values of one image."""
+        return self.channels * math.prod(self.counts)
+
+    def spread(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The weight of each value, (samples,): they come channel by channel. One for all where it has no channels."""
+        each = weights if len(weights) == self.channels else np.ones(self.channels)
+        return np.repeat(each, self.samples // self.channels)
 
 
-def watch(model: onnx.ModelProto, tensors: Sequence[str], places: NDArray[np.float64]) -> onnx.ModelProto:
-    """The graph with one output (n, tensors x (2 + samples)): of each image and tensor minimum, maximum, samples."""
+def sampled(
+    model: onnx.ModelProto, tensors: Sequence[str], image_shape: tuple[int, int, int], seed: int
+) -> tuple[Lattice, ...]:
+    """A lattice of about `SAMPLES` values for each tensor, at an offset of its own.
+
+    A tensor that is smaller than the sample is seen whole.
+
+    Raises:
+        MalformedInput: a tensor's shape does not follow from the image's.
+    """
+    shapes, random = _shapes(model, image_shape), np.random.default_rng(seed)
+    if any(0 in shapes.get(tensor, (0,)) for tensor in tensors):  # written as arithmetic
+        shapes = _shapes(portable.fold_constants(model, (1, *image_shape)), image_shape)
+    found = []
+    for tensor in tensors:
+        if 0 in shapes.get(tensor, (0,)):
+            raise MalformedInput(f"the shape of {tensor} does not follow from images of shape {image_shape}")
+        channels, *axes = shapes[tensor]
+        left = max(SAMPLES // channels, MIN_POSITIONS)
+        steps: list[int] = []
+        for k, size in enumerate(axes):
+            steps.append(max(1, size // max(1, round(left ** (1 / (len(axes) - k))))))
+            left = max(1, left // (size // steps[-1]))
+        counts = tuple(size // step for size, step in zip(axes, steps, strict=True))
+        room = [size - (count - 1) * step for size, count, step in zip(axes, counts, steps, strict=True)]
+        starts = tuple(int(random.integers(most)) for most in room)
+        found.append(Lattice(tensor=tensor, channels=channels, starts=starts, steps=tuple(steps), counts=counts))
+    return tuple(found)
+
+
+def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """The shape of every value for one image, without the batch dimension."""
+    light = files.weightless(model)
+    del light.graph.value_info[:]
+    dims = light.graph.input[0].type.tensor_type.shape.dim
+    for dim, size in zip(dims[1:], image_shape, strict=True):
+        dim.dim_value = size
+    inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    return {
+        value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
+        for value in (*inferred.input, *inferred.value_info, *inferred.output)
+    }
+
+
+def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProto:
+    """The graph with one output (n, columns): of each image and tensor minimum, maximum and samples."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
-    graph.initializer.append(numpy_helper.from_array(places, f"{WATCHED}/places"))
-    graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), f"{WATCHED}/one"))
+
+    def constant(name: str, values: Sequence[int]) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{WATCHED}/{name}"))
+        return f"{WATCHED}/{name}"
+
     columns: list[str] = []
-    for i, tensor in enumerate(tensors):
+    for i, at in enumerate(lattices):
         stem = f"{WATCHED}/{i}"
-        columns += [f"{stem}/min", f"{stem}/max", f"{stem}/samples"]
-        graph.node.extend(
-            [
-                helper.make_node("Flatten", [tensor], [f"{stem}/flat"], axis=1),
-                helper.make_node("ReduceMin", [f"{stem}/flat"], [f"{stem}/min"], axes=[1], keepdims=1),
-                helper.make_node("ReduceMax", [f"{stem}/flat"], [f"{stem}/max"], axes=[1], keepdims=1),
-                # The size is known only when the graph runs: the image's size may be open.
-                helper.make_node("Shape", [f"{stem}/flat"], [f"{stem}/shape"]),
-                helper.make_node("Gather", [f"{stem}/shape", f"{WATCHED}/one"], [f"{stem}/size"]),
-                helper.make_node("Cast", [f"{stem}/size"], [f"{stem}/real"], to=onnx.TensorProto.DOUBLE),
-                helper.make_node("Mul", [f"{WATCHED}/places", f"{stem}/real"], [f"{stem}/at"]),
-                helper.make_node("Cast", [f"{stem}/at"], [f"{stem}/index"], to=onnx.TensorProto.INT64),
-                helper.make_node("Gather", [f"{stem}/flat", f"{stem}/index"], [f"{stem}/samples"], axis=1),
-            ]
-        )
-    graph.node.append(helper.make_node("Concat", columns, [WATCHED], axis=1))
+        axes = list(range(1, 2 + len(at.counts)))
+        for reduce in ("ReduceMin", "ReduceMax"):
+            one = f"{stem}/{reduce}"
+            graph.node.append(helper.make_node(reduce, [at.tensor], [f"{one}/kept"], axes=axes, keepdims=1))
+            graph.node.append(helper.make_node("Flatten", [f"{one}/kept"], [one], axis=1))
+            columns.append(one)
+        cut = at.tensor
+        if at.counts:
+            last = [a + s * (n - 1) + 1 for a, s, n in zip(at.starts, at.steps, at.counts, strict=True)]
+            bounds = {"starts": at.starts, "ends": last, "axes": axes[1:], "steps": at.steps}
+            names = [constant(f"{i}/{name}", values) for name, values in bounds.items()]
+            cut = f"{stem}/cut"
+            graph.node.append(helper.make_node("Slice", [at.tensor, *names], [cut]))
+        graph.node.append(helper.make_node("Flatten", [cut], [f"{stem}/samples"], axis=1))
+        columns.append(f"{stem}/samples")
+    width = sum(2 + at.samples for at in lattices)
+    # OpenVINO computes in FP32 whatever lies between the last matrix product and the output, and what was to be BF16
+    # would be converted first: a product with 1 comes last.
+    graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), f"{WATCHED}/unit"))
+    apart, together = constant("apart", (-1, width, 1)), constant("together", (-1, width))
+    graph.node.extend(
+        [
+            helper.make_node("Concat", columns, [f"{WATCHED}/row"], axis=1),
+            helper.make_node("Reshape", [f"{WATCHED}/row", apart], [f"{WATCHED}/column"]),
+            helper.make_node("MatMul", [f"{WATCHED}/column", f"{WATCHED}/unit"], [f"{WATCHED}/product"]),
+            helper.make_node("Reshape", [f"{WATCHED}/product", together], [WATCHED]),
+        ]
+    )
     del graph.output[:]
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or "batch"
-    shape = [batch, len(tensors) * (2 + SAMPLES)]
-    graph.output.append(helper.make_tensor_value_info(WATCHED, onnx.TensorProto.FLOAT, shape))
+    graph.output.append(helper.make_tensor_value_info(WATCHED, onnx.TensorProto.FLOAT, [batch, width]))
     return result
 
 
@@ -240,11 +319,9 @@ def _refuse_bad_images(images: NDArray[np.float32], seen: int) -> None:
         )
 
 
-def _refuse_infinite(rows: NDArray[np.float32], tensors: Sequence[str]) -> None:
-    bad = ~np.isfinite(rows).all(axis=(0, 2))
-    if bad.any():
-        raise MalformedInput(
-            f"activation {tensors[int(np.argmax(bad))]} is not finite for a calibration image",
-            cause="The weights overflow float32, or the images are not preprocessed as the model expects",
-            fix="Check the FP32 model's accuracy first (resdeploy eval)",
-        )
+def _refuse_infinite(tensor: str) -> None:
+    raise MalformedInput(
+        f"activation {tensor} is not finite for a calibration image",
+        cause="The weights overflow float32, or the images are not preprocessed as the model expects",
+        fix="Check the FP32 model's accuracy first (resdeploy eval)",
+    )

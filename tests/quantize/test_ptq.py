@@ -15,6 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -194,12 +196,38 @@ def test_samples_are_values_of_the_tensor_weighted_by_channel(images: Images, re
     session = onnxruntime.InferenceSession(_with_output(model, pool.output[0]))
     pooled = session.run([pool.output[0]], {"input": images})[0].reshape(-1, 64)
     histogram = found[pool.output[0]].histogram
-    each = calibrate.SAMPLES / 64
-    assert histogram.total == pooled.size * each
-    assert histogram.weights.sum() == 2 * each * np.count_nonzero(pooled[:, 7])
+    assert histogram.total == pooled.size
+    assert histogram.weights.sum() == 2 * np.count_nonzero(pooled[:, 7])
     counts = found["input"].histogram
     share = float(counts.counts[counts.centres > 1].sum() / counts.total)
     assert share == pytest.approx((images > 1).mean(), abs=0.01)
+
+
+@given(
+    channels=st.integers(1, 3000), height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 2**32 - 1)
+)
+@settings(max_examples=40, deadline=None)
+def test_a_lattice_is_cut_out_of_every_channel_alike(channels: int, height: int, width: int, seed: int) -> None:
+    """It lies within the map, spreads over more than half of it, and numpy cuts out the same values."""
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", channels, "h", "w"))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("GlobalAveragePool", ["a"], ["y"])]
+    graph = helper.make_graph(nodes, "g", [image], [output])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (at,) = calibrate.sampled(model, ["a"], (channels, height, width), seed)
+    assert at.samples >= min(calibrate.SAMPLES // 4, channels * height * width)
+    assert at.samples <= max(4 * calibrate.SAMPLES, 2 * calibrate.MIN_POSITIONS * channels)
+    for start, step, count, size in zip(at.starts, at.steps, at.counts, (height, width), strict=True):
+        assert 0 <= start <= start + (count - 1) * step < size
+        assert count * step > size / 2
+    x = np.random.default_rng(seed).standard_normal((2, channels, height, width)).astype(np.float32)
+    with here(calibrate.watch(model, [at]), (channels, "h", "w")) as predict:
+        rows = predict(x)
+    cuts = [slice(a, a + s * (n - 1) + 1, s) for a, s, n in zip(at.starts, at.steps, at.counts, strict=True)]
+    a = np.maximum(x, 0)
+    ends = np.stack([a.min(axis=(1, 2, 3)), a.max(axis=(1, 2, 3))], axis=1)
+    np.testing.assert_array_equal(rows, np.hstack([ends, a[:, :, cuts[0], cuts[1]].reshape(2, -1)]))
+    assert len(at.spread(np.arange(channels) + 1.0)) == at.samples
 
 
 def _with_output(model: onnx.ModelProto, tensor: str) -> bytes:
