@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from resdeploy.models.zoo import Entry
 
 SCHEMA_VERSION = 1
+ROW_IDENTITY = ("model", "backend", "precision", "batch_size", "threads", "streams")
 EFFECTS = ("right to wrong", "wrong to right", "wrong to other")
 
 Environment = Mapping[str, Any]
@@ -76,6 +77,9 @@ def document(command: str, environment: Environment, results: list[Json], **part
 def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
     """`bench`: one row a candidate, and the speed-ups."""
     rows = [bench_row(outcome) for outcome in outcomes]
+    shown = [tuple(row.get(key) for key in ROW_IDENTITY) for row in rows]
+    for row, identity in zip(rows, shown, strict=True):
+        row["row"] = row["label"] if shown.count(identity) > 1 else None  # else it can be told by its other columns
     return document(
         "bench", environment, rows, comparisons=[comparison_row(c) for c in comparisons], notes=_notes(rows)
     )

@@ -88,6 +88,7 @@ _COMPARISONS = Table(
 _BENCH = Table(
     "results",
     (
+        Column("row", "row"),
         _MODEL,
         _BACKEND,
         _PRECISION,

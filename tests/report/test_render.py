@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -339,6 +340,19 @@ def test_what_is_true_of_all_rows_is_said_once():
     """Other load on the machine is one line, however many rows."""
     rows = [summary("a", warnings=("others worked", "only a")), summary("b", warnings=("others worked",))]
     assert documents.bench(rows, [], ENVIRONMENT)["notes"] == ["all rows: others worked", "a: only a"]
+
+
+def test_rows_that_look_alike_are_told_apart_by_their_labels():
+    """Two files of one network; a table of rows that differ has no such column."""
+    one, other = summary(), summary()
+    alike = [
+        dataclasses.replace(row, measurement=dataclasses.replace(row.measurement, label=label))
+        for row, label in ((one, "r50.int8.onnx"), (other, "r50.high.onnx"))
+    ]
+    text = render.render(documents.bench([*alike, summary("r18")], [], ENVIRONMENT))
+    rows = [line.split()[:2] for line in text.splitlines()]
+    assert all(row in rows for row in (["r50.int8.onnx", "resnet50"], ["r50.high.onnx", "resnet50"], ["-", "r18"]))
+    assert not render.render(documents.bench([one, summary("r18")], [], ENVIRONMENT)).startswith("row")
 
 
 def test_nan_is_refused_rather_than_written():
