@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import onnx
 import onnx.inliner
@@ -66,8 +67,28 @@ _SMALL = 64  # elements: values that shape inference may need
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph as it is counted: functions inlined, shapes that are written as arithmetic computed."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    index: Index
+    shapes: Shapes
+    batch_size: int  # that `shapes` hold
+
+
 def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     """Costs of every layer at batch 1 and `spec.input_shape`; a Q/DQ graph counts as its original.
+
+    Raises:
+        UsageError, MalformedInput: as `prepare`.
+    """
+    return counted(prepare(model, spec))
+
+
+def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
+    """The graph with all shapes at `spec.input_shape`; `model` is left alone.
 
     Raises:
         UsageError: the image size is unknown (0 in `spec.input_shape`).
@@ -77,14 +98,20 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         raise UsageError(f"{spec.name} takes images of any size, and its costs depend on it", fix="Add --img-size")
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     index = Index(model)
-    shapes, batch_size = infer_shapes(model, spec)
+    shapes, batch_size = _infer_shapes(model, spec)
     if any(_named(node) and not _shaped(node, shapes) for node in index.nodes):
         # Shapes written as arithmetic, which ONNX's inference does not follow (torch's exporter, unoptimised).
         model = portable.fold_constants(model, (batch_size, *spec.input_shape))
         index = Index(model)
-        shapes, batch_size = infer_shapes(model, spec)
-    sizes = _parameter_sizes(model.graph)
-    removed = metadata.removed(model)
+        shapes, batch_size = _infer_shapes(model, spec)
+    return Graph(model=model, spec=spec, index=index, shapes=shapes, batch_size=batch_size)
+
+
+def counted(graph: Graph) -> Cost:
+    """Costs of every layer of a prepared graph."""
+    index, shapes, spec = graph.index, graph.shapes, graph.spec
+    sizes = _parameter_sizes(graph.model.graph)
+    removed = metadata.removed(graph.model)
     read = dict.fromkeys(sizes, False)
     layers: list[LayerCost] = []
     unknown: list[str] = []
@@ -94,7 +121,7 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         if not (_named(node) and _shaped(node, shapes)):
             unknown.append(f"{node_name(node)} ({node.op_type})")
         elif node.op_type not in _QUANTIZING:
-            layers.append(_layer(node, index, shapes, batch_size, sizes, read, removed or metadata.Removed()))
+            layers.append(_layer(node, index, shapes, graph.batch_size, sizes, read, removed or metadata.Removed()))
     return Cost(
         model=spec.name,
         params=spec.params,
@@ -201,7 +228,7 @@ def _origin(name: str, index: Index) -> str:
     return name
 
 
-def infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
+def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
     """Static shapes of all values, and the batch size that they hold: 1 unless the file fixes another.
 
     Inference runs on a copy without the weights' bytes, which it does not need.

@@ -126,13 +126,13 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def _read(request: Request, progress: Progress, against: Literal["basic", "naive"]) -> Any:
     from resdeploy.graph import against as comparisons
-    from resdeploy.graph import cost, files
+    from resdeploy.graph import files
 
     artifact = make.onnx_fp32(request, progress=progress)
     assert artifact.model is not None
     model = files.load_model(Path(artifact.path))
     compare = {"basic": comparisons.basic, "naive": comparisons.naive}[against]
-    return compare(model, artifact.model, cost.count(model, artifact.model))
+    return compare(model, artifact.model)
 
 
 def measured(request: Request, plan: bench.BenchPlan, *, progress: Progress) -> bench.Bench:
