@@ -57,6 +57,7 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 # Where an operator keeps its parameters: (weights, bias); everything else it is given is a scale or a zero point.
 _QLINEAR = {"QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6), "ConvInteger": (1, None)}
 _QLINEAR |= {"MatMulInteger": (1, None)}
+_BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a convolution's input that is its bias
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
@@ -129,11 +130,20 @@ def counted(graph: Graph) -> Cost:
         input_shape=spec.input_shape,
         layers=tuple(layers),
         unknown=tuple(unknown),
-        # Where some batch norms stand, or no bias does, none was folded.
-        norms_known=removed is not None
-        or any(layer.op == "BatchNormalization" for layer in layers)
-        or not any(layer.own_bias and layer.op == "Conv" for layer in layers),
+        norms_known=removed is not None or not any(_may_hide_norm(node, index, sizes) for node in index.nodes),
     )
+
+
+def _may_hide_norm(node: onnx.NodeProto, index: Index, sizes: Mapping[str, int]) -> bool:
+    """Whether a convolution's bias may be a folded batch norm: it has one, and no batch norm follows.
+
+    `portable` asks the same of what it has folded.
+    """
+    bias = _BIASES.get(node.op_type, len(node.input))
+    if bias >= len(node.input) or _origin(node.input[bias], index) not in sizes:
+        return False
+    readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
+    return not any(reader.op_type == "BatchNormalization" for reader in readers)
 
 
 def _named(node: onnx.NodeProto) -> bool:

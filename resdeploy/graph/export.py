@@ -62,7 +62,7 @@ def export(
     report("tracing", 0, 3)
     raw = _trace(module, spec)
     report("canonical form", 1, 3)
-    model = portable.canonicalise(raw)
+    model = portable.canonicalise(raw, whole=True)
     metadata.attach(model, spec)
     report("writing", 2, 3)
     files.save_model(model, out)

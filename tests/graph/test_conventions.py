@@ -74,8 +74,42 @@ def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> 
     # The exporter folded the batch norms and nobody wrote that down, so fvcore's count is not to be had from its file.
     assert not cost.count(files["torchscript"], foreign).norms_known
     assert cost.count(files["dynamo"], foreign).norms_known
+    # The zeros that dynamo writes where a convolution has no bias are none: the linear layer alone has one.
+    assert sum(layer.own_bias for layer in cost.count(files["dynamo"], foreign).layers) == 1
     unfolded = conventions.CONVENTIONS["fvcore"].count(cost.count(files["dynamo"], foreign))
     assert unfolded == conventions.CONVENTIONS["fvcore"].count(expected)
+
+
+def test_a_file_whose_norms_were_folded_in_part_does_not_claim_to_know_them(torchscript) -> None:
+    """Pre-activation: exporters fold the interior norms and the others stand; only the unfolded graph tells them all."""
+    torch = pytest.importorskip("torch")
+    from resdeploy.models import preact, resnet
+
+    torch.manual_seed(0)
+    net = preact.PreActResNet(preact.Variant(config=resnet.VARIANTS["resnet20"]), classes=10).eval()
+    spec = ModelSpec(name="preresnet20", family="x", classes=10, input_shape=(3, 32, 32), preprocessing=None)
+    folded, whole = (torchscript(net, spec.input_shape, folded=folded) for folded in (True, False))
+    assert 0 < sum(node.op_type == "BatchNormalization" for node in folded.graph.node) < 19
+    for partly in (folded, portable.canonicalise(folded)):
+        assert metadata.removed(partly) is None
+        assert not cost.count(partly, spec).norms_known
+    known = [cost.count(whole, spec), cost.count(portable.canonicalise(whole), spec)]
+    assert all(counted.norms_known for counted in known)
+    # shared/facts: 40,551,040 MACs, 188,416 batch norm elements; the pool reads 64 x 8 x 8.
+    expected = 40_551_040 + 2 * 188_416 + 64 * 8 * 8
+    assert {conventions.CONVENTIONS["fvcore"].count(counted) for counted in known} == {expected}
+
+
+def test_the_canonical_form_of_a_folded_file_claims_nothing(ours, torchscript) -> None:
+    """Not even after a second pass, while ours keeps what it knows."""
+    from resdeploy.models import zoo
+
+    spec = zoo.spec("resnet18")
+    once = portable.canonicalise(torchscript(zoo.create(spec), spec.input_shape))
+    assert metadata.removed(once) is None
+    assert not cost.count(once, spec).norms_known
+    assert portable.canonicalise(once).SerializeToString() == once.SerializeToString()
+    assert cost.count(ours("resnet18"), spec).norms_known
 
 
 def test_bytes_and_intensity_follow_their_definition(ours) -> None:
