@@ -81,7 +81,7 @@ def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> 
 
 
 def test_a_file_whose_norms_were_folded_in_part_does_not_claim_to_know_them(torchscript) -> None:
-    """Pre-activation: exporters fold the interior norms and the others stand; only the unfolded graph tells them all."""
+    """Pre-activation: exporters fold the interior norms, the others stand; only the unfolded graph tells them all."""
     torch = pytest.importorskip("torch")
     from resdeploy.models import preact, resnet
 
