@@ -39,6 +39,11 @@ def refuse(requests: Sequence[Request], wanted: RoofPlan, against: Literal["basi
 
     if wanted.machine is not None:
         roofline.refuse_unknown(wanted.machine)
+        if wanted.measured and against == "basic":
+            raise UsageError(
+                "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
+                fix="Ask for --against basic --measure and for --roofline machine --measure in two commands",
+            )
     elif wanted.refresh or wanted.precisions:
         option = "--refresh" if wanted.refresh else "--precision"
         raise UsageError(f"{option} belongs to --roofline", fix="Add --roofline machine")

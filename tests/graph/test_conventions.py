@@ -28,7 +28,7 @@ def test_other_tools_figures_are_reproduced(name: str, ours) -> None:
     assert found == {tool: FACTS["tools"][name][key] for tool, key in PRINTED.items()}
     assert round(conventions.CONVENTIONS["torchvision"].count(counted) / 1e9, 3) == {"resnet18": 1.814}.get(name, 4.089)
     # fvcore's ActivationCountAnalysis and timm's table: outputs of convolutions and of the linear layer.
-    assert counted.activations == FACTS["elements"][name]["bn_elems"] + 1000
+    assert counted.activations == FACTS["batch_norm_elements"][name] + 1000
 
 
 def test_pools_and_biases_that_folding_removed_are_remembered(ours) -> None:
