@@ -171,12 +171,12 @@ def _layer(
     removed: metadata.Removed,
 ) -> LayerCost:
     name = node_name(node)
-    output = shapes.get(node.output[0], ())
+    output = shapes.get(node.output[0], (0,))
     owned = [tensor for i in node.input if (tensor := _origin(i, index)) in sizes and not read[tensor]]
     read.update(dict.fromkeys(owned, True))  # a weight that two nodes share is counted where it is read first
     vectors = [sizes[t] for t in owned if len(shapes.get(t, ())) <= 1]
     normed = name in removed.norms
-    inputs = sum(math.prod(shapes.get(i, ())) for i in index.operands(node)) // batch_size
+    inputs = sum(math.prod(shapes.get(i, (0,))) for i in index.operands(node)) // batch_size
     outputs = math.prod(output) // batch_size
     return LayerCost(
         name=name,
@@ -184,7 +184,8 @@ def _layer(
         params=sum(sizes[t] for t in owned),
         biases=sum(vectors),
         macs=COUNTERS[node.op_type](node, shapes) // batch_size if node.op_type in COUNTERS else 0,
-        output_shape=(1, *output[1:]),
+        output_shape=(-(-output[0] // batch_size), *output[1:]) if output else (1,),
+        output_elements=outputs,
         input_elements=inputs,
         moved_elements=_moved(node, inputs, outputs),
         own_bias=bool(vectors) and node.op_type in COUNTERS and (not normed or name in removed.biased),

@@ -132,6 +132,33 @@ def test_bytes_and_intensity_follow_their_definition(ours) -> None:
     assert counted.weight_bytes("fp32") == 4 * counted.params_deployed
 
 
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_outputs_are_counted_whatever_their_first_dimension_is(batch_size: int) -> None:
+    """Windows, as in Swin: (images x windows, positions, channels), in a file for one image and in one for eight."""
+    shape = numpy_helper.from_array(np.array([4 * batch_size, 16, 6], np.int64), "windows")
+    weights = [numpy_helper.from_array(np.ones(s, np.float32), n) for n, s in (("c", (6, 3, 1, 1)), ("m", (6, 5)))]
+    nodes = [
+        helper.make_node("Conv", ["x", "c"], ["maps"], "conv"),
+        helper.make_node("Reshape", ["maps", "windows"], ["w"], "reshape"),
+        helper.make_node("MatMul", ["w", "m"], ["y"], "product"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (batch_size, 3, 8, 8))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (4 * batch_size, 16, 5))],
+        [shape, *weights],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    spec = ModelSpec(name="w", family="foreign", classes=5, input_shape=(3, 8, 8), preprocessing=None)
+    counted = cost.count(model, spec)
+    layers = {layer.name: layer for layer in counted.layers}
+    assert (layers["conv"].output_shape, layers["product"].output_shape) == ((1, 6, 8, 8), (4, 16, 5))
+    assert counted.activations == 64 * 6 + 64 * 5
+    assert counted.macs == 64 * 6 * 3 + 64 * 5 * 6
+    assert layers["product"].activation_bytes("int8") == 64 * 6 + 64 * 5
+
+
 def test_quantized_operators_of_onnx_runtime_are_counted_as_their_originals() -> None:
     """QLinearConv and FusedConv: the weights at their own place, scales and zero points no parameters."""
     weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.int8), "w")

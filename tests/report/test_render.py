@@ -134,7 +134,14 @@ def changed(name):
 
 def all_documents(name):
     layer = LayerCost(
-        name=f"{name}.conv", op="Conv", params=10, macs=300, output_shape=(8, 4, 4), block="b", stage=name
+        name=f"{name}.conv",
+        op="Conv",
+        params=10,
+        macs=300,
+        output_shape=(1, 8, 4, 4),
+        output_elements=128,
+        block="b",
+        stage=name,
     )
     cost = Cost(
         model=name, params=None, params_deployed=10, input_shape=(3, 8, 8), layers=(layer, layer), unknown=(name,)
