@@ -149,6 +149,7 @@ class Roofline:
     p50_s: float | None = None
     p50_ci95_s: tuple[float, float] | None = None
     backend: str = ""
+    unknown: int = 0  # operators that could not be counted, so that no time is allowed for them
     valid: bool = True  # False: the machine was disturbed while `p50_s` was measured
 
     @property
