@@ -64,6 +64,14 @@ _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in 
 _SETTINGS |= {(op, k) for op, held in _QLINEAR.items() for k in range(9) if k not in held}
 _SETTINGS |= {(op, k) for op in ("QLinearAdd", "QLinearMul") for k in (1, 2, 4, 5, 6, 7)}
 _SETTINGS |= {(op, k) for op in ("QLinearGlobalAveragePool", "QLinearAveragePool") for k in (1, 2, 3, 4)}
+# Operators of ONNX Runtime's quantized graphs, whose shapes it does not store: like which of ONNX's, of which inputs.
+_LIKE = {
+    "QLinearAdd": ("Add", slice(0, 4, 3)),
+    "QLinearMul": ("Mul", slice(0, 4, 3)),
+    "QGemm": ("Gemm", slice(0, 4, 3)),
+}
+_LIKE |= {f"QLinear{op}": (op, slice(1)) for op in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")}
+_LIKE |= {"QLinearConcat": ("Concat", slice(2, None, 3))}
 _SMALL = 64  # elements: values that shape inference may need
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")
 
@@ -242,12 +250,13 @@ def _origin(name: str, index: Index) -> str:
 def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
     """Static shapes of all values, and the batch size that they hold: 1 unless the file fixes another.
 
-    Inference runs on a copy without the weights' bytes, which it does not need.
+    Inference runs on a copy without the weights' bytes, which it does not need. What operators of other domains give
+    it cannot know; the file's own shapes are taken there, if they are for images of the spec's size.
 
     Raises:
         MalformedInput: the shapes do not follow from the spec's input.
     """
-    graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node)
+    graph = onnx.GraphProto(name=model.graph.name, node=map(_standard, model.graph.node))
     held = {t.name for t in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in held)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
@@ -261,8 +270,8 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    output = model.graph.output[0]
-    graph.output.append(helper.make_tensor_value_info(output.name, output.type.tensor_type.elem_type, None))
+    graph.value_info.extend(_told(model, image, (batch_size, *spec.input_shape)))
+    graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
     light = onnx.ModelProto(graph=graph, ir_version=model.ir_version, opset_import=model.opset_import)
     try:
         inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
@@ -278,6 +287,29 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
     return shapes, batch_size
+
+
+def _standard(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node of ONNX's own whose output has the same shape, where `_LIKE` has one; else the node."""
+    if node.domain != "com.microsoft" or node.op_type not in _LIKE:
+        return node
+    if any(a.name == "channels_last" and a.i for a in node.attribute):
+        return node
+    op, inputs = _LIKE[node.op_type]
+    return onnx.NodeProto(op_type=op, input=node.input[inputs], output=node.output, attribute=node.attribute)
+
+
+def _told(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> list[onnx.ValueInfoProto]:
+    """The file's shapes of what operators of other domains give, its symbols replaced by the input's sizes."""
+    given = image.type.tensor_type.shape.dim
+    if any(d.dim_value not in (0, size) for d, size in zip(given, sizes, strict=False)):
+        return []
+    named = {d.dim_param: size for d, size in zip(given, sizes, strict=False) if d.dim_param}
+    foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    found = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.value_info if v.name in foreign]
+    for dim in (d for value in found for d in value.type.tensor_type.shape.dim if d.dim_param in named):
+        dim.dim_value = named[dim.dim_param]
+    return found
 
 
 def _conv(node: onnx.NodeProto, shapes: Shapes, weights: int = 1) -> int:

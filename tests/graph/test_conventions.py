@@ -212,7 +212,7 @@ def test_outputs_are_counted_whatever_their_first_dimension_is(batch_size: int) 
 
 
 def test_quantized_operators_of_onnx_runtime_are_counted_as_their_originals() -> None:
-    """QLinearConv and FusedConv: the weights at their own place, scales and zero points no parameters."""
+    """QLinearConv: the weights at their own place, scales and zero points no parameters."""
     weights = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.int8), "w")
     scalars = [numpy_helper.from_array(np.array(v, t), n) for n, v, t in
                [("s", 0.1, np.float32), ("z", 0, np.uint8), ("zw", 0, np.int8)]]  # fmt: skip
@@ -232,6 +232,34 @@ def test_quantized_operators_of_onnx_runtime_are_counted_as_their_originals() ->
     spec = ModelSpec(name="q", family="foreign", classes=4, input_shape=(3, 8, 8), preprocessing=None)
     counted = cost.count(model, spec)
     assert (counted.macs, counted.params_deployed, counted.unknown) == (8 * 8 * 4 * 27, 108, ())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_files_that_onnx_runtime_has_optimised_cost_what_they_did(int8: bool, ours, tmp_path: Path) -> None:
+    """Its own operators: FusedConv, whose shapes stand in the file, and those on integers, whose shapes do not."""
+    import onnx
+    import onnxruntime
+
+    from resdeploy.models import zoo
+    from tests.graph.test_intent import quantized
+
+    spec, model = zoo.spec("resnet20"), ours("resnet20")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    source = quantized(model, "onnxruntime") if int8 else model
+    onnxruntime.InferenceSession(source.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx")
+    kinds = {node.op_type for node in optimised.graph.node if node.domain == "com.microsoft"}
+    assert kinds >= ({"QLinearAdd", "QGemm", "QLinearGlobalAveragePool"} if int8 else {"FusedConv"})
+    before, after = cost.count(model, spec), cost.count(optimised, spec)
+    assert (after.macs, after.unknown) == (40_551_040, ())
+    assert (after.params_deployed, after.activations) == (before.params_deployed, before.activations)
+    if not int8:  # shapes for 32 pixels say nothing of 64
+        other = cost.count(optimised, dataclasses.replace(spec, input_shape=(3, 64, 64)))
+        assert "conv1 (FusedConv)" in other.unknown
+        assert not any(layer.macs for layer in other.layers)
 
 
 def test_a_graph_of_ten_thousand_nodes_is_counted_exactly() -> None:
