@@ -17,7 +17,7 @@ class Scored:
     name: str
     family: str
     top1: float  # percent
-    one_crop: bool  # as torchvision evaluates; else as a paper did, often with ten crops
+    one_crop: bool  # the centre crop; else as a paper did, often with ten
     cost: float
 
 

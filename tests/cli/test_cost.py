@@ -81,6 +81,19 @@ def test_published_accuracies_are_drawn_over_macs(tmp_path: Path) -> None:
     assert all(dot.attrib["fill"] != "none" for dot in dots)
 
 
+def test_accuracies_of_larger_images_are_not_drawn_over_the_macs_of_smaller_ones(tmp_path: Path) -> None:
+    """ResNet-152's own figure, at 224 pixels, is a dot; pre-activation's, at 320, is none. v1's is of one crop."""
+    chart = tmp_path / "accuracy.svg"
+    done = CliRunner().invoke(app, ["models", "resnet152", "--chart", str(chart)])
+    assert done.exit_code == 0, done.output
+    root = ET.fromstring(chart.read_text())
+    dots = [dot for dot in root.iter() if dot.tag.endswith("circle")]
+    assert [dot.attrib["fill"] == "none" for dot in dots] == [False, False]
+    text = " ".join("".join(part.itertext()) for part in root.iter())
+    assert "resnet152_v1" in text
+    assert "preresnet152" not in text
+
+
 def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--against basic --measure`: the counts, then both networks in one run, compared with the bottlenecks."""
     torch = pytest.importorskip("torch")
