@@ -93,4 +93,6 @@ def test_a_gpus_roofs_are_dense_and_say_where_they_are_from(name: str) -> None:
     else:
         assert found.missing["bf16"]
     assert "NVIDIA" in found.source
+    (note,) = found.notes
+    assert note == "its roofs are from memory, not checked against the sheet"
     assert not found.measured
