@@ -81,12 +81,12 @@ def test_a_quantized_file_has_the_counterfactuals_of_its_original(ours, target) 
 
 def test_standing_batch_norms_and_exporters_arithmetic_change_nothing(ours, torchscript) -> None:
     """The same blocks, MACs and parameters from TorchScript's file with its batch norms, and from torch's raw graph."""
-    spec = zoo.spec("resnet50")
+    spec = zoo.spec("resnet50", input_shape=(3, 64, 64))
     net = zoo.create(spec)
-    expected = compared(ours("resnet50"), "resnet50")
+    expected = against.basic(ours("resnet50"), spec)
     for model in (torchscript(net, spec.input_shape, folded=False), export._trace(net, spec)):
         assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 53
-        found = compared(model, "resnet50")
+        found = against.basic(model, spec)
         own, known = ([dataclasses.replace(b, stage="") for b in c.blocks] for c in (found, expected))
         assert own == known  # the raw graph's node names tell no stage
         assert dataclasses.replace(found, blocks=()) == dataclasses.replace(expected, blocks=())
