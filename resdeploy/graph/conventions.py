@@ -99,7 +99,7 @@ CONVENTIONS: Mapping[str, Convention] = {
             formula="MACs + 4 x batch norm elements + adaptive average pool sums",
             counts_norms=True,
             count=lambda c: c.macs + _sum(c, lambda y: 4 * _norms(y) + _adaptive_sums(y)),
-            operators=_CHECKED | {"Clip", "LRN"},
+            operators=_CHECKED | {"LRN"},
         ),
         Convention(
             name="ptflops",  # 0.7, backend aten, its default

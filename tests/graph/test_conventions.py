@@ -55,6 +55,16 @@ def test_other_tools_figures_of_our_networks_are_reproduced_or_refused(name: str
     assert {tool: one.count(found) for tool, one in told.items() if not one.doubt(found)} == printed
 
 
+def test_clipped_activations_count_nothing_where_the_tool_counts_nothing(torchscript, torchvision) -> None:
+    """MobileNet v2, whose figures the tools printed; thop and ptflops-pytorch are not asked."""
+    net = torchvision.models.mobilenet_v2(weights=None).eval()
+    spec = ModelSpec(name="m", family="x", classes=1000, input_shape=(3, 224, 224), preprocessing=None)
+    found = cost.count(torchscript(net, spec.input_shape, folded=False), spec)
+    assert sum(layer.op == "Clip" for layer in found.layers) == 35
+    told = {name: one.count(found) for name, one in conventions.CONVENTIONS.items() if not one.doubt(found)}
+    assert told == {"torchvision": 300_774_272, "fvcore": 314_193_216, "ptflops": 300_775_272}
+
+
 def test_a_convention_says_nothing_of_operators_that_it_was_not_compared_on() -> None:
     """Named, as are those that nobody can count; torchvision's figure is our own count, and needs only the latter."""
 
