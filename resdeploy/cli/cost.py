@@ -92,5 +92,7 @@ def cost(
         roofed = costs.roofed(requests, counted, wanted, plan, progress=progress)
         timed = plan if measure and roofline is None else None
         compared = costs.compared(requests, against, timed, progress=progress)
+    if chart is not None:
+        console.note(f"wrote {chart}", quiet=quiet)
     parts = costs.joined(compared, costs.reconciled(counted, convention), roofed)
     console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output)

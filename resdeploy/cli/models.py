@@ -41,4 +41,5 @@ def models(
 
         svg = costcharts.of_entries(entries) if latencies is None else costcharts.over_latency(latencies)
         store.write_bytes(chart, svg.encode())
+        console.note(f"wrote {chart}")
     console.emit(documents.models(entries, environment.capture()), fmt, output)

@@ -9,7 +9,8 @@ answers have nothing to do with each other:
       (He et al.): 2 x 9 (C/4)^2, so that the bottleneck has 17/18 of its cost.
 
 An Inception module is compared with the naive one of Szegedy et al. 2014, figure 2(a): large kernels read the module's
-input directly, and the pooled branch has no projection. Blocks are found from the graph's structure, never from names.
+input directly, and the pooled branch has no projection. Blocks are found from the graph's structure, never from names,
+and Q/DQ pairs, casts and standing batch norms are looked through.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from dataclasses import dataclass
 import onnx
 
 from resdeploy.errors import UsageError
-from resdeploy.graph.cost import infer_shapes
-from resdeploy.graph.residual import Index, ResidualBlock, find_blocks, node_name
-from resdeploy.records import Cost, LayerCost, ModelSpec
+from resdeploy.graph import cost, intent
+from resdeploy.graph.residual import ResidualBlock, node_name
+from resdeploy.records import LayerCost, ModelSpec
 
 _ELEMENTWISE = frozenset({"Relu", "Clip", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Cast"})
 _POOLS = frozenset({"MaxPool", "AveragePool"})
@@ -73,48 +74,50 @@ class Counterfactual:
     quarter_params: int | None
 
 
-def basic(model: onnx.ModelProto, spec: ModelSpec, cost: Cost) -> Counterfactual:
+def basic(model: onnx.ModelProto, spec: ModelSpec) -> Counterfactual:
     """The network's bottlenecks against basic blocks, everything else unchanged but for the classifier of (b).
 
-    Args:
-        model: the graph.
-        spec: its description.
-        cost: of that graph, from `cost.count`.
-
     Raises:
-        UsageError: the graph has no bottleneck.
+        UsageError: the graph has no bottleneck, or an unknown image size.
+        MalformedInput: as `cost.prepare`.
     """
-    sizes = _Sizes(model, spec)
-    layers = {layer.name: layer for layer in cost.layers}
+    graph = cost.prepare(model, spec)
+    counted, meant, sizes = cost.counted(graph), intent.of(graph.model), _Sizes(graph)
+    layers = {layer.name: layer for layer in counted.layers}
     blocks: list[Bottleneck] = []
     before = 0  # a quarter of the width that the block before has
     outer = 0
-    for block in find_blocks(model):
+    for block in meant.blocks:
         if sizes.is_bottleneck(block):
             made, outer = _bottleneck(block, sizes, layers, before)
             blocks.append(made)
             before = outer // 4
     if not blocks:
         raise UsageError(
-            f"{cost.model} has no bottlenecks (1x1, 3x3, 1x1 beside a shortcut) to compare with basic blocks",
+            f"{spec.name} has no bottlenecks (1x1, 3x3, 1x1 beside a shortcut) to compare with basic blocks",
             fix="Name ResNet-50 or deeper; --against naive compares Inception modules",
         )
     own, wide, narrow = (sum((getattr(b, side) for b in blocks), Size()) for side in ("own", "outer", "quarter"))
-    macs = sum(layer.macs for layer in cost.layers)
+    macs = sum(layer.macs for layer in counted.layers)
     # The classifier of (b) reads a quarter of the channels.
-    head = next((layer for layer in reversed(cost.layers) if layer.macs and layer.op in ("Gemm", "MatMul")), None)
+    head = next((layer for layer in reversed(counted.layers) if layer.macs and layer.op in ("Gemm", "MatMul")), None)
     saved_macs, saved_weights = 0, 0
     if head is not None and head.input_elements == outer:
         saved_macs, saved_weights = head.macs - head.macs // 4, (head.params - head.biases) * 3 // 4
-    normed = all(layers[name].folded_norm for block in find_blocks(model) for name in block.convs)
-    params = cost.params if normed else None
+    standing = {name for name, layer in layers.items() if layer.op == "BatchNormalization"}
+    normed = all(
+        layers[name].folded_norm or not standing.isdisjoint(meant.followers[name])
+        for block in meant.blocks
+        for name in block.convs
+    )
+    params = counted.params if normed else None
     return Counterfactual(
-        model=cost.model,
+        model=spec.name,
         blocks=tuple(blocks),
         own_macs=macs,
         outer_macs=macs - own.macs + wide.macs,
         quarter_macs=macs - own.macs + narrow.macs - saved_macs,
-        own_params=cost.params,
+        own_params=counted.params,
         outer_params=None if params is None else params - own.learnable + wide.learnable,
         quarter_params=None if params is None else params - own.learnable + narrow.learnable - saved_weights,
     )
@@ -149,9 +152,8 @@ def conv_size(inputs: int, outputs: int, kernel: int, area: int) -> Size:
 class _Sizes:
     """Shapes of a graph's convolutions, by node name."""
 
-    def __init__(self, model: onnx.ModelProto, spec: ModelSpec) -> None:
-        self.index = Index(model)
-        self.shapes, self.batch_size = infer_shapes(model, spec)
+    def __init__(self, graph: cost.Graph) -> None:
+        self.index, self.shapes = graph.index, graph.shapes
         self.convs = {node_name(n): n for n in self.index.nodes if n.op_type == "Conv" and n.input[1] in self.shapes}
 
     def weight(self, name: str) -> tuple[int, ...]:
@@ -238,21 +240,21 @@ class Modules:
     modules: tuple[Module, ...]
 
 
-def naive(model: onnx.ModelProto, spec: ModelSpec, cost: Cost) -> Modules:
+def naive(model: onnx.ModelProto, spec: ModelSpec) -> Modules:
     """The network's Inception modules with and without their 1x1 reductions.
 
-    Arguments as `basic`.
-
     Raises:
-        UsageError: the graph has no such reduction.
+        UsageError: the graph has no such reduction, or an unknown image size.
+        MalformedInput: as `cost.prepare`.
     """
-    sizes = _Sizes(model, spec)
-    layers = {layer.name: layer for layer in cost.layers}
-    residual = {name for block in find_blocks(model) for name in block.convs}
+    graph = cost.prepare(model, spec)
+    sizes = _Sizes(graph)
+    layers = {layer.name: layer for layer in cost.counted(graph).layers}
+    residual = {name for block in intent.of(graph.model).blocks for name in block.convs}
     reductions = tuple(_reductions(sizes, layers, residual))
     if not reductions:
         raise UsageError(
-            f"{cost.model} has no 1x1 convolutions before larger ones outside residual blocks",
+            f"{spec.name} has no 1x1 convolutions before larger ones outside residual blocks",
             fix="Name a GoogLeNet or an Inception; --against basic compares bottlenecks",
         )
     modules: dict[str, Module] = {}
@@ -266,7 +268,7 @@ def naive(model: onnx.ModelProto, spec: ModelSpec, cost: Cost) -> Modules:
         without = _without(name, sizes, direct, reducing)
         module = modules.get(home, Module(name=home, own=Size(), naive=Size()))
         modules[home] = Module(name=home, own=module.own + sizes.of(name), naive=module.naive + without)
-    return Modules(model=cost.model, reductions=reductions, modules=tuple(modules.values()))
+    return Modules(model=spec.name, reductions=reductions, modules=tuple(modules.values()))
 
 
 def _reductions(sizes: _Sizes, layers: Mapping[str, LayerCost], residual: set[str]) -> Iterator[Reduction]:

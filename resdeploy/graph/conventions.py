@@ -1,27 +1,52 @@
 """What other tools would report for the same network, so that their figures can be reconciled with ours.
 
-Each formula was read off the tool's source and holds to the last digit on the torchvision networks in
-`tests/graph/test_conventions.py`. Tools look at a torch module, we at its graph: batch norms that were folded and pools
-over single elements that were dropped are remembered in our files (`metadata.Removed`). What a graph cannot tell
-apart, a module from a function call, is taken to be a module.
+Each formula was read off the tool's source and holds to the last digit on the networks in
+`tests/graph/test_conventions.py`; of a graph with other operators than theirs no figure is given. Tools look at a torch
+module, we at its graph: batch norms that were folded and pools over single elements that were dropped are remembered in
+our files (`metadata.Removed`). What a graph cannot tell apart, a module from a function call, is taken to be a module.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from resdeploy.records import Cost, LayerCost
 
+# The operators on which every formula was compared with its tool, and those that are nothing but views.
+_CHECKED = frozenset({
+    *("Add", "BatchNormalization", "Concat", "Conv", "Gemm", "GlobalAveragePool", "MaxPool", "Pad", "ReduceMean"),
+    *("Relu", "Slice", "Dropout", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"),
+})  # fmt: skip
+
 
 @dataclass(frozen=True, kw_only=True)
 class Convention:
-    """One tool's way to count. `count` gives what it reports for `Cost.batch_size` images."""
+    """One tool's way to count: what it reports for `Cost.batch_size` images, where there is no `doubt`."""
 
     name: str
     formula: str
     counts_norms: bool
     count: Callable[[Cost], int]
+    operators: frozenset[str] | None = _CHECKED  # None: any that we can count
+
+    def doubt(self, cost: Cost) -> str:
+        """Why there is no figure for a graph; "": there is one."""
+        if cost.unknown:
+            return f"{len(cost.unknown)} operators cannot be counted: {_few(cost.unknown)}"
+        others = [] if self.operators is None else sorted({y.op for y in cost.layers} - self.operators)
+        if others:
+            return f"{self.name} was not compared with our counts on {_few(others)}"
+        if self.counts_norms and not cost.norms_known:
+            return (
+                f"{self.name} counts batch norms or biases, and the file does not say which of its biases were batch "
+                "norms before they were folded; name the network, or export it with resdeploy"
+            )
+        return ""
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
 _POOLS = ("GlobalAveragePool", "ReduceMean")  # the two spellings of an adaptive pool to one element
@@ -61,30 +86,34 @@ def _doubled(layer: LayerCost) -> int:
 CONVENTIONS: Mapping[str, Convention] = {
     c.name: c
     for c in (
-        Convention(name="torchvision", formula="MACs", counts_norms=False, count=lambda c: c.macs),
+        Convention(name="torchvision", formula="MACs", counts_norms=False, count=lambda c: c.macs, operators=None),
         Convention(
             name="fvcore",  # 0.1.5
             formula="MACs + 2 x batch norm elements + adaptive average pool inputs",
             counts_norms=True,
             count=lambda c: c.macs + _sum(c, lambda y: 2 * _norms(y) + _global_pools(y)),
+            operators=_CHECKED | {"AveragePool", "Clip", "LRN"},
         ),
         Convention(
             name="thop",  # 0.1.1
             formula="MACs + 4 x batch norm elements + adaptive average pool sums",
             counts_norms=True,
             count=lambda c: c.macs + _sum(c, lambda y: 4 * _norms(y) + _adaptive_sums(y)),
+            operators=_CHECKED | {"LRN"},
         ),
         Convention(
             name="ptflops",  # 0.7, backend aten, its default
             formula="MACs + bias additions",
             counts_norms=True,  # a folded batch norm leaves a bias that the network did not have
             count=lambda c: c.macs + _sum(c, _biases),
+            operators=_CHECKED | {"AveragePool", "Clip", "LRN"},
         ),
         Convention(
             name="ptflops-pytorch",  # 0.7, backend pytorch
             formula="MACs + bias additions + 2 x batch norm elements + 2 x (ReLU outputs + pool inputs)",
             counts_norms=True,
             count=lambda c: c.macs + _sum(c, lambda y: _biases(y) + 2 * _norms(y) + 2 * _doubled(y)),
+            operators=_CHECKED | {"AveragePool"},
         ),
     )
 }

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import onnx
 import onnx.inliner
@@ -56,18 +57,47 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 # Where an operator keeps its parameters: (weights, bias); everything else it is given is a scale or a zero point.
 _QLINEAR = {"QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6), "ConvInteger": (1, None)}
 _QLINEAR |= {"MatMulInteger": (1, None)}
+_BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a convolution's input that is its bias
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
 _SETTINGS |= {(op, k) for op, held in _QLINEAR.items() for k in range(9) if k not in held}
 _SETTINGS |= {(op, k) for op in ("QLinearAdd", "QLinearMul") for k in (1, 2, 4, 5, 6, 7)}
 _SETTINGS |= {(op, k) for op in ("QLinearGlobalAveragePool", "QLinearAveragePool") for k in (1, 2, 3, 4)}
+# Operators of ONNX Runtime's quantized graphs, whose shapes it does not store: like which of ONNX's, of which inputs.
+_LIKE = {
+    "QLinearAdd": ("Add", slice(0, 4, 3)),
+    "QLinearMul": ("Mul", slice(0, 4, 3)),
+    "QGemm": ("Gemm", slice(0, 4, 3)),
+}
+_LIKE |= {f"QLinear{op}": (op, slice(1)) for op in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")}
+_LIKE |= {"QLinearConcat": ("Concat", slice(2, None, 3))}
 _SMALL = 64  # elements: values that shape inference may need
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A graph as it is counted: functions inlined, shapes that are written as arithmetic computed."""
+
+    model: onnx.ModelProto
+    spec: ModelSpec
+    index: Index
+    shapes: Shapes
+    batch_size: int  # that `shapes` hold
+
+
 def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     """Costs of every layer at batch 1 and `spec.input_shape`; a Q/DQ graph counts as its original.
+
+    Raises:
+        UsageError, MalformedInput: as `prepare`.
+    """
+    return counted(prepare(model, spec))
+
+
+def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
+    """The graph with all shapes at `spec.input_shape`; `model` is left alone.
 
     Raises:
         UsageError: the image size is unknown (0 in `spec.input_shape`).
@@ -77,14 +107,20 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         raise UsageError(f"{spec.name} takes images of any size, and its costs depend on it", fix="Add --img-size")
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     index = Index(model)
-    shapes, batch_size = infer_shapes(model, spec)
+    shapes, batch_size = _infer_shapes(model, spec)
     if any(_named(node) and not _shaped(node, shapes) for node in index.nodes):
         # Shapes written as arithmetic, which ONNX's inference does not follow (torch's exporter, unoptimised).
         model = portable.fold_constants(model, (batch_size, *spec.input_shape))
         index = Index(model)
-        shapes, batch_size = infer_shapes(model, spec)
-    sizes = _parameter_sizes(model.graph)
-    removed = metadata.removed(model)
+        shapes, batch_size = _infer_shapes(model, spec)
+    return Graph(model=model, spec=spec, index=index, shapes=shapes, batch_size=batch_size)
+
+
+def counted(graph: Graph) -> Cost:
+    """Costs of every layer of a prepared graph."""
+    index, shapes, spec = graph.index, graph.shapes, graph.spec
+    sizes = _parameter_sizes(graph.model.graph)
+    removed = metadata.removed(graph.model)
     read = dict.fromkeys(sizes, False)
     layers: list[LayerCost] = []
     unknown: list[str] = []
@@ -94,7 +130,7 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         if not (_named(node) and _shaped(node, shapes)):
             unknown.append(f"{node_name(node)} ({node.op_type})")
         elif node.op_type not in _QUANTIZING:
-            layers.append(_layer(node, index, shapes, batch_size, sizes, read, removed or metadata.Removed()))
+            layers.append(_layer(node, index, shapes, graph.batch_size, sizes, read, removed or metadata.Removed()))
     return Cost(
         model=spec.name,
         params=spec.params,
@@ -102,11 +138,20 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
         input_shape=spec.input_shape,
         layers=tuple(layers),
         unknown=tuple(unknown),
-        # Where some batch norms stand, or no bias does, none was folded.
-        norms_known=removed is not None
-        or any(layer.op == "BatchNormalization" for layer in layers)
-        or not any(layer.own_bias and layer.op == "Conv" for layer in layers),
+        norms_known=removed is not None or not any(_may_hide_norm(node, index, sizes) for node in index.nodes),
     )
+
+
+def _may_hide_norm(node: onnx.NodeProto, index: Index, sizes: Mapping[str, int]) -> bool:
+    """Whether a convolution's bias may be a folded batch norm: it has one, and no batch norm follows.
+
+    `portable` asks the same of what it has folded.
+    """
+    bias = _BIASES.get(node.op_type, len(node.input))
+    if bias >= len(node.input) or _origin(node.input[bias], index) not in sizes:
+        return False
+    readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
+    return not any(reader.op_type == "BatchNormalization" for reader in readers)
 
 
 def _named(node: onnx.NodeProto) -> bool:
@@ -134,12 +179,12 @@ def _layer(
     removed: metadata.Removed,
 ) -> LayerCost:
     name = node_name(node)
-    output = shapes.get(node.output[0], ())
+    output = shapes.get(node.output[0], (0,))
     owned = [tensor for i in node.input if (tensor := _origin(i, index)) in sizes and not read[tensor]]
     read.update(dict.fromkeys(owned, True))  # a weight that two nodes share is counted where it is read first
     vectors = [sizes[t] for t in owned if len(shapes.get(t, ())) <= 1]
     normed = name in removed.norms
-    inputs = sum(math.prod(shapes.get(i, ())) for i in index.operands(node)) // batch_size
+    inputs = sum(math.prod(shapes.get(i, (0,))) for i in index.operands(node)) // batch_size
     outputs = math.prod(output) // batch_size
     return LayerCost(
         name=name,
@@ -147,7 +192,8 @@ def _layer(
         params=sum(sizes[t] for t in owned),
         biases=sum(vectors),
         macs=COUNTERS[node.op_type](node, shapes) // batch_size if node.op_type in COUNTERS else 0,
-        output_shape=(1, *output[1:]),
+        output_shape=(-(-output[0] // batch_size), *output[1:]) if output else (1,),
+        output_elements=outputs,
         input_elements=inputs,
         moved_elements=_moved(node, inputs, outputs),
         own_bias=bool(vectors) and node.op_type in COUNTERS and (not normed or name in removed.biased),
@@ -201,15 +247,16 @@ def _origin(name: str, index: Index) -> str:
     return name
 
 
-def infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
+def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Shape], int]:
     """Static shapes of all values, and the batch size that they hold: 1 unless the file fixes another.
 
-    Inference runs on a copy without the weights' bytes, which it does not need.
+    Inference runs on a copy without the weights' bytes, which it does not need. What operators of other domains give
+    it cannot know; the file's own shapes are taken there, if they are for images of the spec's size.
 
     Raises:
         MalformedInput: the shapes do not follow from the spec's input.
     """
-    graph = onnx.GraphProto(name=model.graph.name, node=model.graph.node)
+    graph = onnx.GraphProto(name=model.graph.name, node=map(_standard, model.graph.node))
     held = {t.name for t in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in held)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
@@ -223,8 +270,8 @@ def infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sha
             graph.initializer.append(tensor)
         else:
             graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    output = model.graph.output[0]
-    graph.output.append(helper.make_tensor_value_info(output.name, output.type.tensor_type.elem_type, None))
+    graph.value_info.extend(_told(model, image, (batch_size, *spec.input_shape)))
+    graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
     light = onnx.ModelProto(graph=graph, ir_version=model.ir_version, opset_import=model.opset_import)
     try:
         inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
@@ -240,6 +287,29 @@ def infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sha
         if value.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
             shapes[value.name] = tuple(d.dim_value for d in dims)
     return shapes, batch_size
+
+
+def _standard(node: onnx.NodeProto) -> onnx.NodeProto:
+    """A node of ONNX's own whose output has the same shape, where `_LIKE` has one; else the node."""
+    if node.domain != "com.microsoft" or node.op_type not in _LIKE:
+        return node
+    if any(a.name == "channels_last" and a.i for a in node.attribute):
+        return node
+    op, inputs = _LIKE[node.op_type]
+    return onnx.NodeProto(op_type=op, input=node.input[inputs], output=node.output, attribute=node.attribute)
+
+
+def _told(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> list[onnx.ValueInfoProto]:
+    """The file's shapes of what operators of other domains give, its symbols replaced by the input's sizes."""
+    given = image.type.tensor_type.shape.dim
+    if any(d.dim_value not in (0, size) for d, size in zip(given, sizes, strict=False)):
+        return []
+    named = {d.dim_param: size for d, size in zip(given, sizes, strict=False) if d.dim_param}
+    foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
+    found = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.value_info if v.name in foreign]
+    for dim in (d for value in found for d in value.type.tensor_type.shape.dim if d.dim_param in named):
+        dim.dim_value = named[dim.dim_param]
+    return found
 
 
 def _conv(node: onnx.NodeProto, shapes: Shapes, weights: int = 1) -> int:

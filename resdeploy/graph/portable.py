@@ -24,11 +24,16 @@ from resdeploy.graph import files, fold, metadata, names, opset, rewrite
 BATCH = "batch"
 
 
-def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
+def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelProto:
     """The same function in the canonical portable form; `model` is left alone.
 
     Metadata of ours (`resdeploy.*`) is kept. A batch dimension fixed at export becomes symbolic where no node
-    depends on it.
+    depends on it. What is folded here is recorded (`metadata.Removed`), unless something may have been folded before:
+    then the record would not be true.
+
+    Args:
+        model: of any exporter.
+        whole: nothing was folded before, since torch has just traced it.
 
     Raises:
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
@@ -43,7 +48,7 @@ def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
     graph = work.graph
     _check_interface(graph)
     _infer_shapes(work)
-    given = frozenset(graph.initializers)
+    given = rewrite.stored(graph)
     fold.fold_constants(graph, version)
     rewrite.drop_made_up_biases(graph, given)
     passes.RemoveUnusedNodesPass()(work)
@@ -52,9 +57,11 @@ def canonicalise(model: onnx.ModelProto) -> onnx.ModelProto:
     passes.RemoveUnusedNodesPass()(work)
     graph.sort()
     names.rename(graph)
-    removed = _removed(graph, metadata.removed(model))
+    before = metadata.removed(model)
+    if whole or before is not None or not any(_may_hide_norm(node) for node in graph):
+        ours[metadata.REMOVED_KEY] = _removed(graph, before or metadata.Removed())
     _strip(work)
-    work.metadata_props.update({**ours, metadata.REMOVED_KEY: removed})
+    work.metadata_props.update(ours)
     return _finish(work)
 
 
@@ -91,7 +98,9 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
     work = ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
     _infer_shapes(work)
+    given = rewrite.stored(work.graph)
     fold.fold_constants(work.graph, version)
+    rewrite.drop_made_up_biases(work.graph, given)
     return ir.serde.serialize_model(work)
 
 
@@ -105,9 +114,16 @@ def _simplify(graph: ir.Graph) -> None:
     fold.fold_batch_norms(graph)
 
 
-def _removed(graph: ir.Graph, before: metadata.Removed | None) -> str:
+def _may_hide_norm(node: ir.Node) -> bool:
+    """Whether a convolution's bias may be a batch norm that was folded before: it has one, and none followed it."""
+    if node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) < 3 or node.inputs[2] is None:
+        return False
+    followed = any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses())
+    return not followed and fold.NORM not in node.metadata_props
+
+
+def _removed(graph: ir.Graph, before: metadata.Removed) -> str:
     """What the passes marked as they removed it, with what an earlier canonical form recorded, as JSON."""
-    before = before or metadata.Removed()
 
     def marked(key: str, earlier: tuple[str, ...]) -> list[str]:
         found = {str(node.name) for node in graph if key in node.metadata_props}

@@ -262,9 +262,23 @@ def _obstacle(
         return f"its last convolution {block.last_conv} stays in float"
     if target != "onnxruntime" and index.only_reader(block.main) is None:
         return f"the output of its last convolution {block.last_conv} is read elsewhere too"
-    if block.output not in activations:
+    if not _read_quantized(index, target, block.output, activations):
         return "its sum is read in float"
     return ""
+
+
+def _read_quantized(index: Index, target: Target, tensor: str, activations: Mapping[str, str]) -> bool:
+    """Whether a sum leaves its kernel quantized.
+
+    OpenVINO's convolution takes in a batch norm and an activation behind the sum too: executed graphs of 2026.4,
+    pre-activation networks, whose last sum of a stage is read by these alone.
+    """
+    while tensor not in activations:
+        reader = index.only_reader(tensor)
+        if target != "openvino" or reader is None or reader.op_type not in (*ACTIVATIONS, "BatchNormalization"):
+            return False
+        tensor = reader.output[0]
+    return True
 
 
 def insert(

@@ -26,12 +26,21 @@ def drop_no_ops(graph: ir.Graph) -> None:
             graph.remove(node, safe=True)
 
 
+def stored(graph: ir.Graph) -> frozenset[str]:
+    """The initialisers, and the names that TorchScript's exporter gives those which are equal to another (Identity)."""
+    names = {str(name) for name in graph.initializers}
+    for node in graph:
+        if node.op_type == "Identity" and not node.domain and operand(node).name in names:
+            names.add(str(node.outputs[0].name))
+    return frozenset(names)
+
+
 def drop_made_up_biases(graph: ir.Graph, given: Collection[str]) -> None:
     """Removes the zeros that exporters give a convolution without bias; what was stored as a parameter stays.
 
     Args:
         graph: with its constants folded.
-        given: the initialisers that the graph had before.
+        given: what was `stored` before.
     """
     for node in graph:
         if node.domain or node.op_type != "Conv" or len(node.inputs) < 3 or node.inputs[2] is None:

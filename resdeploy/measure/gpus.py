@@ -24,10 +24,11 @@ def _gpu(
     return Peaks(
         name=name,
         source=source,
-        roofs={precision: Roof(rate=rate * T, by="data sheet") for precision, rate in rates.items()},
-        bandwidth=Roof(rate=gb_s * G, by="data sheet"),
+        roofs={precision: Roof(rate=rate * T, by="data sheet, from memory") for precision, rate in rates.items()},
+        bandwidth=Roof(rate=gb_s * G, by="data sheet, from memory"),
         missing=missing or {},
         measured=False,
+        notes=("its roofs are from memory, not checked against the sheet",),
     )
 
 
@@ -36,7 +37,7 @@ _NO_BF16: Mapping[Precision, str] = {"bf16": "Turing's tensor cores have no BF16
 GPUS: Mapping[str, Peaks] = {
     "t4": _gpu(
         "NVIDIA T4 (70 W)",
-        "NVIDIA T4 data sheet (DS-09158), FP16 65, INT8 130",
+        "NVIDIA T4 data sheet: FP16 65, INT8 130",
         320,
         fp32=8.1,
         fp16=65,
@@ -108,7 +109,7 @@ GPUS: Mapping[str, Peaks] = {
     ),
     "orin": _gpu(
         "NVIDIA Jetson AGX Orin 64 GB (MAXN, 1.3 GHz, GPU without the DLAs)",
-        "NVIDIA Jetson AGX Orin Series technical brief v1.2: INT8 170 sparse, halved; FP16 half of that, as in Ampere",
+        "NVIDIA Jetson AGX Orin Series technical brief: INT8 170 sparse, halved; FP16 half of that, as in Ampere",
         204.8,
         fp32=5.3,
         fp16=42.5,

@@ -65,6 +65,7 @@ def roofline(
         p50_s=p50_s,
         p50_ci95_s=p50_ci95_s,
         backend=backend,
+        unknown=len(cost.unknown),
         valid=valid,
     )
 

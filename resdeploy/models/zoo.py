@@ -83,6 +83,12 @@ class Published:
     weights: str = ""  # imagenet1k_v1, imagenet1k_v2, or "": no file of ours
     file: str = ""
     resize: int = 256  # shorter side before the crop that the figure was taken with
+    crop: int = 0  # its side, where it is not the network's input in the table, which MACs are of
+
+    @property
+    def one_crop(self) -> bool:
+        """Taken with the centre crop alone; else as its paper did, often with ten."""
+        return self.source.endswith("1 crop")
 
 
 def _row(name: str, family: str, params: int, macs: int, features: int, paper: str, **more: Any) -> Entry:
@@ -193,9 +199,9 @@ def _file(
     )
 
 
-def _paper(name: str, top1_error: float, top5_error: float | None, source: str) -> Published:
+def _paper(name: str, top1_error: float, top5_error: float | None, source: str, crop: int = 0) -> Published:
     top5 = None if top5_error is None else round(100 - top5_error, 2)
-    return Published(name=name, top1=round(100 - top1_error, 2), top5=top5, source=source)
+    return Published(name=name, top1=round(100 - top1_error, 2), top5=top5, source=source, crop=crop)
 
 
 PUBLISHED: tuple[Published, ...] = (
@@ -252,9 +258,9 @@ PUBLISHED: tuple[Published, ...] = (
     _paper("resnet164_relu_only", 5.91, None, "He et al. 2016, table 2"),
     _paper("resnet1001", 7.61, None, "He et al. 2016, table 3"),
     _paper("preresnet1001", 4.92, None, "He et al. 2016, table 3"),
-    _paper("preresnet152", 21.1, 5.5, "He et al. 2016, table 5, 320 crop"),
-    _paper("preresnet200", 20.7, 5.3, "He et al. 2016, table 5, 320 crop"),
-    _paper("alexnet2012", 37.5, 17.0, "Krizhevsky et al. 2012, ILSVRC-2010 test"),
+    _paper("preresnet152", 21.1, 5.5, "He et al. 2016, table 5, at 320 pixels", 320),
+    _paper("preresnet200", 20.7, 5.3, "He et al. 2016, table 5, at 320 pixels", 320),
+    _paper("alexnet2012", 40.7, 18.2, "Krizhevsky et al. 2012, table 2, 1 CNN, 10 crops"),
     _paper("inception_v4", 19.79, 4.80, "Open Model Zoo 2021.1, googlenet-v4-tf"),
 )
 
@@ -351,7 +357,7 @@ def _preprocessing(entry: Entry, shape: tuple[int, int, int], weights: str) -> P
         return None  # nobody knows what a picture with two or twelve channels means
     resize = None
     if not entry.cifar:
-        full = next((p.resize for p in entry.published if p.weights == weights), entry.size * 256 / 224)
+        full = next((p.resize for p in entry.published if p.weights == weights.lower()), entry.size * 256 / 224)
         resize = round(min(height, width) * full / entry.size)
     if entry.centred:
         half = (0.5,) * channels

@@ -39,6 +39,11 @@ def refuse(requests: Sequence[Request], wanted: RoofPlan, against: Literal["basi
 
     if wanted.machine is not None:
         roofline.refuse_unknown(wanted.machine)
+        if wanted.measured and against == "basic":
+            raise UsageError(
+                "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
+                fix="Ask for --against basic --measure and for --roofline machine --measure in two commands",
+            )
     elif wanted.refresh or wanted.precisions:
         option = "--refresh" if wanted.refresh else "--precision"
         raise UsageError(f"{option} belongs to --roofline", fix="Add --roofline machine")
@@ -126,13 +131,13 @@ def joined(*parts: dict[str, Any]) -> dict[str, Any]:
 
 def _read(request: Request, progress: Progress, against: Literal["basic", "naive"]) -> Any:
     from resdeploy.graph import against as comparisons
-    from resdeploy.graph import cost, files
+    from resdeploy.graph import files
 
     artifact = make.onnx_fp32(request, progress=progress)
     assert artifact.model is not None
     model = files.load_model(Path(artifact.path))
     compare = {"basic": comparisons.basic, "naive": comparisons.naive}[against]
-    return compare(model, artifact.model, cost.count(model, artifact.model))
+    return compare(model, artifact.model)
 
 
 def measured(request: Request, plan: bench.BenchPlan, *, progress: Progress) -> bench.Bench:

@@ -14,7 +14,6 @@ from resdeploy.records import Cost
 from resdeploy.report import costcharts
 
 IMAGENET_CLASSES = 1000
-ONE_CROP = ("torchvision", "timm")  # whose figures are of the centre crop
 
 
 def over_macs(costs: Iterable[Cost]) -> str:
@@ -25,7 +24,7 @@ def over_macs(costs: Iterable[Cost]) -> str:
 
 def of_entries(entries: Iterable[zoo.Entry]) -> str:
     """Accuracy over MACs of rows of the zoo: those on ImageNet where there are any."""
-    rows = [entry for entry in entries if entry.published]
+    rows = [entry for entry in entries if _figure(entry)]
     wide = [entry for entry in rows if entry.classes == IMAGENET_CLASSES] or rows
     return _drawn({entry.name: entry.macs / 1e9 for entry in wide}, "MACs, G an image")
 
@@ -49,21 +48,27 @@ def over_latency(path: Path) -> str:
 
 
 def _drawn(costs: dict[str, float], x: str) -> str:
-    known = {name: zoo.ENTRIES[name] for name in costs if name in zoo.ENTRIES and zoo.ENTRIES[name].published}
-    sizes = {entry.classes for entry in known.values()}
+    entries = (zoo.ENTRIES[name] for name in costs if name in zoo.ENTRIES)
+    known = [(entry, figure) for entry in entries if (figure := _figure(entry))]
+    sizes = {entry.classes for entry, _ in known}
     if len(sizes) > 1:
         raise UsageError("accuracies on ImageNet and on CIFAR-10 do not belong in one chart", fix="Chart one of them")
     return costcharts.accuracy(
         (
             costcharts.Scored(
-                name=name,
+                name=entry.name,
                 family=entry.family,
-                top1=entry.published[0].top1,
-                one_crop=bool(entry.published[0].file) or entry.published[0].source.startswith(ONE_CROP),
-                cost=costs[name],
+                top1=figure.top1,
+                one_crop=figure.one_crop,
+                cost=costs[entry.name],
             )
-            for name, entry in known.items()
+            for entry, figure in known
         ),
         x=x,
         data="ImageNet" if sizes == {IMAGENET_CLASSES} else "CIFAR-10",
     )
+
+
+def _figure(entry: zoo.Entry) -> zoo.Published | None:
+    """The first accuracy taken at the size that the costs are of."""
+    return next((figure for figure in entry.published if not figure.crop), None)

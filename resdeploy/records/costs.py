@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +18,7 @@ class LayerCost:
     params: int
     macs: int
     output_shape: tuple[int, ...]
+    output_elements: int  # for one image
     biases: int = 0  # of the params, those that are vectors: no runtime keeps them in 8 bits
     input_elements: int = 0  # of the computed inputs, not of weights
     moved_elements: int = 0  # read and written where everything elementwise runs inside the kernel that feeds it
@@ -27,10 +27,6 @@ class LayerCost:
     dropped_pool: bool = False  # the original network pools its output over windows of one element
     block: str = ""  # e.g. layer1.0
     stage: str = ""  # e.g. layer1
-
-    @property
-    def output_elements(self) -> int:
-        return math.prod(self.output_shape)
 
     def weight_bytes(self, precision: Precision) -> int:
         """Bytes of its parameters in `precision`; with INT8 the biases are FP32 or INT32."""
@@ -153,6 +149,7 @@ class Roofline:
     p50_s: float | None = None
     p50_ci95_s: tuple[float, float] | None = None
     backend: str = ""
+    unknown: int = 0  # operators that could not be counted, so that no time is allowed for them
     valid: bool = True  # False: the machine was disturbed while `p50_s` was measured
 
     @property

@@ -17,7 +17,7 @@ class Scored:
     name: str
     family: str
     top1: float  # percent
-    one_crop: bool  # as torchvision evaluates; else as a paper did, often with ten crops
+    one_crop: bool  # the centre crop; else as a paper did, often with ten
     cost: float
 
 
@@ -33,7 +33,8 @@ def roofline(found: Sequence[Roofline], peaks: Peaks) -> str:
     precisions: Mapping[Precision, None] = dict.fromkeys(one.precision for one in found)
     ridges = [peaks.roofs[p].rate / peaks.bandwidth.rate for p in precisions]
     low, high = min([*reach, *ridges]) / 2, max([*reach, *ridges]) * 2
-    unit, name = (1e12, "TFLOP/s") if max(roof.rate for roof in peaks.roofs.values()) > 1e13 else (1e9, "GFLOP/s")
+    unit, prefix = (1e12, "T") if max(roof.rate for roof in peaks.roofs.values()) > 1e13 else (1e9, "G")
+    names = dict.fromkeys(f"{prefix}OP/s" if precision == "int8" else f"{prefix}FLOP/s" for precision in precisions)
     roofs = []
     for precision, ridge in zip(precisions, ridges, strict=True):
         top = peaks.roofs[precision].rate / unit
@@ -43,7 +44,7 @@ def roofline(found: Sequence[Roofline], peaks: Peaks) -> str:
         [*roofs, *(_dots(one, unit) for one in found)],
         title=f"{', '.join(dict.fromkeys(one.model for one in found))} under the roofs of {peaks.name}",
         x="FLOPs a byte",
-        y=name,
+        y=", ".join(names),
         log_x=True,
         log_y=True,
     )

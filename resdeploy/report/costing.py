@@ -22,24 +22,20 @@ AGAINST = (
 
 
 def conventions(costs: Iterable[Cost], convention: Convention) -> Json:
-    """The counts as another tool would give them, with a note where the file cannot tell."""
-    costs = list(costs)
-    doubtful = [c.model for c in costs if convention.counts_norms and not c.norms_known]
+    """The counts as another tool would give them, with a note where that is not known."""
+    found = [(counted, convention.doubt(counted)) for counted in costs]
+    notes = (f"{counted.model}: no figure of {convention.name}: {doubt}" for counted, doubt in found if doubt)
     return {
         "conventions": [
             {
                 "model": counted.model,
                 "convention": convention.name,
-                "count": None if counted.model in doubtful else convention.count(counted),
+                "count": None if doubt else convention.count(counted),
                 "formula": convention.formula,
             }
-            for counted in costs
+            for counted, doubt in found
         ],
-        "notes": [
-            f"{model}: {convention.name} counts batch norms or biases, and the file does not say which of its biases "
-            "were batch norms before they were folded; name the network, or export it with resdeploy"
-            for model in doubtful
-        ],
+        "notes": list(dict.fromkeys(notes)),
     }
 
 
@@ -150,6 +146,11 @@ def rooflines(found: Iterable[Roofline], peaks: Peaks, *, per_layer: bool) -> Js
         notes.append("the roofs were measured while other programs ran: measure them again with --refresh")
     if any((layer.reached or 0.0) > 1 for network in networks for layer in network.layers):
         notes.append("above 100 %: the kernel's tensors came from a cache, and not from the memory that its roof is of")
+    notes += dict.fromkeys(
+        f"{one.model}: {one.unknown} operators cannot be counted, so the time that its roofs allow is a lower bound"
+        for one in networks
+        if one.unknown
+    )
     parts: Json = {"roofs": _roofs(peaks), "rooflines": [_roofline(one) for one in networks], "notes": notes}
     if per_layer:
         parts["roofline_layers"] = [row for one in networks for row in _roofline_layers(one)]
@@ -162,7 +163,8 @@ def _roofs(peaks: Peaks) -> list[Json]:
         row: Json = {"machine": peaks.name, "source": peaks.source, "of": f"arithmetic in {precision}"}
         if roof := peaks.roofs.get(precision):
             interval = None if roof.ci95 is None else [bound / 1e9 for bound in roof.ci95]
-            row |= {"rate": roof.rate / 1e9, "ci95": interval, "unit": "GFLOP/s", "by": roof.by, "valid": roof.valid}
+            unit = "GOP/s" if precision == "int8" else "GFLOP/s"
+            row |= {"rate": roof.rate / 1e9, "ci95": interval, "unit": unit, "by": roof.by, "valid": roof.valid}
         else:
             row["missing"] = peaks.missing.get(precision, "not known")
         rows.append(row)

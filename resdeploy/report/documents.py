@@ -264,7 +264,7 @@ def _layer(counted: Cost, layer: LayerCost) -> Json:
         "stage": layer.stage,
         "params": layer.params,
         "macs": counted.batch_size * layer.macs,
-        "output_shape": [counted.batch_size, *layer.output_shape[1:]],
+        "output_shape": [counted.batch_size * layer.output_shape[0], *layer.output_shape[1:]],
         "bytes": {p: _bytes(layer, p, counted.batch_size) for p in PRECISIONS},
     }
 

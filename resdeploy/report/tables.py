@@ -134,7 +134,7 @@ _COST = Table(
         Column("FLOPs", "flops", "giga"),
         Column("activations", "activations", "millions"),
         Column("MB moved in FP32: weights", "bytes.fp32.weights", "megabytes"),
-        Column("activations", "bytes.fp32.activations", "megabytes"),
+        Column("MB of activations", "bytes.fp32.activations", "megabytes"),
         Column("FLOPs a byte", "bytes.fp32.intensity", "number"),
         Column("not counted", "unknown"),
     ),
@@ -158,10 +158,10 @@ _AGAINST_BLOCK = (
 )
 _AGAINST_TOTAL = (
     Column("MACs in all", "macs", "giga"),
-    Column("with basic blocks", "basic_macs", "giga"),
+    Column("MACs with basic blocks", "basic_macs", "giga"),
     Column("ratio", "ratio", "thousandths"),
     Column("parameters", "params", "count"),
-    Column("with basic blocks", "basic_params", "count"),
+    Column("parameters with basic blocks", "basic_params", "count"),
 )
 _TIMES_LESS = (Column("times fewer", "block_ratio", "ratio"), Column("exactly", "block_ratio_exact"))
 _SHARE = (Column("bottleneck's share", "block_share", "number"), Column("exactly", "block_share_exact"))
@@ -194,9 +194,9 @@ _MODULES = Table(
         _MODEL,
         Column("module", "module"),
         Column("weights", "weights", "count"),
-        Column("naive", "naive_weights", "count"),
+        Column("weights if naive", "naive_weights", "count"),
         Column("MACs", "macs", "count"),
-        Column("naive", "naive_macs", "count"),
+        Column("MACs if naive", "naive_macs", "count"),
         Column("ratio", "ratio", "thousandths"),
     ),
     "modules, with all their 1x1 convolutions and naive",

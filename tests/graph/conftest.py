@@ -51,6 +51,6 @@ def ours() -> Callable[[str], onnx.ModelProto]:
             for child, found in list(module.named_children()):
                 if isinstance(found, torch.nn.LocalResponseNorm):  # control flow, in this exporter
                     setattr(module, child, torch.nn.Identity())
-        return portable.canonicalise(_torchscript(net, spec.input_shape, folded=False))
+        return portable.canonicalise(_torchscript(net, spec.input_shape, folded=False), whole=True)
 
     return made

@@ -15,16 +15,17 @@ torch = pytest.importorskip("torch")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from resdeploy.errors import UsageError  # noqa: E402
-from resdeploy.graph import against, conventions, cost  # noqa: E402
+from resdeploy.graph import against, conventions, cost, export  # noqa: E402
 from resdeploy.models import resnet, zoo  # noqa: E402
 from resdeploy.report import costing, documents, render  # noqa: E402
+from tests.graph.test_intent import TARGETS, quantized  # noqa: E402
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 
 
 def compared(model, name: str) -> against.Counterfactual:
     spec = zoo.spec(name)
-    return against.basic(model, spec, cost.count(model, spec))
+    return against.basic(model, spec)
 
 
 def test_every_identity_block_saves_exactly_288_17ths_and_costs_17_18ths(ours) -> None:
@@ -71,13 +72,33 @@ def test_the_whole_counterfactuals_are_the_networks_that_the_zoo_builds(ours) ->
     assert round(found.outer_macs / found.own_macs, 3) == 13.574
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_quantized_file_has_the_counterfactuals_of_its_original(ours, target) -> None:
+    """Blocks, MACs and parameters, wherever the target's Q/DQ pairs stand."""
+    whole = ours("resnet50")
+    assert compared(quantized(whole, target), "resnet50") == compared(whole, "resnet50")
+
+
+def test_standing_batch_norms_and_exporters_arithmetic_change_nothing(ours, torchscript) -> None:
+    """The same blocks, MACs and parameters from TorchScript's file with its batch norms, and from torch's raw graph."""
+    spec = zoo.spec("resnet50", input_shape=(3, 64, 64))
+    net = zoo.create(spec)
+    expected = against.basic(ours("resnet50"), spec)
+    for model in (torchscript(net, spec.input_shape, folded=False), export._trace(net, spec)):
+        assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 53
+        found = against.basic(model, spec)
+        own, known = ([dataclasses.replace(b, stage="") for b in c.blocks] for c in (found, expected))
+        assert own == known  # the raw graph's node names tell no stage
+        assert dataclasses.replace(found, blocks=()) == dataclasses.replace(expected, blocks=())
+
+
 def test_deeper_and_grouped_networks_too(ours, torchscript) -> None:
     """ResNet-101 from a foreign exporter's file: its real counterfactuals' MACs; its parameters are not guessed."""
     from resdeploy.graph import metadata
 
     model = torchscript(zoo.create(zoo.spec("resnet101")), (3, 224, 224))
     spec = metadata.spec_of(model, Path("foreign.onnx"))
-    found = against.basic(model, spec, cost.count(model, spec))
+    found = against.basic(model, spec)
     wide = dataclasses.replace(resnet.VARIANTS["basic101"], width=256)
     with torch.device("meta"), mock.patch.object(torch.nn.init, "kaiming_normal_"):
         net = resnet.ResNet(wide).eval()
@@ -117,7 +138,7 @@ def test_inception_modules_with_and_without_their_reductions(ours) -> None:
     """All nine of GoogLeNet 2014, each large kernel's branch and the module, against table 1's arithmetic."""
     spec = zoo.spec("googlenet2014")
     model = ours("googlenet2014")
-    compared = against.naive(model, spec, cost.count(model, spec))
+    compared = against.naive(model, spec)
     assert len(compared.reductions) == 18
     found = {m.name: m for m in compared.modules}
     for name, known in FACTS["inception_modules"].items():
@@ -135,4 +156,4 @@ def test_networks_without_either_say_so(ours) -> None:
     for compare, name in ((against.basic, "resnet18"), (against.naive, "resnet50")):
         spec = zoo.spec(name)
         with pytest.raises(UsageError, match=name):
-            compare(ours(name), spec, cost.count(ours(name), spec))
+            compare(ours(name), spec)

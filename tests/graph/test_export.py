@@ -65,6 +65,7 @@ def test_the_file_computes_what_torch_computes_in_float64(exported: tuple[Artifa
     samples = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     checked = export.verify(artifact, module, run, samples)
     assert 0 < checked.checks["max_rel_error"] < 3e-5
+    assert 0 < checked.checks["torch_fp32_rel_error"] < 3e-5
     assert (checked.checks["batch_size_1"], checked.checks["batch_size_2"]) == (1, 3)
     assert next(module.parameters()).dtype == torch.float32
 
@@ -76,6 +77,39 @@ def test_a_file_that_differs_from_torch_is_refused(exported: tuple[Artifact, tor
     for wrong in (lambda p, x: run(p, x) * 1.001, lambda p, x: run(p, x) * np.nan):
         with pytest.raises(MalformedInput, match="off from torch"):
             export.verify(artifact, module, wrong, samples, sizes=(1, 1))
+
+
+class Cancelling(torch.nn.Module):
+    """Loses digits in float32, as a thousand layers do."""
+
+    def __init__(self, large: float) -> None:
+        super().__init__()
+        self.large = large
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ((x + self.large) - self.large).mean((2, 3))
+
+
+@pytest.mark.parametrize(("large", "own"), [(0.0, 1e-6), (3e4, 1e-3)])
+def test_a_file_may_round_four_times_as_much_as_torch_itself(large: float, own: float) -> None:
+    """And at least 1e-4; what is over four times torch's own error, or not finite, is no rounding."""
+    module = Cancelling(large)
+    artifact = Artifact(path="f.onnx", format="onnx", precision="fp32", sha256="")
+    x = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
+
+    def off(relative: float) -> float:
+        exact = module(torch.from_numpy(x).double()).numpy()
+        error = relative * np.abs(exact).max()
+        return export.verify(artifact, module, lambda _p, b: exact + error, x, sizes=(1, 1)).checks["max_rel_error"]
+
+    torch_error = export.verify(artifact, module, lambda _p, b: module(torch.from_numpy(b)).numpy(), x, sizes=(1, 1))
+    measured = torch_error.checks["torch_fp32_rel_error"]
+    assert own / 10 < measured < own if large else measured < own
+    limit = max(1e-4, 4 * measured)
+    assert off(0.99 * limit) == pytest.approx(0.99 * limit)
+    for wrong in (1.01 * limit, np.inf, np.nan):
+        with pytest.raises(MalformedInput, match="off from torch"):
+            off(wrong)
 
 
 def test_the_spec_travels_in_the_file(exported: tuple[Artifact, torch.nn.Module]) -> None:

@@ -7,6 +7,7 @@ import pytest
 from resdeploy.graph import cost, peak
 from resdeploy.measure import gpus, roofline
 from resdeploy.records import Layer, Peaks, Roof
+from resdeploy.report import costing
 
 SHAPE = (16, 8, 2, 3)
 # A convolution of it: 2 x 16 x 16 x 9 x 64 FLOPs; in FP32 it reads and writes 1,024 elements and has 2,304 weights.
@@ -65,6 +66,22 @@ def test_a_fused_kernel_is_one_row_and_foreign_kernels_are_kept_apart() -> None:
     assert untimed.layers[1].reached is None
 
 
+def test_operators_that_nobody_counted_make_the_time_a_lower_bound() -> None:
+    """And a note says so, once a network; INT8 has operations and no floating-point ones."""
+    import dataclasses
+
+    partly = dataclasses.replace(counted(), unknown=("e (Einsum)", "f (Einsum)"))
+    peaks = Peaks(name="m", source="s", roofs={p: Roof(rate=1.0) for p in ("fp32", "int8")}, bandwidth=Roof(rate=1.0))
+    found = [roofline.roofline(cost, peaks, p) for cost in (counted(), partly) for p in ("fp32", "int8")]
+    document = costing.rooflines(found, peaks, per_layer=False)
+    (note,) = (note for note in document["notes"] if "lower bound" in note)
+    assert "2 operators" in note
+    assert not any("lower" in note for note in costing.rooflines(found[:2], peaks, per_layer=False)["notes"])
+    units = {row["of"]: row.get("unit") for row in document["roofs"]}
+    assert units["arithmetic in fp32"] == "GFLOP/s"
+    assert units["arithmetic in int8"] == "GOP/s"
+
+
 @pytest.mark.parametrize("name", gpus.GPUS)
 def test_a_gpus_roofs_are_dense_and_say_where_they_are_from(name: str) -> None:
     """Tensor cores since Turing do INT8 at twice FP16; a sparse figure beside a dense one would show as 1 or 4."""
@@ -76,4 +93,6 @@ def test_a_gpus_roofs_are_dense_and_say_where_they_are_from(name: str) -> None:
     else:
         assert found.missing["bf16"]
     assert "NVIDIA" in found.source
+    (note,) = found.notes
+    assert note == "its roofs are from memory, not checked against the sheet"
     assert not found.measured

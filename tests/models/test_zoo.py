@@ -75,6 +75,7 @@ def test_one_seed_is_one_network_and_the_global_generator_is_left_alone() -> Non
         ("resnet50", "random", 256),
         ("resnet50", "imagenet1k_v1", 256),
         ("resnet50", "imagenet1k_v2", 232),
+        ("resnet50", "IMAGENET1K_V2", 232),
         ("resnext101_64x4d", "imagenet1k_v1", 232),
         ("resnet18", "some/file.pth", 256),
         ("resnet20", "random", None),
@@ -102,6 +103,15 @@ def test_published_rows_equal_torchvisions_own_metadata(row: zoo.Published, torc
     auxiliary = {"inception_v3": 3_326_696}.get(row.name, 0)
     assert entry.params + auxiliary == theirs.meta["num_params"]
     assert round(entry.macs / 1e9, 3) == pytest.approx(theirs.meta["_ops"], abs=0.0011)
+
+
+def test_figures_of_papers_are_of_the_data_that_they_stand_for() -> None:
+    """ImageNet's 2012 validation images; larger crops than the listed MACs are of are marked, and centre crops too."""
+    found = {row.name: row for row in zoo.PUBLISHED if not row.file}
+    assert (found["alexnet2012"].top1, found["alexnet2012"].top5) == (59.3, 81.8)
+    assert {row.name for row in zoo.PUBLISHED if row.crop} == {"preresnet152", "preresnet200"}
+    assert {row.name for row in found.values() if row.one_crop} == {f"resnet{n}_v1" for n in (50, 101, 152)}
+    assert all(row.one_crop for row in zoo.PUBLISHED if row.file)
 
 
 def test_preprocessing_follows_the_input() -> None:

@@ -135,7 +135,14 @@ def changed(name):
 
 def all_documents(name):
     layer = LayerCost(
-        name=f"{name}.conv", op="Conv", params=10, macs=300, output_shape=(8, 4, 4), block="b", stage=name
+        name=f"{name}.conv",
+        op="Conv",
+        params=10,
+        macs=300,
+        output_shape=(1, 8, 4, 4),
+        output_elements=128,
+        block="b",
+        stage=name,
     )
     cost = Cost(
         model=name, params=None, params_deployed=10, input_shape=(3, 8, 8), layers=(layer, layer), unknown=(name,)
@@ -378,3 +385,11 @@ def test_plain_names_stay_as_they_are():
     """Nothing is changed that needs no change."""
     for name in ("resnet50", "timm:resnet50.a1_in1k", "layer1.0/conv2", "Größe 1"):
         assert inert(name) == name
+
+
+@pytest.mark.parametrize("command", TABLES)
+def test_no_two_columns_of_a_table_have_one_title(command: str) -> None:
+    """A reader could not tell them apart."""
+    for table in TABLES[command]:
+        titles = [column.title for column in table.columns]
+        assert len(set(titles)) == len(titles), table.key
