@@ -1,6 +1,20 @@
-"""`python -m resdeploy` is `resdeploy`."""
+"""`python -m resdeploy` is `resdeploy`, and this is where the installed script begins."""
 
-from resdeploy.cli import main
+from __future__ import annotations
+
+import signal
+
+
+def main() -> None:
+    """`resdeploy.cli.main`, where Ctrl-C before it has been imported ends the process without a traceback."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # not where a shell has us ignore it, in the background
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from resdeploy.cli import main as command_line
+
+    signal.signal(signal.SIGINT, before)
+    command_line()
+
 
 if __name__ == "__main__":
     main()

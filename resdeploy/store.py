@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import errno
 import fcntl
 import hashlib
@@ -19,7 +20,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,6 +29,7 @@ from resdeploy.records import Artifact, Profile
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
+    from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
@@ -59,7 +61,8 @@ def disk_errors(path: Path) -> Iterator[None]:
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise NotWritable(
                 f"cannot write {path}: {e.strerror}",
-                fix="Choose a writable place; RESDEPLOY_CACHE says where cached files go",
+                fix="Choose a writable place"
+                + ("; RESDEPLOY_CACHE says where" if path.is_relative_to(cache_dir()) else ""),
             ) from e
         raise
 
@@ -235,14 +238,20 @@ def read_profile(path: Path) -> Profile:
         # Strict: a number in quotes is a mistake to report, not to convert. As JSON, since there arrays may be tuples.
         return TypeAdapter(Profile).validate_json(json.dumps(document, default=str), strict=True)
     except ValidationError as e:
-        known = ", ".join(field.name for field in dataclasses.fields(Profile))
-        raise ProfileError(f"{path}: {_problems(e)}", fix=f"Known keys: {known}") from e
+        known = [field.name for field in dataclasses.fields(Profile)]
+        raise ProfileError(f"{path}: {_problems(e, known)}", fix=f"Known keys: {', '.join(known)}") from e
 
 
-def _problems(error: ValidationError) -> str:
-    return "; ".join(
-        f"{'.'.join(map(str, p['loc'])) or 'document'}: {p['msg']}" for p in error.errors(include_url=False)
-    )
+def _problems(error: ValidationError, known: Collection[str] = ()) -> str:
+    return "; ".join(_problem(p, known) for p in error.errors(include_url=False))
+
+
+def _problem(found: ErrorDetails, known: Collection[str]) -> str:
+    where = ".".join(map(str, found["loc"])) or "document"
+    if found["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: {found['msg']}"
+    near = difflib.get_close_matches(where, known, 1)
+    return f"{where}: there is no such key" + (f", perhaps {near[0]}" if near else "")
 
 
 def sidecar(path: Path) -> Path:

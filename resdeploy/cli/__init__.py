@@ -38,6 +38,8 @@ from resdeploy.cli import (
 )
 from resdeploy.errors import EnvironmentFailure, OutOfMemory, ResdeployError
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="A ResNet from weights to a deployment that can be trusted.",
     no_args_is_help=True,
@@ -91,8 +93,10 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         app()
-    except KeyboardInterrupt:
-        _leave("interrupted", 130)
+    except SystemExit as e:
+        if e.code == INTERRUPTED:  # Typer's own answer to Ctrl-C, which says nothing
+            console.say("interrupted")
+        raise
     except _Terminated:
         _leave("terminated", 143)
     except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status

@@ -45,5 +45,5 @@ def audit(
     calibration = make.CalibrationPlan(data=calib_data, seed=seed)
     with console.progress(quiet=quiet) as progress:
         found = auditing.audit(request, plan, calibration, progress=progress)
-    console.emit(documents.audit(found, environment.capture()), fmt, output)
+    console.emit(documents.audit(found, environment.capture()), fmt, output, quiet=quiet)
     raise typer.Exit(EXIT[found.verdict.state])

@@ -108,7 +108,7 @@ def bench(
         raise
     console.announce(*result.sources, quiet=quiet)
     outcomes = timing.summaries(result.outcomes)
-    console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output)
+    console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output, quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))
     if strict and not all(outcome.valid for outcome in outcomes if isinstance(outcome, Summary)):

@@ -32,4 +32,9 @@ def compare(
     found = pipeline.compare(baseline, candidate, noise_pct=noise, seed=seed)
     for warning in found.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
-    console.emit(documents.compare(found.changes, (*found.warnings, *found.notes), environment.capture()), fmt, output)
+    console.emit(
+        documents.compare(found.changes, (*found.warnings, *found.notes), environment.capture()),
+        fmt,
+        output,
+        quiet=quiet,
+    )

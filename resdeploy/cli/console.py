@@ -94,8 +94,8 @@ def _facts(artifact: Artifact) -> str:
     return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *checks))
 
 
-def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None:
-    """Renders a result to stdout, or writes it to `output` (atomically)."""
+def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quiet: bool = False) -> None:
+    """Renders a result to stdout, or writes it to `output` (atomically) and says so."""
     from resdeploy import store
     from resdeploy.report import render
 
@@ -106,6 +106,9 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None) -> None
         _to_stdout(text if text.endswith("\n") else text + "\n")
     else:
         store.write_bytes(output, text.encode())
+        invalid = sum(row.get("state") == "INVALID" for row in document["results"])
+        doubt = f"; {invalid} of {len(document['results'])} rows are INVALID, it says why" if invalid else ""
+        note(f"wrote {output}{doubt}", quiet=quiet)
 
 
 Form = Callable[[Mapping[str, Any]], str]

@@ -95,4 +95,4 @@ def cost(
     if chart is not None:
         console.note(f"wrote {chart}", quiet=quiet)
     parts = costs.joined(compared, costs.reconciled(counted, convention), roofed)
-    console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output)
+    console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output, quiet=quiet)

@@ -74,4 +74,4 @@ def evaluate(
     if predictions is not None:
         saved.save(results[0].predictions, predictions)
     rows = [(r.predictions, saved.score(r.predictions), r.backend, r.source.precision) for r in results]
-    console.emit(documents.evaluation(rows, environment.capture()), fmt, output)
+    console.emit(documents.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)

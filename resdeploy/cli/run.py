@@ -37,7 +37,7 @@ def run(
     console.announce(*result.bench.sources, quiet=quiet)
     document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)
-    console.emit(document, fmt, output)
+    console.emit(document, fmt, output, quiet=quiet)
     console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,15 @@ class How:
     target: Target = "openvino"
     portable: bool | None = None
     effort: Effort = "normal"
+
+
+def kept(out: Path) -> Path | None:
+    """The state that an interrupted training has left, where it had begun and an epoch was done."""
+    if "resdeploy.train.state" not in sys.modules:
+        return None
+    from resdeploy.train import state
+
+    return next((path for path in state.paths(out) if path.is_file()), None)
 
 
 def train(request: Request, how: How, out: Path, *, progress: Progress, watch: Callable[[str], None]) -> Artifact:

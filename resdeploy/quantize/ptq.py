@@ -248,7 +248,7 @@ def notes(placement: qdq.Placement, seen: Calibrated, reduced: bool, corrected: 
     if reduced:
         found.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
     elif placement.target != "tensorrt":
-        found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate and lose accuracy (see --portable)")
+        found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate, and need a file made with --portable")
     high = seen.calibration.effort == "high"
     if any(seen.calibration.methods[name] == "exact" for name in placement.observed):
         found.append("the input is quantized exactly, as pixels; its padding border by at most half a pixel value off")

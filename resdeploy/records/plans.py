@@ -24,6 +24,7 @@ class Profile:
     calib_data: str | None = None  # None: the training split of `data`
     calib_samples: int = 300
     calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
+    portable: bool | None = None  # INT8 weights in 7 bits, exact on CPUs without VNNI too; None: what this CPU needs
     epochs: int = 0  # 0: no training
     lr: float = 0.1
     prune_drop_pp: float | None = None  # drop residual blocks within so many points of top-1 on training images

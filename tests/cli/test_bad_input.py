@@ -164,7 +164,7 @@ def test_a_file_that_cannot_be_read_is_an_environment_failure(resdeploy: Run, tm
 def test_a_profile_reports_all_its_problems_at_once(resdeploy: Run, tmp_path: Path) -> None:
     """Two unknown keys and one wrong type are three problems in one message, exit 2."""
     (tmp_path / "p.toml").write_text('name = "p"\nmodle = "resnet18"\nbatchsize = 3\nepochs = "ten"\n')
-    refused(resdeploy("run", "p.toml"), 2, "modle", "batchsize", "epochs")
+    refused(resdeploy("run", "p.toml"), 2, "modle", "perhaps model", "batchsize", "perhaps batch_size", "epochs")
     assert files_in(tmp_path) == {Path("p.toml")}
 
 

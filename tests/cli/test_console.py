@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ import onnx
 import pytest
 from conftest import Run
 from PIL import Image
+
+from resdeploy.cli import console
+from resdeploy.report import documents
 
 COMMAND = [sys.executable, "-m", "resdeploy"]
 
@@ -33,6 +37,47 @@ def test_once_verbose_is_no_traceback(resdeploy: Run) -> None:
     done = resdeploy("cost", "resnet5O", "-v")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+INTERRUPTED_WHILE_IMPORTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "resdeploy.cli.cost":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+from resdeploy.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_before_anything_is_imported_shows_no_traceback() -> None:
+    """The process ends by the signal, as any program that has not set a handler; a shell calls that 130."""
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED_WHILE_IMPORTED], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
+
+
+def test_an_interrupted_training_says_what_it_kept(tmp_path: Path) -> None:
+    """Exit 130, the state of the last whole epoch named, and --resume goes on from it."""
+    small = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "50", "-o", "r.safetensors"]
+    command = [*COMMAND, *small]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        next(line for line in process.stderr if line.startswith("epoch  2/50"))
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert process.returncode == 130
+    assert "kept r.last.safetensors: the same command with --resume goes on from it" in rest
+    assert rest.endswith("interrupted\n")
+    assert (tmp_path / "r.last.safetensors").is_file()
+
+
+def test_a_result_in_a_file_is_named(resdeploy: Run) -> None:
+    """On stderr; --quiet says nothing."""
+    done = resdeploy("models", "resnet18", "--format", "json", "-o", "m.json")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "wrote m.json\n")
+    quiet = resdeploy("cost", "resnet20", "--format", "json", "-o", "c.json", "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("args", [["models"], ["models", "--format", "json"], ["doctor"]])
@@ -141,3 +186,12 @@ def test_a_foreign_file_is_gated_timed_in_int8_and_adopted(
         for path in (digits_onnx, tmp_path / "ours.onnx")
     ]
     assert scores[0] == scores[1] > 0
+
+
+def test_rows_that_are_invalid_are_counted_where_the_result_goes_to_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whoever does not open the file knows that it holds times not to be believed."""
+    rows = [{"state": "INVALID"}, {"state": "ok"}]
+    console.emit(documents.document("bench", {}, rows), "json", tmp_path / "b.json")
+    assert capsys.readouterr().err == f"wrote {tmp_path / 'b.json'}; 1 of 2 rows are INVALID, it says why\n"

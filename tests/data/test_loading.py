@@ -74,7 +74,9 @@ def test_hashes_are_sha256_of_the_file_or_the_pixels(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path) -> None:
-    """Empty, truncated, a bomb, FITS, GIF and BMP under an image's name: listed, the rest in full batches."""
+    """Empty, truncated, a bomb, 16 bits, FITS, GIF and BMP under an image's name: listed, the rest in full batches."""
+    deep = io.BytesIO()  # 16 bits a pixel, of which Pillow makes white
+    Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep, "PNG")
     bomb = bytearray(encoded("PNG"))  # 100 megapixels: where Pillow itself would only warn
     bomb[16:24] = (10000).to_bytes(4, "big") * 2
     bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
@@ -87,12 +89,13 @@ def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path)
         "bad5.gif": encoded("GIF"),
         "bad6.jpg": encoded("BMP"),
         "bad7.png": encoded("PNG")[:60],
+        "bad8.png": deep.getvalue(),
         "c.jpg": encoded("JPEG"),
         "d.jpg": encoded("PNG"),
         "z.png": b"\x89PNG\r\n\x1a\n",
     }
     found = list(batches(folder_of(tmp_path, files), SPEC, 2))
-    assert [b.indices.tolist() for b in found] == [[0, 8], [9]]
+    assert [b.indices.tolist() for b in found] == [[0, 9], [10]]
     unreadable = [entry for b in found for entry in b.unreadable]
     assert [entry.split(":")[0] for entry in unreadable] == [
         *(f"c/{n}" for n in files if n.startswith("bad")),
