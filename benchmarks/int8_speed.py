@@ -23,6 +23,7 @@ from typing import Any
 
 import onnx
 from calibration import PACKAGES, inputs, photographs
+from networks import with_biases
 from peer_static import quantize_static
 
 from resdeploy import store
@@ -115,7 +116,7 @@ ROWS: dict[BackendName, tuple[str, ...]] = {
 
 def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
     fp32 = folder / "resnet50.onnx"
-    make.onnx_fp32(Request(model="resnet50"), fp32, progress=Silent)
+    make.onnx_fp32(with_biases("resnet50", folder), fp32, progress=Silent)
     (folder / "images").mkdir()
     photographs(samples, folder / "images", CALIBRATION_IMAGES)
     made: dict[str, Artifact] = {}

@@ -3,8 +3,8 @@
     python benchmarks/peers.py --folder /tmp/peers --prepare                   # makes the files
     python benchmarks/peers.py --folder /tmp/peers --nncf-python VENV/bin/python   # measures; writes results/peers.json
 
-The network has random weights (seed 0), and every INT8 file is calibrated on the same synthetic images: only time is
-asked here. Ours are the rows of `resdeploy bench --precision int8 --backend all`. Every row, ours or a peer's, goes
+The network has random weights (seed 0, `networks.py`), and every INT8 file is calibrated on the same synthetic images:
+only time is asked here. Ours are the rows of `resdeploy bench --precision int8 --backend all`. Every row, ours or a peer's, goes
 through the same timed loop, in a process of its own, with all usable cores. Peers run with their own best settings:
 torch in channels_last without autograd; ONNX Runtime with every optimisation; quantize_static in QDQ, minmax, per
 channel, weights in 7 bits where its documentation advises them (no VNNI); OpenVINO with the hint of the scenario.
@@ -17,7 +17,6 @@ or one session of all cores in batch 1 or 8. A ratio is our time an image over t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import os
@@ -30,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
+from networks import with_biases
 from peer_static import quantize_static
 
 from resdeploy import store
@@ -43,7 +43,7 @@ from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, BackendName, Execution, Measurement, Precision, Progress, Scenario
 
 RESULT = Path(__file__).parent / "results" / "peers.json"
-CALIBRATION = make.CalibrationPlan()  # random weights: the synthetic images of `bench`
+CALIBRATION = make.CalibrationPlan(data=f"synthetic:{make.SYNTHETIC_SAMPLES}")
 Silent: Progress = lambda *_: None  # noqa: E731
 Who = Literal["ours", "peer", "peak"]
 
@@ -79,8 +79,7 @@ def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[T
     fp32 = make.onnx_fp32(request, progress=Silent)
     images = folder / "images.npy"
     if not images.exists():
-        plan = dataclasses.replace(CALIBRATION, data=f"synthetic:{make.SYNTHETIC_SAMPLES}")
-        np.save(images, np.concatenate(list(make.calibration_inputs(fp32, plan))))
+        np.save(images, np.concatenate(list(make.calibration_inputs(fp32, CALIBRATION))))
     yield Tool(name="torch eager", who="peer", backend="torch", source=checkpoint)
     yield Tool(name="torch.compile", who="peer", backend="torch", source=checkpoint, compiled=True)
     yield Tool(name="ONNX Runtime FP32", who="peer", backend="onnxruntime", source=fp32)
@@ -245,7 +244,7 @@ def main() -> None:
         Way(scenario="offline", batch_size=1, streams=cores),
         Way(scenario="offline", batch_size=8, streams=1),
     ]
-    request = Request(model=arguments.model)
+    request = with_biases(arguments.model, arguments.folder)
     found = list(tools(request, arguments.folder, arguments.nncf_python))
     words = [word for word in arguments.only.split(",") if word]
     made = candidates(request, [t for t in found if not words or any(word in t.name for word in words)], ways)
