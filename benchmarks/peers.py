@@ -4,10 +4,10 @@
     python benchmarks/peers.py --folder /tmp/peers --nncf-python VENV/bin/python   # measures; writes results/peers.json
 
 The network has random weights (seed 0, `networks.py`), and every INT8 file is calibrated on the same synthetic images:
-only time is asked here. Ours are the rows of `resdeploy bench --precision int8 --backend all`. Every row, ours or a peer's, goes
-through the same timed loop, in a process of its own, with all usable cores. Peers run with their own best settings:
-torch in channels_last without autograd; ONNX Runtime with every optimisation; quantize_static in QDQ, minmax, per
-channel, weights in 7 bits where its documentation advises them (no VNNI); OpenVINO with the hint of the scenario.
+only time is asked here. Ours are the rows of `resdeploy bench --precision int8 --backend all`. Every row, ours or a
+peer's, goes through the same timed loop, in a process of its own, with all usable cores. Peers run with their own best
+settings: torch in channels_last without autograd; ONNX Runtime with every optimisation; quantize_static in QDQ, minmax,
+per channel, weights in 7 bits where its documentation advises them (no VNNI); OpenVINO with the hint of the scenario.
 
 Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session a core (batch 1),
 or one session of all cores in batch 1 or 8. A ratio is our time an image over the peer's, with its
