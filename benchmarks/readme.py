@@ -72,10 +72,11 @@ def peers(document: dict[str, Any]) -> str:
     peak = document["ratios"]["offline"]["peak"]
     low, high = peak["share_ci95"]
     cpu = document["environment"]["cpu"]
+    isa = "AMX" if cpu["amx"] else "VNNI" if cpu["vnni"] else ""
     about = (
         f"Our offline throughput is {peak['share']:.2f} [{low:.2f}, {high:.2f}] of the INT8 peak of this machine, "
         f"{peak['gmacs_per_s']:.0f} GMAC/s in a chain of large convolutions in the same run. "
-        f"{cpu['model']}, {cpu['usable_cores']} usable cores, {'with' if cpu['vnni'] else 'without'} VNNI. "
+        f"{cpu['model']}, {cpu['usable_cores']} usable cores, {f'with {isa}' if isa else 'without VNNI'}. "
         "`*`: the bench calls the row INVALID (see `warnings` in the result)."
     )
     return "\n".join([*lines, "", about]) + "\n"

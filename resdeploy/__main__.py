@@ -7,12 +7,13 @@ import signal
 
 def main() -> None:
     """`resdeploy.cli.main`, where Ctrl-C before it has been imported ends the process without a traceback."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # not where a shell has us ignore it, in the background
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has us ignore it
+    if heard:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from resdeploy.cli import main as command_line
 
-    signal.signal(signal.SIGINT, before)
+    if heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()
 
 

@@ -97,6 +97,8 @@ def main() -> None:
         if e.code == INTERRUPTED:  # Typer's own answer to Ctrl-C, which says nothing
             console.say("interrupted")
         raise
+    except KeyboardInterrupt:  # before Typer had begun
+        _leave("interrupted", INTERRUPTED)
     except _Terminated:
         _leave("terminated", 143)
     except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status

@@ -107,7 +107,7 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quie
     else:
         store.write_bytes(output, text.encode())
         invalid = sum(row.get("state") == "INVALID" for row in document["results"])
-        doubt = f"; {invalid} of {len(document['results'])} rows are INVALID, it says why" if invalid else ""
+        doubt = f"; {invalid} of {len(document['results'])} rows are INVALID, the file says why" if invalid else ""
         note(f"wrote {output}{doubt}", quiet=quiet)
 
 
@@ -121,6 +121,7 @@ def publish(
     files: Mapping[Path | None, Form],
     *,
     github: bool | None,
+    quiet: bool,
 ) -> None:
     """The result, the document in each form that has a path, and GitHub's step summary and annotations.
 
@@ -133,6 +134,7 @@ def publish(
         output: where it goes; None: stdout.
         files: forms by path; without a path none is wanted.
         github: whether GitHub is to be told; None: where a GitHub job runs us.
+        quiet: whether nothing is said of a file written.
 
     Raises:
         EnvironmentFailure: one or more could not be written.
@@ -142,7 +144,7 @@ def publish(
 
     told = _told(github)
     summary = os.environ.get("GITHUB_STEP_SUMMARY") if told else None
-    tries: list[Callable[[], None]] = [lambda: emit(document, fmt, output)]
+    tries: list[Callable[[], None]] = [lambda: emit(document, fmt, output, quiet=quiet)]
     for path, form in files.items():
         if path is not None:
             tries.append(

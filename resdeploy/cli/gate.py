@@ -120,5 +120,5 @@ def gate(
     console.announce(*found.sources, quiet=quiet)
     document = documents.gate(found.gate, environment.capture())
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
-    console.publish(document, fmt, output, files, github=github)
+    console.publish(document, fmt, output, files, github=github, quiet=quiet)
     raise typer.Exit(EXIT[found.gate.verdict.state])

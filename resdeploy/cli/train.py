@@ -71,13 +71,18 @@ def train(
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
         qat=qat, target=target, portable=portable, effort=effort,
     )  # fmt: skip
+    epochs = 0
+
+    def watch(line: str) -> None:
+        nonlocal epochs
+        epochs += 1
+        console.note(line, quiet=quiet)
+
     try:
         with console.progress(quiet=quiet) as progress:
-            artifact = training.train(
-                request, how, output, progress=progress, watch=lambda line: console.note(line, quiet=quiet)
-            )
+            artifact = training.train(request, how, output, progress=progress, watch=watch)
     except KeyboardInterrupt:
-        if (kept := training.kept(output)) is not None:
+        if epochs and (kept := training.kept(output)) is not None:
             console.note(f"kept {kept}: the same command with --resume goes on from it", quiet=quiet)
         raise
     if artifact.sha256:  # else another process of torchrun's has written it

@@ -87,7 +87,7 @@ def decode(raw: bytes | NDArray[np.uint8]) -> Image.Image:
     """An image from a file's bytes (JPEG or PNG by content) or from pixels, not yet converted.
 
     Raises:
-        MalformedInput: another format, truncated, of more than 8 bits a channel, or of more than 89 million pixels.
+        MalformedInput: another format, truncated, grey of more than 8 bits, or of more than 89 million pixels.
     """
     if not isinstance(raw, bytes):
         return Image.fromarray(raw)
@@ -97,7 +97,7 @@ def decode(raw: bytes | NDArray[np.uint8]) -> Image.Image:
             raise MalformedInput(f"{image.width}x{image.height} pixels, which may be a decompression bomb")
         image.load()
         if image.mode.startswith(("I", "F")):
-            raise MalformedInput("more than 8 bits a channel, which Pillow would clip to white: save it with 8")
+            raise MalformedInput("grey of more than 8 bits, which Pillow would clip to white: save it with 8")
     except UnidentifiedImageError as e:
         raise MalformedInput("an empty file" if not raw else "neither JPEG nor PNG") from e
     # Pillow's decoders raise whatever they stumble over: OSError, SyntaxError, ValueError, struct.error, zlib.error.

@@ -24,7 +24,7 @@ import onnx
 from resdeploy.errors import UsageError
 from resdeploy.graph import cost, intent
 from resdeploy.graph.residual import ResidualBlock, node_name
-from resdeploy.records import LayerCost, ModelSpec
+from resdeploy.records import Cost, LayerCost, ModelSpec
 
 _ELEMENTWISE = frozenset({"Relu", "Clip", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Cast"})
 _POOLS = frozenset({"MaxPool", "AveragePool"})
@@ -83,7 +83,7 @@ def basic(model: onnx.ModelProto, spec: ModelSpec) -> Counterfactual:
     """
     graph = cost.prepare(model, spec)
     counted, meant, sizes = cost.counted(graph), intent.of(graph.model), _Sizes(graph)
-    layers = {layer.name: layer for layer in counted.layers}
+    layers = _layers(counted, sizes)
     blocks: list[Bottleneck] = []
     before = 0  # a quarter of the width that the block before has
     outer = 0
@@ -121,6 +121,18 @@ def basic(model: onnx.ModelProto, spec: ModelSpec) -> Counterfactual:
         outer_params=None if params is None else params - own.learnable + wide.learnable,
         quarter_params=None if params is None else params - own.learnable + narrow.learnable - saved_weights,
     )
+
+
+def _layers(counted: Cost, sizes: _Sizes) -> dict[str, LayerCost]:
+    found = {layer.name: layer for layer in counted.layers}
+    lost = [name for name in sizes.convs if name not in found]
+    if lost:
+        raise UsageError(
+            f"the sizes of {lost[0]} and {len(lost) - 1} other convolutions of {counted.model} are not known",
+            cause=f"They come after what cannot be counted: {', '.join(counted.unknown[:5])}",
+            fix="Name the file that this one was made from, before a runtime optimised it",
+        )
+    return found
 
 
 def _bottleneck(
@@ -249,7 +261,7 @@ def naive(model: onnx.ModelProto, spec: ModelSpec) -> Modules:
     """
     graph = cost.prepare(model, spec)
     sizes = _Sizes(graph)
-    layers = {layer.name: layer for layer in cost.counted(graph).layers}
+    layers = _layers(cost.counted(graph), sizes)
     residual = {name for block in intent.of(graph.model).blocks for name in block.convs}
     reductions = tuple(_reductions(sizes, layers, residual))
     if not reductions:

@@ -31,6 +31,7 @@ EXPORTER_OPSET = 18
 MAX_REL_ERROR = 1e-4
 # Through a thousand layers torch in float32 is itself that far from float64, and folding rounds once more a layer.
 MAX_TIMES_TORCH = 4.0
+MAX_ANY_ERROR = 1e-2
 TOOLS = ("torch", "onnx", "onnx-ir", "onnxscript", "resdeploy")
 
 Run = Callable[[Path, NDArray[np.float32]], NDArray[np.float32]]
@@ -168,7 +169,7 @@ def verify(
         largest = max(largest, float(np.abs(expected).max()))
     relative, own = (error / largest if largest else error for error in (absolute, own))
     limit = max_rel_error(own)
-    if not (relative <= limit and np.isfinite(relative)):
+    if not relative <= limit:
         raise MalformedInput(
             f"{artifact.path} is off from torch in float64 by {relative:.1e} of the largest logit",
             cause=f"Rounding stays under {limit:.0e}: the graph is wrong, or the weights too large for FP32",
@@ -182,10 +183,10 @@ def verify(
 def max_rel_error(torch_fp32: float) -> float:
     """How far from float64 a file may be, of the largest logit.
 
-    1e-4, or four times what torch itself has in FP32 on the same images. The second is the larger one only beyond some
-    hundred layers, where rounding alone exceeds the first.
+    1e-4, or four times what torch itself has in FP32 on the same images, which after some hundred layers can be more;
+    1e-2 at most, beyond which FP32 does not compute the network.
     """
-    return max(MAX_REL_ERROR, MAX_TIMES_TORCH * torch_fp32)
+    return min(max(MAX_REL_ERROR, MAX_TIMES_TORCH * torch_fp32), MAX_ANY_ERROR)
 
 
 def _evaluated(module: torch.nn.Module, batch: torch.Tensor) -> NDArray[np.floating]:

@@ -8,6 +8,7 @@ show one model to a viewer and another to a runtime, and ONNX's own checker.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from resdeploy.records import Precision
 
 MAX_BYTES = (1 << 31) - 1  # protobuf's limit for one message
 MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
-SMALL = 64
+SMALL = 64  # elements: initialisers that stay, since shapes may depend on their values
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "pkg.onnxscript.torch_lib", "pkg.torch"})
 _VALUE_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "raw_data", "double_data", "uint64_data")
 
@@ -41,7 +42,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     for tensor in _tensors(model.graph):
         _check_values(tensor, path)
     try:
-        onnx.checker.check_model(weightless(model), full_check=True)  # what is left out was looked at above
+        onnx.checker.check_model(weightless(model), full_check=True)  # the rest is looked at above
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
         reason = str(e).strip().splitlines()[0]
         raise MalformedInput(f"{path} is not valid ONNX: {reason}", fix="Export it again") from e
@@ -49,10 +50,7 @@ def load_model(path: Path) -> onnx.ModelProto:
 
 
 def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy for ONNX's checker and shape inference, which pass all bytes on: large constants are inputs of it.
-
-    Constants of up to `SMALL` elements stay, since shapes may depend on their values.
-    """
+    """A copy for ONNX's checker and shape inference, which pass all bytes on: large initialisers are inputs of it."""
     graph = model.graph
     large = {t.name: t for t in graph.initializer if math.prod(t.dims) > SMALL}
     inputs = [v for v in graph.input if v.name not in large]  # files of format version 3 list the weights there too
@@ -113,6 +111,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _check_structure(model: onnx.ModelProto, path: Path) -> None:
+    _check_constants(model, path)
     if len(model.functions) > MAX_FUNCTIONS:
         raise MalformedInput(f"{path} defines {len(model.functions)} functions, more than the {MAX_FUNCTIONS} allowed")
     domains = DOMAINS | {f.domain for f in model.functions}
@@ -128,6 +127,26 @@ def _check_structure(model: onnx.ModelProto, path: Path) -> None:
                 f"node {name!r} of {path} is {node.op_type} of the unknown domain {node.domain!r}",
                 fix="Export the model with standard ONNX operators",
             )
+
+
+def _check_constants(model: onnx.ModelProto, path: Path) -> None:
+    """What ONNX's checker knows of large constants, and does not see in `weightless`."""
+    graph = model.graph
+    stored = {t.name: t for t in graph.initializer}
+    if len(stored) < len(graph.initializer):
+        twice = next(name for name, n in Counter(t.name for t in graph.initializer).items() if n > 1)
+        raise MalformedInput(
+            f"{path} holds two tensors named {twice!r}",
+            cause="Which of them runs depends on the program that reads it",
+            fix="Do not use this file",
+        )
+    for value in graph.input:
+        tensor, declared = stored.get(value.name), value.type.tensor_type
+        if tensor is None:
+            continue
+        dims = [d.dim_value for d in declared.shape.dim if d.HasField("dim_value")]
+        if declared.elem_type != tensor.data_type or (len(dims) == len(declared.shape.dim) and dims != [*tensor.dims]):
+            raise MalformedInput(f"input {value.name!r} of {path} and the tensor of that name have different types")
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

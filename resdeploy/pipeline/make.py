@@ -66,8 +66,9 @@ class CalibrationPlan:
 
     def arithmetic_here(self) -> Arithmetic:
         """In what the network is watched: asked for, or the fastest that this machine has."""
-        pays = machine.cpu().bf16 and backends.load("openvino").available().ok
-        return self.arithmetic or ("bf16" if pays else "fp32")
+        if self.arithmetic is not None:
+            return self.arithmetic
+        return "bf16" if machine.cpu().bf16 and backends.load("openvino").available().ok else "fp32"
 
 
 def checkpoint(request: Request, out: Path | None = None) -> Artifact:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,9 +45,7 @@ class How:
 
 
 def kept(out: Path) -> Path | None:
-    """The state that an interrupted training has left, where it had begun and an epoch was done."""
-    if "resdeploy.train.state" not in sys.modules:
-        return None
+    """The state that a training has left after an epoch; QAT keeps none."""
     from resdeploy.train import state
 
     return next((path for path in state.paths(out) if path.is_file()), None)

@@ -78,7 +78,8 @@ def shifts(
     size = min(MAX_BATCH_SIZE, max(1, BATCH_ELEMENTS // images[0].size), len(images))
     # Only whole batches: a runtime may fill up the last one, and then its mean would not be that of the images.
     most = max(size, min(len(images), BATCH_ELEMENTS // images[0].size))
-    whole = np.stack(images[: most // size * size])
+    picked = np.random.default_rng(0).permutation(len(images))[: most // size * size]  # those kept first are the oldest
+    whole = np.stack([images[k] for k in sorted(picked)])
     with run(paired(model, quantized, sites, weights, size), (channels, height, width)) as predict:
         mean = predict(whole).mean(axis=0, dtype=np.float64)
     ends = np.cumsum([weights[site.node].scale.size for site in sites])

@@ -68,8 +68,8 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
 def in_bf16_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Predict]:
     """Runs a graph in a child process in BF16: enough to see ranges, which are rounded to 8 bits anyway.
 
-    A BF16 number has 8 significant bits, so that a rounded extreme is off by at most 2^-9 of itself, a quarter of the
-    step of INT8 there; what the layers before add is noise that a histogram of thousands of values averages.
+    A BF16 number has 8 significant bits: a rounded extreme is off by at most 2^-8 of itself, one step of U8. Whether
+    that does harm was measured (docs/quantization.md).
 
     Raises:
         BackendMissing: this CPU or this installation cannot do it.
@@ -128,7 +128,7 @@ def batch_size(model: onnx.ModelProto, image_shape: tuple[int, ...]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Observed:
-    """What calibration saw of one tensor: its exact extremes, and a seeded subsample of its values."""
+    """What calibration saw of one tensor: its extremes, exact to the arithmetic, and a subsample."""
 
     extremes: Range
     histogram: Histogram
@@ -144,7 +144,7 @@ def observe(
     total: int = 0,
     progress: Progress | None = None,
 ) -> tuple[dict[str, Observed], int]:
-    """The exact extremes of each tensor over all images, histograms of `SAMPLES` values an image, and the image count.
+    """The extremes of each tensor, exact to the arithmetic, histograms of a sample of its values, and the image count.
 
     Args:
         model: the float graph, opset 13 to 17.
@@ -223,24 +223,26 @@ def sampled(
 ) -> tuple[Lattice, ...]:
     """A lattice of about `SAMPLES` values for each tensor, at an offset of its own.
 
-    A tensor that is smaller than the sample is seen whole.
+    A tensor that is smaller than the sample, or has no maps, is seen whole.
 
     Raises:
         MalformedInput: a tensor's shape does not follow from the image's.
     """
     shapes, random = _shapes(model, image_shape), np.random.default_rng(seed)
-    if any(0 in shapes.get(tensor, (0,)) for tensor in tensors):  # written as arithmetic
+    if not shapes.keys() >= set(tensors):  # written as arithmetic
         shapes = _shapes(portable.fold_constants(model, (1, *image_shape)), image_shape)
     found = []
     for tensor in tensors:
-        if 0 in shapes.get(tensor, (0,)):
+        if tensor not in shapes:
             raise MalformedInput(f"the shape of {tensor} does not follow from images of shape {image_shape}")
-        channels, *axes = shapes[tensor]
+        channels, *axes = shapes[tensor] or (1,)
         left = max(SAMPLES // channels, MIN_POSITIONS)
-        steps: list[int] = []
-        for k, size in enumerate(axes):
-            steps.append(max(1, size // max(1, round(left ** (1 / (len(axes) - k))))))
-            left = max(1, left // (size // steps[-1]))
+        steps = [1] * len(axes)
+        if math.prod(axes) > left:
+            # The shortest first: what it cannot give, the longer ones do.
+            for rest, k in zip(range(len(axes), 0, -1), np.argsort(axes), strict=True):
+                steps[k] = max(1, axes[k] // math.ceil(left ** (1 / rest)))
+                left = math.ceil(left / (axes[k] // steps[k]))
         counts = tuple(size // step for size, step in zip(axes, steps, strict=True))
         room = [size - (count - 1) * step for size, count, step in zip(axes, counts, steps, strict=True)]
         starts = tuple(int(random.integers(most)) for most in room)
@@ -249,17 +251,19 @@ def sampled(
 
 
 def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """The shape of every value for one image, without the batch dimension."""
+    """The shape of every value for one image, without the batch dimension, where it can be told."""
     light = files.weightless(model)
     del light.graph.value_info[:]
     dims = light.graph.input[0].type.tensor_type.shape.dim
     for dim, size in zip(dims[1:], image_shape, strict=True):
         dim.dim_value = size
     inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    return {
+    found = {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
+        if value.type.tensor_type.HasField("shape")
     }
+    return {name: sizes for name, sizes in found.items() if 0 not in sizes}
 
 
 def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProto:

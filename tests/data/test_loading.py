@@ -74,8 +74,8 @@ def test_hashes_are_sha256_of_the_file_or_the_pixels(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path) -> None:
-    """Empty, truncated, a bomb, 16 bits, FITS, GIF and BMP under an image's name: listed, the rest in full batches."""
-    deep = io.BytesIO()  # 16 bits a pixel, of which Pillow makes white
+    """Empty, cut off, a bomb, 16-bit, FITS, GIF and BMP under an image's name: listed, the rest in full batches."""
+    deep = io.BytesIO()  # grey of 16 bits, of which Pillow makes white
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep, "PNG")
     bomb = bytearray(encoded("PNG"))  # 100 megapixels: where Pillow itself would only warn
     bomb[16:24] = (10000).to_bytes(4, "big") * 2

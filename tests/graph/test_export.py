@@ -90,6 +90,15 @@ class Cancelling(torch.nn.Module):
         return ((x + self.large) - self.large).mean((2, 3))
 
 
+def test_where_float32_does_not_compute_the_network_no_file_passes() -> None:
+    """Torch's own logits overflow or lose all digits: four times their error would let any file through."""
+    artifact = Artifact(path="f.onnx", format="onnx", precision="fp32", sha256="")
+    x = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
+    for large in (1e8, 1e39):
+        with pytest.raises(MalformedInput, match="off from torch"):
+            export.verify(artifact, Cancelling(large), lambda _p, b: 0.5 * b.mean((2, 3)), x, sizes=(1, 1))
+
+
 @pytest.mark.parametrize(("large", "own"), [(0.0, 1e-6), (3e4, 1e-3)])
 def test_a_file_may_round_four_times_as_much_as_torch_itself(large: float, own: float) -> None:
     """And at least 1e-4; what is over four times torch's own error, or not finite, is no rounding."""

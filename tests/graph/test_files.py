@@ -91,6 +91,24 @@ def test_a_tensor_with_two_values_is_refused_by_name(tmp_path: Path) -> None:
         files.load_model(write(tmp_path / "m.onnx", model))
 
 
+@pytest.mark.parametrize("size", [1, 200])
+def test_two_tensors_of_one_name_are_refused(tmp_path: Path, size: int) -> None:
+    """A viewer may show the one and a runtime take the other; large ones do not reach ONNX's checker."""
+    model = tiny(np.ones((2, 3, size, 1), np.float32))
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros((2, 3, size, 1), np.float32), "w"))
+    with pytest.raises(MalformedInput, match="two tensors named 'w'"):
+        files.load_model(write(tmp_path / "m.onnx", model))
+
+
+def test_a_weight_declared_as_an_input_of_another_type_is_refused(tmp_path: Path) -> None:
+    """Files of format version 3 list their weights among the inputs, with a shape of their own."""
+    for shape, kind in (((2, 3, 1, 7), TensorProto.FLOAT), ((2, 3, 9, 9), TensorProto.DOUBLE)):
+        model = tiny(np.ones((2, 3, 9, 9), np.float32))
+        model.graph.input.append(helper.make_tensor_value_info("w", kind, shape))
+        with pytest.raises(MalformedInput, match="different types"):
+            files.load_model(write(tmp_path / "m.onnx", model))
+
+
 def test_unknown_domains_and_compiled_code_are_refused_by_node(tmp_path: Path) -> None:
     """EPContext hides a native blob; a custom domain needs somebody's library."""
     with pytest.raises(MalformedInput, match=r"'c1'.*com\.evil"):

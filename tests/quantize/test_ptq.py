@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -125,7 +125,8 @@ def test_a_lane_finds_the_same_ranges(resnet20: Artifact, images: Images, tmp_pa
 def test_ranges_seen_in_bf16_are_those_of_fp32_to_a_step_of_int8(
     resnet20: Artifact, images: Images, tmp_path: Path
 ) -> None:
-    """2^-9 for the last rounding, and the noise of 20 layers; CPUs without BF16 refuse, and leave nothing."""
+    """2^-8 for the last rounding, and the noise of 20 layers; CPUs without BF16 refuse, and leave nothing."""
+    pytest.importorskip("openvino")
     asked = dataclasses.replace(calibration(), arithmetic="bf16")
     out = tmp_path / "int8.onnx"
     if not machine.cpu().bf16:
@@ -206,7 +207,10 @@ def test_samples_are_values_of_the_tensor_weighted_by_channel(images: Images, re
 @given(
     channels=st.integers(1, 3000), height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 2**32 - 1)
 )
-@settings(max_examples=40, deadline=None)
+@example(100, 20, 1, 0)
+@example(127, 8, 2, 0)
+@example(512, 3, 3, 0)
+@settings(max_examples=40, deadline=None, derandomize=True)
 def test_a_lattice_is_cut_out_of_every_channel_alike(channels: int, height: int, width: int, seed: int) -> None:
     """It lies within the map, spreads over more than half of it, and numpy cuts out the same values."""
     image = helper.make_tensor_value_info("x", TensorProto.FLOAT, ("n", channels, "h", "w"))
@@ -215,8 +219,8 @@ def test_a_lattice_is_cut_out_of_every_channel_alike(channels: int, height: int,
     graph = helper.make_graph(nodes, "g", [image], [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (at,) = calibrate.sampled(model, ["a"], (channels, height, width), seed)
-    assert at.samples >= min(calibrate.SAMPLES // 4, channels * height * width)
-    assert at.samples <= max(4 * calibrate.SAMPLES, 2 * calibrate.MIN_POSITIONS * channels)
+    wanted = max(calibrate.SAMPLES // channels, calibrate.MIN_POSITIONS)
+    assert min(wanted, height * width) <= at.samples // channels <= 6 * wanted
     for start, step, count, size in zip(at.starts, at.steps, at.counts, (height, width), strict=True):
         assert 0 <= start <= start + (count - 1) * step < size
         assert count * step > size / 2
