@@ -34,8 +34,13 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
     first: dict[str, Any] = results[0]
     first["rows"] = [row for result in results for row in result["rows"]]
     first["fp32_top1_pct"] = {name: top1 for result in results for name, top1 in result["fp32_top1_pct"].items()}
+    first["cpus"] = list(dict.fromkeys(_cpu(result["environment"]["cpu"]) for result in results))
     first["skipped"] = {name: why for result in results for name, why in result["skipped"].items()}
     return first
+
+
+def _cpu(cpu: Mapping[str, Any]) -> str:
+    return f"{cpu['model']} ({'with' if cpu['vnni'] else 'without'} VNNI)"
 
 
 def groups(result: Mapping[str, Any]) -> Groups:
@@ -68,7 +73,7 @@ def table(result: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items() if version)
     about = (
         f'{result["calibration_images"]} calibration images; medians over the calibration sets counted in "sets"; '
-        f"FP32 top-1: {accuracy}; {versions}; {result['environment']['cpu']['model']}."
+        f"FP32 top-1: {accuracy}; {versions}; {', '.join(result['cpus'])}."
     )
     head = (
         "| network | scheme | candidate | sets | changed % | / best peer | RMS logit error | / best peer | top-1 % "
