@@ -21,7 +21,7 @@ import onnx.inliner
 from onnx import TensorProto, helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph import metadata, names, portable
+from resdeploy.graph import files, metadata, names, portable
 from resdeploy.graph.residual import Index, node_name
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
@@ -72,7 +72,6 @@ _LIKE = {
 }
 _LIKE |= {f"QLinear{op}": (op, slice(1)) for op in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")}
 _LIKE |= {"QLinearConcat": ("Concat", slice(2, None, 3))}
-_SMALL = 64  # elements: values that shape inference may need
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")
 
 
@@ -256,23 +255,22 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     Raises:
         MalformedInput: the shapes do not follow from the spec's input.
     """
-    graph = onnx.GraphProto(name=model.graph.name, node=map(_standard, model.graph.node))
     held = {t.name for t in model.graph.initializer}
     image = next(v for v in model.graph.input if v.name not in held)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
     if len(fixed) == 4 and fixed[1] not in (0, spec.input_shape[0]):
         raise MalformedInput(f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}")
     batch_size = fixed[0] if fixed and fixed[0] else 1
-    elem_type = image.type.tensor_type.elem_type
-    graph.input.append(helper.make_tensor_value_info(image.name, elem_type, (batch_size, *spec.input_shape)))
-    for tensor in model.graph.initializer:
-        if math.prod(tensor.dims) <= _SMALL:
-            graph.initializer.append(tensor)
-        else:
-            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims))
-    graph.value_info.extend(_told(model, image, (batch_size, *spec.input_shape)))
+    sizes = (batch_size, *spec.input_shape)
+    light = files.weightless(model)
+    graph = light.graph
+    nodes = [_standard(node) for node in model.graph.node]
+    del graph.node[:], graph.value_info[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.value_info.extend(_told(model, image, sizes))
     graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
-    light = onnx.ModelProto(graph=graph, ir_version=model.ir_version, opset_import=model.opset_import)
+    seen = next(v for v in graph.input if v.name == image.name)
+    seen.CopyFrom(helper.make_tensor_value_info(image.name, image.type.tensor_type.elem_type, sizes))
     try:
         inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as e:
