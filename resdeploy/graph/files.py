@@ -146,7 +146,11 @@ def _check_constants(model: onnx.ModelProto, path: Path) -> None:
             continue
         dims = [d.dim_value for d in declared.shape.dim if d.HasField("dim_value")]
         if declared.elem_type != tensor.data_type or (len(dims) == len(declared.shape.dim) and dims != [*tensor.dims]):
-            raise MalformedInput(f"input {value.name!r} of {path} and the tensor of that name have different types")
+            raise MalformedInput(
+                f"input {value.name!r} of {path} and the tensor of that name have different types or shapes",
+                cause="Which of them counts depends on the program that reads it",
+                fix="Export it again",
+            )
 
 
 def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:

@@ -234,7 +234,11 @@ def sampled(
     found = []
     for tensor in tensors:
         if tensor not in shapes:
-            raise MalformedInput(f"the shape of {tensor} does not follow from images of shape {image_shape}")
+            raise MalformedInput(
+                f"the shape of {tensor} does not follow from images of shape {image_shape}",
+                cause="The graph computes it while it runs",
+                fix="Export the model again, for images of one size",
+            )
         channels, *axes = shapes[tensor] or (1,)
         left = max(SAMPLES // channels, MIN_POSITIONS)
         steps = [1] * len(axes)

@@ -102,7 +102,7 @@ def _function(w: _Writer, at: fx.Node) -> None:
     elif at.target is torch.flatten:
         w.emit("Flatten", [at.args[0].name], at, axis=1)
     else:
-        raise NotImplementedError(at.target)
+        raise NotImplementedError(f"{at.target} is not written as ONNX here yet: add it to _function")
 
 
 def graph(net: nn.Module, shape: tuple[int, int, int], *, values: bool = False) -> onnx.ModelProto:
