@@ -31,6 +31,8 @@ SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside
 STALE_S = 60.0
 NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
 GRACE_S = 1.0
+# A signal just before select's system call does not interrupt it: Python acts on it at the next return.
+DEAF_S = 1.0
 
 
 class Child:
@@ -78,7 +80,7 @@ class Child:
             selector.register(self.replies, selectors.EVENT_READ)
             selector.register(self.printed, selectors.EVENT_READ)
             while (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(left):
+                for key, _ in selector.select(min(left, DEAF_S)):
                     if key.fileobj is self.printed:
                         if not self._listen():
                             selector.unregister(self.printed)

@@ -225,6 +225,16 @@ def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artif
             lane.open(tiny, Execution())
 
 
+def test_signal_that_interrupts_no_system_call_is_heard(tiny: Artifact, tmp_path: Path) -> None:
+    """One that comes just before the wait for the child ends it too: `interrupt_main` leaves system calls alone."""
+    lost = "import _thread, threading; threading.Timer(0.5, _thread.interrupt_main).start()"
+    script = SCRIPT.replace("    opened.block(", f"    {lost}\n    opened.block(")
+    command = [sys.executable, "-c", script, str(tmp_path / "lanes"), tiny.path]
+    ended = subprocess.run(command, capture_output=True, timeout=60, text=True, check=False)
+    assert ended.stderr.endswith("KeyboardInterrupt\n")
+    assert not _runs(int(ended.stdout))
+
+
 def _runs(pid: int) -> bool:
     try:
         return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
