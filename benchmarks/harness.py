@@ -17,6 +17,7 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -101,7 +102,7 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
 def _row(artifact: Artifact, arguments: argparse.Namespace) -> rows.Row:
     from resdeploy.measure.bench import Candidate
 
-    execution = rows.execution_for(artifact, batch_size=1, threads=None)
+    execution = rows.execution_for(artifact, batch_size=1, threads=arguments.threads)
     built = make.built(artifact, arguments.backend, execution)
     label = f"{Path(artifact.path).stem} {arguments.backend}"
     candidate = Candidate(label=label, backend=arguments.backend, artifact=built, execution=execution)
@@ -122,11 +123,12 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--backend", default="onnxruntime", choices=("openvino", "onnxruntime"))
     parser.add_argument("--duration", type=float, default=6.0)
+    parser.add_argument("--threads", type=int, help="default: the usable cores")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     found = {"sleep": sleep, "repeat": repeat}[arguments.part](arguments)
     document = {
-        "command": f"python benchmarks/harness.py {arguments.part}",
+        "command": f"python benchmarks/harness.py {' '.join(sys.argv[1:])}",
         "environment": environment.capture(),
         "results": found,
     }

@@ -122,8 +122,9 @@ def unseen(feed: Feed, *, replay: bool) -> Iterable[Feed]:
     made = {name: value.copy() for name, value in feed.items()}
     while True:
         for name, value in feed.items():
-            shift = int(rng.integers(1, max(2, value.size)))
-            made[name].flat[:] = np.roll(value, 0 if replay else shift).flat
+            shift = 0 if replay else int(rng.integers(1, max(2, value.size)))
+            fresh, seen = made[name].reshape(-1), value.reshape(-1)
+            fresh[:shift], fresh[shift:] = seen[seen.size - shift :], seen[: seen.size - shift]
         yield made
 
 
@@ -300,9 +301,9 @@ class Worker:
         return {"cpu_s": meter.cpu_s, "energy_j": meter.energy_j}
 
     def replay(self, queries: int, seconds: float, replay: bool) -> dict[str, Any]:
-        """Compute times of one session: of inputs never seen, or of the same one again and again."""
-        feeds = random_feeds(self.loaded.inputs)[:1]
-        times = time_block(self.sessions[:1], lambda _: unseen(feeds[0], replay=replay), queries, seconds, 1)
+        """Compute times of one session: of inputs never seen, or of the same one again and again; before `decode`."""
+        feed = self.feeds[0]
+        times = time_block(self.sessions[:1], lambda _: unseen(feed, replay=replay), queries, seconds, 1)
         return {"run_s": ((times[:, 2] - times[:, 1]) / 1e9).tolist()}
 
     def predict(self) -> dict[str, Any]:

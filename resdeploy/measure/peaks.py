@@ -1,8 +1,9 @@
 """The roofs of a machine: how fast it multiplies in each precision, and how fast it moves memory.
 
 Measured on what a deployment runs: the backends' own kernels, in their lanes, on graphs that do nothing else
-(`graph.peak`), all in one interleaved run. The arithmetic roof of a precision is the best of several shapes and
-backends; where a backend silently computes in another precision it has no roof, and the reason is kept instead.
+(`graph.peak`). Which shape and backend is fastest in a precision is found in short heats; the roof is what that one
+then does in one interleaved run with the other precisions' best, so that it is not the luckiest of many results. Where
+a backend silently computes in another precision it has no roof, and the reason is kept instead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from resdeploy import backends, store
 from resdeploy.backends import machine
@@ -39,11 +41,12 @@ from resdeploy.records import (
 
 BACKENDS: dict[BackendName, Target] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 DURATION_S = 1.0  # of timed queries a graph
+HEAT_SHARE, HEAT_BLOCKS = 1 / 4, 4  # of that in a heat: of several graphs only the fastest is measured in full
 # STREAM's rule: each array at least four times the last-level cache (McCalpin, "Run Rules"); bounded, since a virtual
 # machine may report the cache of a whole socket.
 CACHE_TIMES, LEAST_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
 STREAMS = 3  # two arrays read, one written
-VERSION = 1  # of what is measured: another one is measured again
+VERSION = 2  # of what is measured: another one is measured again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,29 @@ class _Entrant:
     candidate: bench.Candidate
     precision: Precision | None  # None: it moves memory
     work: int
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A graph with its times."""
+
+    entrant: _Entrant
+    summary: Summary
+
+    @property
+    def rate(self) -> float:
+        p50_s = self.summary.latency_s["p50"]
+        assert p50_s is not None
+        return self.entrant.work / p50_s
+
+    def roof(self) -> Roof:
+        work, interval_s = self.entrant.work, self.summary.p50_ci95_s
+        return Roof(
+            rate=self.rate,
+            ci95=None if interval_s is None else (work / interval_s[1], work / interval_s[0]),
+            by=self.entrant.candidate.label,
+            valid=self.summary.valid,
+        )
 
 
 def of_this_machine(
@@ -96,7 +122,7 @@ def measure(
     progress: Progress | None,
     open_lane: Callable[[BackendName], Lane] = Lane,
 ) -> Peaks:
-    """Times every graph in one interleaved run.
+    """Times every graph briefly, and the fastest of each kind in full.
 
     Raises:
         ResdeployError: the memory could not be timed on any backend.
@@ -113,25 +139,20 @@ def measure(
                 else:
                     entrants += made
             entrants.append(_stream(name, cores, Path(folder), open_lane))
-        candidates = [entrant.candidate for entrant in entrants]
-        outcomes = bench.run(candidates, duration_s=duration_s, progress=progress, open_lane=open_lane)
-    pairs = [
-        (entrant, summarise(outcome))
-        for entrant, outcome in zip(entrants, outcomes, strict=True)
-        if isinstance(outcome, Measurement)
-    ]
-    for entrant, outcome in zip(entrants, outcomes, strict=True):
-        if isinstance(outcome, Failure) and entrant.precision is not None:
-            missing.setdefault(entrant.precision, []).append(f"{entrant.candidate.backend}: {outcome.message}")
-    timed = {p: [pair for pair in pairs if pair[0].precision == p] for p in (*PRECISIONS, None)}
-    if not timed[None]:
-        bench.measured(next(o for e, o in zip(entrants, outcomes, strict=True) if e.precision is None))
-    roofs = {p: _best(timed[p]) for p in PRECISIONS if timed[p]}
+
+        def fastest(among: Sequence[_Entrant], duration_s: float, **rest: Any) -> dict[Precision | None, _Timed]:
+            candidates = [entrant.candidate for entrant in among]
+            outcomes = bench.run(candidates, duration_s=duration_s, progress=progress, open_lane=open_lane, **rest)
+            return _fastest(among, outcomes, missing)
+
+        heats = fastest(entrants, HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
+        best = fastest([timed.entrant for timed in heats.values()], duration_s)
+    roofs = {p: best[p].roof() for p in PRECISIONS if p in best}
     return Peaks(
         name=machine.cpu().model,
         source=f"measured with {cores} threads",
         roofs=roofs,
-        bandwidth=_best(timed[None]),
+        bandwidth=best[None].roof(),
         missing={p: "; ".join(why) for p, why in missing.items() if p not in roofs},
         notes=_notes(),
     )
@@ -216,14 +237,21 @@ def _built(
     return bench.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)
 
 
-def _best(timed: Sequence[tuple[_Entrant, Summary]]) -> Roof:
-    """The highest rate of all; its interval is that of the one graph that reached it."""
-    entrant, summary = max(timed, key=lambda pair: pair[0].work / (pair[1].latency_s["p50"] or float("inf")))
-    p50_s, interval = summary.latency_s["p50"], summary.p50_ci95_s
-    assert p50_s is not None
-    return Roof(
-        rate=entrant.work / p50_s,
-        ci95=None if interval is None else (entrant.work / interval[1], entrant.work / interval[0]),
-        by=entrant.candidate.label,
-        valid=summary.valid,
-    )
+def _fastest(
+    entrants: Sequence[_Entrant], outcomes: Sequence[Measurement | Failure], missing: dict[Precision, list[str]]
+) -> dict[Precision | None, _Timed]:
+    """The highest rate of each kind; what failed goes to `missing`.
+
+    Raises:
+        ResdeployError: the memory could not be timed on any backend.
+    """
+    best: dict[Precision | None, _Timed] = {}
+    for entrant, outcome in zip(entrants, outcomes, strict=True):
+        if isinstance(outcome, Measurement):
+            timed = _Timed(entrant, summarise(outcome))
+            best[entrant.precision] = max(best.get(entrant.precision, timed), timed, key=lambda each: each.rate)
+        elif entrant.precision is not None:
+            missing.setdefault(entrant.precision, []).append(f"{entrant.candidate.backend}: {outcome.message}")
+    if None not in best:
+        bench.measured(next(o for e, o in zip(entrants, outcomes, strict=True) if e.precision is None))
+    return best

@@ -43,11 +43,12 @@ class Wanted:
     confidence: float = 0.95
     duration_s: float = 3.0  # of timed queries, a candidate
 
-    def refuse_nonsense(self, precision: Precision) -> None:
+    def refuse_nonsense(self, precision: Precision, plan: make.CalibrationPlan) -> None:
         """Before any work.
 
         Raises:
-            UsageError: a search without images, images without a search, or either for another precision.
+            UsageError: a search without images, images without a search, or for another precision either of them or
+                ranges, which it has none of.
         """
         if self.max_drop_pp is not None and self.data is None:
             raise UsageError("--max-drop needs labelled images to judge on", fix="Add --data DIR")
@@ -55,6 +56,11 @@ class Wanted:
             raise UsageError("--data judges the search of --max-drop", fix="Add --max-drop 0.5, or use resdeploy eval")
         if precision != "int8" and (self.sensitivity or self.max_drop_pp is not None):
             raise UsageError(f"--sensitivity and --max-drop start from INT8, not from {precision}")
+        if precision != "int8" and plan != make.CalibrationPlan(seed=plan.seed):
+            raise UsageError(
+                f"--calib-*, --portable and --effort are of INT8's ranges and weights: {precision} has neither",
+                fix="Leave them away, or add --precision int8",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +98,7 @@ def quantized(
     """
     from resdeploy.quantize import ptq
 
-    wanted.refuse_nonsense(precision)
+    wanted.refuse_nonsense(precision, plan)
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     if not wanted.sensitivity and wanted.max_drop_pp is None:

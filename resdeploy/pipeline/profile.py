@@ -326,6 +326,7 @@ def _lowered(
         data=profile.calib_data or profile.data,
         samples=profile.calib_samples,
         method=profile.calib_method,
+        arithmetic=profile.calib_precision,
         portable=profile.portable,
         seed=profile.seed,
     )

@@ -8,7 +8,7 @@ from typing import Literal
 
 from resdeploy.records.judged import Check
 from resdeploy.records.timing import Comparison, Summary
-from resdeploy.records.vocabulary import STRICT, BackendName, Precision
+from resdeploy.records.vocabulary import STRICT, Arithmetic, BackendName, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +24,7 @@ class Profile:
     calib_data: str | None = None  # None: the training split of `data`
     calib_samples: int = 300
     calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
+    calib_precision: Arithmetic | None = None  # in what ranges are observed; None: BF16 on CPUs that have it
     portable: bool | None = None  # INT8 weights in 7 bits, exact on CPUs without VNNI too; None: what this CPU needs
     epochs: int = 0  # 0: no training
     lr: float = 0.1

@@ -18,6 +18,7 @@ from resdeploy import store
 from resdeploy.errors import ResdeployError
 from resdeploy.pipeline import make, mixed
 from resdeploy.pipeline.request import Request
+from resdeploy.records import Precision
 from resdeploy.report import mixed as report
 from resdeploy.report import render
 from resdeploy.search import mixed as search
@@ -78,17 +79,21 @@ def test_judging_on_the_calibration_images_is_refused(digits_onnx: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("wanted", "precision", "word"),
+    ("wanted", "precision", "plan", "word"),
     [
-        (mixed.Wanted(max_drop_pp=1.0), "int8", "--data"),
-        (mixed.Wanted(data="digits"), "int8", "--max-drop"),
-        (mixed.Wanted(sensitivity=True), "fp16", "INT8"),
+        (mixed.Wanted(max_drop_pp=1.0), "int8", make.CalibrationPlan(), "--data"),
+        (mixed.Wanted(data="digits"), "int8", make.CalibrationPlan(), "--max-drop"),
+        (mixed.Wanted(sensitivity=True), "fp16", make.CalibrationPlan(), "INT8"),
+        (mixed.Wanted(), "fp16", make.CalibrationPlan(method="mse"), "--calib"),
+        (mixed.Wanted(), "bf16", make.CalibrationPlan(effort="high"), "--effort"),
     ],
 )
-def test_options_that_make_no_sense_together_are_refused(wanted: mixed.Wanted, precision: str, word: str) -> None:
+def test_options_that_make_no_sense_together_are_refused(
+    wanted: mixed.Wanted, precision: Precision, plan: make.CalibrationPlan, word: str
+) -> None:
     """Before any work, exit 2."""
     with pytest.raises(ResdeployError) as caught:
-        wanted.refuse_nonsense(precision)  # type: ignore[arg-type]
+        wanted.refuse_nonsense(precision, plan)
     assert word in str(caught.value)
     assert caught.value.exit_status == 2
 

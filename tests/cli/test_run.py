@@ -89,9 +89,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_changed_profile_redoes_only_what_depends_on_the_change(
     finished: Path, tmp_path: Path, resdeploy: Run
 ) -> None:
-    """Other calibration images: the training, the export and the FP32 model stay."""
+    """Other calibration: the training, the export and the FP32 model stay."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "tiny.toml").write_text(PROFILE.replace("calib_samples = 20", "calib_samples = 30"))
+    changed = PROFILE.replace("calib_samples = 20", 'calib_samples = 30\ncalib_precision = "fp32"')
+    (tmp_path / "tiny.toml").write_text(changed)
     done = resdeploy("run", "tiny.toml")
     assert done.returncode == 0, done.stderr
     made = set(re.findall(r"making +(\S+)", done.stderr))
@@ -101,6 +102,10 @@ def test_a_changed_profile_redoes_only_what_depends_on_the_change(
         "onnxruntime.int8.predictions.npz",
         "measurements.json",
     }
+    (sidecar,) = tmp_path.rglob("model.int8.onnxruntime.onnx.json")
+    calibration = json.loads(sidecar.read_text())["calibration"]
+    assert calibration["arithmetic"] == "fp32"
+    assert calibration["count"] == 30
 
 
 def test_a_profile_prunes_then_quantizes_then_judges_against_the_whole_network(

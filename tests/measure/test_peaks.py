@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from resdeploy.errors import BackendCrash, UsageError
 from resdeploy.measure import bench, peaks
 from resdeploy.records import Availability
 
-SHAPE = (32, 16, 2, 3)
+SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
 
 
 def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
@@ -22,9 +21,19 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
     monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(bench, "run", functools.partial(bench.run, blocks=8, processes=1, extensions=0))
-    options = {"names": ("onnxruntime",), "shapes": (SHAPE,), "duration_s": 0.05}
+    run, runs = bench.run, []
+
+    def shortened(candidates: list[bench.Candidate], **options: object) -> object:
+        runs.append([candidate.label for candidate in candidates])
+        return run(candidates, **options | {"blocks": 8, "processes": 1, "extensions": 0})
+
+    monkeypatch.setattr(bench, "run", shortened)
+    options = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}
     found = peaks.of_this_machine(**options)
+    heats, final = runs
+    assert len(heats) == 5  # two shapes in two precisions, and the memory
+    assert set(final) < set(heats)
+    assert sorted(final) == sorted(roof.by for roof in (*found.roofs.values(), found.bandwidth))
     assert {"fp32", "int8"} <= set(found.roofs)
     assert found.roofs.keys().isdisjoint(found.missing)
     assert set(found.roofs) | set(found.missing) == {"fp32", "fp16", "bf16", "int8"}
