@@ -143,7 +143,7 @@ def rooflines(found: Iterable[Roofline], peaks: Peaks, *, per_layer: bool) -> Js
     networks = list(found)
     notes = [f"{peaks.name}: {note}" for note in peaks.notes]
     if not peaks.valid:
-        notes.append("the roofs were measured while other programs ran: measure them again with --refresh")
+        notes.append("roofs marked INVALID were not timed steadily: stop other programs and add --refresh")
     if any((layer.reached or 0.0) > 1 for network in networks for layer in network.layers):
         notes.append("above 100 %: the kernel's tensors came from a cache, and not from the memory that its roof is of")
     notes += dict.fromkeys(
