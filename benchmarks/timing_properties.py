@@ -5,15 +5,18 @@
     python benchmarks/timing_properties.py --scale 0.05        # a quick look
 
 Every clock is run by `measure.bench.run` itself: its warm-up, order, processes, extensions and validity rules. Only
-the lane is synthetic: a query takes `base x process x block x query`, each factor log-normal about 1, times what a
-pattern does. Noise is estimated from the raw times of a real run, the median over its rows.
+the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times what
+a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the raw
+times of a real run, the median over its rows and, for what they share, its pairs of rows.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,6 +34,7 @@ from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec
 RESULT = Path(__file__).parent / "results" / "timing-properties.json"
 BASE_S = 0.02
 DURATION_S = 3.0  # the default of `bench`
+MOST_BLOCKS = bench.BLOCKS + bench.EXTENSIONS * bench.BLOCKS // bench.PROCESSES
 QUIET = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
 
 
@@ -39,6 +43,7 @@ class Noise:
     """Standard deviations of the logarithm of a time."""
 
     process: float = 0.0
+    turn: float = 0.0
     block: float = 0.001
     query: float = 0.005
 
@@ -65,8 +70,11 @@ PATTERNS: dict[str, Pattern] = {
 class Clock:
     """One model on a synthetic machine; makes its lanes."""
 
-    def __init__(self, rng: np.random.Generator, noise: Noise, base_s: float, pattern: Pattern | None) -> None:
+    def __init__(
+        self, rng: np.random.Generator, noise: Noise, base_s: float, pattern: Pattern | None, turns: np.random.Generator
+    ) -> None:
         self.rng, self.noise, self.base_s, self.pattern = rng, noise, base_s, pattern
+        self.turns = np.exp(noise.turn * turns.standard_normal(MOST_BLOCKS))
         self.blocks, self.elapsed_s = 0, 0.0
 
 
@@ -90,7 +98,8 @@ class SyntheticLane:
 
     def block(self, queries: int = 1, *, warmup: int = 0, seconds: float = 0.0) -> Block:
         clock = self.clock
-        factor = clock.base_s * self.process * np.exp(clock.noise.block * clock.rng.standard_normal())
+        factor = clock.base_s * self.process * clock.turns[min(clock.blocks, MOST_BLOCKS - 1)]
+        factor *= np.exp(clock.noise.block * clock.rng.standard_normal())
         times: list[float] = []
         spent = 0.0
         while len(times) < queries or spent < seconds:
@@ -132,7 +141,8 @@ def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ..
 
 def one(file: Path, seed: int, noise: Noise, pattern: Pattern | None = None) -> Measurement:
     """A run of one model."""
-    return run(file, [Clock(np.random.default_rng(seed), noise, BASE_S, pattern)], seed)[0]
+    rng = np.random.default_rng(seed)
+    return run(file, [Clock(rng, noise, BASE_S, pattern, rng)], seed)[0]
 
 
 def kinds(measurement: Measurement) -> set[str]:
@@ -174,7 +184,12 @@ def pairs(file: Path, count: int, ratio: float, noise: Noise) -> dict[str, Any]:
     """How often two models whose times differ by `ratio` are called different, and the interval holds the ratio."""
     different = covered = 0
     for seed in range(count):
-        clocks = [Clock(np.random.default_rng((seed, side)), noise, BASE_S * (1, ratio)[side], None) for side in (0, 1)]
+        clocks = [
+            Clock(
+                np.random.default_rng((seed, side)), noise, BASE_S * (1, ratio)[side], None, np.random.default_rng(seed)
+            )
+            for side in (0, 1)
+        ]
         found = summary.compare(*run(file, clocks, seed))
         different += found.different
         low, high = found.speedup_ci95 or (0.0, 0.0)
@@ -183,15 +198,19 @@ def pairs(file: Path, count: int, ratio: float, noise: Noise) -> dict[str, Any]:
 
 
 def noise_of(document: dict[str, Any]) -> Noise:
-    """Noise of a saved bench: robust spreads of its rows; of processes by the difference of a row's two halves."""
+    """Noise of a saved bench: robust spreads of its rows; of processes by the difference of a row's two halves.
+
+    What turns share is the covariance of two rows' blocks.
+    """
     rows = [row for row in document["results"] if row["scenario"] == "single-stream" and row["samples_ms"]]
-    found = []
+    found, moods = [], []
     for row in rows:
         logs = np.split(np.log(row["samples_ms"]), np.cumsum(row["block_sizes"])[:-1])
         query = float(np.median([_sigma(block) for block in logs if len(block) > 2]))
         medians = np.array([np.median(block) for block in logs])
         half = len(medians) // 2
         centred = np.concatenate([part - part.mean() for part in (medians[:half], medians[half:])])
+        moods.append(centred)
         # The median of n normal times has variance pi / 2n of theirs; what is left is the blocks' own.
         sampling = np.pi / 2 * query**2 / np.median([len(block) for block in logs])
         block = float(np.sqrt(max(centred.var(ddof=2) - sampling, 0.0)))
@@ -199,7 +218,9 @@ def noise_of(document: dict[str, Any]) -> Noise:
         process = float(np.sqrt(max(shift**2 / 2 - (block**2 + sampling) / half, 0.0)))
         found.append((process, block, query))
     process, block, query = (float(np.median(column)) for column in zip(*found, strict=True))
-    return Noise(process=process, block=block, query=query)
+    shared = [float(a @ b) / (len(a) - 2) for a, b in itertools.combinations(moods, 2)]
+    turn = min(float(np.sqrt(max(np.median(shared), 0.0))) if shared else 0.0, block)
+    return Noise(process=process, turn=turn, block=float(np.sqrt(block**2 - turn**2)), query=query)
 
 
 def _sigma(values: np.ndarray) -> float:
@@ -237,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     source = json.loads(arguments.noise.read_text()) if arguments.noise else None
     document = {
-        "command": "python benchmarks/timing_properties.py",
+        "command": f"python benchmarks/timing_properties.py {' '.join(sys.argv[1:])}",
         "environment": environment.capture(),
         "noise_measured_on": source["environment"]["cpu"]["model"] if source else None,
         "base_s": BASE_S,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from resdeploy import stats
 from resdeploy.errors import UsageError
 from resdeploy.records import Check, State
-from resdeploy.stats import timing
+from resdeploy.stats import timing, validity
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -32,17 +32,19 @@ def judge(
     *,
     max_slowdown_pct: float,
     confidence: float = 0.95,
+    paired: bool = True,
     seed: int = 0,
     doubts: Sequence[str] = (),
 ) -> Check:
-    """Judges the slowdown: the ratio of the median times, less one, in percent.
+    """Judges the slowdown: the ratio of the times, less one, in percent.
 
     Args:
         baseline_s: seconds an image, one array a block, in the order of measurement.
-        candidate_s: likewise, from the same interleaved run.
+        candidate_s: likewise.
         max_slowdown_pct: how much slower the candidate may be, above -100.
         confidence: one-sided, of the pass and of the fail.
-        seed: of the resampling.
+        paired: whether both are of one interleaved run, block beside block, or each of its own.
+        seed: of the resampling of runs of their own.
         doubts: what else speaks against comparing the two, such as another machine.
 
     Raises:
@@ -52,6 +54,7 @@ def judge(
         [(baseline_s, candidate_s)],
         max_slowdown_pct=max_slowdown_pct,
         confidence=confidence,
+        paired=paired,
         seed=seed,
         doubts=[doubts],
     )[0]
@@ -62,6 +65,7 @@ def judge_many(
     *,
     max_slowdown_pct: float,
     confidence: float = 0.95,
+    paired: bool = True,
     seed: int = 0,
     doubts: Sequence[Sequence[str]] = (),
 ) -> tuple[Check, ...]:
@@ -82,8 +86,11 @@ def judge_many(
     def bounds(k: int, tail: float) -> tuple[float, float, float]:
         before, after = pairs[k]
         # Each end of a two-sided interval of 1 - 2 tails is a one-sided bound of confidence 1 - tail.
-        resamples = max(timing.RESAMPLES, math.ceil(TAIL_DRAWS / tail))
-        ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed, resamples=resamples)
+        if paired:
+            ratio = stats.paired_ratio(after, before, confidence=1 - 2 * tail)
+        else:
+            resamples = max(timing.RESAMPLES, math.ceil(TAIL_DRAWS / tail))
+            ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed, resamples=resamples)
         return 100 * (ratio.value - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1)
 
     known = doubts or [()] * len(pairs)
@@ -129,10 +136,10 @@ def _judged(
     pairs: Sequence[tuple[Blocks, Blocks]],
 ) -> Check:
     blocks = min(map(len, pairs[k]))
-    if blocks < 2:
+    if blocks < validity.MIN_BLOCKS:
         return _check(limit, None, None, "inconclusive", "; ".join(reasons))
     value, low, high = bounds(k, tail)
-    said = f"The median time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * (1 - tail):g} % confidence"
+    said = f"The time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * (1 - tail):g} % confidence"
     if reasons:
         note = f"The run is not to be believed: {'; '.join(reasons)}. Measure again"
     elif state == "pass":

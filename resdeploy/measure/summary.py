@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -76,21 +77,17 @@ def doubts(measurement: Measurement) -> tuple[str, ...]:
 
 
 def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
-    """Speed-up of `candidate` over `baseline`: the ratio of their median times an image, with its 95 % interval.
+    """Speed-up of `candidate` over `baseline`: the ratio of their times an image in a turn, with its 95 % interval.
 
-    Both belong to one interleaved run, so that they met the same machine.
+    Both belong to one interleaved run: every turn, of a block of each, met the same machine. So it is not exactly the
+    ratio of the two medians over the whole run.
     """
-    before, after = per_image_s(baseline), per_image_s(candidate)
-    speedup = _quantile(np.concatenate(before), 0.5) / _quantile(np.concatenate(after), 0.5)
-    interval = None
-    if min(len(before), len(after)) > 1:
-        found = stats.ratio_of_medians(before, after)
-        speedup, interval = found.value, (found.low, found.high)
+    found = stats.paired_ratio(per_image_s(baseline), per_image_s(candidate))
     return Comparison(
         baseline=baseline.label,
         candidate=candidate.label,
-        speedup=speedup,
-        speedup_ci95=interval,
+        speedup=found.value,
+        speedup_ci95=(found.low, found.high) if math.isfinite(found.high) else None,
         valid=not doubts(baseline) and not doubts(candidate),
     )
 

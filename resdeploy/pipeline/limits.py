@@ -81,6 +81,7 @@ def of_saved(baseline: str, candidates: Sequence[str], limits: Limits, *, confid
                 [(old.blocks_s, new.blocks_s) for _, old, new in compared],
                 max_slowdown_pct=limits.slowdown_pct,
                 confidence=confidence,
+                paired=False,
                 seed=seed,
                 doubts=doubts,
             )

@@ -17,7 +17,7 @@ from resdeploy.stats.proportions import (
     tango_score,
     wilson_interval,
 )
-from resdeploy.stats.timing import Estimate, minimum_queries, percentile, ratio_of_medians
+from resdeploy.stats.timing import Estimate, minimum_queries, paired_ratio, percentile, ratio_of_medians
 from resdeploy.stats.validity import Doubt, cached, dip, doubts
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "mean_interval",
     "minimum_queries",
     "newcombe_interval",
+    "paired_ratio",
     "percentile",
     "ratio_of_medians",
     "tango_interval",

@@ -57,10 +57,23 @@ def test_a_demanded_speedup_is_a_negative_slowdown() -> None:
     assert speed.judge(clock(0.01, seed=0), clock(0.01, seed=1), max_slowdown_pct=-20).state == "fail"
 
 
-def test_the_verdict_repeats_for_a_seed() -> None:
+def test_the_verdict_of_two_runs_repeats_for_a_seed() -> None:
     """The bootstrap is seeded."""
     sides = (clock(0.01, seed=0), clock(0.0103, seed=1))
-    assert speed.judge(*sides, max_slowdown_pct=3, seed=4) == speed.judge(*sides, max_slowdown_pct=3, seed=4)
+    once, again = (speed.judge(*sides, max_slowdown_pct=3, paired=False, seed=4) for _ in range(2))
+    assert once == again
+    assert once.interval != speed.judge(*sides, max_slowdown_pct=3).interval
+
+
+def test_a_machine_that_wanders_hides_a_slowdown_from_two_runs_and_not_from_one() -> None:
+    """Moods of 4 % that both sides share, block by block: 3 % slower with a limit of 1 %."""
+    moods = np.random.default_rng(2).normal(1, 0.04, 16)
+    sides = [
+        [mood * block for mood, block in zip(moods, clock(s, seed=k), strict=True)]
+        for k, s in enumerate((0.01, 0.0103))
+    ]
+    assert speed.judge(*sides, max_slowdown_pct=1).state == "fail"
+    assert speed.judge(*sides, max_slowdown_pct=1, paired=False).state == "inconclusive"
 
 
 @pytest.mark.parametrize("limit", [-100, float("nan"), float("inf")])
