@@ -238,7 +238,9 @@ def properties(scale: float, measured: Noise | None) -> dict[str, Any]:
         file = Path(folder) / "m.onnx"
         file.write_bytes(b"x")
         found: dict[str, Any] = {}
-        settings = {"synthetic": Noise(), **({"measured": measured} if measured else {})}
+        settings = {"synthetic": Noise(), "restarts": Noise(process=0.004), "wandering": Noise(turn=0.05, block=0.005)}
+        if measured:
+            settings["measured"] = measured
         for name, noise in settings.items():
             found[name] = {
                 "noise": dataclasses.asdict(noise),

@@ -2,8 +2,9 @@
 
 A machine's speed wanders over seconds (clocks, heat, neighbours) and settles differently in every process (memory
 layout, thread placement). So candidates take turns in blocks of random order, which spreads the wandering over all of
-them; each gets fresh processes in the course of the run, so that the spread of its blocks contains what a restart
-changes; and one lane runs at a time. Statistics are not done here: `measure.summary` derives them from the raw times.
+them and lets what is compared be compared turn by turn; each gets fresh processes in the course of the run, so that no
+figure rests on one alone; and one lane runs at a time. Statistics are not done here: `measure.summary` derives them
+from the raw times.
 """
 
 from __future__ import annotations

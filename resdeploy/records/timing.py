@@ -98,7 +98,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much faster `candidate` is than `baseline`, an image, by the ratio of median times."""
+    """How much faster `candidate` is than `baseline`, an image, by the ratios of their turns."""
 
     baseline: str
     candidate: str
