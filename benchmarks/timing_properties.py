@@ -7,7 +7,7 @@
 Every clock is run by `measure.bench.run` itself: its warm-up, order, processes, extensions and validity rules. Only
 the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times what
 a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the raw
-times of a real run, the median over its rows and, for what they share, its pairs of rows.
+times of a real run.
 """
 
 from __future__ import annotations
@@ -198,29 +198,32 @@ def pairs(file: Path, count: int, ratio: float, noise: Noise) -> dict[str, Any]:
 
 
 def noise_of(document: dict[str, Any]) -> Noise:
-    """Noise of a saved bench: robust spreads of its rows; of processes by the difference of a row's two halves.
+    """Noise of a saved bench of two rows or more: medians over its rows and pairs of rows, in the order of the run.
 
-    What turns share is the covariance of two rows' blocks.
+    What two rows share is the machine's and goes to `turn`; only what is left in their difference is a row's own, and
+    of that, what whole processes differ by is the process's.
     """
     rows = [row for row in document["results"] if row["scenario"] == "single-stream" and row["samples_ms"]]
-    found, moods = [], []
+    rows = [row for row in rows if np.median(row["block_sizes"]) > 2]  # fewer queries have no spread
+    if len(rows) < 2:
+        sys.exit("--noise takes a bench of two rows or more: one does not tell the machine's wandering from its own")
+    queries, samplings, medians = [], [], []
     for row in rows:
         logs = np.split(np.log(row["samples_ms"]), np.cumsum(row["block_sizes"])[:-1])
-        query = float(np.median([_sigma(block) for block in logs if len(block) > 2]))
-        medians = np.array([np.median(block) for block in logs])
-        half = len(medians) // 2
-        centred = np.concatenate([part - part.mean() for part in (medians[:half], medians[half:])])
-        moods.append(centred)
-        # The median of n normal times has variance pi / 2n of theirs; what is left is the blocks' own.
-        sampling = np.pi / 2 * query**2 / np.median([len(block) for block in logs])
-        block = float(np.sqrt(max(centred.var(ddof=2) - sampling, 0.0)))
-        shift = medians[:half].mean() - medians[half:].mean()
-        process = float(np.sqrt(max(shift**2 / 2 - (block**2 + sampling) / half, 0.0)))
-        found.append((process, block, query))
-    process, block, query = (float(np.median(column)) for column in zip(*found, strict=True))
-    shared = [float(a @ b) / (len(a) - 2) for a, b in itertools.combinations(moods, 2)]
-    turn = min(float(np.sqrt(max(np.median(shared), 0.0))) if shared else 0.0, block)
-    return Noise(process=process, turn=turn, block=float(np.sqrt(block**2 - turn**2)), query=query)
+        queries.append(float(np.median([_sigma(block) for block in logs if len(block) > 2])))
+        # The median of n normal times has variance pi / 2n of theirs.
+        samplings.append(np.pi / 2 * queries[-1] ** 2 / np.median([len(block) for block in logs]))
+        medians.append(np.array([np.median(block) for block in logs]))
+    turns, blocks, processes = [], [], []
+    a_process = bench.BLOCKS // bench.PROCESSES
+    for (one, own), (other, others) in itertools.combinations(zip(medians, samplings, strict=True), 2):
+        turns.append(np.cov(one, other)[0, 1])
+        apart = (one - other).reshape(-1, a_process)
+        within = apart.var(axis=1, ddof=1).mean()
+        blocks.append((within - own - others) / 2)
+        processes.append((apart.mean(axis=1).var(ddof=1) - within / a_process) / 2)
+    turn, block, process = (float(np.sqrt(max(np.median(found), 0.0))) for found in (turns, blocks, processes))
+    return Noise(process=process, turn=turn, block=block, query=float(np.median(queries)))
 
 
 def _sigma(values: np.ndarray) -> float:

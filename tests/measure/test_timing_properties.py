@@ -50,15 +50,21 @@ def test_a_difference_of_three_percent_is_found_and_none_is_not(file: Path) -> N
     assert simulated.pairs(file, 10, 1.0, NOISE)["different"] <= 2
 
 
-def test_noise_is_found_again_in_a_saved_run(file: Path) -> None:
-    """A run simulated with known noise gives that noise back: block and query spreads within a factor of two."""
-    known = simulated.Noise(process=0.0, block=0.004, query=0.005)
+@pytest.mark.parametrize("process", [0.0, 0.02])
+def test_noise_is_found_again_in_a_saved_run(file: Path, process: float) -> None:
+    """A run simulated with known noise gives that noise back within a factor of two, and none where there was none."""
+    known = simulated.Noise(process=process, turn=0.03, block=0.004, query=0.005)
+    clocks = [
+        simulated.Clock(np.random.default_rng(seed), known, simulated.BASE_S, None, np.random.default_rng(99))
+        for seed in range(8)
+    ]
     rows = []
-    for seed in range(8):
-        run = simulated.one(file, seed, known)
-        times = np.concatenate([block.run_s for block in run.blocks])
-        sizes = [len(block.run_s) for block in run.blocks]
+    for measured in simulated.run(file, clocks, seed=0):
+        times = np.concatenate([block.run_s for block in measured.blocks])
+        sizes = [len(block.run_s) for block in measured.blocks]
         rows.append({"scenario": "single-stream", "samples_ms": (1e3 * times).tolist(), "block_sizes": sizes})
     found = simulated.noise_of({"results": rows})
+    assert 0.5 < found.turn / known.turn < 2
     assert 0.5 < found.block / known.block < 2
     assert 0.5 < found.query / known.query < 2
+    assert 0.5 * process <= found.process <= max(2 * process, 0.003)
