@@ -94,7 +94,7 @@ def bench(
         duration_s=duration,
         timeout_s=timeout,
         seed=seed,
-        journal=journal.default(),
+        journal=journal.of_this_run(),
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     console.chosen(backend, precision, quiet=quiet)
