@@ -231,7 +231,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the peers' files are made and kept")
     parser.add_argument("--nncf-python", help="an interpreter with nncf; without it NNCF is left out")
     parser.add_argument("--prepare", action="store_true", help="only make the files, and compile for torch")
-    parser.add_argument("--duration", type=float, default=3.0, help="seconds of timed queries a row, at least")
+    parser.add_argument(
+        "--duration", type=float, default=3.0, help="seconds of timed queries a row, or about 80,000 queries"
+    )
     parser.add_argument("--extensions", type=int, default=1, help="how often an unstable run goes on")
     parser.add_argument("--only", default="", help="only tools with one of these words in their names, comma-separated")
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -31,7 +31,7 @@ def bench(
         Literal["compute", "host", "jpeg"],
         typer.Option(help="What is timed: compute alone, with copies from host memory, or from JPEG files (--data)."),
     ] = "compute",
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
+    duration: options.Duration = 3.0,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a row that does not answer counts as hanging.")
     ] = 900.0,
