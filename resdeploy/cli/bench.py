@@ -70,7 +70,7 @@ def bench(
         choose.pick(backend, "fp32")  # what cannot run here is said before its imports
     from resdeploy.measure import environment, journal
     from resdeploy.pipeline import bench as timing
-    from resdeploy.pipeline import make
+    from resdeploy.pipeline import make, sources
     from resdeploy.records import Summary
     from resdeploy.report import documents
 
@@ -97,6 +97,7 @@ def bench(
         journal=journal.of_this_run(),
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
+    sources.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)
     if "all" in backend.split(","):
         console.note(choose.left_out(), quiet=quiet)
