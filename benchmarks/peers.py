@@ -12,6 +12,8 @@ per channel, weights in 7 bits where its documentation advises them (no VNNI); O
 Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session a core (batch 1),
 or one session of all cores in batch 1 or 8. A ratio is our time an image over the peer's, with its
 95 % interval: below 1 we are faster. The INT8 peak is that of a chain of large convolutions in the same run.
+
+Every block is kept as soon as it is timed: `resdeploy show` has what a run that was cut short had measured.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,11 +38,11 @@ from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.graph import files, peak
-from resdeploy.measure import bench, environment, summary
+from resdeploy.measure import bench, environment, journal, summary
 from resdeploy.pipeline import bench as rows
 from resdeploy.pipeline import make
 from resdeploy.pipeline.request import Request
-from resdeploy.records import Artifact, BackendName, Execution, Measurement, Precision, Progress, Scenario
+from resdeploy.records import Artifact, BackendName, Execution, Failure, Measurement, Precision, Progress, Scenario
 
 RESULT = Path(__file__).parent / "results" / "peers.json"
 CALIBRATION = make.CalibrationPlan(data=f"synthetic:{make.SYNTHETIC_SAMPLES}")
@@ -231,7 +233,9 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the peers' files are made and kept")
     parser.add_argument("--nncf-python", help="an interpreter with nncf; without it NNCF is left out")
     parser.add_argument("--prepare", action="store_true", help="only make the files, and compile for torch")
-    parser.add_argument("--duration", type=float, default=3.0, help="seconds of timed queries a row, at least")
+    parser.add_argument(
+        "--duration", type=float, default=3.0, help="seconds of timed queries a row, or about 80,000 queries"
+    )
     parser.add_argument("--extensions", type=int, default=1, help="how often an unstable run goes on")
     parser.add_argument("--only", default="", help="only tools with one of these words in their names, comma-separated")
     parser.add_argument("--output", type=Path, default=RESULT)
@@ -254,22 +258,39 @@ def main() -> None:
                 with Lane("torch") as lane:
                     lane.open(candidate.artifact, candidate.execution)
         return
-    outcomes = bench.run(
-        [candidate for *_, candidate in made.values()],
-        duration_s=arguments.duration,
-        extensions=arguments.extensions,
-        watch=lambda outcome, done, total: print(done, total, outcome.label, file=sys.stderr, flush=True),
-    )
+    with journal.keeping(journal.of_this_run()) as keep:
+        assert keep is not None
+
+        def watch(outcome: Measurement | Failure, done: int, total: int) -> None:
+            keep(outcome, done, total)
+            print(done, total, outcome.label, file=sys.stderr, flush=True)
+
+        outcomes = bench.run(
+            [candidate for *_, candidate in made.values()],
+            duration_s=arguments.duration,
+            extensions=arguments.extensions,
+            watch=watch,
+        )
+        save(made, outcomes, request.model, arguments.output)
+
+
+def save(
+    made: dict[str, tuple[Tool, Way, bench.Candidate]],
+    outcomes: Sequence[Measurement | Failure],
+    model: str,
+    out: Path,
+) -> None:
+    """Writes the result, and prints its ratios."""
     measured = [(*made[o.label][:2], o) for o in outcomes if isinstance(o, Measurement)]
     document = {
         "command": "python benchmarks/peers.py",
-        "model": request.model,
+        "model": model,
         "environment": environment.capture(),
         "failed": {o.label: o.message for o in outcomes if not isinstance(o, Measurement)},
         "rows": [row(tool, measurement) for tool, _, measurement in measured],
         "ratios": {name: ratios(measured, name) for name in ("single-stream", "offline")},
     }
-    store.write_json(arguments.output, document)
+    store.write_json(out, document)
     print(json.dumps(document["ratios"], indent=2))
 
 

@@ -5,6 +5,9 @@
     python benchmarks/zoo.py --quantize                  # also: INT8 for each target, and how many additions it fuses
     python benchmarks/zoo.py --output F --resume --minutes 5   # only what F lacks, beginning nothing after 5 minutes
 
+What F lacks are rows, `int8` in them with --quantize, and rows that are ok: those that failed are tried again, after
+the networks that have no row. Each row names the processor that it was measured on.
+
 Networks are untrained (seed 0), so that none is missing, and see one synthetic image with natural statistics. An error
 is the largest difference of a logit from torch in float64, over the largest logit; what it may be is `export`'s own
 rule. An export, with its check against torch, may take 240 s. Fails where a network is over a limit or raises, and
@@ -28,6 +31,7 @@ import torch
 from numpy.typing import NDArray
 
 from resdeploy import store
+from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets
 from resdeploy.errors import ResdeployError
@@ -48,29 +52,43 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(zoo.ENTRIES))
     parser.add_argument("--quantize", action="store_true")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("--resume", action="store_true", help="Keep the rows that the output has.")
+    parser.add_argument("--resume", action="store_true", help="Keep what --output has, and measure what it lacks.")
     parser.add_argument("--minutes", type=float, default=math.inf)
     options = parser.parse_args()
+    if options.resume and not options.output:
+        parser.error("--resume goes on with a file: name it with --output")
     start = time.monotonic()
-    resumed = options.resume and options.output.is_file()
-    rows: list[dict[str, Any]] = json.loads(options.output.read_bytes())["results"] if resumed else []
+    rows = saved(options.output) if options.resume and options.output.is_file() else {}
     wanted = {name: zoo.find(name) for name in options.names}
-    ahead = sorted(wanted.keys() - {row["model"] for row in rows}, key=lambda name: wanted[name].params)
+    lacking = [name for name in wanted if not complete(rows.get(name), quantize=options.quantize)]
+    ahead = sorted(lacking, key=lambda name: (name in rows, wanted[name].params))
     while ahead and time.monotonic() - start < 60 * options.minutes:
         name = ahead.pop(0)
-        print(f"{len(rows) + 1}: {name} ({time.monotonic() - start:.0f} s, {len(ahead)} ahead)", file=sys.stderr)
+        print(f"{name} ({time.monotonic() - start:.0f} s, {len(ahead)} ahead)", file=sys.stderr)
         try:
-            rows.append(measure(name, quantize=options.quantize))
+            row = measure(name, quantize=options.quantize)
         except ResdeployError as e:
-            rows.append({"model": name, "ok": False, "failure": str(e)})
-        print(json.dumps(rows[-1]), flush=True)
+            row = {"model": name, "ok": False, "failure": str(e)}
+        rows[name] = row | {"cpu": machine.cpu().model}
+        print(json.dumps(rows[name]), flush=True)
         if options.output:  # after each, so that nothing is lost
-            missing = sorted(zoo.ENTRIES.keys() - {row["model"] for row in rows})
-            document = {"environment": environment.capture(), "not_yet_run": missing, "results": rows}
+            missing = sorted(zoo.ENTRIES.keys() - rows.keys())
+            document = {"environment": environment.capture(), "not_yet_run": missing, "results": list(rows.values())}
             store.write_json(options.output, document)
-    failed = [row["model"] for row in rows if not row["ok"]]
+    failed = [name for name, row in rows.items() if not row["ok"]]
     print(f"{len(rows)} networks, {len(failed)} failed: {', '.join(failed) or 'none'}; not yet run: {len(ahead)}")
     sys.exit(bool(failed or (ahead and math.isinf(options.minutes))))
+
+
+def saved(path: Path) -> dict[str, dict[str, Any]]:
+    """Rows of a result, by their networks; those from before rows named a processor were measured on the result's."""
+    document = json.loads(path.read_bytes())
+    return {row["model"]: {"cpu": document["environment"]["cpu"]["model"]} | row for row in document["results"]}
+
+
+def complete(row: dict[str, Any] | None, *, quantize: bool) -> bool:
+    """Whether a row went well and has all that is asked for."""
+    return row is not None and row["ok"] and ("int8" in row or not quantize)
 
 
 def measure(name: str, *, quantize: bool) -> dict[str, Any]:

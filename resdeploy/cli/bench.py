@@ -31,7 +31,7 @@ def bench(
         Literal["compute", "host", "jpeg"],
         typer.Option(help="What is timed: compute alone, with copies from host memory, or from JPEG files (--data)."),
     ] = "compute",
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
+    duration: options.Duration = 3.0,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a row that does not answer counts as hanging.")
     ] = 900.0,
@@ -70,7 +70,7 @@ def bench(
         choose.pick(backend, "fp32")  # what cannot run here is said before its imports
     from resdeploy.measure import environment, journal
     from resdeploy.pipeline import bench as timing
-    from resdeploy.pipeline import make
+    from resdeploy.pipeline import make, sources
     from resdeploy.records import Summary
     from resdeploy.report import documents
 
@@ -94,9 +94,10 @@ def bench(
         duration_s=duration,
         timeout_s=timeout,
         seed=seed,
-        journal=journal.default(),
+        journal=journal.of_this_run(),
     )
     calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
+    sources.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)
     if "all" in backend.split(","):
         console.note(choose.left_out(), quiet=quiet)

@@ -55,7 +55,7 @@ def cost(
     chart: Chart = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least.")] = 3.0,
+    duration: options.Duration = 3.0,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="One row a layer.")] = False,

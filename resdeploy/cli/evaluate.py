@@ -47,7 +47,7 @@ def evaluate(
     from resdeploy.errors import UsageError
     from resdeploy.measure import environment
     from resdeploy.measure import predictions as saved
-    from resdeploy.pipeline import judge, make
+    from resdeploy.pipeline import judge, make, sources
     from resdeploy.report import documents
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
@@ -65,6 +65,7 @@ def evaluate(
     plan = judge.EvalPlan(
         data=data, backend=backend, precision=precision, batch_size=batch_size, threads=threads, skip_bad=skip_bad
     )
+    sources.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)
     results = []
     with console.progress(quiet=quiet) as progress:

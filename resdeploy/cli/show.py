@@ -18,16 +18,19 @@ def show(
 ) -> None:
     """Show a saved result again, in any form; without FILE, what the last bench that was cut short had measured.
 
+    Where no bench was cut short and one still goes on, what that has measured so far.
+
     Examples: resdeploy show a.json --format md · resdeploy show
     """
     from resdeploy.measure import journal
     from resdeploy.pipeline import bench as timing
     from resdeploy.report import documents, render
 
-    path = file or journal.default()
+    path = file or journal.latest()
     saved = render.saved(path)
     if saved is None:
+        going_on = journal.goes_on(path)  # asked first: a run that ends meanwhile leaves no journal to load
         outcomes, where = journal.load(path)
         saved = documents.bench(timing.summaries(outcomes), (), where)
-        saved |= {"cut_short": True, "notes": [journal.told(outcomes), *saved["notes"]]}
+        saved |= {"cut_short": True, "notes": [journal.told(outcomes, going_on=going_on), *saved["notes"]]}
     console.emit(saved, fmt, output)

@@ -94,7 +94,7 @@ def run(
 
     Args:
         candidates: with labels that differ.
-        duration_s: of timed queries a candidate, at least.
+        duration_s: of timed queries a candidate, at least, or about MAX_QUERIES queries a block.
         seed: of the order of blocks.
         blocks: a candidate, spread over its processes.
         processes: fresh processes a candidate.

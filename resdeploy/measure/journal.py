@@ -3,14 +3,19 @@
 One JSON line an event: first what the run is, then a row without its blocks whenever it is opened, each block as it is
 timed, each failure. A line is written whole and synced before the next block begins; a torn last line, all that a kill
 or a power cut can leave, is passed over.
+
+Several runs may go on at once, so each has a journal of its own and holds a lock on it, which ends with its process
+however that ends: a journal that nobody holds is of a run that was cut short.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,22 +26,63 @@ from resdeploy.measure import environment
 from resdeploy.records import Block, Failure, Measurement
 
 VERSION = 1
+NAMES = "bench*.journal"
+KEPT = 8  # journals of runs that were cut short; a run that begins removes older ones
 Outcome = Measurement | Failure
 
 
-def default() -> Path:
-    """Where `bench` keeps the journal of the run that goes on, or of the last one that was killed."""
-    return store.cache_dir() / "bench.journal"
+def of_this_run() -> Path:
+    """Where a run that begins now keeps its journal: a new name at each call."""
+    return store.cache_dir() / f"bench-{os.getpid()}-{secrets.token_hex(4)}.journal"
+
+
+def latest() -> Path:
+    """The newest journal of a run that was cut short; where there is none, the newest of those that go on.
+
+    Raises:
+        MissingInput: there is no journal.
+    """
+    found = _newest_first(store.cache_dir())
+    if not found:
+        raise MissingInput(
+            f"there is no journal in {store.cache_dir()}", fix="One is kept while `resdeploy bench` runs"
+        )
+    return next((path for path in found if not goes_on(path)), found[0])
+
+
+def goes_on(path: Path) -> bool:
+    """Whether a living run holds this journal; False where locks do not work (some network file systems)."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as e:
+        return isinstance(e, BlockingIOError)
+    return False
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Journals by their last line."""
+    written: dict[Path, int] = {}
+    for path in folder.glob(NAMES):
+        with contextlib.suppress(FileNotFoundError):  # its run has just ended well
+            written[path] = path.stat().st_mtime_ns
+    return sorted(written, key=written.__getitem__, reverse=True)
+
+
+def _remove_old(folder: Path) -> None:
+    for path in [path for path in _newest_first(folder) if not goes_on(path)][KEPT:]:
+        with contextlib.suppress(OSError):  # another run that begins may be quicker
+            path.unlink()
 
 
 @contextlib.contextmanager
 def keeping(
     path: Path | None, failures: Sequence[Failure] = ()
 ) -> Iterator[Callable[[Outcome, int, int], None] | None]:
-    """Yields what to call after each block; the journal is removed once the run has ended well.
+    """Yields what to call after each block; the journal is locked meanwhile, and removed once the run has ended well.
 
     Args:
-        path: of the journal; None: nothing is kept.
+        path: of the journal, a new file; None: nothing is kept.
         failures: rows that could not be built.
 
     Raises:
@@ -47,7 +93,8 @@ def keeping(
         return
     with store.disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="utf-8")
+        _remove_old(path.parent)
+        file = path.open("x", encoding="utf-8")
     kept: dict[str, int] = {}
 
     def write(kind: str, value: Any) -> None:
@@ -68,18 +115,21 @@ def keeping(
             os.fsync(file.fileno())
 
     with file:
+        with contextlib.suppress(OSError):  # no locks here: `show` takes the run for one that was cut short
+            fcntl.flock(file, fcntl.LOCK_EX)
         write("run", {"version": VERSION, "environment": environment.capture()})
         for failure in failures:
             keep(failure, 0, 0)
         yield keep
-    path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def told(outcomes: Sequence[Outcome]) -> str:
-    """What must be known of a run that did not come to its end."""
+def told(outcomes: Sequence[Outcome], *, going_on: bool = False) -> str:
+    """What must be known of a run that did not come to its end, or has not yet."""
     blocks = [len(outcome.blocks) for outcome in outcomes if isinstance(outcome, Measurement)]
     counts = f"{min(blocks)} to {max(blocks)} blocks" if blocks else "no block"
-    return f"the run was cut short, with {counts} a row: rows are not compared, and doubts are only those so far"
+    state = "still goes on" if going_on else "was cut short"
+    return f"the run {state}, with {counts} a row: rows are not compared, and doubts are only those so far"
 
 
 def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
@@ -125,5 +175,7 @@ def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     timed = [dataclasses.replace(rows[label], blocks=tuple(own)) for label, own in blocks.items() if label in rows]
     outcomes: list[Outcome] = [*failures.values(), *(row for row in timed if row.label not in failures)]
     if not outcomes:
-        raise MissingInput(f"{path}: the run was ended before its first block", fix="Run it again")
+        raise MissingInput(
+            f"{path}: the run was ended before its first block, or is still before it", fix="Wait, or run it again"
+        )
     return tuple(outcomes), where

@@ -20,7 +20,7 @@ from typing import Any
 from resdeploy import backends, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import MissingInput, ResdeployError, UsageError
+from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.graph import cast, files, peak
 from resdeploy.measure import bench
 from resdeploy.measure.summary import summarise
@@ -105,7 +105,7 @@ def of_this_machine(
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
     path = store.cache_dir() / "peaks" / f"{store.fingerprint(key)[:32]}.json"
     if not refresh:
-        with contextlib.suppress(MissingInput):
+        with contextlib.suppress(MissingInput, MalformedInput):  # a damaged one is measured again
             return store.read(Peaks, path)
     found = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
     if found.valid:  # a disturbed machine has no roof to remember
@@ -129,6 +129,7 @@ def measure(
     """
     missing: dict[Precision, list[str]] = {}
     entrants: list[_Entrant] = []
+    unbuilt: list[ResdeployError] = []
     with tempfile.TemporaryDirectory() as folder:
         for name in names:
             for precision in PRECISIONS:
@@ -138,7 +139,12 @@ def measure(
                     missing.setdefault(precision, []).append(f"{name}: {e.what}")
                 else:
                     entrants += made
-            entrants.append(_stream(name, cores, Path(folder), open_lane))
+            try:
+                entrants.append(_stream(name, cores, Path(folder), open_lane))
+            except ResdeployError as e:  # the other backend's will do
+                unbuilt.append(e)
+        if len(unbuilt) == len(names):
+            raise unbuilt[0]
 
         def fastest(among: Sequence[_Entrant], duration_s: float, **rest: Any) -> dict[Precision | None, _Timed]:
             candidates = [entrant.candidate for entrant in among]

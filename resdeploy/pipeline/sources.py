@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import store
-from resdeploy.errors import UsageError, WeightsMismatch
+from resdeploy.errors import MissingInput, UsageError, WeightsMismatch
 from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Format, ModelSpec, Precision, Preprocessing, Weights
@@ -34,6 +35,22 @@ def can_give(request: Request, wanted: Format) -> bool:
     """Whether a file in this format can be made of the request."""
     found = format_of(request.model) or "checkpoint"
     return found == wanted or (found == "checkpoint" and wanted == "onnx")
+
+
+def refuse_missing(requests: Iterable[Request]) -> None:
+    """Looks for every model before anything is said or done; not for those that an import alone can find.
+
+    Raises:
+        MissingInput, UnknownName: no such file, no such network in the zoo.
+    """
+    from resdeploy.models import zoo
+
+    for model in (request.model for request in requests):
+        if format_of(model):
+            if not Path(model).is_file():
+                raise MissingInput(f"there is no file {model}", fix="Check the path")
+        elif ":" not in model:
+            zoo.find(model)
 
 
 def stem(model: str) -> str:

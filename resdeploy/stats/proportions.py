@@ -127,11 +127,6 @@ def mcnemar_midp(lost: int, gained: int) -> float:
     return 1 - as_seen / 2 if lost == gained else 2 * as_few - as_seen
 
 
-def mcnemar_exact(lost: int, gained: int) -> float:
-    """Two-sided exact conditional p-value, conservative; for comparison with tools that print it."""
-    return min(1.0, 2 * _coin(min(lost, gained), lost + gained)[1])
-
-
 def _coin(heads: int, tosses: int) -> tuple[float, float]:
     """Probabilities of `heads`, and of at most `heads`, with a fair coin."""
     # By logarithms: with thousands of tosses the coefficient overflows.

@@ -48,6 +48,15 @@ def test_a_missing_file_is_named(resdeploy: Run, tmp_path: Path, command: list[s
     assert not files_in(tmp_path)
 
 
+@pytest.mark.parametrize("verb", [["bench"], ["bench", "--backend", "all"], ["eval", "--data", "digits"]])
+@pytest.mark.parametrize("model", ["no.onnx", "no.pth", "no.engine", "resnet5O"])
+def test_a_missing_model_is_all_that_is_said(resdeploy: Run, verb: list[str], model: str) -> None:
+    """Which backend would have been taken is not, however many models before it are there."""
+    done = resdeploy(*verb, "resnet20", model)
+    refused(done, 2, model)
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_truncated_checkpoint_is_malformed(resdeploy: Run, tmp_path: Path, digits_checkpoint: Path) -> None:
     """Half a safetensors file exits 4."""
     data = digits_checkpoint.read_bytes()

@@ -12,6 +12,7 @@ import typer
 import resdeploy
 from resdeploy import pytest_plugin
 from resdeploy.cli import app
+from resdeploy.measure import bench
 
 VERBS = typer.main.get_command(app).commands
 # A verb with verbs of its own (`study`) stands for those.
@@ -54,3 +55,10 @@ def test_every_verb_can_be_verbose(verb: str) -> None:
 def test_a_foreign_file_can_be_told_how_it_sees(verb: str) -> None:
     """A file that does not say how images become its input can be used by every verb that needs to know."""
     assert {"--img-size", "--resize", "--interpolation", "--mean", "--std"} <= OPTIONS[verb]
+
+
+@pytest.mark.parametrize("verb", ["bench", "cost"])
+def test_the_queries_after_which_a_row_ends_are_the_harness_own(verb: str) -> None:
+    """`--help` cannot load the constants, and so states their product."""
+    (duration,) = (param for param in COMMANDS[verb].params if param.name == "duration")
+    assert f"about {bench.BLOCKS * bench.MAX_QUERIES:,} queries" in duration.help

@@ -28,6 +28,13 @@ FAILURE = Failure(
 )  # fmt: skip
 
 
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache."""
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
+    return tmp_path
+
+
 def cut(path, *outcomes):
     """Keeps these, and ends as Ctrl-C does."""
     with contextlib.suppress(KeyboardInterrupt), journal.keeping(path) as keep:
@@ -47,9 +54,9 @@ def test_a_cut_run_is_read_back_as_it_was(tmp_path):
     outcomes, where = journal.load(path)
     assert outcomes == (FAILURE, grown(3))
     assert where["cpu"]["model"]
-    with journal.keeping(path) as keep:
+    with journal.keeping(tmp_path / "well") as keep:
         keep(grown(0), 0, 0)
-    assert not path.exists()
+    assert not (tmp_path / "well").exists()
 
 
 def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_not(tmp_path):
@@ -67,8 +74,52 @@ def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_not(tmp_path):
         journal.load(path)
 
 
+def test_two_runs_at_once_leave_each_other_alone(cache):
+    """Each has its own journal: one begins, is cut, or ends well, and the other's blocks stay."""
+    with journal.keeping(journal.of_this_run()) as keep:
+        keep(grown(0), 0, 0)
+        keep(grown(1), 0, 0)
+        (first,) = cache.iterdir()
+        with journal.keeping(journal.of_this_run()) as other:
+            other(FAILURE, 0, 0)
+        assert list(cache.iterdir()) == [first]
+        assert journal.latest() == first
+        assert journal.goes_on(first)
+        cut(journal.of_this_run(), FAILURE)
+        keep(grown(2), 0, 0)
+        assert journal.load(journal.latest())[0] == (FAILURE,)  # cut short, although the other was written later
+        assert not journal.goes_on(journal.latest())
+        assert journal.load(first)[0] == (grown(2),)
+    assert first not in cache.iterdir()
+
+
+def test_what_still_goes_on_is_said_to(cache):
+    """Not that it was cut short; and what ends well meanwhile is gone."""
+    with journal.keeping(journal.of_this_run()) as keep:
+        for outcome in map(grown, range(3)):
+            keep(outcome, 0, 0)
+        path = journal.latest()
+        assert journal.told(journal.load(path)[0], going_on=journal.goes_on(path)).startswith("the run still goes on")
+    with pytest.raises(MissingInput, match="no journal"):
+        journal.latest()
+
+
+def test_old_journals_do_not_pile_up(cache):
+    """The newest few are kept, and every one that a living run holds, however old."""
+    with journal.keeping(journal.of_this_run()):
+        (held,) = cache.iterdir()
+        os.utime(held, (0, 0))
+        paths = [journal.of_this_run() for _ in range(journal.KEPT + 3)]
+        for age, path in enumerate(reversed(paths)):
+            cut(path, FAILURE)
+            os.utime(path, (1e9 - age, 1e9 - age))
+        with journal.keeping(journal.of_this_run()):
+            assert set(paths[-journal.KEPT :]) | {held} < set(cache.iterdir())
+            assert len(list(cache.iterdir())) == journal.KEPT + 2
+
+
 def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
-    """`resdeploy bench` killed without warning; `resdeploy show` has its blocks, as raw times, in every form."""
+    """Of two runs at once one is killed without warning: `show` has its blocks as raw times, the other goes on."""
     onnx = pytest.importorskip("onnx")
     mean = onnx.helper.make_node("ReduceMean", ["x"], ["y"], axes=[2, 3], keepdims=0)
     ends = [onnx.helper.make_tensor_value_info(n, 1, s) for n, s in (("x", (1, 3, 8, 8)), ("y", (1, 3)))]
@@ -77,24 +128,41 @@ def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), tmp_path / "m.onnx")
     environment = {**os.environ, "RESDEPLOY_CACHE": str(tmp_path / "cache"), "RESDEPLOY_NULL_SLEEP_S": "0.01"}
     base = [sys.executable, "-m", "resdeploy"]
-    command = [*base, "bench", "m.onnx", "--backend", "null", "--duration", "60", "--img-size", "8"]
-    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
-    path = tmp_path / "cache/bench.journal"
-    deadline = time.monotonic() + 60
-    while not (path.exists() and path.read_text().count('"block"') >= 2):
-        assert running.poll() is None, running.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    shown = subprocess.run([*base, "show", "--format", "json"], env=environment, capture_output=True, check=True)
-    document = json.loads(shown.stdout)
-    assert document["cut_short"]
-    assert "cut short, with" in document["notes"][0]
-    (row,) = document["results"]
-    assert len(row["block_sizes"]) >= 2
-    assert min(row["samples_ms"]) >= 10
-    assert not row["valid"]
+
+    def begin(running):
+        """A bench that has timed two blocks, and its journal."""
+        command = [*base, "bench", "m.onnx", "--backend", "null", "--duration", "60", "--img-size", "8"]
+        run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+        running.callback(run.wait)
+        running.callback(run.kill)
+        deadline = time.monotonic() + 60
+        while True:
+            for path in (tmp_path / "cache").glob(f"bench-{run.pid}-*.journal"):
+                if path.read_text().count('"block"') >= 2:
+                    return run, path
+            assert run.poll() is None, run.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    def show(*file):
+        shown = subprocess.run([*base, "show", *file, "--format", "json"], env=environment, capture_output=True)
+        return json.loads(shown.stdout)
+
+    with contextlib.ExitStack() as running:
+        first, path = begin(running)
+        assert "still goes on, with" in show()["notes"][0]
+        _, other = begin(running)
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+        document = show()
+        assert document == show(path)
+        assert document["cut_short"]
+        assert "cut short, with" in document["notes"][0]
+        (row,) = document["results"]
+        assert len(row["block_sizes"]) >= 2
+        assert min(row["samples_ms"]) >= 10
+        assert not row["valid"]
+        assert "still goes on, with" in show(other)["notes"][0]
 
 
 def test_what_is_no_journal_is_refused(tmp_path):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.errors import BackendCrash, UsageError
 from resdeploy.measure import bench, peaks
-from resdeploy.records import Availability
+from resdeploy.records import Artifact, Availability, Block, Execution, Measurement, Peaks, Roof
 
 SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
 
@@ -86,3 +87,53 @@ def test_a_chain_that_crashes_without_memory_times_is_raised_as_it_was(monkeypat
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
     with pytest.raises(BackendCrash, match="SIGSEGV"):
         peaks.measure(("onnxruntime",), 1, (SHAPE,), 0.05, progress=None)
+
+
+def test_a_damaged_cache_file_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And replaced: neither a torn file nor one of another shape has to be removed by hand."""
+    roof = Roof(rate=1e9, ci95=None, by="stream", valid=True)
+    good = Peaks(name="a machine", source="measured", roofs={}, bandwidth=roof)
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
+    monkeypatch.setattr(peaks, "measure", lambda *_, **__: good)
+    options = {"names": ("onnxruntime",), "shapes": (SHAPE,), "duration_s": 0.05}
+    peaks.of_this_machine(**options)
+    (path,) = tmp_path.glob("peaks/*.json")
+    for damaged in ('{"name": "a mach', "{}", ""):
+        path.write_text(damaged)
+        assert peaks.of_this_machine(**options) == good
+        assert store.read(Peaks, path) == good
+
+
+@pytest.mark.parametrize("failing", [{"openvino"}, {"openvino", "onnxruntime"}])
+def test_a_backend_without_a_memory_stream_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, failing: set[str]
+) -> None:
+    """One backend's stream is enough; where none can be built the first reason is raised."""
+
+    def stream(name: str, *_: object) -> object:
+        if name in failing:
+            raise BackendCrash(f"{name} cannot build it")
+        source = Artifact(path="stream.onnx", format="onnx", precision="fp32", sha256="0")
+        candidate = bench.Candidate(label="stream", backend=name, artifact=source, execution=Execution())
+        return peaks._Entrant(candidate=candidate, precision=None, work=10)
+
+    def run(candidates: list[bench.Candidate], **_: object) -> tuple[object, ...]:
+        block = Block(put_s=(0.1,), run_s=(0.5,), get_s=(0.1,), started_s=0, wall_s=0.7, cpu_s=0.7)
+        return tuple(
+            Measurement(
+                label=one.label, model="m", backend=one.backend, precision="fp32", batch_size=1, sha256="0",
+                scenario="single-stream", execution=one.execution, blocks=(block,) * 8,
+            )
+            for one in candidates
+        )  # fmt: skip
+
+    monkeypatch.setattr(peaks, "_stream", stream)
+    monkeypatch.setattr(peaks, "_chains", lambda *_: [])
+    monkeypatch.setattr(bench, "run", run)
+    if len(failing) == 1:
+        found = peaks.measure(("openvino", "onnxruntime"), 1, (SHAPE,), 0.05, progress=None)
+        assert found.bandwidth.rate == pytest.approx(20)
+        assert found.bandwidth.by == "stream"
+    else:
+        with pytest.raises(BackendCrash, match="openvino cannot build it"):
+            peaks.measure(("openvino", "onnxruntime"), 1, (SHAPE,), 0.05, progress=None)
