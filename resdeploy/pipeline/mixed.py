@@ -58,7 +58,7 @@ class Wanted:
             raise UsageError(f"--sensitivity and --max-drop start from INT8, not from {precision}")
         if precision != "int8" and plan != make.CalibrationPlan(seed=plan.seed):
             raise UsageError(
-                f"--calib-data, --portable, --effort and the like are for INT8's ranges and weights: {precision} has neither",
+                f"--calib-data, --portable, --effort and the like are of INT8's ranges: {precision} has none",
                 fix="Leave them away, or add --precision int8",
             )
 
