@@ -77,12 +77,17 @@ def document(command: str, environment: Environment, results: list[Json], **part
 def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
     """`bench`: one row a candidate, and the speed-ups."""
     rows = [bench_row(outcome) for outcome in outcomes]
-    shown = [tuple(row.get(key) for key in ROW_IDENTITY) for row in rows]
-    for row, identity in zip(rows, shown, strict=True):
-        row["row"] = row["label"] if shown.count(identity) > 1 else None  # else it can be told by its other columns
+    _tell_apart(rows)
     return document(
         "bench", environment, rows, comparisons=[comparison_row(c) for c in comparisons], notes=_notes(rows)
     )
+
+
+def _tell_apart(rows: list[Json]) -> None:
+    """Rows that no other column tells apart show their labels."""
+    shown = [tuple(row.get(key) for key in ROW_IDENTITY) for row in rows]
+    for row, identity in zip(rows, shown, strict=True):
+        row["row"] = row["label"] if shown.count(identity) > 1 else None
 
 
 def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precision]], environment: Environment) -> Json:
@@ -324,6 +329,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
             if drop is not None:
                 found |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
         results.append(found)
+    _tell_apart(results)
     return document(
         "run",
         environment,

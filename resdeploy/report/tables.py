@@ -310,6 +310,7 @@ _DOCTOR = Table(
 _RUN = Table(
     "results",
     (
+        Column("row", "row"),
         _MODEL,
         _BACKEND,
         _PRECISION,
