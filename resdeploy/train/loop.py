@@ -77,8 +77,10 @@ class _Run:
     history: list[state.Epoch]
 
     def judged(self) -> nn.Module:
-        """The network to judge and to save: the average where there is one."""
+        """The network to judge and to save: the average where there is one. Every process has the first one's."""
         if self.average is None:
+            # Each has batch statistics of its own, and sees a share of the images; the first one's network is saved.
+            self.group.share(dict(self.net.named_buffers()))
             return self.net
         self.group.share(self.average.tensors)
         net = copy.deepcopy(self.net)

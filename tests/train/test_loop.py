@@ -377,14 +377,20 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch, test_loop
 torch.set_num_threads(1)
-test_loop.run(Path({out!r}), test_loop.some(), recipe="paper", precision="fp64", epochs=4, batch_size=20)
+images = test_loop.some()
+test_loop.run(
+    Path({out!r}), images, recipe="paper", precision="fp64", epochs=4, batch_size=20, held_out=images[1]
+)
 """
 
 
 def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
     tmp_path: Path, images: tuple[Dataset, Dataset]
 ) -> None:
-    """Twenty steps in float64 under torchrun's variables with gloo: parameters within 1e-5, evaluation shards alike."""
+    """Twenty steps in float64 under torchrun's variables with gloo: parameters within 1e-5, evaluation shards alike.
+
+    What the two judge, each on half of the images, is the network that one of them saves.
+    """
     out = tmp_path / "two.safetensors"
     script = WORKER.format(tests=str(Path(__file__).parent), out=str(out))
     with socket.socket() as free:
@@ -411,6 +417,11 @@ def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
         assert a["steps"] == b["steps"]
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=1e-9)
         assert float(a["train_top1"]) == pytest.approx(float(b["train_top1"]))
+    net = zoo.create(SPEC)
+    weights.load_into(net, out)
+    loss, top1 = loop.evaluate(net, load(images[1], SPEC.preprocessing)[0], SPEC.preprocessing)
+    assert store.load(out).checks["test_top1"] == top1 == float(curves[1][-1]["held_out_top1"])
+    assert float(curves[1][-1]["held_out_loss"]) == pytest.approx(loss, rel=1e-6)  # saved in float32
 
 
 def test_random_crops_scale_a_part_to_the_full_size() -> None:
