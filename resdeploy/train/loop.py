@@ -135,6 +135,8 @@ def train(
         watched = load(held_out, spec.preprocessing, progress)[0] if held_out else None
         run, note = _start(spec, train_data, images, plan, group, out, initial, teacher, resume)
         settings = _settings(run, spec, train_data, initial)
+        if run.history and group.writes:
+            curves.write(out, run.history)  # they are written after the state, which may have been the last thing done
         for epoch in range(len(run.history), plan.epochs):
             line = _epoch(run, images, epoch, out, progress)
             if watched is not None:
