@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import resdeploy
 from resdeploy import pytest_plugin
@@ -54,3 +55,20 @@ def test_every_verb_can_be_verbose(verb: str) -> None:
 def test_a_foreign_file_can_be_told_how_it_sees(verb: str) -> None:
     """A file that does not say how images become its input can be used by every verb that needs to know."""
     assert {"--img-size", "--resize", "--interpolation", "--mean", "--std"} <= OPTIONS[verb]
+
+
+@pytest.mark.parametrize("value", ["0.5", "1.0"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gate", "--baseline", "a", "--candidate", "b", "--max-drop", "1"],
+        ["prune", "no.onnx", "--data", "digits", "-o", "out.onnx"],
+        ["quantize", "no.onnx", "--max-drop", "1", "--data", "digits"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_confidence_that_no_verdict_can_have_is_refused_at_once(command: list[str], value: str) -> None:
+    """A coin's one half and certainty are outside the range of every verb that judges."""
+    done = CliRunner().invoke(app, [*command, "--confidence", value])
+    assert done.exit_code == 2
+    assert "Invalid value for '--confidence'" in done.output
