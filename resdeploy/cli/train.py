@@ -46,9 +46,11 @@ def train(
         bool, typer.Option("--qat", help="Train an INT8 file to answer as the FP32 network does.", rich_help_panel=QAT)
     ] = False,
     target: Annotated[
-        Literal["tensorrt", "openvino", "onnxruntime"],
-        typer.Option(help="Whose fusion rules Q/DQ follows.", rich_help_panel=QAT),
-    ] = "openvino",
+        Literal["tensorrt", "openvino", "onnxruntime"] | None,
+        typer.Option(
+            help="Whose fusion rules Q/DQ follows; default: openvino.", show_default=False, rich_help_panel=QAT
+        ),
+    ] = None,
     portable: options.Portable = None,
     effort: options.EffortLevel = "normal",
     img_size: options.ImgSize = None,
