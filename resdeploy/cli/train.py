@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import defaults
 from resdeploy.cli import console, options
 
 HOW = "How to train"
@@ -21,7 +22,11 @@ def train(
     ] = "fast",
     lr: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="Peak learning rate; default 0.1, with --qat 3e-5.", rich_help_panel=HOW),
+        typer.Option(
+            min=1e-9,
+            help=f"Peak learning rate; default {defaults.LR:g}, with --qat {defaults.QAT_LR:g}.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=2, help="Images a step.", rich_help_panel=HOW)

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resdeploy import store
+from resdeploy import defaults, store
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
-
-LR, QAT_LR = 0.1, 3e-5
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -65,8 +63,8 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
         from resdeploy.train import curves, loop
 
         plan = loop.Plan(
-            epochs=how.epochs, lr=how.lr or LR, batch_size=how.batch_size, seed=request.seed, recipe=how.recipe,
-            augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
+            epochs=how.epochs, lr=how.lr or defaults.LR, batch_size=how.batch_size, seed=request.seed,
+            recipe=how.recipe, augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
             precision=how.precision, threads=how.threads,
         )  # fmt: skip
         return trained(
@@ -76,7 +74,7 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     from resdeploy.train import qat
 
     plan_qat = qat.Plan(
-        epochs=how.epochs, lr=how.lr or QAT_LR, batch_size=how.batch_size, seed=request.seed,
+        epochs=how.epochs, lr=how.lr or defaults.QAT_LR, batch_size=how.batch_size, seed=request.seed,
         augmentation=how.augmentation, threads=how.threads,
     )  # fmt: skip
     calibration = make.CalibrationPlan(data=how.data, portable=how.portable, effort=how.effort, seed=request.seed)

@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resdeploy import store
+from resdeploy import defaults, store
 from resdeploy.backends import machine
 from resdeploy.data import datasets
 from resdeploy.errors import UsageError
@@ -50,7 +50,7 @@ class Plan:
     """How to train. Where something is None, it follows from data or machine."""
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
-    lr: float = 0.1  # peak learning rate
+    lr: float = defaults.LR  # peak learning rate
     batch_size: int = 64  # images a step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"
