@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resdeploy import defaults
 from resdeploy.cli import console, options
 
 
@@ -14,7 +15,7 @@ def compare(
     noise: Annotated[
         float,
         typer.Option(min=0.0, max=100.0, help="What two runs differ by anyway, in percent: widens intervals of times."),
-    ] = 3.0,
+    ] = defaults.NOISE_PCT,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,

@@ -38,7 +38,7 @@ def gate(
         typer.Option("--require-fused", help="Every block fused, as `audit` finds it.", rich_help_panel=_LIMITS),
     ] = False,
     data: options.Data = None,
-    confidence: Annotated[float, typer.Option(min=0.51, max=0.9999, help="One-sided confidence.")] = 0.95,
+    confidence: options.Confidence = 0.95,
     backend: options.SomeBackends = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query, for accuracy.")] = 32,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing a model.")] = 3.0,

@@ -14,7 +14,7 @@ def prune(
     data: Annotated[str, typer.Option(help="Images: half to choose on, half to judge on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx or .safetensors file to write.")],
     max_drop: Annotated[float, typer.Option(min=0, help="Points of top-1 that may be lost.")] = 2.0,
-    confidence: Annotated[float, typer.Option(min=0.5, max=1, help="One-sided, of the verdict.")] = 0.95,
+    confidence: options.Confidence = 0.95,
     blocks: Annotated[int | None, typer.Option(min=1, help="Remove so many, whatever they cost.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tune so long afterwards.")] = 0,
     lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")] = 0.01,

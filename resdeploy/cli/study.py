@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import defaults
 from resdeploy.cli import console, options
 
 app = typer.Typer(
@@ -20,7 +21,7 @@ def degradation(
     depths: Annotated[str, typer.Option(help="6n + 2 each.")] = "20,56",
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each network.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = 0.1,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = defaults.LR,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
     recipe: Annotated[Literal["fast", "paper"], typer.Option(help="As of train.")] = "paper",
     img_size: options.ImgSize = 8,

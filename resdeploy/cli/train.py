@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import defaults
 from resdeploy.cli import console, options
 
 HOW = "How to train"
@@ -21,7 +22,11 @@ def train(
     ] = "fast",
     lr: Annotated[
         float | None,
-        typer.Option(min=1e-9, help="Peak learning rate; default 0.1, with --qat 3e-5.", rich_help_panel=HOW),
+        typer.Option(
+            min=1e-9,
+            help=f"Peak learning rate; default {defaults.LR:g}, with --qat {defaults.QAT_LR:g}.",
+            rich_help_panel=HOW,
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=2, help="Images a step.", rich_help_panel=HOW)
@@ -46,9 +51,11 @@ def train(
         bool, typer.Option("--qat", help="Train an INT8 file to answer as the FP32 network does.", rich_help_panel=QAT)
     ] = False,
     target: Annotated[
-        Literal["tensorrt", "openvino", "onnxruntime"],
-        typer.Option(help="Whose fusion rules Q/DQ follows.", rich_help_panel=QAT),
-    ] = "openvino",
+        Literal["tensorrt", "openvino", "onnxruntime"] | None,
+        typer.Option(
+            help="Whose fusion rules Q/DQ follows; default: openvino.", show_default=False, rich_help_panel=QAT
+        ),
+    ] = None,
     portable: options.Portable = None,
     effort: options.EffortLevel = "normal",
     img_size: options.ImgSize = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from dataclasses import dataclass
@@ -50,7 +51,6 @@ class Outcome:
 
     pruned: search.Pruned
     written: Artifact
-    chosen_on: int
     costs: tuple[Cost, Cost]
     bench: rows.Bench
 
@@ -59,8 +59,8 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
     """Prunes a network or an FP32 ONNX file; `out` is a checkpoint or an ONNX file by its suffix.
 
     Raises:
-        UsageError: no block can be removed, a low-precision file, an unknown suffix, or a checkpoint or fine-tuning
-            asked of an ONNX file.
+        UsageError: no block can be removed, a low-precision file, an unknown suffix, a checkpoint or fine-tuning
+            asked of an ONNX file, or fine-tuning on images that choose or judge.
     """
     from resdeploy.data import datasets
 
@@ -74,14 +74,17 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
         raise UsageError(
             f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
         )
+    images = datasets.open_dataset(plan.data, split="test")
+    learned = None if plan.training is None else _learned(plan, images)
     source = make.onnx_fp32(request, progress=progress)
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
-    images = datasets.open_dataset(plan.data, split="test")
     choosing, judging = search.halves(images, plan.seed)
     with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
         graph = out if kind == "onnx" else Path(folder) / "pruned.onnx"
-        tuner = _Tuner(request, plan, choosing, Path(folder), progress) if plan.training else None
+        tuner = None
+        if learned is not None and plan.training is not None:
+            tuner = _Tuner(request, plan.training, learned, choosing, Path(folder), progress)
         pruned = search.prune(
             source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
         )
@@ -92,7 +95,6 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
         return Outcome(
             pruned=pruned,
             written=written,
-            chosen_on=len(choosing),
             costs=(rows.cost_of(source), rows.cost_of(pruned.artifact)),
             bench=_timed(source, pruned.artifact, plan, progress),
         )
@@ -127,30 +129,63 @@ def _predict(artifact: Artifact, images: Dataset) -> Predictions:
     return found
 
 
+def _learned(plan: PrunePlan, tested: Dataset) -> Dataset:
+    """The images to fine-tune on, none of which is among those to choose and to judge on.
+
+    Raises:
+        UsageError: `data` has no training images of its own and no others are named, or some are among `tested`.
+    """
+    from resdeploy.data import datasets
+
+    fix = "Give --train-data images of their own, or leave --epochs away"
+    images = datasets.open_dataset(plan.train_data or plan.data, split="train")
+    if plan.train_data is None and images.split != "train":
+        raise UsageError(
+            f"{plan.data} has no training images: fine-tuning would see those to choose and to judge on", fix=fix
+        )
+    if shared := len(_hashes(images) & _hashes(tested)):
+        raise UsageError(
+            f"{shared} images of {images.name} to fine-tune on are among those of {tested.name} to choose and to judge "
+            "on",
+            fix=fix,
+        )
+    return images
+
+
+def _hashes(images: Dataset) -> set[str]:
+    """Of the contents; what cannot be read is named where it is used."""
+    from resdeploy.data import datasets
+
+    found = set()
+    for i in range(len(images)):
+        with contextlib.suppress(OSError):
+            found.add(datasets.content_hash(images.read(i)))
+    return found
+
+
 class _Tuner:
     """Trains the network without some blocks to answer as the whole one does."""
 
-    def __init__(self, request: Request, plan: PrunePlan, choosing: Dataset, folder: Path, progress: Progress) -> None:
-        self.request, self.plan, self.choosing, self.folder = request, plan, choosing, folder
-        self.progress = progress
+    def __init__(
+        self, request: Request, plan: Plan, images: Dataset, choosing: Dataset, folder: Path, progress: Progress
+    ) -> None:
+        self.request, self.plan, self.images, self.choosing = request, plan, images, choosing
+        self.folder, self.progress = folder, progress
         self.trained: Artifact | None = None
 
     def __call__(self, removed: tuple[str, ...]) -> Artifact:
-        from resdeploy.data import datasets
         from resdeploy.graph import export
         from resdeploy.models import weights, zoo
         from resdeploy.train import loop
 
-        assert self.plan.training is not None
         start = _cut(self.request, removed, self.folder / "cut.safetensors")
         assert start.model is not None
-        images = datasets.open_dataset(self.plan.train_data or self.plan.data, split="train")
         network = sources.network(self.request)
         teacher = zoo.create(network.spec, seed=self.request.seed)
         if network.path is not None:
             weights.load_into(teacher, network.path)
         self.trained = loop.train(
-            start.model, images, self.choosing, self.plan.training,
+            start.model, self.images, self.choosing, self.plan,
             out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
         )  # fmt: skip
         assert self.trained.model is not None

@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resdeploy import store
+from resdeploy import defaults, store
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import make, sources
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
-
-LR, QAT_LR = 0.1, 3e-5
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -39,7 +37,7 @@ class How:
     threads: int | None = None
     resume: bool = False
     qat: bool = False
-    target: Target = "openvino"
+    target: Target | None = None  # of the INT8 file; None: openvino
     portable: bool | None = None
     effort: Effort = "normal"
 
@@ -60,35 +58,64 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     wanted = ".onnx" if how.qat else ".safetensors"
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
+    _refuse_ignored(how)
     if not how.qat:
-        if how.effort == "high":
-            raise UsageError("--effort is that of the INT8 file which --qat trains", fix="Add --qat, or leave it away")
         from resdeploy.train import curves, loop
 
         plan = loop.Plan(
-            epochs=how.epochs, lr=how.lr or LR, batch_size=how.batch_size, seed=request.seed, recipe=how.recipe,
-            augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
+            epochs=how.epochs, lr=how.lr or defaults.LR, batch_size=how.batch_size, seed=request.seed,
+            recipe=how.recipe, augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
             precision=how.precision, threads=how.threads,
         )  # fmt: skip
         return trained(
             request, how.data, plan, out, resume=how.resume, progress=progress,
             watch=lambda line: watch(curves.described(line, how.epochs)),
         )  # fmt: skip
-    refused = (("--resume", how.resume), ("--hold-out", how.hold_out), ("--accumulate", how.accumulate > 1))
-    for option, given in refused:
-        if given:
-            raise UsageError(f"{option} does not go with --qat", fix="Leave it away")
     from resdeploy.train import qat
 
     plan_qat = qat.Plan(
-        epochs=how.epochs, lr=how.lr or QAT_LR, batch_size=how.batch_size, seed=request.seed,
+        epochs=how.epochs, lr=how.lr or defaults.QAT_LR, batch_size=how.batch_size, seed=request.seed,
         augmentation=how.augmentation, threads=how.threads,
     )  # fmt: skip
     calibration = make.CalibrationPlan(data=how.data, portable=how.portable, effort=how.effort, seed=request.seed)
     return quantization_trained(
-        request, how.data, how.target, calibration, plan_qat, out, progress=progress,
+        request, how.data, how.target or "openvino", calibration, plan_qat, out, progress=progress,
         watch=lambda epoch, loss: watch(f"epoch {epoch}/{how.epochs}: squared distance of logits {loss:.4g}"),
     )  # fmt: skip
+
+
+def _refuse_ignored(how: How) -> None:
+    """Refuses what the asked kind of training would leave unheeded.
+
+    Raises:
+        UsageError: such an option, or `qat` by several processes, each of which would train and write the same file.
+    """
+    if not how.qat:
+        of_int8 = (
+            ("--effort", how.effort == "high"),
+            ("--target", how.target is not None),
+            ("--portable", how.portable is not None),
+        )
+        for option, given in of_int8:
+            if given:
+                raise UsageError(
+                    f"{option} is that of the INT8 file which --qat trains", fix="Add --qat, or leave it away"
+                )
+        return
+    of_floats = (
+        ("--resume", how.resume),
+        ("--hold-out", how.hold_out > 0),
+        ("--accumulate", how.accumulate > 1),
+        ("--recipe paper", how.recipe == "paper"),
+        ("--precision bf16", how.precision == "bf16"),
+    )
+    for option, given in of_floats:
+        if given:
+            raise UsageError(f"{option} does not go with --qat", fix="Leave it away")
+    from resdeploy.train import distributed
+
+    if (size := distributed.started()) > 1:
+        raise UsageError(f"--qat trains in one process, and torchrun started {size}", fix="Run it without torchrun")
 
 
 def trained(

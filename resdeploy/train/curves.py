@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from resdeploy import store
 from resdeploy.report import chart
@@ -33,6 +34,21 @@ def write(out: Path, history: Sequence[Epoch]) -> None:
         lines.append(chart.Line(name="held out", xs=epochs, ys=held_out))
     drawn = chart.lines(lines, title=out.stem, x="epoch", y="error (%)")
     store.write_bytes(picture, drawn.encode())
+
+
+def read(out: Path) -> list[Epoch]:
+    """What `write` wrote, number by number; nothing where there is no such file."""
+    table, _ = paths(out)
+    if not table.is_file():
+        return []
+    rows = csv.DictReader(io.StringIO(table.read_text()))
+    return [Epoch(**{name: _number(name, text) for name, text in row.items()}) for row in rows]
+
+
+def _number(name: str, text: str) -> Any:
+    if name in ("epoch", "steps"):
+        return int(text)
+    return float(text) if text else None
 
 
 def described(line: Epoch, epochs: int) -> str:

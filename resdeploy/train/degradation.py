@@ -7,14 +7,19 @@ between those, with Student's interval over the seeds: everything else of a seed
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resdeploy import stats
+import torch
+
+from resdeploy import __version__, stats, store
+from resdeploy.errors import ResdeployError
 from resdeploy.models import zoo
-from resdeploy.train import loop
+from resdeploy.train import curves, loop, state
 from resdeploy.train.state import Epoch
 
 if TYPE_CHECKING:
@@ -59,7 +64,10 @@ def run(
     progress: Progress | None = None,
     watch: Callable[[Training], None] | None = None,
 ) -> tuple[Training, ...]:
-    """Trains every network with every seed; checkpoints go to `folder`, and an interrupted training goes on.
+    """Trains every network with every seed; checkpoints go to `folder`, and an interrupted study goes on.
+
+    What is there already and was made with the same settings and data is not trained again: of a finished network the
+    curve is read, and a training that was interrupted is resumed. Anything else is trained anew in its place.
 
     Args:
         spec_of: the description of a zoo name.
@@ -77,16 +85,46 @@ def run(
         for depth in depths:
             for kind in KINDS:
                 zoo.find(f"{kind}{depth}")
-                history: list[Epoch] = []
-                loop.train(
-                    spec_of(f"{kind}{depth}"), train_data, test_data, replace(plan, seed=seed),
-                    out=folder / f"{kind}{depth}.{seed}.safetensors", held_out=test_data,
-                    progress=progress, watch=history.append,
-                )  # fmt: skip
-                found.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(history)))
+                out = folder / f"{kind}{depth}.{seed}.safetensors"
+                spec, seeded = spec_of(f"{kind}{depth}"), replace(plan, seed=seed)
+                _keep_if_of(out, _settings(spec, train_data, test_data, seeded))
+                if not _finished(out, plan.epochs):
+                    loop.train(
+                        spec, train_data, test_data, seeded, out=out, held_out=test_data, resume=True, progress=progress
+                    )
+                found.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(curves.read(out))))
                 if watch is not None:
                     watch(found[-1])
     return tuple(found)
+
+
+def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: loop.Plan) -> str:
+    """Changes with all that the curves depend on; the number of threads changes no more than roundings."""
+    plan = replace(plan, threads=None)
+    data = (train_data.signature(), test_data.signature())
+    return store.fingerprint([asdict(spec), data, asdict(plan), __version__, torch.__version__])
+
+
+def _keep_if_of(out: Path, settings: str) -> None:
+    """Removes checkpoint, curves and state at `out` unless they are of these settings, which are noted beside it."""
+    noted = out.with_name(f"{out.stem}.settings.json")
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        if json.loads(noted.read_text()) == settings:
+            return
+    for path in (out, store.sidecar(out), *curves.paths(out)):
+        path.unlink(missing_ok=True)
+    state.remove(out)
+    store.write_json(noted, settings)
+
+
+def _finished(out: Path, epochs: int) -> bool:
+    """Whether an undamaged checkpoint is there with the curve of all epochs; its state goes last."""
+    if any(path.is_file() for path in state.paths(out)):
+        return False
+    try:
+        return store.load(out) is not None and len(curves.read(out)) == epochs
+    except (ResdeployError, ValueError, TypeError):  # of a damaged file
+        return False
 
 
 def differences(trainings: Sequence[Training]) -> tuple[Difference, ...]:

@@ -49,10 +49,15 @@ class Group:
             dist.barrier()
 
 
+def started() -> int:
+    """How many processes torchrun has started, 1 where it did not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def group() -> Iterator[Group]:
     """The processes that torchrun has started, by the variables that it sets; else this one alone, on a GPU if any."""
-    rank, size, local = (int(os.environ.get(name, alone)) for name, alone in _VARIABLES)
+    size, rank, local = started(), *(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     gpus = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
     if size == 1:
@@ -65,6 +70,3 @@ def group() -> Iterator[Group]:
         yield Group(rank=rank, size=size, device=device)
     finally:
         dist.destroy_process_group()
-
-
-_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

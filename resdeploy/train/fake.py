@@ -10,7 +10,8 @@ scales of weights stay: a learned one would move all weights of its channel at o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Graph(nn.Module):
     def __init__(self, program: Program, *, weight_limit: int = FULL_RANGE, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight_limit, self.dtype = weight_limit, dtype
-        unknown = sorted({op.kind for op in program.ops} - OPS.keys() - {"QuantizeLinear", "DequantizeLinear"})
+        unknown = sorted({name for op in program.ops if (name := _unknown(op))})
         if unknown:
             raise UsageError(
                 f"the graph has operators that cannot be trained: {', '.join(unknown)}",
@@ -115,7 +116,8 @@ class Graph(nn.Module):
             elif op.kind == "DequantizeLinear":
                 values[op.output] = self._dequantize(op, values)
             else:
-                values[op.output] = OPS[op.kind](op, [self._value(name, values) for name in op.inputs if name])
+                given = [self._value(name, values) if name else None for name in op.inputs]
+                values[op.output] = OPS[op.kind](op, given)
         return values[self.program.output]
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -179,61 +181,132 @@ def _spread(scale: Tensor | NDArray[Any], ndim: int, op: Op) -> list[int]:
     return shape
 
 
-def _conv(op: Op, x: list[Tensor]) -> Tensor:
+def _unknown(op: Op) -> str:
+    """What cannot be computed here, or "": an operator, or one that is asked for in another way than classifiers do."""
+    if op.kind not in OPS.keys() | {"QuantizeLinear", "DequantizeLinear"}:
+        return op.kind
     a = op.attributes
-    pads = a.get("pads", [0, 0, 0, 0])
-    bias = x[2] if len(x) > 2 else None
-    if pads[:2] != pads[2:]:
-        padded = F.pad(x[0], (pads[1], pads[3], pads[0], pads[2]))
-        return F.conv2d(padded, x[1], bias, a.get("strides", 1), 0, a.get("dilations", 1), a.get("group", 1))
-    return F.conv2d(x[0], x[1], bias, a.get("strides", 1), pads[:2], a.get("dilations", 1), a.get("group", 1))
+    if op.kind in ("AveragePool", "MaxPool") and len(a["kernel_shape"]) != 2:
+        return f"{op.kind} of {len(a['kernel_shape'])} dimensions"
+    if op.kind == "AveragePool" and any(n != 1 for n in a.get("dilations", [])):
+        return "AveragePool with dilations"
+    if op.kind == "Pad" and a.get("mode", "constant") != "constant":
+        return f"Pad in mode {a['mode']}"
+    return ""
 
 
-def _gemm(op: Op, x: list[Tensor]) -> Tensor:
+def _given(x: list[Any], place: int) -> Any:
+    """An input that may be left out, at the end or between others: None."""
+    return x[place] if place < len(x) else None
+
+
+def _conv(op: Op, x: list[Any]) -> Tensor:
+    a = op.attributes
+    strides, dilations = a.get("strides", [1, 1]), a.get("dilations", [1, 1])
+    sides = _sides(op, x[0].shape[2:], x[1].shape[2:])
+    if all(before == after for before, after in sides):
+        symmetric = [before for before, _ in sides]
+        return F.conv2d(x[0], x[1], _given(x, 2), strides, symmetric, dilations, a.get("group", 1))
+    return F.conv2d(_padded(x[0], sides), x[1], _given(x, 2), strides, 0, dilations, a.get("group", 1))
+
+
+def _sides(op: Op, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
+    """The padding before and after each axis of an image, given or as `auto_pad` has it."""
+    a = op.attributes
+    auto = a.get("auto_pad", "NOTSET")
+    if auto in ("NOTSET", "VALID"):
+        pads = a.get("pads", [0, 0, 0, 0]) if auto == "NOTSET" else [0, 0, 0, 0]
+        return [*zip(pads[:2], pads[2:], strict=True)]
+    sides = []
+    for size, k, stride, dilation in zip(
+        sizes, kernel, a.get("strides", [1, 1]), a.get("dilations", [1, 1]), strict=True
+    ):
+        total = max(0, (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size)
+        less, more = total // 2, total - total // 2
+        sides.append((less, more) if auto == "SAME_UPPER" else (more, less))
+    return sides
+
+
+def _padded(image: Tensor, sides: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
+    """With so much before and after each of the last axes."""
+    return F.pad(image, [n for side in reversed(sides) for n in side], value=value)
+
+
+def _gemm(op: Op, x: list[Any]) -> Tensor:
     a = op.attributes
     left = x[0].T if a.get("transA", 0) else x[0]
     product: Tensor = left @ (x[1].T if a.get("transB", 0) else x[1]) * a.get("alpha", 1.0)
-    return product + x[2] * a.get("beta", 1.0) if len(x) > 2 else product
+    return product if _given(x, 2) is None else product + x[2] * a.get("beta", 1.0)
 
 
-def _pool(op: Op, x: list[Tensor]) -> Tensor:
+def _pool(op: Op, x: list[Any]) -> Tensor:
     a = op.attributes
-    kernel, pads = a["kernel_shape"], a.get("pads", [0, 0, 0, 0])
-    strides, ceil = a.get("strides", [1, 1]), bool(a.get("ceil_mode", 0))
+    kernel, strides, dilations = a["kernel_shape"], a.get("strides", [1, 1]), a.get("dilations", [1, 1])
+    image: Tensor = x[0]
+    sides = _sides(op, image.shape[2:], kernel)
+    beyond = _beyond(op, image.shape[2:], sides)
     if op.kind == "MaxPool":
-        return F.max_pool2d(x[0], kernel, strides, pads[:2], a.get("dilations", 1), ceil)
-    return F.avg_pool2d(x[0], kernel, strides, pads[:2], ceil, bool(a.get("count_include_pad", 0)))
+        whole = [(before, after + more) for (before, after), more in zip(sides, beyond, strict=True)]
+        return F.max_pool2d(_padded(image, whole, -math.inf), kernel, strides, 0, dilations)
+    # What lies beyond the padding never counts, and the padding only if asked for.
+    seen = _padded(torch.ones_like(image[:1, :1]), sides, float(a.get("count_include_pad", 0)))
+    more_only = [(0, more) for more in beyond]
+    sums, counts = (
+        F.avg_pool2d(_padded(part, more_only), kernel, strides, divisor_override=1)
+        for part in (_padded(image, sides), seen)
+    )
+    return sums / counts
 
 
-def _slice(_op: Op, x: list[Tensor]) -> Tensor:
+def _beyond(op: Op, sizes: Sequence[int], sides: Sequence[tuple[int, int]]) -> list[int]:
+    """How far the last window of `ceil_mode` reaches beyond the padding; none starts in the padding at the end."""
+    a = op.attributes
+    if not a.get("ceil_mode", 0) or a.get("auto_pad", "NOTSET") != "NOTSET":
+        return [0, 0]
+    found = []
+    shape = zip(sizes, a["kernel_shape"], a.get("strides", [1, 1]), a.get("dilations", [1, 1]), sides, strict=True)
+    for size, k, stride, dilation, (before, after) in shape:
+        reach, whole = (k - 1) * dilation + 1, before + size + after
+        start = -(-(whole - reach) // stride) * stride
+        start -= stride if start >= before + size else 0
+        found.append(max(0, start + reach - whole))
+    return found
+
+
+def _slice(_op: Op, x: list[Any]) -> Tensor:
+    image: Tensor = x[0]
     starts, ends = x[1].tolist(), x[2].tolist()
-    axes = x[3].tolist() if len(x) > 3 else range(len(starts))
-    steps = x[4].tolist() if len(x) > 4 else [1] * len(starts)
-    index = [slice(None)] * x[0].ndim
+    axes = range(len(starts)) if _given(x, 3) is None else x[3].tolist()
+    steps = [1] * len(starts) if _given(x, 4) is None else x[4].tolist()
+    index = [slice(None)] * image.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        index[axis] = slice(start, min(end, x[0].shape[axis]), step)
-    return x[0][tuple(index)]
+        index[axis] = slice(start, min(end, image.shape[axis]), step)
+    return image[tuple(index)]
 
 
-def _pad(_op: Op, x: list[Tensor]) -> Tensor:
-    half = len(x[1]) // 2
-    pads = x[1].tolist()
-    flat = [pads[i + side * half] for i in reversed(range(half)) for side in (0, 1)]
-    return F.pad(x[0], flat, value=float(x[2]) if len(x) > 2 else 0.0)
+def _pad(_op: Op, x: list[Any]) -> Tensor:
+    pads, half = x[1].tolist(), len(x[1]) // 2
+    sides = [(0, 0)] * x[0].ndim
+    for i, axis in enumerate(range(half) if _given(x, 3) is None else x[3].tolist()):
+        sides[axis] = (pads[i], pads[i + half])
+    return _padded(x[0], sides, 0.0 if _given(x, 2) is None else float(x[2]))
 
 
-def _clip(_op: Op, x: list[Tensor]) -> Tensor:
-    return x[0].clamp(*(float(bound) for bound in x[1:3]))
+def _clip(op: Op, x: list[Any]) -> Tensor:
+    image: Tensor = x[0]
+    bounds = [_given(x, 1), _given(x, 2)]  # before opset 11 they were attributes
+    low, high = (op.attributes.get(n) if b is None else float(b) for n, b in zip(("min", "max"), bounds, strict=True))
+    return image if low is None and high is None else image.clamp(low, high)
 
 
 WEIGHTED = frozenset({"Conv", "Gemm", "MatMul"})
-OPS: Mapping[str, Callable[[Op, list[Tensor]], Tensor]] = {
+OPS: Mapping[str, Callable[[Op, list[Any]], Tensor]] = {
     "Add": lambda _, x: x[0] + x[1],
     "AveragePool": _pool,
     "Clip": _clip,
     "Concat": lambda op, x: torch.cat(x, op.attributes["axis"]),
     "Conv": _conv,
-    "Flatten": lambda op, x: x[0].flatten(op.attributes.get("axis", 1)),
+    "Flatten": lambda op, x: x[0].reshape(math.prod(x[0].shape[: op.attributes.get("axis", 1)]), -1),
     "Gemm": _gemm,
     "GlobalAveragePool": lambda _, x: x[0].mean((2, 3), keepdim=True),
     "Identity": lambda _, x: x[0],

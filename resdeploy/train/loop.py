@@ -25,7 +25,7 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resdeploy import store
+from resdeploy import defaults, store
 from resdeploy.backends import machine
 from resdeploy.data import datasets
 from resdeploy.errors import UsageError
@@ -50,7 +50,7 @@ class Plan:
     """How to train. Where something is None, it follows from data or machine."""
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
-    lr: float = 0.1  # peak learning rate
+    lr: float = defaults.LR  # peak learning rate
     batch_size: int = 64  # images a step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"
@@ -77,8 +77,10 @@ class _Run:
     history: list[state.Epoch]
 
     def judged(self) -> nn.Module:
-        """The network to judge and to save: the average where there is one."""
+        """The network to judge and to save: the average where there is one. Every process has the first one's."""
         if self.average is None:
+            # Each has batch statistics of its own, and sees a share of the images; the first one's network is saved.
+            self.group.share(dict(self.net.named_buffers()))
             return self.net
         self.group.share(self.average.tensors)
         net = copy.deepcopy(self.net)
@@ -133,6 +135,8 @@ def train(
         watched = load(held_out, spec.preprocessing, progress)[0] if held_out else None
         run, note = _start(spec, train_data, images, plan, group, out, initial, teacher, resume)
         settings = _settings(run, spec, train_data, initial)
+        if run.history and group.writes:
+            curves.write(out, run.history)  # they are written after the state, which may have been the last thing done
         for epoch in range(len(run.history), plan.epochs):
             line = _epoch(run, images, epoch, out, progress)
             if watched is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 import resdeploy
 from resdeploy import pytest_plugin
@@ -62,3 +63,20 @@ def test_the_queries_after_which_a_row_ends_are_the_harness_own(verb: str) -> No
     """`--help` cannot load the constants, and so states their product."""
     (duration,) = (param for param in COMMANDS[verb].params if param.name == "duration")
     assert f"about {bench.BLOCKS * bench.MAX_QUERIES:,} queries" in duration.help
+
+
+@pytest.mark.parametrize("value", ["0.5", "1.0"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gate", "--baseline", "a", "--candidate", "b", "--max-drop", "1"],
+        ["prune", "no.onnx", "--data", "digits", "-o", "out.onnx"],
+        ["quantize", "no.onnx", "--max-drop", "1", "--data", "digits"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_confidence_that_no_verdict_can_have_is_refused_at_once(command: list[str], value: str) -> None:
+    """A coin's one half and certainty are outside the range of every verb that judges."""
+    done = CliRunner().invoke(app, [*command, "--confidence", value])
+    assert done.exit_code == 2
+    assert "Invalid value for '--confidence'" in done.output

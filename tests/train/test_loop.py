@@ -264,19 +264,19 @@ def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     assert "left out of training, unreadable: a/0.png: an empty file" in artifact.notes
 
 
-def test_the_average_is_what_is_judged_and_saved(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
-    """Against torch's own AveragedModel with the same decay; BN statistics are averaged too."""
+def test_the_average_looks_back_over_a_fiftieth_of_the_steps() -> None:
+    """Of 100 steps: a half goes over from step to step once the warm-up is past. Torch's own AveragedModel agrees."""
     from torch.optim.swa_utils import AveragedModel
 
     net = zoo.create(SPEC, seed=1).train()
-    mine = recipes.Average(net, 1000)
-    decay = lambda step: min(mine.decay, (1 + step) / (10 + step))  # noqa: E731
+    mine = recipes.Average(net, 100)
+    decay = lambda step: min(0.5, (1 + step) / (10 + step))  # noqa: E731 (0.5 from step 8 on)
     theirs = AveragedModel(
         net, avg_fn=lambda a, b, n: a * decay(int(n) - 1) + b * (1 - decay(int(n) - 1)), use_buffers=True
     )
     theirs.update_parameters(net)  # the first call copies
     x = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    for step in range(5):
+    for step in range(14):
         net(x).square().sum().backward()
         with torch.no_grad():
             for p in net.parameters():
@@ -284,9 +284,29 @@ def test_the_average_is_what_is_judged_and_saved(tmp_path: Path, images: tuple[D
         mine.update(net, step)
         theirs.update_parameters(net)
     for name, value in theirs.module.state_dict().items():
-        if not value.is_floating_point():
-            continue
-        torch.testing.assert_close(mine.tensors[name], value, rtol=1e-5, atol=1e-7)
+        if value.is_floating_point():
+            torch.testing.assert_close(mine.tensors[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_the_average_is_what_is_judged_and_saved(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
+    """The last state holds both: the file has the average's tensors, not the network's, and all figures are its own."""
+    out = tmp_path / "r.safetensors"
+    states: list[dict[str, torch.Tensor]] = []
+    lines: list[state.Epoch] = []
+
+    def watch(line: state.Epoch) -> None:
+        lines.append(line)
+        states.append(load_file(state.paths(out)[0]))
+
+    artifact = run(out, images, batch_size=4, held_out=images[1], watch=watch)  # 75 steps: it looks back over 1.5
+    saved = load_file(out)
+    assert all(torch.equal(saved[name], states[-1][f"average.{name}"]) for name in saved)
+    assert not all(torch.equal(saved[name], states[-1][f"model.{name}"]) for name in saved)
+    net = zoo.create(SPEC)
+    weights.load_into(net, out)
+    loss, top1 = loop.evaluate(net, load(images[1], SPEC.preprocessing)[0], SPEC.preprocessing)
+    assert artifact.checks["test_top1"] == lines[-1].held_out_top1 == top1
+    assert lines[-1].held_out_loss == pytest.approx(loss, rel=1e-6)
 
 
 def test_held_out_images_choose_the_best_epoch_and_are_not_learned_from(
@@ -377,14 +397,20 @@ sys.path.insert(0, {tests!r})
 from pathlib import Path
 import torch, test_loop
 torch.set_num_threads(1)
-test_loop.run(Path({out!r}), test_loop.some(), recipe="paper", precision="fp64", epochs=4, batch_size=20)
+images = test_loop.some()
+test_loop.run(
+    Path({out!r}), images, recipe="paper", precision="fp64", epochs=4, batch_size=20, held_out=images[1]
+)
 """
 
 
 def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
     tmp_path: Path, images: tuple[Dataset, Dataset]
 ) -> None:
-    """Twenty steps in float64 under torchrun's variables with gloo: parameters within 1e-5, evaluation shards alike."""
+    """Twenty steps in float64 under torchrun's variables with gloo: parameters within 1e-5, evaluation shards alike.
+
+    What the two judge, each on half of the images, is the network that one of them saves.
+    """
     out = tmp_path / "two.safetensors"
     script = WORKER.format(tests=str(Path(__file__).parent), out=str(out))
     with socket.socket() as free:
@@ -411,6 +437,11 @@ def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
         assert a["steps"] == b["steps"]
         assert float(a["train_loss"]) == pytest.approx(float(b["train_loss"]), abs=1e-9)
         assert float(a["train_top1"]) == pytest.approx(float(b["train_top1"]))
+    net = zoo.create(SPEC)
+    weights.load_into(net, out)
+    loss, top1 = loop.evaluate(net, load(images[1], SPEC.preprocessing)[0], SPEC.preprocessing)
+    assert store.load(out).checks["test_top1"] == top1 == float(curves[1][-1]["held_out_top1"])
+    assert float(curves[1][-1]["held_out_loss"]) == pytest.approx(loss, rel=1e-6)  # saved in float32
 
 
 def test_random_crops_scale_a_part_to_the_full_size() -> None:

@@ -1,0 +1,63 @@
+"""What fine-tuning may learn from: no image that chooses blocks or judges them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resdeploy.errors import UsageError
+from resdeploy.pipeline import prune
+from resdeploy.pipeline.request import Request
+from resdeploy.search.prune import Budget
+
+pytest.importorskip("torch")
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """`split` with training and test images, `flat` with the test images alone."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 4)):
+        for label in ("a", "b"):
+            (tmp_path / "split" / split / label).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "split" / split / label / f"{i}.png")
+    shutil.copytree(tmp_path / "split/val", tmp_path / "flat")
+    return tmp_path
+
+
+def refused(folder: Path, data: str, train_data: str | None = None, *, epochs: int = 1) -> UsageError:
+    """The refusal; the network does not exist, so that nothing can have been done before it."""
+    plan = prune.PrunePlan(
+        data=str(folder / data), budget=Budget(max_drop_pp=2), training=prune.tuning(epochs, 0.01, 0),
+        train_data=train_data and str(folder / train_data),
+    )  # fmt: skip
+    with pytest.raises(UsageError) as caught:
+        prune.prune(Request(model="no-such-network"), plan, folder / "out.onnx", progress=lambda *_: None)
+    assert sorted(path.name for path in folder.iterdir()) == ["flat", "split"]
+    return caught.value
+
+
+def test_a_folder_without_training_images_is_refused_and_the_option_named(images: Path) -> None:
+    """`--data cifar10/test --epochs 1`; without fine-tuning the same folder is fine."""
+    found = refused(images, "flat")
+    assert "no training images" in found.what
+    assert "--train-data" in found.fix
+    assert "no-such-network" in refused(images, "flat", epochs=0).what
+
+
+def test_training_images_that_choose_or_judge_are_refused_by_their_contents(images: Path) -> None:
+    """All of them, or one under another name; a training split of its own is taken."""
+    assert "8 images" in refused(images, "flat", "flat").what
+    assert "no-such-network" in refused(images, "flat", "split").what
+    assert "no-such-network" in refused(images, "split").what
+    shutil.copy(images / "split/val/b/2.png", images / "split/train/a/other.png")
+    for data, train_data in (("flat", "split"), ("split", None)):
+        found = refused(images, data, train_data)
+        assert found.what.startswith("1 images")
+        assert "--train-data" in found.fix
