@@ -25,7 +25,7 @@ def bench(
         typer.Option(help="As in MLPerf: one query at a time (p90), 8 images a query (p99), throughput."),
     ] = None,
     streams: Annotated[
-        int | None, typer.Option(min=1, help="Independent sessions side by side; offline: one a core.")
+        int | None, typer.Option(min=1, help="Independent sessions side by side; offline: one for each thread.")
     ] = None,
     scope: Annotated[
         Literal["compute", "host", "jpeg"],

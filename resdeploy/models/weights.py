@@ -43,7 +43,7 @@ def resolve(
         MissingInput: no such file.
         UsageError: a URL that does not say the hash of its file.
         EnvironmentFailure: the download failed.
-        IntegrityError: the downloaded file is not the expected one.
+        IntegrityError: the downloaded file is not the expected one, or a file not what its sidecar describes.
     """
     if weights == "random":
         return None, Weights(source="random", seed=seed)
@@ -56,6 +56,7 @@ def resolve(
         raise MissingInput(
             f"there are no weights {weights!r}", fix="Give random, imagenet1k_v1, imagenet1k_v2, a file or a URL"
         )
+    store.load(path)  # refuses one that is not what its sidecar describes
     return path, Weights(source=path.name, sha256=store.digest(path))
 
 

@@ -188,6 +188,9 @@ class _Tuner:
             start.model, self.images, self.choosing, self.plan,
             out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
         )  # fmt: skip
+        # Its test images were those to choose on: no figure to be proud of, and not the verdict's.
+        checks = {"choosing_top1" if name == "test_top1" else name: x for name, x in self.trained.checks.items()}
+        self.trained = dataclasses.replace(self.trained, checks=checks)
         assert self.trained.model is not None
         assert self.trained.weights is not None
         module = zoo.create(self.trained.model)

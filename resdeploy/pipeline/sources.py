@@ -117,6 +117,7 @@ def _checkpoint_network(request: Request) -> Network:
 
     path = Path(request.model)
     _refuse_changes(request)
+    store.load(path)  # refuses one that is not what its sidecar describes
     spec = weights.spec_in(path)
     if spec is None:
         raise UsageError(

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 # He et al. 2015, section 4.2: 64k steps of 128 images are 164 epochs of 50,000.
 PAPER_EPOCHS, PAPER_BATCH = 164, 128
-PAPER_DEPTHS = (20, 32, 44, 56)
+DEPTHS = (20, 32, 44, 56, 110)  # of the plain and residual networks for small images (He et al. 2015, section 4.2)
+PAPER_DEPTHS = DEPTHS[:4]
 # Numbers of blocks to delete or pairs to swap, as far as there are so many.
 COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
 
@@ -59,11 +60,16 @@ def degradation(
     """Trains the networks into `folder`, draws the chart there, and returns the document.
 
     Raises:
-        UsageError: fewer than two depths or seeds, or a data set without a test split.
+        UsageError: depths that the zoo lacks, fewer than two depths or seeds, or a data set without a test split.
         UnknownName: no network of such a depth.
     """
     from resdeploy.train import degradation as study
 
+    if unknown := set(plan.depths) - set(DEPTHS):
+        raise UsageError(
+            f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
+            fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
+        )
     if len(set(plan.depths)) < 2 or plan.seeds < 2:
         raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
     train_data, test_data = training.training_images(plan.data)

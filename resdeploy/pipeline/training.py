@@ -53,12 +53,17 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     """Trains a network, or with `qat` its INT8 file; `watch` gets a line an epoch.
 
     Raises:
-        UsageError: a suffix of another kind of file, or options that do not go together.
+        UsageError: a suffix of another kind of file, options that do not go together, or a finished training to resume.
     """
     wanted = ".onnx" if how.qat else ".safetensors"
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
     _refuse_ignored(how)
+    if how.resume and out.is_file() and kept(out) is None:
+        raise UsageError(
+            f"there is nothing to resume: {out} is finished",
+            fix="Leave --resume away to train it anew, or name another file with -o",
+        )
     if not how.qat:
         from resdeploy.train import curves, loop
 

@@ -84,10 +84,10 @@ def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Compariso
 
 
 def _tell_apart(rows: list[Json]) -> None:
-    """Rows that no other column tells apart show their labels."""
-    shown = [tuple(row.get(key) for key in ROW_IDENTITY) for row in rows]
-    for row, identity in zip(rows, shown, strict=True):
-        row["row"] = row["label"] if shown.count(identity) > 1 else None
+    """All show their labels where no other column tells some of them apart."""
+    alike = len({tuple(row.get(key) for key in ROW_IDENTITY) for row in rows}) < len(rows)
+    for row in rows:
+        row["row"] = row["label"] if alike else None
 
 
 def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precision]], environment: Environment) -> Json:

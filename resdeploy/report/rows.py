@@ -63,7 +63,7 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "params": m.params,
         "macs": m.macs,
         "size_bytes": m.size_bytes,
-        "peak_rss_bytes": m.peak_rss_bytes,
+        "peak_rss_bytes": m.peak_rss_bytes or None,  # before the first block nobody has looked
         "load_s": m.load_s,
         "first_ms": ms(m.first_s),
         "cpu_ms_per_image": ms(outcome.cpu_s_per_image),

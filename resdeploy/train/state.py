@@ -80,14 +80,14 @@ def restore(
     Raises:
         UsageError: the state is of other settings or other data.
     """
-    note = ""
+    damaged = []
     for path in paths(out):
         if not path.is_file():
             continue
         try:
             tensors, header = _load(path)
         except (SafetensorError, ValueError, KeyError) as e:
-            note = f"{path.name} was damaged ({e}); training went on from the epoch before"
+            damaged.append(f"{path.name} was damaged ({e})")
             continue
         _same(header["settings"], settings, path)
         module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -95,8 +95,12 @@ def restore(
             optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
         for name, value in ({} if average is None else average.tensors).items():
             value.copy_(tensors[f"average.{name}"])
-        return [Epoch(**line) for line in header["history"]], note
-    return [], note
+        return [Epoch(**line) for line in header["history"]], _told(damaged, "training went on from the epoch before")
+    return [], _told(damaged, "training started anew")
+
+
+def _told(damaged: list[str], then: str) -> str:
+    return "; ".join((*damaged, then)) if damaged else ""
 
 
 def remove(out: Path) -> None:

@@ -57,6 +57,41 @@ def test_a_missing_model_is_all_that_is_said(resdeploy: Run, verb: list[str], mo
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["eval", "m.safetensors", "--data", "digits"],
+        ["export", "m.safetensors"],
+        ["export", "resnet20", "--weights", "m.safetensors", "--img-size", "16"],
+    ],
+)
+def test_a_changed_checkpoint_is_refused(
+    resdeploy: Run, tmp_path: Path, digits_checkpoint: Path, command: list[str]
+) -> None:
+    """Other weights under a sidecar that describes the old ones: exit 5, as model and as weights."""
+    changed = bytearray(digits_checkpoint.read_bytes())
+    changed[-1] ^= 1
+    (tmp_path / "m.safetensors").write_bytes(changed)
+    shutil.copy(f"{digits_checkpoint}.json", tmp_path / "m.safetensors.json")
+    before = files_in(tmp_path)
+    refused(resdeploy(*command), 5, "m.safetensors is not the file its sidecar describes")
+    assert files_in(tmp_path) == before
+
+
+def test_resuming_what_is_finished_is_refused(resdeploy: Run, tmp_path: Path, digits_checkpoint: Path) -> None:
+    """It would train anew and write over it."""
+    shutil.copy(digits_checkpoint, tmp_path / "m.safetensors")
+    done = resdeploy("train", "resnet20", "--data", "digits", "--epochs", "1", "--resume", "-o", "m.safetensors")
+    refused(done, 2, "nothing to resume", "finished")
+    assert (tmp_path / "m.safetensors").read_bytes() == digits_checkpoint.read_bytes()
+
+
+def test_depths_that_the_zoo_lacks_are_refused_by_the_option(resdeploy: Run, tmp_path: Path) -> None:
+    """And those that it has are named."""
+    refused(resdeploy("study", "degradation", "--depths", "8,20"), 2, "--depths", "8 layers", "20, 32, 44, 56, 110")
+    assert not files_in(tmp_path)
+
+
 def test_a_truncated_checkpoint_is_malformed(resdeploy: Run, tmp_path: Path, digits_checkpoint: Path) -> None:
     """Half a safetensors file exits 4."""
     data = digits_checkpoint.read_bytes()

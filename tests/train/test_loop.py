@@ -150,7 +150,24 @@ def test_a_damaged_state_falls_back_to_the_one_before_and_says_so(
         last.write_bytes(damage(last.read_bytes()))
         again = run(out, images, resume=True)
         assert tensors(again) == tensors(whole)
-        assert any("damaged" in note for note in again.notes)
+        assert any("damaged" in note and "went on" in note for note in again.notes)
+
+
+def test_two_damaged_states_are_both_named_and_the_training_starts_anew(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """With the result of a training that nobody interrupted."""
+    whole = run(tmp_path / "whole.safetensors", images)
+    out = tmp_path / "r.safetensors"
+    with pytest.raises(Stop):
+        run(out, images, progress=stop_at(14))
+    for path in state.paths(out):
+        path.write_bytes(b"")
+    again = run(out, images, resume=True)
+    assert tensors(again) == tensors(whole)
+    (note,) = (note for note in again.notes if "damaged" in note)
+    assert all(path.name in note for path in state.paths(out))
+    assert note.endswith("training started anew")
 
 
 def test_resuming_with_other_settings_or_data_is_refused(tmp_path: Path, images: tuple[Dataset, Dataset]) -> None:
