@@ -127,3 +127,40 @@ def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeyp
     assert ratio["speedup"] > 0
     whole = [row for row in document["against_quarter_width"] if row["scope"] == "network"]
     assert [row["macs"] for row in whole] == [document["results"][0]["macs"]]
+
+
+def saved_bench(path: Path, rows: dict[str, float], *, invalid: tuple[str, ...] = (), precision: str = "fp32") -> Path:
+    """What `bench --format json -o` leaves: a row a network, so many ms in each of 16 blocks."""
+    results = [
+        {
+            "label": name, "model": name, "backend": "openvino", "precision": precision, "batch_size": 1,
+            "scenario": "single-stream", "valid": name not in invalid, "samples_ms": [ms] * 48, "block_sizes": [3] * 16,
+        }
+        for name, ms in rows.items()
+    ]  # fmt: skip
+    path.write_text(json.dumps({"schema_version": 1, "command": "bench", "environment": {}, "results": results}))
+    return path
+
+
+def test_accuracies_are_drawn_over_the_latencies_of_a_saved_bench(tmp_path: Path) -> None:
+    """Each network of the bench and no other, at its time; a network without a published accuracy is left out."""
+    bench = saved_bench(tmp_path / "b.json", {"resnet18": 10.0, "resnet50": 20.0, "mine": 5.0})
+    chart = tmp_path / "c.svg"
+    done = CliRunner().invoke(app, ["models", "--chart", str(chart), "--latencies", str(bench)])
+    assert done.exit_code == 0, done.output
+    drawn = chart.read_text()
+    assert "median ms an image, openvino fp32 batch 1" in drawn
+    assert "resnet18" in drawn
+    assert "resnet50" in drawn
+    assert "mine" not in drawn
+    assert "vgg16" not in drawn
+
+
+def test_latencies_that_may_not_be_believed_are_not_drawn(tmp_path: Path) -> None:
+    """Exit 2, the row named, no chart."""
+    bench = saved_bench(tmp_path / "b.json", {"resnet18": 10.0, "resnet50": 20.0}, invalid=("resnet50",))
+    chart = tmp_path / "c.svg"
+    done = CliRunner().invoke(app, ["models", "--chart", str(chart), "--latencies", str(bench)])
+    assert done.exit_code != 0
+    assert "resnet50" in str(done.exception)
+    assert not chart.exists()
