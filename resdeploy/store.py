@@ -290,6 +290,16 @@ def load(path: Path) -> Artifact | None:
     return dataclasses.replace(artifact, path=str(path))
 
 
+def checked_digest(path: Path) -> str:
+    """SHA-256 of a file, which is what its sidecar describes if it has one.
+
+    Raises:
+        MissingInput, MalformedInput, IntegrityError: as `load`.
+    """
+    artifact = load(path)
+    return digest(path) if artifact is None else artifact.sha256
+
+
 def _own_key() -> bytes:
     """The user's own signing key, made on first use, outside the cache and readable by its owner alone."""
     base = os.environ.get("XDG_CONFIG_HOME")

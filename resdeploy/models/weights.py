@@ -56,8 +56,7 @@ def resolve(
         raise MissingInput(
             f"there are no weights {weights!r}", fix="Give random, imagenet1k_v1, imagenet1k_v2, a file or a URL"
         )
-    store.load(path)  # refuses one that is not what its sidecar describes
-    return path, Weights(source=path.name, sha256=store.digest(path))
+    return path, Weights(source=path.name, sha256=store.checked_digest(path))
 
 
 def _published_url(weights: str, name: str) -> str:

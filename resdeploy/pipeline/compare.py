@@ -16,9 +16,8 @@ from resdeploy.errors import UsageError
 from resdeploy.measure import results
 from resdeploy.records import Change
 
-MEMORY_NOISE_PCT = (
-    5.0  # chosen as `defaults.NOISE_PCT` is; a peak holds whatever the allocator and the thread pools happened to keep
-)
+# Chosen as `defaults.NOISE_PCT` is: a peak holds whatever the allocator and the thread pools happened to keep.
+MEMORY_NOISE_PCT = 5.0
 KINDS = ("bench", "eval", "run")
 
 

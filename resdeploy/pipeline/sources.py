@@ -117,7 +117,7 @@ def _checkpoint_network(request: Request) -> Network:
 
     path = Path(request.model)
     _refuse_changes(request)
-    store.load(path)  # refuses one that is not what its sidecar describes
+    sha256 = store.checked_digest(path)  # before anything is read from it
     spec = weights.spec_in(path)
     if spec is None:
         raise UsageError(
@@ -125,7 +125,7 @@ def _checkpoint_network(request: Request) -> Network:
             cause="Only checkpoints that resdeploy wrote do",
             fix=f"Name the network and pass the file as its weights: MODEL --weights {path}",
         )
-    record = Weights(source=path.name, sha256=store.digest(path))
+    record = Weights(source=path.name, sha256=sha256)
     return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
 
 
