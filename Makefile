@@ -1,15 +1,22 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing is needed but python3 with venv.
+# For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters.
 # PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
 PYTHON ?= python3
 VENV ?= .venv
+EXTRAS ?= cpu,data,dev
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo dev fast test lint clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
 	$(BIN)/resdeploy run profiles/quickstart.toml
+
+dev: $(VENV)/.dev
+
+fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile --fast
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -28,7 +35,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[cpu,data,dev]'
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -15,6 +15,30 @@ import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+# `make fast` leaves out the rooms whose tests start commands, train or make whole networks, and every file that uses torch.
+SLOW_ROOMS = ("cli", "train", "models", "gpu")
+USES_TORCH = re.compile(r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b", re.MULTILINE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fast", action="store_true", help="only the quick tests, which import no torch")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    if not config.getoption("--fast") or collection_path.suffix != ".py":
+        return None
+    slow = collection_path.parent.name in SLOW_ROOMS or USES_TORCH.search(collection_path.read_text(encoding="utf-8"))
+    return True if slow and collection_path.name.startswith("test_") else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--fast"):
+        items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.config.getoption("--fast") and "torch" in sys.modules:
+        pytest.fail("torch was imported: mark the test `slow`, or import less in what it tests")
 
 
 def pytest_configure() -> None:
