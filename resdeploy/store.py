@@ -22,9 +22,18 @@ import stat
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
-from resdeploy.errors import DiskFull, IntegrityError, MalformedInput, MissingInput, NotWritable, ProfileError
+from resdeploy import external
+from resdeploy.errors import (
+    DiskFull,
+    IntegrityError,
+    MalformedInput,
+    MissingInput,
+    NotWritable,
+    ProfileError,
+    UnsafeInput,
+)
 from resdeploy.records import Artifact, Profile
 
 if TYPE_CHECKING:
@@ -148,27 +157,52 @@ def _fsync(path: Path) -> None:
 
 
 def companions(path: Path) -> tuple[Path, ...]:
-    """Files that belong to `path` and travel with it: OpenVINO's weights beside its XML."""
-    if path.suffix == ".xml" and path.with_suffix(".bin").is_file():
-        return (path.with_suffix(".bin"),)
-    return ()
+    """Files that belong to `path` and travel with it: OpenVINO's weights beside its XML, an ONNX file's external data.
+
+    Raises:
+        MissingInput: external data that is not there.
+        UnsafeInput, MalformedInput: an ONNX file whose external data must not, or cannot, be read.
+    """
+    return (*_weights(path), *(external.checked(path, name) for name in external.names(path)))
+
+
+def _weights(path: Path) -> tuple[Path, ...]:
+    beside = path.with_suffix(".bin")
+    return (beside,) if path.suffix == ".xml" and beside.is_file() else ()
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file and its companions, in hexadecimal.
+    """SHA-256, in hexadecimal, of a file and what belongs to it.
+
+    Of one file it is what `sha256sum` prints, and of OpenVINO's XML and weights that of both in a row, the XML first.
+    With external data it is that of what `(sha256sum < F.onnx; sha256sum w.data) | sha256sum` takes in: the digests of
+    the files one a line, the external ones by name and in its order, so that no byte can move from one to the next.
 
     Raises:
-        MissingInput: there is no such file.
+        MissingInput: there is no such file, or no such external data.
+        UnsafeInput, MalformedInput: as `companions`.
     """
     sha = hashlib.sha256()
-    for part in (path, *companions(path)):
+    for part in (path, *_weights(path)):
         try:
             with part.open("rb") as file:
-                while chunk := file.read(CHUNK_BYTES):
-                    sha.update(chunk)
+                _feed(sha, file)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
             raise MissingInput(f"there is no file {part}", fix="Check the path") from e
-    return sha.hexdigest()
+    if not (outside := external.names(path)):
+        return sha.hexdigest()
+    lines = [f"{sha.hexdigest()}  -\n"]
+    for name in outside:
+        sha = hashlib.sha256()
+        with external.opened(path, name) as file:
+            _feed(sha, file)
+        lines.append(f"{sha.hexdigest()}  {name}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _feed(sha: hashlib._Hash, file: BinaryIO) -> None:
+    while chunk := file.read(CHUNK_BYTES):
+        sha.update(chunk)
 
 
 def fingerprint(document: Any) -> str:
@@ -362,7 +396,7 @@ def cached(key: Any, suffix: str, make: Callable[[Path], Artifact], *, signed: b
     """
     path = cache_dir() / "artifacts" / f"{fingerprint(key)[:32]}{suffix}"
     with _locked(path.with_suffix(".lock")):
-        with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
+        with contextlib.suppress(MissingInput, UnsafeInput, IntegrityError):
             found = load(path)
             if found is not None:
                 if signed:

@@ -29,7 +29,7 @@ from resdeploy import errors, store
 from resdeploy.backends import Tensor, machine
 from resdeploy.backends.child import Child
 from resdeploy.backends.worker import MEMORY_WORDS
-from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError
+from resdeploy.errors import BackendCrash, IntegrityError, OutOfMemory, ResdeployError
 from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Preprocessing, Progress, Replay
 
 if TYPE_CHECKING:
@@ -90,12 +90,18 @@ class Lane:
 
         Raises:
             NotWritable, DiskFull: what the operating system said of the place.
+            IntegrityError: `source` is no longer what its record says; seen where it has external data.
+            UnsafeInput, MalformedInput: as `files.load_model`, where it has external data.
         """
         with _staged(out) as staged:
+            given = _in_one_file(source, staged)
             self._start(source, execution)
             self._running().progress = progress
             try:
-                result = self._ask("build", source=_plain(source), execution=_plain(execution), out=str(staged))
+                result = self._ask("build", source=_plain(given), execution=_plain(execution), out=str(staged))
+            except ResdeployError as e:
+                what, cause = (text.replace(given.path, source.path) for text in (e.what, e.cause))
+                raise type(e)(what, cause=cause, fix=e.fix, code=e.code) from e
             finally:
                 self.close()
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
@@ -283,6 +289,27 @@ def _staged(out: Path) -> Iterator[Path]:
                 os.replace(part, out.with_name(part.name))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_one_file(source: Artifact, staged: Path) -> Artifact:
+    """`source`, or a copy beside `staged` that holds its external data.
+
+    Here, since this is the door to every vendor: what one makes of a file (a copy, weights of its own, an engine) has
+    nothing beside it that could be lost or exchanged, no vendor follows names out of a stranger's file, and all read
+    the same bytes. They are those of the record: the digest is taken again once they were read.
+    """
+    if source.format != "onnx" or not store.companions(Path(source.path)):
+        return source
+    from resdeploy.graph import files
+
+    model = files.load_model(Path(source.path))
+    if store.digest(Path(source.path)) != source.sha256:
+        raise IntegrityError(
+            f"{source.path} or its external data changed while it was being read", fix="Run the command again"
+        )
+    whole = staged.with_name(f"{staged.name}.source.onnx")
+    files.save_model(model, whole)
+    return dataclasses.replace(source, path=str(whole))
 
 
 def _layer(document: dict[str, Any]) -> Layer:

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import numpy_helper
 
-from resdeploy import store
-from resdeploy.errors import MalformedInput, MissingInput, UnsafeInput
+from resdeploy import external, store
+from resdeploy.errors import MalformedInput
+from resdeploy.external import MAX_BYTES
 from resdeploy.records import Precision
 
-MAX_BYTES = (1 << 31) - 1  # protobuf's limit for one message
 MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
 SMALL = 64  # elements: initialisers that stay, since shapes may depend on their values
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "pkg.onnxscript.torch_lib", "pkg.torch"})
@@ -39,7 +38,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     model = _parse(path)
     _check_structure(model, path)
     _load_external_data(model, path)
-    for tensor in _tensors(model.graph):
+    for tensor in external.tensors(model):
         _check_values(tensor, path)
     try:
         onnx.checker.check_model(weightless(model), full_check=True)  # the rest is looked at above
@@ -96,15 +95,7 @@ def precision_of(model: onnx.ModelProto) -> Precision:
 
 
 def _parse(path: Path) -> onnx.ModelProto:
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise MalformedInput(f"{path} has {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
-        model: onnx.ModelProto = onnx.ModelProto.FromString(path.read_bytes())
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
-        raise MissingInput(f"there is no file {path}", fix="Check the path") from e
-    except DecodeError as e:
-        raise MalformedInput(f"{path} is not an ONNX file, or is cut off", fix="Export or copy it again") from e
+    model = external.parse(path)
     if not model.HasField("graph") or not model.graph.node:
         raise MalformedInput(f"{path} is not an ONNX model: it holds no nodes", fix="Export or copy it again")
     return model
@@ -163,57 +154,50 @@ def _nodes(model: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
                 pending.extend(g.node for g in (attribute.g, *attribute.graphs))
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """Every dense tensor of a graph: initialisers, parts of sparse ones, and constants in attributes."""
-    pending = [graph]
-    while pending:
-        part = pending.pop()
-        yield from part.initializer
-        for sparse in part.sparse_initializer:
-            yield from (sparse.values, sparse.indices)
-        for node in part.node:
-            for attribute in node.attribute:
-                if attribute.HasField("t"):
-                    yield attribute.t
-                yield from attribute.tensors
-                single = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
-                for sparse in (*single, *attribute.sparse_tensors):
-                    yield from (sparse.values, sparse.indices)
-                pending.extend((attribute.g, *attribute.graphs))
-
-
 def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Reads external tensors; onnx itself opens them without following links, below the model's folder only."""
-    for tensor in _tensors(model.graph):
-        if tensor.data_location != onnx.TensorProto.EXTERNAL:
-            continue
-        entries = {e.key: e.value for e in tensor.external_data}
-        location = Path(entries.get("location", ""))
-        if not entries.get("location") or location.is_absolute() or ".." in location.parts:
-            _refuse_external(tensor, path, f"it points to {entries.get('location', '')!r}")
-        file = path.parent / location
-        if not file.exists() and not file.is_symlink():
-            raise MissingInput(
-                f"{path} keeps its weights in {location}, which is not beside it", fix="Copy that file there too"
-            )
-        linked = any(p.is_symlink() for p in (file, *file.parents[: len(location.parts) - 1]))
-        if linked or not file.is_file() or file.stat().st_nlink != 1:
-            _refuse_external(tensor, path, f"{location} is a link or not a plain file")
-        try:
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
-        except (onnx.checker.ValidationError, ValueError, OSError) as e:
-            _refuse_external(tensor, path, str(e).splitlines()[0])
-        tensor.data_location = onnx.TensorProto.DEFAULT
-        del tensor.external_data[:]
+    """Moves the values of external tensors into the model, once it is clear that one file can hold them all."""
+    outside: dict[str, list[tuple[onnx.TensorProto, int, int]]] = {}
+    total = path.stat().st_size
+    for tensor in external.tensors(model):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            name, offset, length = _place(tensor, path)
+            outside.setdefault(name, []).append((tensor, offset, length))
+            total += length
+    if total > MAX_BYTES:
+        raise MalformedInput(
+            f"{path} takes {total / 1e9:.1f} GB with its external data; an ONNX file holds 2 GB at most",
+            cause="What resdeploy makes of a model, and hands to a runtime, is one file",
+            fix="Save it in FP16, or use a smaller model",
+        )
+    for name, places in outside.items():
+        with external.opened(path, name) as file:
+            for tensor, offset, length in places:
+                file.seek(offset)
+                tensor.raw_data = file.read(length)
+                tensor.data_location = onnx.TensorProto.DEFAULT
+                del tensor.external_data[:]
 
 
-def _refuse_external(tensor: onnx.TensorProto, path: Path, why: str) -> None:
-    raise UnsafeInput(
-        f"tensor {tensor.name!r} of {path} cannot be read from its external file: {why}",
-        cause="External data must be a plain file in the model's own folder",
-        fix="Save the model again with its weights inside",
-        code="E-EXTDATA",
-    )
+def _place(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int]:
+    """File, offset and length of an external tensor's values, in bytes."""
+    said = [(entry.key, entry.value) for entry in tensor.external_data]
+    entries, name = dict(said), "".join(external.locations(tensor)[-1:])
+    if len(entries) < len(said) or any(len(getattr(tensor, field)) for field in _VALUE_FIELDS):
+        raise MalformedInput(
+            f"tensor {tensor.name!r} of {path} says twice where its values are",
+            cause="Which of them runs depends on the program that reads it",
+            fix="Do not use this file",
+        )
+    size = external.checked(path, name).stat().st_size
+    offset = _number(entries.get("offset", "0"))
+    length = _number(entries.get("length", str(size - (offset or 0))))
+    if offset is None or length is None or offset + length > size:
+        raise external.refusal(path, name, f"tensor {tensor.name!r} is not within its {size:,} bytes")
+    return name, offset, length
+
+
+def _number(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
 
 def _check_values(tensor: onnx.TensorProto, path: Path) -> None:

@@ -327,9 +327,10 @@ def _notes(baseline: Side, candidates: Sequence[Side], sight: Sight) -> list[str
 
 
 def _content(side: Side) -> str:
-    """What two equal sides share: answers by what is in their file, models by their place (weights may lie beside)."""
-    path = Path(side.given)
-    return store.digest(path) if side.source is None else str(path.resolve())
+    """What two equal sides share: what is in their files, and how a model says that images are seen."""
+    if side.source is None:
+        return store.digest(Path(side.given))
+    return store.fingerprint((side.source.sha256, side.source.model))
 
 
 def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:

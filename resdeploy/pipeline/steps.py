@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy import store
-from resdeploy.errors import IntegrityError, MalformedInput, MissingInput
+from resdeploy.errors import IntegrityError, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class Steps:
         """What the file `name` holds, likewise."""
         path, wanted = self._folder / name, store.fingerprint(key)
         if self._keys.get(name) == wanted:
-            with contextlib.suppress(MissingInput, MalformedInput, IntegrityError):
+            with contextlib.suppress(MissingInput, UnsafeInput, IntegrityError):
                 found = load(path)
                 self._say("unchanged", name)
                 return found
