@@ -35,7 +35,7 @@ def names(path: Path) -> tuple[str, ...]:
     """
     if path.suffix.lower() != ".onnx" or not _mentions(path, KEY.encode()):
         return ()
-    return tuple(sorted({str(Path(name)) for tensor in tensors(parse(path)) for name in locations(tensor)}))
+    return tuple(sorted({str(Path(name)) for tensor in tensors(parse(path)) for name in locations(tensor, path)}))
 
 
 def _mentions(path: Path, word: bytes) -> bool:
@@ -94,20 +94,20 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 pending.extend([value] if isinstance(value, Message) else value)
 
 
-def locations(tensor: onnx.TensorProto) -> tuple[str, ...]:
-    """The files that a tensor names as the place of its values: one, where its writer means well.
+def locations(tensor: onnx.TensorProto, path: Path) -> tuple[str, ...]:
+    """The files that a tensor of `path` names as the place of its values: one, where its writer means well.
 
     Raises:
-        MalformedInput: a name that is no text.
+        MalformedInput: a name that is no text, which protobuf gives as bytes.
     """
     import onnx
 
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return ()
-    try:
-        return tuple(entry.value for entry in tensor.external_data if entry.key == KEY)
-    except UnicodeDecodeError as e:
-        raise MalformedInput(f"tensor {tensor.name!r} keeps its values in a file whose name is no text") from e
+    found = tuple(entry.value for entry in tensor.external_data if entry.key == KEY)
+    if not all(isinstance(name, str) for name in found):
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} is in a file whose name is no text: {found[0]!r}")
+    return found
 
 
 def checked(path: Path, name: str) -> Path:

@@ -174,14 +174,14 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
             for tensor, offset, length in places:
                 file.seek(offset)
                 tensor.raw_data = file.read(length)
-                tensor.data_location = onnx.TensorProto.DEFAULT
-                del tensor.external_data[:]
+                tensor.ClearField("data_location")
+                tensor.ClearField("external_data")
 
 
 def _place(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int]:
     """File, offset and length of an external tensor's values, in bytes."""
     said = [(entry.key, entry.value) for entry in tensor.external_data]
-    entries, name = dict(said), "".join(external.locations(tensor)[-1:])
+    entries, name = dict(said), "".join(external.locations(tensor, path)[-1:])
     if len(entries) < len(said) or any(len(getattr(tensor, field)) for field in _VALUE_FIELDS):
         raise MalformedInput(
             f"tensor {tensor.name!r} of {path} says twice where its values are",

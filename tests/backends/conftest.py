@@ -62,7 +62,7 @@ def tiny(tmp_path: Path) -> Artifact:
     return artifact_of(path)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images() -> np.ndarray:
     """Five images."""
     return np.random.default_rng(3).standard_normal((5, 3, 32, 32)).astype(np.float32)

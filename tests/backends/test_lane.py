@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from resdeploy import store
 from resdeploy.backends import child as child_module
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import BackendCrash, EnvironmentFailure, NotWritable, OutOfMemory, UsageError
+from resdeploy.errors import BackendCrash, EnvironmentFailure, IntegrityError, NotWritable, OutOfMemory, UsageError
 from resdeploy.records import Artifact, Execution
 
 
@@ -47,6 +50,31 @@ def test_null_backend_builds_opens_times_and_predicts(tiny: Artifact, tmp_path: 
         assert np.array_equal(lane.predict(images[::-1]), logits[::-1])
         assert lane.peak_rss_bytes() > 10 << 20
         assert [layer.name for layer in lane.layers()] == ["null"]
+
+
+def test_a_vendor_is_handed_one_file(tiny: Artifact, tmp_path: Path) -> None:
+    """The null backend's copy holds what lay in two files; the record names the source, and so do errors."""
+    whole, path = onnx.load(tiny.path), tmp_path / "apart.onnx"
+    onnx.save(whole, path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    source = dataclasses.replace(tiny, path=str(path), sha256=store.digest(path))
+    with Lane("null") as lane:
+        built = lane.build(source, Execution(), tmp_path / "built.onnx")
+    assert (built.parent, built.sha256) == (source.sha256, store.digest(tmp_path / "built.onnx"))
+    assert onnx.load(built.path, load_external_data=False).graph.initializer == onnx.load(tiny.path).graph.initializer
+    assert {p.name for p in tmp_path.iterdir()} == {"tiny.onnx", "apart.onnx", "w.bin", "built.onnx", "lanes"}
+
+
+def test_data_that_changed_since_the_record_are_not_built(tiny: Artifact, tmp_path: Path) -> None:
+    """Nothing is put into a cache under another model's name; no child is started."""
+    path = tmp_path / "apart.onnx"
+    onnx.save(onnx.load(tiny.path), path, save_as_external_data=True, location="w.bin", size_threshold=0)
+    source = dataclasses.replace(tiny, path=str(path), sha256=store.digest(path))
+    data = bytearray((tmp_path / "w.bin").read_bytes())
+    data[0] ^= 1
+    (tmp_path / "w.bin").write_bytes(data)
+    with Lane("null") as lane, pytest.raises(IntegrityError, match="changed while it was being read"):
+        lane.build(source, Execution(), tmp_path / "built.onnx")
+    assert not (tmp_path / "built.onnx").exists()
 
 
 def test_run_takes_the_known_time(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

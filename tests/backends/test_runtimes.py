@@ -15,6 +15,7 @@ from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Execution
+from tests.backends.conftest import artifact_of
 
 RUNTIMES = [("onnxruntime", "built.onnx"), ("openvino", "built.xml")]
 
@@ -152,6 +153,37 @@ def test_openvino_does_not_emulate_bf16(tiny: Artifact, tmp_path: Path) -> None:
         built = lane.build(tiny, Execution(), tmp_path / "b.xml")
         with pytest.raises(BackendMissing, match="BF16"):
             lane.open(built, Execution(precision="bf16"))
+
+
+@pytest.fixture(scope="module")
+def from_torch(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> tuple[Path, np.ndarray]:
+    """What torch's exporter writes of a large model, an .onnx and an .onnx.data, and torch's logits in float64."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("onnxscript")
+    torch.manual_seed(1)
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1)
+    )
+    network = torch.nn.Sequential(network, torch.nn.Flatten(), torch.nn.Linear(8, 10)).eval()
+    path = tmp_path_factory.mktemp("torch") / "net.onnx"
+    example, sizes = (torch.zeros(2, 3, 32, 32),), ({0: torch.export.Dim("n")},)
+    exported = torch.onnx.export(network, example, dynamo=True, dynamic_shapes=sizes, verbose=False)
+    exported.save(path, external_data=True)
+    with torch.inference_mode():
+        return path, network.double()(torch.from_numpy(images).double()).numpy()
+
+
+def test_what_torch_writes_in_two_files_runs(
+    runtime: tuple[str, Path], from_torch: tuple[Path, np.ndarray], images: np.ndarray
+) -> None:
+    """External data go through every runtime."""
+    path, expected = from_torch
+    assert store.companions(path) == (path.with_name("net.onnx.data"),)
+    name, out = runtime
+    with Lane(name) as lane:
+        built = lane.build(artifact_of(path), Execution(batch_size=5), out)
+        lane.open(built, Execution(batch_size=5))
+        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:

@@ -10,8 +10,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, NotWritable, UnsafeInput
 from resdeploy.graph import files, metadata
+from tests.opens import watched
+from tests.test_external import EVERYWHERE, VALUES, Make, in_initializer, outside
 
 
 def tiny(weight: np.ndarray | None = None, domain: str = "", op: str = "Conv") -> onnx.ModelProto:
@@ -34,15 +37,6 @@ def tiny(weight: np.ndarray | None = None, domain: str = "", op: str = "Conv") -
 def write(path: Path, model: onnx.ModelProto) -> Path:
     path.write_bytes(model.SerializeToString())
     return path
-
-
-def external(folder: Path, location: str) -> Path:
-    model = tiny()
-    tensor = model.graph.initializer[0]
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.external_data.add(key="location", value=location)
-    return write(folder / "m.onnx", model)
 
 
 def test_a_good_file_comes_back(tmp_path: Path) -> None:
@@ -117,24 +111,30 @@ def test_unknown_domains_and_compiled_code_are_refused_by_node(tmp_path: Path) -
         files.load_model(write(tmp_path / "b.onnx", tiny(domain="com.microsoft", op="EPContext")))
 
 
-def test_external_data_beside_the_model_is_read(tmp_path: Path) -> None:
-    """The ordinary case."""
-    (tmp_path / "w.bin").write_bytes(np.ones(6, np.float32).tobytes())
-    model = files.load_model(external(tmp_path, "w.bin"))
-    assert numpy_helper.to_array(model.graph.initializer[0]).tolist() == np.ones((2, 3, 1, 1)).tolist()
+@pytest.mark.parametrize("make", EVERYWHERE)
+def test_external_data_beside_the_model_is_read(tmp_path: Path, make: Make) -> None:
+    """Into the model, wherever the tensor is; the watch that the next test relies on sees it."""
+    (tmp_path / "w.bin").write_bytes(b"head" + VALUES.tobytes() + b"tail")
+    path = write(tmp_path / "m.onnx", make(outside(offset=4, length=24)))
+    with watched(tmp_path / "w.bin") as opened:
+        model = files.load_model(path)
+    assert opened
+    assert model.SerializeToString() == make(numpy_helper.from_array(VALUES, "w")).SerializeToString()
 
 
+@pytest.mark.parametrize("make", EVERYWHERE)
 @pytest.mark.parametrize(
     "case", ["parent", "hidden parent", "absolute", "symlink", "folder symlink", "hardlink", "fifo"]
 )
-def test_external_data_elsewhere_is_refused(tmp_path: Path, case: str) -> None:
-    """Nothing outside the model's own folder is opened, however it is spelled."""
+def test_external_data_elsewhere_is_refused(tmp_path: Path, case: str, make: Make) -> None:
+    """Nothing outside the model's own folder is opened, however it is spelled and wherever the tensor is."""
     secret, folder = tmp_path / "secret.bin", tmp_path / "models"
     folder.mkdir()
-    secret.write_bytes(np.ones(6, np.float32).tobytes())
+    secret.write_bytes(VALUES.tobytes())
     location = {"parent": "../secret.bin", "hidden parent": "a/../../secret.bin", "absolute": str(secret)}.get(
         case, "w.bin"
     )
+    forbidden = [secret]
     if case == "symlink":
         (folder / "w.bin").symlink_to(secret)
     elif case == "folder symlink":
@@ -144,9 +144,53 @@ def test_external_data_elsewhere_is_refused(tmp_path: Path, case: str) -> None:
         os.link(secret, folder / "w.bin")
     elif case == "fifo":
         os.mkfifo(folder / "w.bin")
-    with pytest.raises(UnsafeInput) as caught:
-        files.load_model(external(folder, location))
-    assert caught.value.code == "E-EXTDATA"
+        forbidden.append(folder / "w.bin")
+    path = write(folder / "m.onnx", make(outside(location)))
+    with watched(*forbidden) as opened:
+        for read in (files.load_model, store.digest, store.companions):
+            with pytest.raises(UnsafeInput) as caught:
+                read(path)
+            assert caught.value.code == "E-EXTDATA"
+    assert opened == []
+
+
+def test_more_than_one_file_can_hold_is_refused_unread(tmp_path: Path) -> None:
+    """Two tensors of 1.5 GB in one file, which is empty but for its length."""
+    with (tmp_path / "w.bin").open("wb") as file:
+        file.truncate(1_500_000_000)
+    model = in_initializer(outside())
+    model.graph.initializer.append(model.graph.initializer[0])
+    model.graph.initializer[1].name = "v"
+    with watched(tmp_path / "w.bin") as opened, pytest.raises(MalformedInput, match=r"3\.0 GB with its external data"):
+        files.load_model(write(tmp_path / "m.onnx", model))
+    assert opened == []
+
+
+@pytest.mark.parametrize("entries", [{"offset": 4, "length": 24}, {"offset": 25}, {"offset": -4}, {"length": "2_4"}])
+def test_values_beyond_the_external_file_are_refused(tmp_path: Path, entries: dict[str, int]) -> None:
+    """The tensor is named."""
+    (tmp_path / "w.bin").write_bytes(VALUES.tobytes())
+    with pytest.raises(UnsafeInput, match="tensor 'w' is not within its 24 bytes"):
+        files.load_model(write(tmp_path / "m.onnx", in_initializer(outside(**entries))))
+
+
+def test_external_data_beside_values_or_another_place_are_refused(tmp_path: Path) -> None:
+    """Which of both would run depends on the reader."""
+    (tmp_path / "w.bin").write_bytes(VALUES.tobytes())
+    both, twice = outside(), outside()
+    both.raw_data = VALUES.tobytes()
+    twice.external_data.add(key="location", value="v.bin")
+    for tensor in (both, twice):
+        with pytest.raises(MalformedInput, match=r"'w'.*twice"):
+            files.load_model(write(tmp_path / "m.onnx", in_initializer(tensor)))
+
+
+@pytest.mark.parametrize("make", EVERYWHERE)
+def test_non_finite_values_are_refused_wherever_they_are(tmp_path: Path, make: Make) -> None:
+    """In a function's constant too."""
+    bad = numpy_helper.from_array(VALUES * np.float32(np.nan), "bad")
+    with pytest.raises(MalformedInput, match=r"'bad' .* NaN"):
+        files.load_model(write(tmp_path / "m.onnx", make(bad)))
 
 
 def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
