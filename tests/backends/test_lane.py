@@ -53,7 +53,7 @@ def test_null_backend_builds_opens_times_and_predicts(tiny: Artifact, tmp_path: 
 
 
 def test_a_vendor_is_handed_one_file(tiny: Artifact, tmp_path: Path) -> None:
-    """The null backend's copy holds what lay in two files; the record names the source, and so do errors."""
+    """The null backend's copy holds what lay in two files, the record names the source, and nothing else stays."""
     whole, path = onnx.load(tiny.path), tmp_path / "apart.onnx"
     onnx.save(whole, path, save_as_external_data=True, location="w.bin", size_threshold=0)
     source = dataclasses.replace(tiny, path=str(path), sha256=store.digest(path))
