@@ -307,6 +307,7 @@ def load(path: Path) -> Artifact | None:
     Raises:
         MissingInput: no such file.
         MalformedInput: the sidecar cannot be read.
+        UnsafeInput: external data that must not be read, as `companions`.
         IntegrityError: the file is not the one its sidecar describes.
     """
     if not path.is_file():
@@ -328,7 +329,7 @@ def checked_digest(path: Path) -> str:
     """SHA-256 of a file, which is what its sidecar describes if it has one.
 
     Raises:
-        MissingInput, MalformedInput, IntegrityError: as `load`.
+        MissingInput, UnsafeInput, IntegrityError: as `load`.
     """
     artifact = load(path)
     return digest(path) if artifact is None else artifact.sha256

@@ -77,6 +77,7 @@ class Lane:
         self.memory_limit_bytes = memory_limit_bytes
         self._child: Child | None = None
         self._subject: Artifact | None = None
+        self._given = ""  # the path that the child knows it by
         self._peak_rss_bytes = 0
 
     def __enter__(self) -> Lane:
@@ -94,23 +95,27 @@ class Lane:
             UnsafeInput, MalformedInput: as `files.load_model`, where it has external data.
         """
         with _staged(out) as staged:
-            given = _in_one_file(source, staged)
+            given = _in_one_file(source, staged.with_name(f"{staged.name}.source.onnx"))
             self._start(source, execution)
+            self._given = str(Path(given.path).absolute())
             self._running().progress = progress
             try:
                 result = self._ask("build", source=_plain(given), execution=_plain(execution), out=str(staged))
-            except ResdeployError as e:
-                what, cause = (text.replace(given.path, source.path) for text in (e.what, e.cause))
-                raise type(e)(what, cause=cause, fix=e.fix, code=e.code) from e
             finally:
                 self.close()
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
         return dataclasses.replace(artifact, path=str(out))
 
     def open(self, built: Artifact, execution: Execution, trace: bool = False, query: bool = True) -> Opened:
-        """Loads the model in a fresh child and, unless `query` is off, runs it once."""
+        """Loads the model in a fresh child and, unless `query` is off, runs it once.
+
+        Raises:
+            IntegrityError, UnsafeInput, MalformedInput: as `build`, of an ONNX file.
+        """
         self._start(built, execution)
-        result = self._ask("open", built=_plain(built), execution=_plain(execution), trace=trace, query=query)
+        given = _in_one_file(built, self._running().folder / "opened.onnx")
+        self._given = str(Path(given.path).absolute())
+        result = self._ask("open", built=_plain(given), execution=_plain(execution), trace=trace, query=query)
         tensors = {
             side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}
             for side in ("inputs", "outputs")
@@ -222,8 +227,9 @@ class Lane:
 
     def _revived(self, document: dict[str, str]) -> ResdeployError:
         """The exception that the child described."""
+        assert self._subject is not None
         kind: type[ResdeployError] = getattr(errors, document["class"])
-        what, cause = document["what"], document["cause"]
+        what, cause = (document[part].replace(self._given, self._subject.path) for part in ("what", "cause"))
         if issubclass(kind, OutOfMemory):
             what = f"{what} ({self._memory()})"
         if issubclass(kind, (BackendCrash, OutOfMemory)):
@@ -291,12 +297,12 @@ def _staged(out: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _in_one_file(source: Artifact, staged: Path) -> Artifact:
-    """`source`, or a copy beside `staged` that holds its external data.
+def _in_one_file(source: Artifact, whole: Path) -> Artifact:
+    """`source`, or a copy at `whole` that holds its external data.
 
     Here, since this is the door to every vendor: what one makes of a file (a copy, weights of its own, an engine) has
-    nothing beside it that could be lost or exchanged, no vendor follows names out of a stranger's file, and all read
-    the same bytes. They are those of the record: the digest is taken again once they were read.
+    nothing beside it that could be lost or exchanged, none follows names out of a stranger's file or maps what its
+    owner may overwrite, and all read the same bytes. They are those of the record: the digest is taken again after.
     """
     if source.format != "onnx" or not store.companions(Path(source.path)):
         return source
@@ -307,7 +313,6 @@ def _in_one_file(source: Artifact, staged: Path) -> Artifact:
         raise IntegrityError(
             f"{source.path} or its external data changed while it was being read", fix="Run the command again"
         )
-    whole = staged.with_name(f"{staged.name}.source.onnx")
     files.save_model(model, whole)
     return dataclasses.replace(source, path=str(whole))
 

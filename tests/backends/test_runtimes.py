@@ -178,14 +178,15 @@ def from_torch(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> 
 def test_what_torch_writes_in_two_files_runs(
     runtime: tuple[str, Path], from_torch: tuple[Path, np.ndarray], images: np.ndarray
 ) -> None:
-    """External data go through every runtime."""
+    """External data go through every runtime, built and opened as they are."""
     path, expected = from_torch
     assert store.companions(path) == (path.with_name("net.onnx.data"),)
     name, out = runtime
     with Lane(name) as lane:
-        built = lane.build(artifact_of(path), Execution(batch_size=5), out)
-        lane.open(built, Execution(batch_size=5))
-        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        source = artifact_of(path)
+        for opened in (lane.build(source, Execution(batch_size=5), out), source):
+            lane.open(opened, Execution(batch_size=5))
+            np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
