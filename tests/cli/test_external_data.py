@@ -70,16 +70,17 @@ def test_the_weights_as_they_are_now_are_judged(apart: Path, digits_onnx: Path, 
     pytest.importorskip(backend)
     on = ("--data", "digits", "--backend", backend)
     seen = []
-    for verdict, status in (("pass", (0,)), ("fail", (1,))):
+    for changed in (False, True):
+        if changed:
+            answer_zero(apart)
         told("eval", apart, *on, "--predictions", tmp_path / "p.npz")
         found = saved.load(tmp_path / "p.npz")
         np.testing.assert_array_equal(found.top[:, 0], oracle(apart))
-        judged = told("gate", "--baseline", digits_onnx, "--candidate", apart, *on, "--max-drop", 5, status=status)
-        assert judged["verdict"] == verdict
-        assert found.sha256 not in seen
         seen.append(found.sha256)
-        answer_zero(apart)
+    assert seen[0] != seen[1]
     assert set(oracle(apart)) == {0}
+    judged = told("gate", "--baseline", digits_onnx, "--candidate", apart, *on, "--max-drop", 5, status=(1,))
+    assert judged["verdict"] == "fail"
 
 
 def test_every_command_takes_it(apart: Path, digits_onnx: Path, tmp_path: Path) -> None:
@@ -92,11 +93,11 @@ def test_every_command_takes_it(apart: Path, digits_onnx: Path, tmp_path: Path) 
     for kind in ("onnx", "fp16.onnx"):
         made, expected = (onnx.load(tmp_path / f"{name}.{kind}", load_external_data=False) for name in "ab")
         assert made.graph.initializer == expected.graph.initializer
-    ran("quantize", apart, "--calib-data", "digits", "--calib-samples", 20, "-o", tmp_path / "a.int8.onnx")
+    ran("quantize", apart, "--calib-data", "digits", "--calib-samples", 8, "-o", tmp_path / "a.int8.onnx")
     for backend, out in (("onnxruntime", "built.onnx"), ("openvino", "built.xml")):
         ran("build", apart, "--backend", backend, "-o", tmp_path / out)
         assert all(part.parent == tmp_path for part in store.companions(tmp_path / out))
-        assert told("audit", apart, "--backend", backend, status=(0, 1))["blocks"]
+    assert told("audit", apart, "--backend", "openvino", status=(0, 1))["blocks"]
     rows = told("bench", apart, tmp_path / "a.int8.onnx", "--duration", 0.1, "--backend", "onnxruntime")["results"]
     assert len(rows) == 2
 
