@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 
 
 def main() -> None:
@@ -18,4 +19,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    if not (sys.flags.isolated or getattr(sys.flags, "safe_path", False)):
+        # `-m` looks for modules in the current folder first: a stranger's numpy.py there would be run.
+        del sys.path[0]
     main()

@@ -7,6 +7,7 @@
     │   └── ProfileError     2      a TOML profile with problems (all of them reported at once)
     ├── UnsafeInput          4      a file that must not, or cannot safely, be read
     │   ├── PickleRefused    4      a checkpoint that wants to run code
+    │   ├── FactoryRefused   4      a file that names code to import for its network
     │   ├── MalformedInput   4      truncated, corrupt, or of another format than it claims
     │   └── WeightsMismatch  4      a checkpoint that does not fit the model
     ├── IntegrityError       5      a hash or signature that does not match
@@ -70,6 +71,10 @@ class UnsafeInput(ResdeployError):
 
 class PickleRefused(UnsafeInput):
     code = "E-PICKLE"
+
+
+class FactoryRefused(UnsafeInput):
+    code = "E-FACTORY"
 
 
 class MalformedInput(UnsafeInput):

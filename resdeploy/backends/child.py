@@ -31,6 +31,11 @@ SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside
 STALE_S = 60.0
 NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
 GRACE_S = 1.0
+# By `-m`, and by `-c` as it is, Python looks for modules in the current folder first: a stranger's numpy.py there would
+# be run. `import sys` looks nowhere.
+START = (
+    "import sys; sys.path = [p for p in sys.path if p]; from resdeploy.backends.worker import main; main(*sys.argv[1:])"
+)
 # A signal just before select's system call does not interrupt it: Python acts on it at the next return.
 DEAF_S = 1.0
 
@@ -50,7 +55,7 @@ class Child:
             # Another interpreter must find our package without seeing the packages of ours.
             (self.folder / "path").mkdir()
             (self.folder / "path" / "resdeploy").symlink_to(Path(resdeploy.__file__).resolve().parent)
-            command = [python, "-m", "resdeploy.backends.worker", backend, str(child_reads), str(child_writes)]
+            command = [python, "-c", START, backend, str(child_reads), str(child_writes)]
             self.process = subprocess.Popen(
                 [*command, str(os.getpid()), str(self.folder), str(memory_limit)],
                 stdin=subprocess.DEVNULL,

@@ -30,6 +30,7 @@ from resdeploy.backends import Tensor, machine
 from resdeploy.backends.child import Child
 from resdeploy.backends.worker import MEMORY_WORDS
 from resdeploy.errors import BackendCrash, IntegrityError, OutOfMemory, ResdeployError
+from resdeploy.models import foreign
 from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Preprocessing, Progress, Replay
 
 if TYPE_CHECKING:
@@ -100,7 +101,13 @@ class Lane:
             self._given = str(Path(given.path).absolute())
             self._running().progress = progress
             try:
-                result = self._ask("build", source=_plain(given), execution=_plain(execution), out=str(staged))
+                result = self._ask(
+                    "build",
+                    source=_plain(given),
+                    execution=_plain(execution),
+                    out=str(staged),
+                    factories=foreign.permitted(),
+                )
             finally:
                 self.close()
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
@@ -115,7 +122,14 @@ class Lane:
         self._start(built, execution)
         given = _in_one_file(built, self._running().folder / "opened.onnx")
         self._given = str(Path(given.path).absolute())
-        result = self._ask("open", built=_plain(given), execution=_plain(execution), trace=trace, query=query)
+        result = self._ask(
+            "open",
+            built=_plain(given),
+            execution=_plain(execution),
+            trace=trace,
+            query=query,
+            factories=foreign.permitted(),
+        )
         tensors = {
             side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}
             for side in ("inputs", "outputs")

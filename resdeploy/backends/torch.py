@@ -43,6 +43,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
 
     Raises:
         MissingInput: nothing says which network the checkpoint belongs to.
+        FactoryRefused: the network is made by a factory that nobody typed.
         PickleRefused, MalformedInput, WeightsMismatch: the checkpoint is unsafe, damaged, or of another network.
     """
     spec = _spec(source)

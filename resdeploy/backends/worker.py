@@ -1,6 +1,6 @@
 """The child side of a lane: one process, one vendor, and the timed loop.
 
-    python -m resdeploy.backends.worker BACKEND READ_FD WRITE_FD PARENT_PID FOLDER MEMORY_LIMIT
+    python -c START BACKEND READ_FD WRITE_FD PARENT_PID FOLDER MEMORY_LIMIT    (START: `backends.child`)
 
 Requests and replies are JSON lines on two private pipes, so that whatever a vendor prints cannot disturb them;
 arrays travel as `.npy` files in FOLDER. Standard library, numpy, our records and the one vendor are imported,
@@ -34,6 +34,7 @@ import numpy as np
 from resdeploy import backends
 from resdeploy.backends import Loaded, Session, Tensor, machine
 from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
+from resdeploy.models import foreign
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
 if TYPE_CHECKING:
@@ -259,10 +260,21 @@ class Worker:
         self.sessions: list[Session] = []
         self.feeds: list[Feed] = []
 
-    def build(self, source: dict[str, Any], execution: dict[str, Any], out: str) -> dict[str, Any]:
+    def build(
+        self, source: dict[str, Any], execution: dict[str, Any], out: str, factories: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        foreign.permit(*factories)
         return dataclasses.asdict(self.backend.build(_artifact(source), _execution(execution), Path(out)))
 
-    def open(self, built: dict[str, Any], execution: dict[str, Any], trace: bool, query: bool) -> dict[str, Any]:
+    def open(
+        self,
+        built: dict[str, Any],
+        execution: dict[str, Any],
+        trace: bool,
+        query: bool,
+        factories: Sequence[str] = (),
+    ) -> dict[str, Any]:
+        foreign.permit(*factories)
         self.close()
         settings = _execution(execution)
         start = time.perf_counter()
@@ -398,7 +410,3 @@ def main(backend: str, read_fd: str, write_fd: str, parent: str, folder: str, me
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_limit), int(memory_limit)))
     with os.fdopen(int(read_fd)) as requests, os.fdopen(int(write_fd), "w") as replies:
         serve(backend, Path(folder), requests, replies)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

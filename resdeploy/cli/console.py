@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from resdeploy.records import Artifact, Failure, Measurement, Precision, Progress
 
 verbosity = 0  # how often -v was given
+silent = False  # whether -q was
 
 
 def set_verbosity(level: int) -> int:
@@ -29,6 +30,13 @@ def set_verbosity(level: int) -> int:
     global verbosity
     verbosity = level
     return level
+
+
+def set_silent(quiet: bool) -> bool:
+    """Keeps what `-q` says, for `imported`."""
+    global silent
+    silent = quiet
+    return quiet
 
 
 def note(message: str, *, quiet: bool = False) -> None:
@@ -42,6 +50,16 @@ def say(message: str) -> None:
     from resdeploy.report.render import inert
 
     typer.echo("\n".join(map(inert, message.split("\n"))), err=True)
+
+
+def imported(model: str) -> None:
+    """Says that a model is a program where it is one; the name was typed, which is what permits it."""
+    from resdeploy.models import foreign
+
+    if foreign.FACTORY.fullmatch(model) and foreign.is_factory(model):
+        module = model.partition(":")[0]
+        where = f"the current folder, {Path.cwd()}, is searched for it last"
+        note(f"{model} is a program: {module} is imported and run, and {where}", quiet=silent)
 
 
 def chosen(backend: str, precision: Precision | None, *, quiet: bool = False) -> None:
@@ -278,13 +296,16 @@ def bars() -> Bars:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # No markup: a description may name a file.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Bars(*columns)
 
 
 def _advance(shown: Bars, tasks: dict[str, Any], what: str, done: int, total: int) -> None:
     if what not in tasks:
-        tasks[what] = shown.add_task(what, total=total)
+        from resdeploy.report.render import inert
+
+        tasks[what] = shown.add_task(inert(what), total=total)
     shown.update(tasks[what], completed=done, total=total)
     if done >= total:
         shown.remove_task(tasks.pop(what))

@@ -113,6 +113,8 @@ def gate(
         seed=seed,
         update_baseline=update_baseline,
     )
+    for side in (baseline, *candidate):
+        console.imported(side)
     with console.told_of_errors(junit, github=github), console.progress(quiet=quiet) as progress:
         found = pipeline.gate(plan, progress=progress)
     if found.sources:

@@ -140,7 +140,13 @@ Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File to write to.", callback=writable, rich_help_panel=_OUTPUT),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only results and errors.", rich_help_panel=_OUTPUT)]
+# The console keeps it too, for what no verb need say by itself.
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", "-q", help="Only results and errors.", callback=console.set_silent, rich_help_panel=_OUTPUT
+    ),
+]
 # Its callback keeps it; verbs need not look at it. Eager, so that errors in other options have their traceback too.
 Verbose = Annotated[
     int,
@@ -227,9 +233,10 @@ def request(
     seed: int = 0,
     trust_engine: bool = False,
 ) -> Request:
-    """The `Request` that the shared options describe."""
+    """The `Request` that the shared options describe; of a model that is a program, it is said."""
     from resdeploy.pipeline.request import Request
 
+    console.imported(model)
     return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
 
 

@@ -60,6 +60,8 @@ def train(
     effort: options.EffortLevel = "normal",
     img_size: options.ImgSize = None,
     resize: options.Resize = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -72,7 +74,8 @@ def train(
     """
     from resdeploy.pipeline import training
 
-    request = options.request(model, options.sight(img_size, resize), weights=weights, seed=seed)
+    sight = options.sight(img_size, resize, None, mean, std)
+    request = options.request(model, sight, weights=weights, seed=seed)
     how = training.How(
         data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,

@@ -7,7 +7,6 @@ and modules used several times are numbered within their block in execution orde
 
 from __future__ import annotations
 
-import ast
 import collections
 import re
 
@@ -17,6 +16,8 @@ import onnx_ir as ir
 from resdeploy.graph.opset import OPSET
 
 _READABLE = re.compile(r"[A-Za-z_][\w.]*\.weight$")
+# A list of strings as Python prints it. Read so and not as Python: the file may be a stranger's.
+_SCOPES = re.compile(r"\[(?:'[^'\\]*'(?:, '[^'\\]*')*)?\]")
 # In the words that PyTorch users know; other operators' inputs are named as their ONNX schema does.
 _PARAMETERS = {
     "Conv": ["input", "weight", "bias"],
@@ -50,9 +51,9 @@ def _scope(node: ir.Node) -> tuple[str, bool]:
     weight = node.inputs[1] if node.op_type in _PARAMETERS and len(node.inputs) > 1 else None
     if weight is not None and _READABLE.match(weight.name or ""):
         return str(weight.name).removesuffix(".weight"), True
-    if "pkg.torch.onnx.name_scopes" in node.metadata_props:
-        scopes = ast.literal_eval(node.metadata_props["pkg.torch.onnx.name_scopes"])
-        return (str(scopes[-2]) if len(scopes) > 1 else ""), False
+    if _SCOPES.fullmatch(said := node.metadata_props.get("pkg.torch.onnx.name_scopes", "")):
+        scopes = re.findall(r"'([^']*)'", said)
+        return (scopes[-2] if len(scopes) > 1 else ""), False
     name = node.name or ""
     if name.startswith("/"):
         return slashed(name), False

@@ -3,6 +3,9 @@
 Their packages are asked for whatever they know: preprocessing, labels, input size. What nobody knows is measured:
 the network is built once and run on one blank image, which tells its number of classes and whether it is a
 classifier at all. Building runs the package's code; that is what naming it means.
+
+Hence a factory is imported only where a person has typed its name (`permit`), whatever names a file holds: this module
+is the one place that imports what a name says, and it refuses by default.
 """
 
 from __future__ import annotations
@@ -10,17 +13,43 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.errors import BackendMissing, EnvironmentFailure, UnknownName, UsageError
+from resdeploy.errors import BackendMissing, EnvironmentFailure, FactoryRefused, UnknownName, UsageError
 from resdeploy.records import ModelSpec, Preprocessing
 
 if TYPE_CHECKING:
     from torch import nn
+
+PACKAGES = ("timm", "torchvision")
+FACTORY = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:factory
+# Neither timm's `hf-hub:` and `local-dir:`, which fetch and read what they name, nor a path.
+REGISTERED = re.compile(r"[\w.-]+", re.ASCII)
+_typed: set[str] = set()
+
+
+def is_factory(name: str) -> bool:
+    """Whether a network's name is neither the zoo's nor one of a known package's, so that it could only be imported."""
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in PACKAGES
+
+
+def permit(*names: str) -> None:
+    """Lets these factories be imported by this process: a person has typed them, here or in a profile that they named.
+
+    Nothing that was read from a file may be passed: naming a factory runs its module.
+    """
+    _typed.update(filter(is_factory, names))
+
+
+def permitted() -> tuple[str, ...]:
+    """The factories that were permitted, for the children that run them."""
+    return tuple(sorted(_typed))
 
 
 def spec(
@@ -36,6 +65,7 @@ def spec(
 
     Raises:
         UnknownName: no such model, module or factory.
+        FactoryRefused: a factory that nobody typed.
         BackendMissing: the package is not installed.
         EnvironmentFailure: it is installed but cannot be imported.
         UsageError: it fails to build, refuses the input, or does not give logits (N, classes).
@@ -82,6 +112,8 @@ def _build(name: str, classes: int | None, channels: int | None) -> nn.Module:
     from torch import nn
 
     source, _, rest = name.partition(":")
+    if source in PACKAGES and not REGISTERED.fullmatch(rest):
+        raise UnknownName(f"there is no model {name!r}", fix=f"Name one of {source}'s own models, as {source}:resnet50")
     build = {"timm": _timm, "torchvision": _torchvision}.get(source)
     module = build(rest, classes, channels) if build else _factory(source, rest)
     if not isinstance(module, nn.Module):
@@ -115,7 +147,12 @@ def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
 
 def _factory(module_name: str, attribute: str) -> Any:
     name = f"{module_name}:{attribute}"
-    if not module_name or module_name.startswith("."):
+    if name not in _typed:
+        raise FactoryRefused(
+            f"{name} was not imported: a file names it, and importing a module runs it",
+            fix="If you trust it, name it yourself as the MODEL, with the file as its --weights",
+        )
+    if not FACTORY.fullmatch(name):
         raise UnknownName(f"there is no model {name!r}", fix="Write package.module:factory")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)  # last, so that it shadows nothing

@@ -302,6 +302,7 @@ def spec(
 
     Raises:
         UnknownName: no such model.
+        FactoryRefused: a factory that nobody typed (`foreign.permit`).
         UsageError: classes, labels, shape and preprocessing contradict each other.
         BackendMissing: a foreign model's package is not installed.
     """
@@ -375,7 +376,7 @@ def create(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     Takes (N, *spec.input_shape) float32 and gives logits (N, spec.classes).
 
     Raises:
-        UnknownName, UsageError, BackendMissing: as `spec`.
+        UnknownName, UsageError, BackendMissing, FactoryRefused: as `spec`.
     """
     import torch
 

@@ -136,6 +136,7 @@ def _check(profile: Profile) -> None:
     problems = [
         message
         for wrong, message in (
+            (not _is_file_name(profile.name), "name: the name of a folder in runs/, without a path"),
             (profile.epochs < 0, "epochs: a number from 0"),
             (profile.epochs and profile.data is None, "epochs: training needs data"),
             (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
@@ -167,13 +168,20 @@ def _check(profile: Profile) -> None:
         raise ProfileError(f"profile {profile.name}: " + "; ".join(problems), fix="Correct these keys")
 
 
+def _is_file_name(name: str) -> bool:
+    return name == Path(name).name and name not in ("", "..") and name.isprintable()
+
+
 def _fp32(profile: Profile, steps: Steps, progress: Progress) -> Artifact:
     """The profile's network in ONNX, trained first where it says so."""
     sight = Sight(img_size=profile.img_size)
     request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=sight)
     if profile.epochs and profile.data is not None:
         trained = _trained(profile, profile.data, request, steps, progress)
-        request = Request(model=trained.path, seed=profile.seed)
+        if sources.format_of(profile.model) is None:  # with its name: a factory's may come from the profile alone
+            request = dataclasses.replace(request, weights=trained.path)
+        else:
+            request = Request(model=trained.path, seed=profile.seed)
     if sources.format_of(request.model) == "onnx":
         made_from: Any = sources.model_file(request)
     else:

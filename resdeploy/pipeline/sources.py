@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import store
-from resdeploy.errors import MissingInput, UsageError, WeightsMismatch
+from resdeploy.errors import FactoryRefused, MissingInput, UsageError, WeightsMismatch
 from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Format, ModelSpec, Precision, Preprocessing, Weights
@@ -27,8 +29,8 @@ FORMATS: dict[str, Format] = {
 
 
 def format_of(name: str) -> Format | None:
-    """The format that a file name's suffix states; None for a zoo name."""
-    return FORMATS.get(Path(name).suffix.lower()) if ":" not in name else None
+    """The format that a file name's suffix states; None for the name of a network, and for a URL."""
+    return FORMATS.get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
 
 
 def can_give(request: Request, wanted: Format) -> bool:
@@ -74,8 +76,9 @@ def network(request: Request) -> Network:
     Raises:
         UnknownName, MissingInput: no such model or file.
         UsageError: a checkpoint that does not say which network it belongs to.
+        FactoryRefused: a checkpoint that says a factory, which only a person may name.
     """
-    from resdeploy.models import weights, zoo
+    from resdeploy.models import foreign, weights, zoo
 
     if request.model.startswith(("http://", "https://")) and request.model.endswith((".engine", ".plan")):
         raise UsageError(
@@ -84,6 +87,7 @@ def network(request: Request) -> Network:
         )
     if format_of(request.model) == "checkpoint":
         return _checkpoint_network(request)
+    foreign.permit(request.model)  # the one place: a request holds what was typed
     size = request.sight.img_size
     spec = zoo.spec(
         request.model,
@@ -105,15 +109,16 @@ def network(request: Request) -> Network:
 
 def _code(model: str) -> str | None:
     """The user's own code is part of what a network is: an edited factory makes another one."""
-    module, colon, _ = model.partition(":")
-    if not colon or module in ("timm", "torchvision"):
+    from resdeploy.models import foreign
+
+    if not foreign.is_factory(model):
         return None
-    found = importlib.util.find_spec(module)
+    found = importlib.util.find_spec(model.partition(":")[0])
     return store.digest(Path(found.origin)) if found and found.origin else None
 
 
 def _checkpoint_network(request: Request) -> Network:
-    from resdeploy.models import weights
+    from resdeploy.models import foreign, weights
 
     path = Path(request.model)
     _refuse_changes(request)
@@ -124,6 +129,15 @@ def _checkpoint_network(request: Request) -> Network:
             f"{path} does not say which network its weights belong to",
             cause="Only checkpoints that resdeploy wrote do",
             fix=f"Name the network and pass the file as its weights: MODEL --weights {path}",
+        )
+    if foreign.is_factory(spec.name):
+        # What is no name at all stays out of a command that a person might paste.
+        named = spec.name if foreign.FACTORY.fullmatch(spec.name) else "package.module:factory"
+        command = f"resdeploy export {named} --weights {shlex.quote(str(path))}"
+        raise FactoryRefused(
+            f"{path} says that {spec.name} makes its network, which was not imported",
+            cause="Importing a module runs it, so a file may name zoo, timm: and torchvision: networks alone",
+            fix=f"If you trust that module, name it yourself: `{command}`",
         )
     record = Weights(source=path.name, sha256=sha256)
     return Network(spec=request.sight.applied_to(spec), weights=record, path=path)

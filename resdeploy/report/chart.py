@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from resdeploy.report.render import inert
+
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 56, 132, 36, 44
 # Okabe & Ito 2008: colours that colour-blind readers tell apart.
@@ -51,14 +53,12 @@ def lines(
     x_ticks = decades(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs))
     y_ticks = decades(min(ys), max(ys)) if log_y else ticks(min(0.0, *ys) if zero else min(ys), max(ys))
     plot = _Plot((min(xs), max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys)), log_x, log_y)
-    body = [f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)}</text>']
+    body = [f'<text x="{LEFT}" y="20" font-weight="bold">{_text(title)}</text>']
     body += [_grid_y(plot, tick) for tick in y_ticks]
     body += [_grid_x(plot, tick) for tick in x_ticks]
-    body.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{escape(x)}</text>')
+    body.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{_text(x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    body.append(
-        f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{escape(y)}</text>'
-    )
+    body.append(f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{_text(y)}</text>')
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(c.name for c in curves))}
     for curve in curves:
         body += _drawn(plot, curve, colours[curve.name])
@@ -68,6 +68,11 @@ def lines(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
         f'font-size="12" fill="#666">\n' + "\n".join(body) + "\n</svg>\n"
     )
+
+
+def _text(words: str) -> str:
+    """Words from anywhere as the text of an element; XML has no control characters."""
+    return escape(inert(words))
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -145,7 +150,7 @@ def _key(name: str, colour: str, number: int) -> list[str]:
     y = TOP + 6 + 18 * number
     return [
         f'<path d="M{WIDTH - RIGHT + 10} {y}h14" stroke="{colour}" stroke-width="3"/>',
-        f'<text x="{WIDTH - RIGHT + 30}" y="{y}" dominant-baseline="middle">{escape(name)}</text>',
+        f'<text x="{WIDTH - RIGHT + 30}" y="{y}" dominant-baseline="middle">{_text(name)}</text>',
     ]
 
 
@@ -161,7 +166,7 @@ def _labels(plot: _Plot, curves: Sequence[Line]) -> list[str]:
             box = (x + dx, y + dy - 7, x + dx + width, y + dy + 1)
             inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT + 8
             if name and inside and not any(_overlap(box, other) for other in taken):
-                parts.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="8">{escape(name)}</text>')
+                parts.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="8">{_text(name)}</text>')
                 taken.append(box)
                 break
     return parts
