@@ -270,6 +270,18 @@ def _runs(pid: int) -> bool:
         return False
 
 
+def test_a_module_in_the_current_folder_is_not_the_childs(
+    tiny: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a stranger's numpy.py, json.py or resdeploy lie, the child runs its own."""
+    for name in ("numpy", "json", "resdeploy"):
+        (tmp_path / f"{name}.py").write_text("import pathlib\npathlib.Path('canary').touch()\n")
+    monkeypatch.chdir(tmp_path)
+    with Lane("null") as lane:
+        assert lane.open(tiny, Execution()).outputs
+    assert not (tmp_path / "canary").exists()
+
+
 def test_worker_imports_no_vendor() -> None:
     """The worker module brings numpy and nothing heavy."""
     code = (

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from conftest import Run
 from PIL import Image
+from typer.testing import CliRunner
+
+from resdeploy.cli import app
+from resdeploy.errors import ProfileError
 
 
 def files_in(folder: Path) -> set[Path]:
@@ -209,6 +213,17 @@ def test_a_profile_reports_all_its_problems_at_once(resdeploy: Run, tmp_path: Pa
     """Two unknown keys and one wrong type are three problems in one message, exit 2."""
     (tmp_path / "p.toml").write_text('name = "p"\nmodle = "resnet18"\nbatchsize = 3\nepochs = "ten"\n')
     refused(resdeploy("run", "p.toml"), 2, "modle", "perhaps model", "batchsize", "perhaps batch_size", "epochs")
+    assert files_in(tmp_path) == {Path("p.toml")}
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "a/b", "..", ".", "", "a\\u001b[31m"])
+def test_a_profile_writes_into_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Its name is that of a folder there, and no way out of it."""
+    (tmp_path / "p.toml").write_text(f'name = "{name}"\nmodel = "resnet20"\nbackends = ["null"]\n')
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, ["run", "p.toml"])
+    assert isinstance(done.exception, ProfileError), done.output
+    assert "name: the name of a folder" in done.exception.what
     assert files_in(tmp_path) == {Path("p.toml")}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -71,6 +72,20 @@ def test_an_interrupted_training_says_what_it_kept(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert re.search(r"kept r\.(last|previous)\.safetensors: the same command with --resume goes on from it", rest)
     assert rest.endswith("interrupted\n")
+
+
+def test_a_name_in_a_progress_bar_is_text() -> None:
+    """Neither rich's markup, which would raise, nor an escape that the terminal would act upon."""
+    from rich.console import Console
+
+    shown, tasks = console.bars(), {}
+    console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 1, 2)
+    terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
+    terminal.print(shown)
+    assert "downloading a[/b][red]\\x1b[2Jc.pth" in terminal.file.getvalue()
+    assert "\x1b[2J" not in terminal.file.getvalue()
+    console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 2, 2)
+    assert not shown.tasks
 
 
 def test_a_result_in_a_file_is_named(resdeploy: Run) -> None:

@@ -279,6 +279,15 @@ def test_a_checkpoints_sidecar_names_nothing(canary: Path) -> None:
     assert not canary.exists()
 
 
+def test_a_sidecars_path_is_not_followed(graph: Path, canary: Path) -> None:
+    """The file that was named is the one that is opened."""
+    with_sidecar(graph)
+    record = store.sidecar(graph)
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"path": "../elsewhere.onnx"}))
+    found = sources.model_file(Request(model=str(graph)))
+    assert found.path == str(graph)
+
+
 @pytest.mark.parametrize("beside", [False, True], ids=["metadata", "sidecar"])
 def test_an_onnx_file_may_be_called_after_a_factory(graph: Path, canary: Path, beside: bool) -> None:
     """It needs no module, so it is counted, lowered and timed under that name."""

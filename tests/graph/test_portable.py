@@ -234,6 +234,23 @@ def test_two_inputs_are_refused() -> None:
         portable.canonicalise(model)
 
 
+@pytest.mark.parametrize(
+    ("scopes", "name"),
+    [("['', 'stage.act', 'relu']", "stage.act"), ("['', 1]", "own"), ("not a list", "own"), ("[", "own")],
+)
+def test_scopes_in_a_file_are_read_as_text(scopes: str, name: str) -> None:
+    """A list of strings as torch writes it; anything else is no scope, and nothing of it is taken for Python."""
+    nodes = [helper.make_node("Relu", ["input"], ["a"], name="own"), helper.make_node("Flatten", ["a"], ["out"])]
+    nodes[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value=scopes)
+    ends = [
+        helper.make_tensor_value_info(tensor, TensorProto.FLOAT, shape)
+        for tensor, shape in (("input", [1, 3, 4, 4]), ("out", [1, 48]))
+    ]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    assert portable.canonicalise(model).graph.node[0].name.startswith(name)
+
+
 def test_an_operator_newer_than_opset_17_is_refused_by_name() -> None:
     """What has no equal in opset 17 is named."""
     with pytest.raises(MalformedInput, match=r"'g' \(Gelu"):

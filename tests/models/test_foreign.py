@@ -12,7 +12,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from resdeploy.errors import BackendMissing, EnvironmentFailure, UnknownName, UsageError  # noqa: E402
+from resdeploy.errors import (  # noqa: E402
+    BackendMissing,
+    EnvironmentFailure,
+    FactoryRefused,
+    UnknownName,
+    UsageError,
+)
 from resdeploy.models import foreign, weights, zoo  # noqa: E402
 from resdeploy.records import Preprocessing  # noqa: E402
 
@@ -57,6 +63,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "needs.py").write_text("import a_package_that_nobody_has\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    names = ("tiny", "grey", "dense", "Two", "raises", "text", "tinny", "")
+    monkeypatch.setattr(foreign, "_typed", {f"mymodels:{name}" for name in names})
+    foreign.permit("mymodel:tiny", "broken:tiny", "needs:tiny", ":tiny")
     yield tmp_path
     for name in ("mymodels", "broken", "needs"):
         sys.modules.pop(name, None)
@@ -76,6 +85,31 @@ def test_a_factory_of_the_current_folder_is_measured(here: Path) -> None:
     assert not net.training
     assert torch.equal(net[0].weight, zoo.create(spec, seed=1)[0].weight)
     assert not torch.equal(net[0].weight, zoo.create(spec, seed=2)[0].weight)
+
+
+def test_a_factory_that_nobody_typed_is_not_imported(here: Path) -> None:
+    """Neither described nor built: the module is not looked for."""
+    spec = zoo.spec("mymodels:tiny")
+    sys.modules.pop("mymodels")
+    foreign._typed.clear()
+    for refused in (lambda: zoo.spec("mymodels:tiny"), lambda: zoo.create(spec)):
+        with pytest.raises(FactoryRefused):
+            refused()
+    assert "mymodels" not in sys.modules
+    foreign.permit("timm:resnet18", "torchvision:resnet18", "resnet20")
+    assert foreign.permitted() == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["timm:hf-hub:user/net", "timm:hf_hub:user/net", "timm:local-dir:/net", "timm:resnet18/../x", "torchvision:"],
+)
+def test_nothing_but_a_packages_own_model_is_asked_of_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a hub nor a folder: the package, which is not there, is not even imported."""
+    for package in foreign.PACKAGES:
+        monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UnknownName):
+        zoo.spec(name)
 
 
 def test_a_factorys_input_is_asked_for_where_the_usual_one_fails(here: Path) -> None:

@@ -7,10 +7,11 @@ import math
 import re
 import xml.etree.ElementTree as ET
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.report import chart
+from resdeploy.report import chart, render
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -24,6 +25,15 @@ def test_ticks_are_few_ascending_and_enclose(low: float, span: float) -> None:
     assert found[0] <= low + 1e-3 * step
     assert found[-1] >= low + span - 1e-3 * step
     assert all(math.isclose(b - a, step, rel_tol=1e-3) for a, b in itertools.pairwise(found))
+
+
+@pytest.mark.parametrize("name", ["a\x1b[31mb", "a\x00b", "a\ud800b", "a\ufffeb", "]]>&<", "a\u202eb"])
+def test_control_characters_in_names_leave_it_well_formed(name: str) -> None:
+    """XML has none of them; they are shown escaped, wherever a name is drawn."""
+    curve = chart.Line(name=name, xs=[1, 2], ys=[0.0, 5.0], dots=True, labels=[name, ""])
+    drawn = chart.lines([curve], title=name, x=name, y=name)
+    said = [text.text for text in ET.fromstring(drawn.encode()).iter(f"{SVG}text")]
+    assert said.count(render.inert(name)) == 5
 
 
 def test_points_lie_in_proportion_and_names_are_escaped() -> None:
