@@ -123,16 +123,22 @@ def with_sidecar(path: Path, **changes: Any) -> Artifact:
 # ---- what a person types ----
 
 
-def test_a_typed_factory_takes_the_checkpoint_that_names_it(checkpoint: Path, canary: Path) -> None:
-    """The canary lives: the module is imported, the folder that it may come from is said, the weights are loaded."""
-    done = CliRunner().invoke(app, ["export", NAME, "--weights", "w.safetensors", "-o", "f.onnx"])
-    assert done.exit_code == 0, done.output
+def test_a_typed_factory_takes_the_checkpoint_that_names_it(canary: Path) -> None:
+    """The canary lives: trained and exported under its name, which runs its module and says where that may come from."""
+    train = ["train", NAME, "--data", "digits", "--epochs", "1", "--img-size", "16", "--mean", "0.5,0.5,0.5"]
+    done = CliRunner().invoke(app, [*train, "--std", "0.2,0.2,0.2", "-o", "w.safetensors"])
+    assert done.exit_code == 0, (done.output, done.exception)
     assert canary.exists()
     assert f"{NAME} is a program" in done.stderr
     assert str(canary.parent) in done.stderr
+    done = CliRunner().invoke(app, ["export", NAME, "--weights", "w.safetensors", "-o", "f.onnx"])
+    assert done.exit_code == 0, (done.output, done.exception)
     made = store.load(Path("f.onnx"))
     assert made is not None
-    assert made.model == SPEC
+    assert made.model is not None
+    assert made.model.preprocessing is not None
+    assert (made.model.name, made.model.classes, made.model.preprocessing.std) == (NAME, 10, (0.2, 0.2, 0.2))
+    assert isinstance(CliRunner().invoke(app, ["export", "w.safetensors"]).exception, FactoryRefused)
 
 
 def test_the_current_folder_is_searched_for_a_typed_factory_alone(
