@@ -124,7 +124,7 @@ def with_sidecar(path: Path, **changes: Any) -> Artifact:
 
 
 def test_a_typed_factory_takes_the_checkpoint_that_names_it(canary: Path) -> None:
-    """The canary lives: trained and exported under its name, which runs its module and says where that may come from."""
+    """The canary lives: trained and exported by its name, which runs its module and says from where."""
     train = ["train", NAME, "--data", "digits", "--epochs", "1", "--img-size", "16", "--mean", "0.5,0.5,0.5"]
     done = CliRunner().invoke(app, [*train, "--std", "0.2,0.2,0.2", "-o", "w.safetensors"])
     assert done.exit_code == 0, (done.output, done.exception)
