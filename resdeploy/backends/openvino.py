@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.backends import Tensor, input_shape, installed, machine
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
@@ -36,7 +36,7 @@ def available() -> Availability:
     """Whether the package is installed."""
     version = installed(VENDOR)
     if version is None:
-        return Availability(ok=False, reason="the package openvino is not installed", install="pip install openvino")
+        return Availability(ok=False, reason="the package openvino is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
 
 

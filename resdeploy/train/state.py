@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from resdeploy import store
-from resdeploy.errors import UsageError
+from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.train.recipes import Average
 
 
@@ -86,7 +86,7 @@ def restore(
             continue
         try:
             tensors, header = _load(path)
-        except (SafetensorError, ValueError, KeyError) as e:
+        except (SafetensorError, MalformedInput, ValueError, KeyError) as e:
             damaged.append(f"{path.name} was damaged ({e})")
             continue
         _same(header["settings"], settings, path)
@@ -111,7 +111,7 @@ def remove(out: Path) -> None:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {})["train"])
+        header = store.parse_json((file.metadata() or {})["train"], str(path))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     if _digest(tensors) != header["digest"]:
         msg = "its tensors do not match their digest"
