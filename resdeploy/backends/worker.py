@@ -32,7 +32,7 @@ import numpy as np
 
 from resdeploy import backends, packages
 from resdeploy.backends import Loaded, Session, Tensor, machine
-from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
+from resdeploy.errors import BackendCrash, MalformedInput, OutOfMemory, ResdeployError, UsageError
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
 if TYPE_CHECKING:
@@ -266,6 +266,8 @@ class Worker:
         settings = _execution(execution)
         start = time.perf_counter()
         self.loaded = self.stack.enter_context(self.backend.open(_artifact(built), settings, trace=trace))
+        if not self.loaded.inputs or not self.loaded.outputs:
+            raise MalformedInput(f"{built['path']} has no inputs or no outputs", fix="Build or export it again")
         self.sessions.append(self.loaded.session())
         loaded_at = time.perf_counter()
         self.feeds = random_feeds(self.loaded.inputs)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import store
+from resdeploy.backends import openvino
 from resdeploy.errors import MissingInput, UsageError, WeightsMismatch
 from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
@@ -144,6 +145,8 @@ def model_file(request: Request) -> Artifact:
     if kind == "engine":
         engines.refuse_unknown_origin(path, trusted=request.trust_engine)
     artifact = store.load(path)
+    if kind == "openvino":
+        openvino.check(path)
     if artifact is None:
         if kind != "onnx":
             raise UsageError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy import store
-from resdeploy.errors import IntegrityError, MissingInput, UnsafeInput
+from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
