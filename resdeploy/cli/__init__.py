@@ -9,9 +9,11 @@ which `--help` pays for (benchmarks/startup.py).
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
@@ -46,14 +48,24 @@ class _Uncaught(Exception):
     """Carries, as its cause, an error that Typer would take for its own."""
 
 
+@contextlib.contextmanager
+def _carried() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as e:
+        raise _Uncaught from e
+
+
 class _Verbs(TyperGroup):
     """Any EOFError is Ctrl-D to Typer, and any BrokenPipeError `| head`: it would exit 1, which is a failed gate's."""
 
+    def make_context(self, *args: Any, **options: Any) -> Any:  # prints the version
+        with _carried():
+            return super().make_context(*args, **options)
+
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _carried():
             return super().invoke(ctx)
-        except (EOFError, OSError) as e:
-            raise _Uncaught from e
 
 
 app = typer.Typer(
@@ -123,7 +135,7 @@ def main() -> None:
         if console.verbosity > 1:
             traceback.print_exc()
         caught = e.__cause__ if isinstance(e, _Uncaught) else e
-        if isinstance(caught, BrokenPipeError):  # a reader of --help has left; nobody is there to be told
+        if isinstance(caught, BrokenPipeError):  # a reader of --version has left; nobody is there to be told
             console.silence(sys.stdout, sys.stderr)
             sys.exit(BROKEN_PIPE)
         assert isinstance(caught, Exception)

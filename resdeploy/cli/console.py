@@ -14,8 +14,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
-
 from resdeploy import packages
 from resdeploy.errors import DiskFull, EnvironmentFailure, OutOfMemory, ResdeployError, UsageError
 
@@ -111,7 +109,8 @@ def say(message: str) -> None:
 def _to_stderr(text: str) -> None:
     """Where nobody can be told any more (`2>&1 | head`), the work goes on all the same."""
     try:
-        typer.echo(text, nl=False, err=True)
+        sys.stderr.write(text)
+        sys.stderr.flush()
     except OSError:
         silence(sys.stderr)
 
