@@ -125,7 +125,7 @@ def tree_rss_bytes(root: int) -> int:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
-                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
             except (OSError, IndexError):
                 continue  # gone meanwhile
             children.setdefault(parent, []).append(int(entry.name))
@@ -134,7 +134,7 @@ def tree_rss_bytes(root: int) -> int:
         process = pending.pop()
         pending += children.get(process, [])
         try:
-            total += int(Path(f"/proc/{process}/statm").read_text().split()[1])
+            total += int(Path(f"/proc/{process}/statm").read_text(encoding="utf-8").split()[1])
         except (OSError, IndexError):
             continue
     return total * os.sysconf("SC_PAGE_SIZE")

@@ -58,7 +58,7 @@ def peers(rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    rows = json.loads(Path(sys.argv[1]).read_text())["results"]
+    rows = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["results"]
     print("\n".join([HEAD, "|---|---|---:|---:|---:|---:|---|---:|", *ours(rows), *peers(rows)]))
 
 

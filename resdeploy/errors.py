@@ -13,6 +13,7 @@
     ├── IntegrityError       5      a hash or signature that does not match
     ├── EnvironmentFailure   6      the machine cannot do it
     │   ├── BackendMissing   6      a backend is not installed, or has no device
+    │   ├── PackageMissing   6      an optional package is not installed
     │   ├── NotWritable      6      a folder that cannot be written
     │   ├── DiskFull         6      no space left
     │   └── OutOfMemory      6      a child was killed for its memory
@@ -95,6 +96,10 @@ class EnvironmentFailure(ResdeployError):
 
 class BackendMissing(EnvironmentFailure):
     code = "E-BACKEND-MISSING"
+
+
+class PackageMissing(EnvironmentFailure):
+    code = "E-MISSING-PACKAGE"
 
 
 class NotWritable(EnvironmentFailure):

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CHUNK_BYTES = 1 << 20
+PROFILE_BYTES, PROFILE_DOTS = 1 << 16, 100  # of a file and of a line; tomllib takes a minute for keys of many parts
 
 
 def cache_dir() -> Path:
@@ -222,6 +223,20 @@ def _plain(value: Any) -> Any:
     raise TypeError(msg)
 
 
+def parse_json(text: str | bytes, origin: str, *, fix: str = "Write it again") -> Any:
+    """Any JSON document, as plain Python values.
+
+    Raises:
+        MalformedInput: not JSON, or nested too deeply for Python.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as e:
+        raise MalformedInput(f"{origin} is not JSON of ours: it is nested too deeply", fix=fix) from e
+    except ValueError as e:  # text that is not UTF-8, too
+        raise MalformedInput(f"{origin} is not JSON: {e}", fix=fix) from e
+
+
 def parse(kind: type[T], text: str | bytes, origin: str) -> T:
     """A record from JSON text, unknown keys refused.
 
@@ -254,7 +269,7 @@ def read_profile(path: Path) -> Profile:
 
     Raises:
         MissingInput: no such file.
-        ProfileError: with every problem found, not only the first.
+        ProfileError: with every problem found, not only the first; a file that is too large or nested too deeply.
     """
     from pydantic import TypeAdapter, ValidationError
 
@@ -263,14 +278,24 @@ def read_profile(path: Path) -> Profile:
     else:
         import tomli as tomllib
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        if (size := path.stat().st_size) > PROFILE_BYTES:
+            raise ProfileError(f"{path} has {size:,} bytes, more than any profile needs", fix="Name a profile")
+        text = path.read_text(encoding="utf-8")
+        if max(line.count(".") for line in text.split("\n")) > PROFILE_DOTS:
+            raise RecursionError
+        # As JSON, in which arrays may be tuples; it has no NaN, and no number that Python's own limit refuses.
+        document = json.dumps(tomllib.loads(text), default=str, allow_nan=False)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
         raise MissingInput(f"there is no profile {path}", fix="Look into profiles/ for examples") from e
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
+    except RecursionError as e:
+        raise ProfileError(f"{path} is nested too deeply", fix="A profile is a flat list of keys") from e
+    except ValueError as e:  # TOML's own error, text that is not UTF-8, and numbers too large
         raise ProfileError(f"{path} is not valid TOML: {e}", fix="Correct the line named") from e
+    if "\\u0000" in document:
+        raise ProfileError(f"{path} holds a zero byte", cause="No path or name can", fix="Take it out")
     try:
-        # Strict: a number in quotes is a mistake to report, not to convert. As JSON, since there arrays may be tuples.
-        return TypeAdapter(Profile).validate_json(json.dumps(document, default=str), strict=True)
+        # Strict: a number in quotes is a mistake to report, not to convert.
+        return TypeAdapter(Profile).validate_json(document, strict=True)
     except ValidationError as e:
         known = [field.name for field in dataclasses.fields(Profile)]
         raise ProfileError(f"{path}: {_problems(e, known)}", fix=f"Known keys: {', '.join(known)}") from e

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import cast
 
-from resdeploy import backends
+from resdeploy import backends, packages
 from resdeploy.errors import BackendMissing, UsageError
 from resdeploy.records import Availability, BackendName, Precision
 
@@ -57,5 +57,5 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
         missing = found  # the last is the easiest to install
     assert missing is not None
     raise BackendMissing(
-        f"no backend here runs {precision}", cause="; ".join(passed), fix="pip install 'resdeploy[runtime]'"
+        f"no backend here runs {precision}", cause="; ".join(passed), fix=packages.install("openvino", "onnxruntime")
     )

@@ -16,13 +16,13 @@ IEngineInspector from 10.x to 11.x.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from resdeploy import store
 from resdeploy.errors import MalformedInput
 from resdeploy.records import Layer, Port
 
@@ -114,10 +114,7 @@ def timed(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Laye
 
 
 def _json(text: str | bytes, origin: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as e:
-        raise MalformedInput(f"{origin} is not JSON: {e}", fix="Save the inspector's output again") from e
+    return store.parse_json(text, origin, fix="Save the inspector's output again")
 
 
 def _layer(document: str | Mapping[str, Any]) -> Layer:

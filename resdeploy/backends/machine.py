@@ -69,7 +69,7 @@ def groups(root: Path, controller: str) -> list[Path]:
     """Folders of this process's control group and its ancestors, the innermost first, for cgroup v2 and v1."""
     base = root / "sys/fs/cgroup"
     try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     folders = []
@@ -141,7 +141,7 @@ def energy_between_j(before: tuple[float, ...] | None, after: tuple[float, ...] 
 
 def _words(path: Path) -> list[str]:
     try:
-        return path.read_text().split()
+        return path.read_text(encoding="utf-8", errors="replace").split()
     except OSError:
         return []
 
@@ -189,7 +189,7 @@ def _cpuinfo(path: Path) -> dict[str, str]:
     """The first processor's entries."""
     entries: dict[str, str] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return entries
     for line in lines:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from resdeploy.backends import installed
@@ -105,8 +106,9 @@ def _others(processes: Any) -> int:
 
 
 def _is_child(pid: int) -> bool:
-    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat") as file:  # noqa: PTH123
-        return int(file.read().rpartition(")")[2].split()[1]) == os.getpid()
+    with contextlib.suppress(OSError, IndexError):
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")  # a name may be any bytes
+        return int(text.rpartition(")")[2].split()[1]) == os.getpid()
     return False
 
 

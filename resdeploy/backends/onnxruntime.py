@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.backends import Tensor, input_shape, installed, machine
 from resdeploy.errors import BackendMissing, MalformedInput
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
@@ -51,7 +51,7 @@ def available() -> Availability:
     version = installed(VENDOR, "onnxruntime", "onnxruntime-gpu")
     if version is None:
         return Availability(
-            ok=False, reason="the package onnxruntime is not installed", install="pip install onnxruntime"
+            ok=False, reason="the package onnxruntime is not installed", install=packages.install(VENDOR)
         )
     return Availability(ok=True, version=version, devices=("CPU",))
 
@@ -176,7 +176,7 @@ class _Loaded:
     def layers(self) -> Sequence[Layer]:
         """From the profile of all runs so far, the first session's; times are means. Profiling ends here."""
         if self.executed is None:
-            with Path(self.first.end_profiling()).open() as file:
+            with Path(self.first.end_profiling()).open(encoding="utf-8") as file:
                 self.executed = _layers(json.load(file))
         return self.executed
 

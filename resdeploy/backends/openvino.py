@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.backends import Tensor, input_shape, installed, machine
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
@@ -29,6 +29,7 @@ VENDOR = "openvino"
 
 HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
+DEPTH = 100  # of elements: a dimension is the sixth, and the body of a loop adds four
 RECORDED = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
 
 
@@ -36,8 +37,42 @@ def available() -> Availability:
     """Whether the package is installed."""
     version = installed(VENDOR)
     if version is None:
-        return Availability(ok=False, reason="the package openvino is not installed", install="pip install openvino")
+        return Availability(ok=False, reason="the package openvino is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
+
+
+def check(path: Path) -> None:
+    """Looks at an `.xml` file before OpenVINO does, whose parser recurses over elements within elements.
+
+    Raises:
+        MalformedInput: not XML, not a network, or nested deeper than any network is.
+    """
+    from xml.parsers import expat
+
+    depth, parser = 0, expat.ParserCreate()
+
+    def refuse(why: str) -> None:
+        raise MalformedInput(f"{path} is not a network in OpenVINO's format: {why}", fix="Build or copy it again")
+
+    def enter(name: str, _attributes: object) -> None:
+        nonlocal depth
+        if not depth and name != "net":
+            refuse(f"it begins with <{name[:40]}>")
+        depth += 1
+        if depth > DEPTH:
+            refuse("its elements are nested too deeply")
+
+    def leave(_name: str) -> None:
+        nonlocal depth
+        depth -= 1
+
+    parser.StartElementHandler, parser.EndElementHandler = enter, leave
+    parser.StartDoctypeDeclHandler = lambda *_: refuse("it defines words of its own")
+    try:
+        with path.open("rb") as file:
+            parser.ParseFile(file)
+    except expat.ExpatError as e:
+        refuse(str(e))
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:

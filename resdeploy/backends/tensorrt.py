@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.backends import cuda, installed, require, trt_builder
 from resdeploy.errors import EnvironmentFailure, IntegrityError
 from resdeploy.records import Artifact, Availability, Execution, Format, Precision
@@ -28,7 +28,7 @@ VENDOR = "tensorrt"
 
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 UNTOLD = "unknown"  # `backends.installed` of a package without metadata
-INSTALL = "pip install 'resdeploy[gpu]'"
+INSTALL = packages.install(VENDOR)
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"
 REFIT = "Put them back: resdeploy build F.onnx --backend tensorrt --refit-from THIS.engine -o WHOLE.engine"
 # CUDA major that each TensorRT major's wheels are built for, at the least.

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from resdeploy import packages
 from resdeploy.backends import Tensor, installed, machine
 from resdeploy.errors import MissingInput
 from resdeploy.models import weights, zoo
@@ -33,8 +34,7 @@ def available() -> Availability:
     """Whether the package is installed."""
     version = installed(VENDOR)
     if version is None:
-        install = "pip install 'resdeploy[cpu]'"
-        return Availability(ok=False, reason="the package torch is not installed", install=install)
+        return Availability(ok=False, reason="the package torch is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
 
 

@@ -15,7 +15,6 @@ import ctypes
 import dataclasses
 import faulthandler
 import gc
-import importlib
 import itertools
 import json
 import os
@@ -31,9 +30,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resdeploy import backends
+from resdeploy import backends, packages
 from resdeploy.backends import Loaded, Session, Tensor, machine
-from resdeploy.errors import BackendCrash, OutOfMemory, ResdeployError, UsageError
+from resdeploy.errors import BackendCrash, MalformedInput, OutOfMemory, ResdeployError, UsageError
 from resdeploy.models import foreign
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
@@ -53,7 +52,7 @@ MEMORY_WORDS = re.compile(
 
 def peak_rss_bytes() -> int:
     """The most physical memory this process ever held (VmHWM)."""
-    status = Path("/proc/self/status").read_text()
+    status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
     found = re.search(r"VmHWM:\s+(\d+) kB", status)
     # A sandbox may leave the line out; getrusage counts the same in kB, but inherits the parent's peak at exec.
     return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -255,7 +254,7 @@ class Worker:
         backends.require(self.backend.available(), backend)
         if self.backend.VENDOR:
             # Now, so that its import is in no measured time.
-            importlib.import_module(self.backend.VENDOR)
+            packages.load(self.backend.VENDOR)
         self.stack = contextlib.ExitStack()
         self.sessions: list[Session] = []
         self.feeds: list[Feed] = []
@@ -279,6 +278,8 @@ class Worker:
         settings = _execution(execution)
         start = time.perf_counter()
         self.loaded = self.stack.enter_context(self.backend.open(_artifact(built), settings, trace=trace))
+        if not self.loaded.inputs or not self.loaded.outputs:
+            raise MalformedInput(f"{built['path']} has no inputs or no outputs", fix="Build or export it again")
         self.sessions.append(self.loaded.session())
         loaded_at = time.perf_counter()
         self.feeds = random_feeds(self.loaded.inputs)
@@ -361,6 +362,8 @@ def _execution(document: dict[str, Any]) -> Execution:
 
 def failure(error: BaseException, doing: str) -> dict[str, str]:
     """An exception as the parent is to raise it."""
+    if not isinstance(error, ResdeployError):
+        error = packages.failed_import(error) or error
     if not isinstance(error, ResdeployError):
         # First line only: a vendor's stack of C++ frames goes to stderr, whose tail the parent keeps.
         words = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -9,12 +9,16 @@ which `--help` pays for (benchmarks/startup.py).
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
+from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from resdeploy import __version__
 from resdeploy.cli import (
@@ -36,11 +40,36 @@ from resdeploy.cli import (
     study,
     train,
 )
-from resdeploy.errors import EnvironmentFailure, OutOfMemory, ResdeployError
 
-INTERRUPTED = 130
+INTERRUPTED, BROKEN_PIPE = 130, 141
+
+
+class _Uncaught(Exception):
+    """Carries, as its cause, an error that Typer would take for its own."""
+
+
+@contextlib.contextmanager
+def _carried() -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, OSError) as e:
+        raise _Uncaught from e
+
+
+class _Verbs(TyperGroup):
+    """Any EOFError is Ctrl-D to Typer, and any BrokenPipeError `| head`: it would exit 1, which is a failed gate's."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:  # prints the version
+        with _carried():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _carried():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
+    cls=_Verbs,
     help="A ResNet from weights to a deployment that can be trusted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -91,6 +120,7 @@ def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
 def main() -> None:
     """Runs the command line and exits with the status that `resdeploy.errors` lists."""
     signal.signal(signal.SIGTERM, _on_sigterm)
+    console.adapt_streams()
     try:
         app()
     except SystemExit as e:
@@ -104,25 +134,13 @@ def main() -> None:
     except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status
         if console.verbosity > 1:
             traceback.print_exc()
-        error = _in_our_words(e)
+        caught = e.__cause__ if isinstance(e, _Uncaught) else e
+        if isinstance(caught, BrokenPipeError):  # a reader of --version has left; nobody is there to be told
+            console.silence(sys.stdout, sys.stderr)
+            sys.exit(BROKEN_PIPE)
+        assert isinstance(caught, Exception)
+        error = console.in_our_words(caught)
         _leave(str(error), error.exit_status)
-
-
-def _in_our_words(error: Exception) -> ResdeployError:
-    if isinstance(error, ResdeployError):
-        return error
-    if isinstance(error, MemoryError):
-        return OutOfMemory("this process ran out of memory", fix="Use a smaller batch size")
-    if isinstance(error, OSError) and error.errno is not None:
-        return EnvironmentFailure(
-            f"{error.filename or 'a file'} cannot be read or written: {error.strerror}",
-            fix="Check its permissions and the disk it is on",
-        )
-    return ResdeployError(
-        f"{type(error).__name__}: {error}",
-        cause="This is a defect of resdeploy",
-        fix="Run the command again with -vv and report the traceback",
-    )
 
 
 def _leave(message: str, status: int) -> None:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
 import functools
+import io
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
-
-from resdeploy.errors import EnvironmentFailure, ResdeployError
+from resdeploy import packages
+from resdeploy.errors import DiskFull, EnvironmentFailure, OutOfMemory, ResdeployError, UsageError
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -23,6 +25,66 @@ if TYPE_CHECKING:
 
 verbosity = 0  # how often -v was given
 silent = False  # whether -q was
+
+# What a terminal or a log without UTF-8 shows of our signs; of others the escape.
+PLAIN = {
+    "─": "-", "━": "-", "│": "|", "·": "|", "×": "x", "±": "+-", "→": "->", "…": "...", "–": "-", "—": "-",
+    "“": '"', "”": '"', "‘": "'", "’": "'", "≤": "<=", "≥": ">=",
+}  # fmt: skip
+PLAINLY = "resdeploy.plainly"  # how Python is told of the error handler
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lost = error.object[error.start : error.end]
+    return "".join(PLAIN.get(c) or c.encode("unicode_escape").decode("ascii") for c in lost), error.end
+
+
+def adapt_streams() -> None:
+    """Makes stdout and stderr take any text, whatever their encoding; a stream that is closed stays unused."""
+    codecs.register_error(PLAINLY, _plainly)
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # else the next file opened would be it, and get what a vendor prints
+            os.open(os.devnull, os.O_RDWR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PLAINLY)
+
+
+def silence(*streams: TextIO) -> None:
+    """Nothing more gets out of them. Python flushes them again when it ends, and would exit 120 for an error then."""
+    for stream in streams:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def in_our_words(error: Exception) -> ResdeployError:
+    """Any error as one that says what to do; `E-INTERNAL` is left for what nobody foresaw."""
+    if isinstance(error, ResdeployError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("this process ran out of memory", fix="Use a smaller batch size")
+    if failed := packages.failed_import(error):
+        return failed
+    if isinstance(error, OSError):
+        return _refused(error)
+    return ResdeployError(
+        f"{type(error).__name__}: {error}",
+        cause="This is a defect of resdeploy",
+        fix="Run the command again with -vv and report the traceback",
+    )
+
+
+def _refused(error: OSError) -> ResdeployError:
+    what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}"
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
+        return UsageError(what, fix="Check the path")
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull(what, fix="Free some space, or write elsewhere with -o, RESDEPLOY_CACHE or TMPDIR")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return EnvironmentFailure(what, fix="Allow more open files: ulimit -n 4096")
+    return EnvironmentFailure(what, fix="Check its permissions and the disk it is on")
 
 
 def set_verbosity(level: int) -> int:
@@ -49,7 +111,16 @@ def say(message: str) -> None:
     """Words on stderr, in which a file's name cannot move the cursor or give a CI runner a command."""
     from resdeploy.report.render import inert
 
-    typer.echo("\n".join(map(inert, message.split("\n"))), err=True)
+    _to_stderr("\n".join(map(inert, message.split("\n"))) + "\n")
+
+
+def _to_stderr(text: str) -> None:
+    """Where nobody can be told any more (`2>&1 | head`), the work goes on all the same."""
+    try:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    except OSError:
+        silence(sys.stderr)
 
 
 def imported(model: str) -> None:
@@ -117,7 +188,7 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quie
     from resdeploy import store
     from resdeploy.report import render
 
-    tty = output is None and sys.stdout.isatty()
+    tty = output is None and sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if tty else None
     text = render.render(document, fmt, width=width, color=tty and "NO_COLOR" not in os.environ)
     if output is None:
@@ -179,7 +250,7 @@ def publish(
         except EnvironmentFailure as e:
             lost.append(e.what)
     if told and (not lost or document["verdict"] != "pass"):
-        sys.stderr.write(ci.commands(document))
+        _to_stderr(ci.commands(document))
     if lost:
         raise EnvironmentFailure(
             f"{len(lost)} of {len(tries)} outputs could not be written: {'; '.join(lost)}",
@@ -197,15 +268,16 @@ def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]
     """CI hears of a gate that ends before its verdict, too: an annotation, and a JUnit file with the reason."""
     try:
         yield
-    except ResdeployError as e:
+    except Exception as e:
         from resdeploy import store
         from resdeploy.report import ci
 
+        why = str(in_our_words(e))
         if _told(github):
-            sys.stderr.write(ci.failed(str(e)))
+            _to_stderr(ci.failed(why))
         if junit is not None:
-            with contextlib.suppress(EnvironmentFailure):  # the first error is the one to tell
-                store.write_bytes(junit, ci.unjudged(str(e)).encode())
+            with contextlib.suppress(EnvironmentFailure, OSError):  # the first error is the one to tell
+                store.write_bytes(junit, ci.unjudged(why).encode())
         raise
 
 
@@ -221,12 +293,13 @@ def _to_stdout(text: str) -> None:
     Raises:
         OSError: standard output is a file on a full disk, or the like.
     """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "it is closed", "standard output")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as e:
-        # Python flushes again when it ends, and would exit 120 for it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         if not isinstance(e, BrokenPipeError):
             raise OSError(e.errno, e.strerror, "standard output") from e
 

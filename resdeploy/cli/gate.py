@@ -89,38 +89,39 @@ def gate(
     from resdeploy.report import ci, documents
 
     options.distinct((output, junit, comment, metrics), (baseline, *candidate))
-    plan = pipeline.plan_of(
-        baseline,
-        candidate,
-        max_drop=max_drop,
-        max_top5_drop=max_top5_drop,
-        max_slowdown=max_slowdown,
-        max_size=max_size,
-        max_memory=max_memory,
-        require_fused=require_fused,
-        data=data,
-        img_size=img_size,
-        resize=resize,
-        interpolation=interpolation,
-        mean=options.numbers(mean, "--mean"),
-        std=options.numbers(std, "--std"),
-        skip_bad=skip_bad,
-        confidence=confidence,
-        backend=backend,
-        batch_size=batch_size,
-        threads=threads,
-        duration=duration,
-        seed=seed,
-        update_baseline=update_baseline,
-    )
-    for side in (baseline, *candidate):
-        console.imported(side)
-    with console.told_of_errors(junit, github=github), console.progress(quiet=quiet) as progress:
-        found = pipeline.gate(plan, progress=progress)
+    with console.told_of_errors(junit, github=github):
+        plan = pipeline.plan_of(
+            baseline,
+            candidate,
+            max_drop=max_drop,
+            max_top5_drop=max_top5_drop,
+            max_slowdown=max_slowdown,
+            max_size=max_size,
+            max_memory=max_memory,
+            require_fused=require_fused,
+            data=data,
+            img_size=img_size,
+            resize=resize,
+            interpolation=interpolation,
+            mean=options.numbers(mean, "--mean"),
+            std=options.numbers(std, "--std"),
+            skip_bad=skip_bad,
+            confidence=confidence,
+            backend=backend,
+            batch_size=batch_size,
+            threads=threads,
+            duration=duration,
+            seed=seed,
+            update_baseline=update_baseline,
+        )
+        for side in (baseline, *candidate):
+            console.imported(side)
+        with console.progress(quiet=quiet) as progress:
+            found = pipeline.gate(plan, progress=progress)
+        document = documents.gate(found.gate, environment.capture())
     if found.sources:
         console.chosen(backend, None, quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
-    document = documents.gate(found.gate, environment.capture())
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
     console.publish(document, fmt, output, files, github=github, quiet=quiet)
     raise typer.Exit(EXIT[found.gate.verdict.state])

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.data import cifar, folder
 from resdeploy.data.folder import Split
 from resdeploy.data.loading import Batch, Pixels, batches, content_hash, load_pixels
-from resdeploy.errors import BackendMissing, MissingInput, UnknownName, UsageError
+from resdeploy.errors import MissingInput, UnknownName, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,7 +145,7 @@ def open_dataset(data: str, *, split: Split = "all", need_labels: bool = True) -
     Raises:
         UnknownName: neither a name nor a folder that exists.
         MissingInput: no usable images, not that split, or no labels though needed.
-        BackendMissing: `digits` without scikit-learn.
+        PackageMissing: `digits` without scikit-learn.
         PickleRefused, MalformedInput: a CIFAR batch or label list that is not one.
     """
     kind, _, rest = data.partition(":")
@@ -166,13 +166,9 @@ def open_dataset(data: str, *, split: Split = "all", need_labels: bool = True) -
 
 
 def _digits(split: Split) -> Dataset:
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as e:
-        raise BackendMissing(
-            "the data set `digits` needs scikit-learn, which is not installed",
-            fix="Run pip install 'resdeploy[data]'",
-        ) from e
+    packages.need("sklearn", "the data set `digits`", otherwise="name a folder of images")
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     labels = labels.astype(np.int64)
     held_out = np.zeros(len(labels), bool)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from resdeploy import store
+from resdeploy import packages, store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata, portable
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
@@ -83,6 +83,7 @@ def export(
 
 def _trace(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     """The exporter's own graph, unoptimised: our folding is exact, and this is faster."""
+    packages.need("onnxscript", "the export from torch to ONNX")
     import torch
 
     was_training = module.training
@@ -101,6 +102,8 @@ def _trace(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
                 verbose=False,
             )
     except Exception as e:
+        if failed := packages.failed_import(e):
+            raise failed from e
         raise MalformedInput(
             f"torch cannot export {spec.name}: {type(e).__name__}: {next(iter(str(e).strip().splitlines()), '')}",
             cause="The model's forward has data-dependent Python code, or an operator without ONNX form",

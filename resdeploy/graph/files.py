@@ -96,8 +96,13 @@ def precision_of(model: onnx.ModelProto) -> Precision:
 
 def _parse(path: Path) -> onnx.ModelProto:
     model = external.parse(path)
-    if not model.HasField("graph") or not model.graph.node:
-        raise MalformedInput(f"{path} is not an ONNX model: it holds no nodes", fix="Export or copy it again")
+    held = {tensor.name for tensor in model.graph.initializer}
+    parts = {"nodes": model.graph.node, "outputs": model.graph.output}
+    parts["inputs"] = [value for value in model.graph.input if value.name not in held]
+    if missing := [name for name, found in parts.items() if not found]:
+        raise MalformedInput(
+            f"{path} is not a model: it has no {' and no '.join(missing)}", fix="Export or copy it again"
+        )
     return model
 
 

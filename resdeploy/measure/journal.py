@@ -153,21 +153,25 @@ def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
     where: dict[str, Any] = {}
     for number, line in enumerate(lines):
         try:
-            ((kind, value),) = json.loads(line).items()
-        except (ValueError, AttributeError) as e:
+            ((kind, value),) = store.parse_json(line, str(path)).items()
+        except (MalformedInput, ValueError, AttributeError) as e:
             if number == len(lines) - 1 and number:
                 break
             raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench") from e
         if (kind == "run") != (number == 0):
             raise MalformedInput(f"{path} is neither a saved result nor a journal of bench")
+        if not isinstance(value, dict):
+            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench")
         text = json.dumps(value)
         if kind == "run":
-            where = dict(value["environment"])
+            where = value.get("environment") or {}
+            if not isinstance(where, dict):
+                raise MalformedInput(f"{path} is no journal of bench: its environment is no record")
         elif kind == "row":
             row = store.parse(Measurement, text, str(path))
             rows[row.label] = row
         elif kind == "block":
-            label = value.pop("label")
+            label = str(value.pop("label", ""))
             blocks.setdefault(label, []).append(store.parse(Block, json.dumps(value), str(path)))
         elif kind == "failure":
             failure = store.parse(Failure, text, str(path))

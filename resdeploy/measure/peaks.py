@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy import backends, store
+from resdeploy import backends, packages, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
+from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.graph import cast, files, peak
 from resdeploy.measure import bench
 from resdeploy.measure.summary import summarise
@@ -94,13 +94,15 @@ def of_this_machine(
     """Measured now, or taken from the cache: one entry for each processor, core count and versions of the runtimes.
 
     Raises:
-        UsageError: none of the backends is installed.
+        BackendMissing: none of the backends is installed.
     """
     cores = threads or machine.usable_cores()
     states = {name: backends.load(name).available() for name in names}
     usable = {name: state.version for name, state in states.items() if state.ok}
     if not usable:
-        raise UsageError("peaks are measured with OpenVINO or ONNX Runtime", fix="pip install openvino onnxruntime")
+        raise BackendMissing(
+            "peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install("openvino", "onnxruntime")
+        )
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
     path = store.cache_dir() / "peaks" / f"{store.fingerprint(key)[:32]}.json"

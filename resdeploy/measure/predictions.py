@@ -171,12 +171,12 @@ def _read_npz(path: Path) -> dict[str, Any]:
         found: dict[str, Any] = {name: archive[name] for name in NAMES if name in archive}
         found["names"] = tuple(archive)
     if "resdeploy" in found:
-        found["resdeploy"] = json.loads(str(found["resdeploy"]))
+        found["resdeploy"] = store.parse_json(str(found["resdeploy"]), f"`resdeploy` in {path}")
     return found
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_bytes())
+    document = store.parse_json(path.read_bytes(), str(path))
     if not isinstance(document, dict):
         msg = f"an object with lists named predictions and labels is expected, not a {type(document).__name__}"
         raise ValueError(msg)
@@ -188,7 +188,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_csv(path: Path) -> dict[str, Any]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         first = file.readline()
-        ours = json.loads(first.removeprefix(CSV_MARK)) if first.startswith(CSV_MARK) else None
+        marked = first.startswith(CSV_MARK)
+        ours = store.parse_json(first.removeprefix(CSV_MARK), f"the first line of {path}") if marked else None
         rows = csv.reader(file if ours else _chain(first, file), strict=True)
         header = [name.strip() for name in next(rows, [])]
         table = [row for row in rows if row]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, UsageError
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ def is_bench(path: Path) -> bool:
     if path.suffix.lower() != ".json" or not path.is_file() or path.stat().st_size > MAX_BYTES:
         return False
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, RecursionError, OSError):
+        document = store.parse_json(path.read_bytes(), str(path))
+    except (MalformedInput, OSError):
         return False
     return isinstance(document, dict) and document.get("command") == "bench"
 
@@ -120,7 +120,7 @@ def read(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_BYTES:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It is no saved result")
     with _understood(path):
-        document = json.loads(path.read_bytes())
+        document = store.parse_json(path.read_bytes(), str(path))
         if not isinstance(document["results"], list) or not isinstance(document["command"], str):
             msg = "its results are no list"
             raise TypeError(msg)

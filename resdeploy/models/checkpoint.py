@@ -11,11 +11,12 @@ import argparse
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, WeightsMismatch
+from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, UnsafeInput, WeightsMismatch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -47,6 +48,7 @@ def read(path: Path) -> dict[str, Tensor]:
     Raises:
         MissingInput: no such file.
         PickleRefused: the file wants to run code, or holds objects that only code can make.
+        UnsafeInput: a compressed archive, which torch.save does not write.
         MalformedInput: truncated, corrupt, not a checkpoint, or without tensors.
     """
     if not path.is_file():
@@ -56,6 +58,8 @@ def read(path: Path) -> dict[str, Tensor]:
     if is_safetensors(head):
         return _read_safetensors(path)
     if head.startswith((b"PK\x03\x04", b"\x80")):
+        if head.startswith(b"PK"):
+            _refuse_unpacking(path)
         return _unwrap(_read_pickle(path), path)
     raise MalformedInput(
         f"{path} is not a checkpoint", cause=_looks_like(head), fix="Give a .pth, .pt, .th or .safetensors file"
@@ -86,6 +90,28 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except SafetensorError as e:
         raise _damaged(path, e) from e
     return tensors
+
+
+def _refuse_unpacking(path: Path) -> None:
+    """A reader's memory is bounded by the file's size: torch.save compresses nothing.
+
+    TorchScript's code is compressed by torch itself, and never read here.
+
+    Raises:
+        UnsafeInput: an archive whose members are larger than it is.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [info for info in archive.infolist() if info.filename.split("/")[1:2] != ["code"]]
+    except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
+        raise _damaged(path, e) from e
+    unpacked, size = sum(info.file_size for info in members), path.stat().st_size
+    if unpacked > size:
+        raise UnsafeInput(
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}",
+            cause="torch.save does not compress, so something else made this archive",
+            fix="Save the weights again with torch.save, or get the file from elsewhere",
+        )
 
 
 def _read_pickle(path: Path) -> Any:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import IO
+from urllib.parse import urlsplit
 
 from resdeploy import __version__, store
-from resdeploy.errors import EnvironmentFailure, IntegrityError
+from resdeploy.errors import EnvironmentFailure, IntegrityError, UsageError
 from resdeploy.records import Progress
 
 TIMEOUT_S = 30.0  # of one read, not of the whole
+PATIENCE_S, SLOWEST_BYTES_S = 60.0, 1000.0  # after so long, slower than this on average is no download
+MAX_BYTES = 4 << 30  # the largest checkpoint of the zoo has 0.6 GB
 
 
 def fetch(url: str, expected: str, out: Path, *, progress: Progress | None = None) -> str:
@@ -27,26 +32,32 @@ def fetch(url: str, expected: str, out: Path, *, progress: Progress | None = Non
         progress: called with bytes done and in total (0: the server does not say).
 
     Raises:
-        EnvironmentFailure: the server cannot be reached or refuses.
-        IntegrityError: another file than expected, or only a part of it.
+        EnvironmentFailure: the server cannot be reached or refuses, sends too slowly, or sends from https to http.
+        IntegrityError: another file than expected, only a part of it, or one without end.
         NotWritable, DiskFull: as `store.atomic_path`.
     """
     request = urllib.request.Request(url, headers={"User-Agent": f"resdeploy/{__version__}"})  # noqa: S310 (http only)
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT_S)  # noqa: S310 (http only)
-    except (OSError, http.client.HTTPException) as e:
+        response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
+    except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: a host or a redirect that is no URL
         raise _unreachable(url, expected, e) from e
     sha = hashlib.sha256()
     head = b""
     done = 0
     with response, store.atomic_path(out) as temporary:
-        total = int(response.headers.get("Content-Length") or 0)
+        total = response.length or 0  # what the headers say, where that is a number
         with temporary.open("wb") as file:
             for chunk in _chunks(response, url, expected):
                 head = head or chunk[:64]
                 sha.update(chunk)
                 file.write(chunk)
                 done += len(chunk)
+                if max(done, total) > MAX_BYTES:
+                    raise IntegrityError(
+                        f"{url} gives more than {MAX_BYTES >> 30} GiB",
+                        cause="It is not the expected file, which no weights are as large as",
+                        fix="Nothing was kept; try another network, or give a file with --weights",
+                    )
                 if progress:
                     progress(f"downloading {out.name}", done, total)
         if total and done != total:
@@ -68,16 +79,53 @@ def fetch(url: str, expected: str, out: Path, *, progress: Progress | None = Non
 
 def _chunks(response: HTTPResponse, url: str, expected: str) -> Iterator[bytes]:
     """The body; a failing network is told from a failing disk here, since both are OSErrors."""
+    started, done = time.monotonic(), 0
     while True:
         try:
-            chunk = response.read(store.CHUNK_BYTES)
+            chunk = response.read1(store.CHUNK_BYTES)  # what has come: `read` would wait for all of it
         except http.client.IncompleteRead as e:
             chunk = e.partial  # short, as the caller will find
-        except OSError as e:
+        except (OSError, http.client.HTTPException) as e:
             raise _unreachable(url, expected, e) from e
         if not chunk:
             return
+        done += len(chunk)
+        waited_s = time.monotonic() - started
+        if waited_s > PATIENCE_S and done < waited_s * SLOWEST_BYTES_S:
+            raise _unreachable(url, expected, TimeoutError(f"only {done:,} bytes came in {waited_s:.0f} s"))
         yield chunk
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """As urllib's, but whoever asked for https is not sent on to what anybody on the way can read and change."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
+        if urlsplit(req.full_url).scheme == "https" and urlsplit(newurl).scheme != "https":
+            raise urllib.error.HTTPError(req.full_url, code, f"and leads from https to {newurl}", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def refuse_malformed(url: str) -> None:
+    """Nothing for the URL of a server.
+
+    Raises:
+        UsageError: anything else.
+    """
+    try:
+        parts = urlsplit(url)
+        good = bool(parts.hostname) and parts.port != 0 and url.isascii() and url.isprintable() and " " not in url
+    except ValueError:  # brackets that are no address, a port that is no number
+        good = False
+    if not good:
+        raise UsageError(f"{url!r} is not a URL", fix="Write http(s)://HOST/FILE, other signs percent-encoded (%20)")
 
 
 def _unreachable(url: str, expected: str, error: Exception) -> EnvironmentFailure:

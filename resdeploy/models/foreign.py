@@ -17,10 +17,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from resdeploy.errors import BackendMissing, EnvironmentFailure, FactoryRefused, UnknownName, UsageError
+from resdeploy import packages
+from resdeploy.errors import FactoryRefused, UnknownName, UsageError
 from resdeploy.records import ModelSpec, Preprocessing
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def spec(
     Raises:
         UnknownName: no such model, module or factory.
         FactoryRefused: a factory that nobody typed.
-        BackendMissing: the package is not installed.
+        PackageMissing: the package is not installed.
         EnvironmentFailure: it is installed but cannot be imported.
         UsageError: it fails to build, refuses the input, or does not give logits (N, classes).
     """
+    packages.need("torch", name)
     import torch
 
     source = name.partition(":")[0]
@@ -125,14 +126,14 @@ def _build(name: str, classes: int | None, channels: int | None) -> nn.Module:
 
 
 def _timm(name: str, classes: int | None, channels: int | None) -> Any:
-    timm = _import("timm", "pip install timm")
+    timm = packages.load("timm")
     _known(f"timm:{name}", name.partition(".")[0], timm.list_models())
     options = {"num_classes": classes, "in_chans": channels}
     return _call(f"timm:{name}", timm.create_model, name, **{k: v for k, v in options.items() if v is not None})
 
 
 def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
-    models = _import("torchvision", "pip install torchvision").models
+    models = packages.load("torchvision").models
     _known(f"torchvision:{name}", name, models.list_models())
     if channels not in (None, 3):
         raise UsageError(f"torchvision's models take 3 channels and not {channels}", fix="Give an input of 3 channels")
@@ -164,30 +165,11 @@ def _factory(module_name: str, attribute: str) -> Any:
                 f"there is no module {e.name!r} for the model {name!r}",
                 fix="Run from the folder that holds it, or install its package",
             ) from e
-        raise _broken(module_name, e) from e
+        raise packages.failed_import(e) or packages.broken(module_name, e) from e
     except Exception as e:  # whatever a stranger's module raises
-        raise _broken(module_name, e) from e
+        raise packages.failed_import(e) or packages.broken(module_name, e) from e
     _known(name, attribute, [n for n in dir(module) if not n.startswith("_")])
     return _call(name, getattr(module, attribute))
-
-
-def _import(package: str, install: str) -> ModuleType:
-    try:
-        return importlib.import_module(package)
-    except ModuleNotFoundError as e:
-        if e.name == package:
-            raise BackendMissing(f"{package} is not installed", fix=f"`{install}`") from e
-        raise _broken(package, e) from e
-    except Exception as e:  # torchvision beside another torch raises RuntimeError, for one
-        raise _broken(package, e) from e
-
-
-def _broken(package: str, error: Exception) -> EnvironmentFailure:
-    return EnvironmentFailure(
-        f"{package} is installed but cannot be imported",
-        cause=f"It raised {type(error).__name__}: {error}",
-        fix=f"`python -c 'import {package}'` shows where; its version must match torch's",
-    )
 
 
 def _known(full: str, name: str, names: Iterable[str]) -> None:
@@ -205,6 +187,8 @@ def _call(name: str, build: Callable[..., Any], *args: Any, **options: Any) -> A
     try:
         return build(*args, **options)
     except Exception as e:  # whatever a stranger's factory raises
+        if failed := packages.failed_import(e):
+            raise failed from e
         raise UsageError(
             f"{name} could not be built",
             cause=f"It raised {type(e).__name__}: {e}",
@@ -235,7 +219,7 @@ def _timm_knows(
     name: str, module: Any, shape: tuple[int, int, int] | None, weights: str
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """The evaluation transform of timm: resize to floor(size / crop_pct), then a centre crop."""
-    config = _import("timm.data", "pip install timm").resolve_model_data_config(module)
+    config = packages.load("timm.data").resolve_model_data_config(module)
     labels = tuple(module.pretrained_cfg.get("label_names") or ())
     channels, height, width = shape or config["input_size"]
     mode = {"center": "shorter", "squash": "squash"}.get(config["crop_mode"])
@@ -277,7 +261,7 @@ def _torchvision_knows(
 
 
 def _torchvision_weights(name: str) -> Any:
-    models = _import("torchvision", "pip install torchvision").models
+    models = packages.load("torchvision").models
     _known(name, name.partition(":")[2], models.list_models())
     return models.get_model_weights(name.partition(":")[2])
 

@@ -49,7 +49,7 @@ def resolve(
         return None, Weights(source="random", seed=seed)
     if re.fullmatch(r"imagenet1k_v\d+", weights.lower()):
         weights = _published_url(weights.lower(), spec.name)
-    if urlsplit(weights).scheme in ("http", "https"):
+    if weights.lower().startswith(("http:", "https:")):
         return _download(weights, progress)
     path = Path(weights)
     if not path.is_file():
@@ -84,6 +84,7 @@ def _published_url(weights: str, name: str) -> str:
 def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
     from resdeploy.models import download
 
+    download.refuse_malformed(url)
     address, fragment = urldefrag(url)
     name = Path(unquote(urlsplit(address).path)).name or "weights"
     if fragment:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from resdeploy import packages
 from resdeploy.errors import UnknownName, UsageError
 from resdeploy.records import ModelSpec, Preprocessing
 
@@ -304,7 +305,7 @@ def spec(
         UnknownName: no such model.
         FactoryRefused: a factory that nobody typed (`foreign.permit`).
         UsageError: classes, labels, shape and preprocessing contradict each other.
-        BackendMissing: a foreign model's package is not installed.
+        PackageMissing: a foreign model's package is not installed.
     """
     classes = classes if classes is not None or not labels else len(labels)
     _check(classes, input_shape, preprocessing, labels)
@@ -376,8 +377,9 @@ def create(spec: ModelSpec, *, seed: int = 0) -> nn.Module:
     Takes (N, *spec.input_shape) float32 and gives logits (N, spec.classes).
 
     Raises:
-        UnknownName, UsageError, BackendMissing, FactoryRefused: as `spec`.
+        UnknownName, UsageError, PackageMissing, FactoryRefused: as `spec`.
     """
+    packages.need("torch", spec.name, otherwise="name an ONNX file, which needs no torch")
     import torch
 
     with torch.random.fork_rng(devices=[]):

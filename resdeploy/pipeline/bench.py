@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from resdeploy import backends, store
+from resdeploy import backends, packages, store
 from resdeploy.backends import choose, lane, machine
-from resdeploy.errors import ResdeployError, UsageError
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError
 from resdeploy.measure import bench as timing
 from resdeploy.measure import journal, summary
 from resdeploy.pipeline import make, sources
@@ -325,6 +325,11 @@ def source_for(
         return compiled
     if backends.load(backend).SOURCE == "checkpoint":
         if not sources.can_give(request, "checkpoint"):
+            if not any(backends.load(name).available().ok for name in ("tensorrt", "openvino", "onnxruntime")):
+                raise BackendMissing(
+                    f"nothing here runs {request.model}: no runtime for ONNX files is installed",
+                    fix=f"Run `{packages.install('openvino', 'onnxruntime')}`",
+                )
             raise UsageError(
                 f"{backend} runs networks and checkpoints, and {request.model} is neither",
                 fix="Choose another --backend",

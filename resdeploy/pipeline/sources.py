@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import store
+from resdeploy.backends import openvino
 from resdeploy.errors import FactoryRefused, MissingInput, UsageError, WeightsMismatch
 from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
@@ -158,6 +159,8 @@ def model_file(request: Request) -> Artifact:
     if kind == "engine":
         engines.refuse_unknown_origin(path, trusted=request.trust_engine)
     artifact = store.load(path)
+    if kind == "openvino":
+        openvino.check(path)
     if artifact is None:
         if kind != "onnx":
             raise UsageError(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy import store
-from resdeploy.errors import IntegrityError, MissingInput, UnsafeInput
+from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
@@ -23,8 +22,11 @@ class Steps:
         self._folder, self._note, self._file = folder, note, folder / "steps.json"
         self._keys: dict[str, str] = {}
         self._said: set[str] = set()  # files that several rows share are named once
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            self._keys = json.loads(self._file.read_text())
+        with contextlib.suppress(MissingInput):
+            try:
+                self._keys = store.read(dict[str, str], self._file)
+            except MalformedInput:
+                note(f"{self._file} is damaged, and what the files were made from is not known: all are made again")
 
     def artifact(self, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
         """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""

@@ -21,6 +21,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from resdeploy import packages
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
 from resdeploy.graph import files, portable
 from resdeploy.quantize.histogram import Histogram
@@ -58,7 +59,7 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
     if name is None:
         raise BackendMissing(
             "nothing here can run the network to see its ranges",
-            fix="Install ONNX Runtime: pip install onnxruntime",
+            fix=f"Install ONNX Runtime: {packages.install('onnxruntime')}",
         )
     with _opened(model, image_shape, name, "fp32") as predict:
         yield predict

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from resdeploy.errors import UnknownName
+from resdeploy import store
+from resdeploy.errors import MalformedInput, UnknownName
 from resdeploy.report.columns import Column, Table, formatted
 from resdeploy.report.tables import TABLES
 
@@ -52,8 +53,8 @@ def render(document: Document, form: str = "table", *, width: int | None = None,
 def saved(path: Path) -> dict[str, Any] | None:
     """A document written with `--format json`; None where the file is no such document."""
     try:
-        document = json.loads(path.read_bytes())
-    except (ValueError, OSError, RecursionError):
+        document = store.parse_json(path.read_bytes(), str(path))
+    except (MalformedInput, OSError):
         return None
     known = isinstance(document, dict) and document.get("command") in TABLES and "results" in document
     return document if known else None
@@ -74,7 +75,8 @@ def to_json(document: Document) -> str:
 def inert(text: str) -> str:
     """Text that no terminal, log viewer or CI runner acts upon; whatever is not printable is shown escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    return re.sub(r":(?=:)", ": ", shown).replace("##[", "## [")
+    # A command begins its line or a cell; what follows a letter, as in `torchvision::nms`, is none.
+    return re.sub(r"(?<!\w):(?=:)", ": ", shown).replace("##[", "## [")
 
 
 def markdown(text: str) -> str:

@@ -41,7 +41,7 @@ def read(out: Path) -> list[Epoch]:
     table, _ = paths(out)
     if not table.is_file():
         return []
-    rows = csv.DictReader(io.StringIO(table.read_text()))
+    rows = csv.DictReader(io.StringIO(table.read_text(encoding="utf-8")))
     return [Epoch(**{name: _number(name, text) for name, text in row.items()}) for row in rows]
 
 

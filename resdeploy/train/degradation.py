@@ -8,7 +8,6 @@ between those, with Student's interval over the seeds: everything else of a seed
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from resdeploy import __version__, stats, store
-from resdeploy.errors import ResdeployError
+from resdeploy.errors import MalformedInput, ResdeployError
 from resdeploy.models import zoo
 from resdeploy.train import curves, loop, state
 from resdeploy.train.state import Epoch
@@ -108,8 +107,8 @@ def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: lo
 def _keep_if_of(out: Path, settings: str) -> None:
     """Removes checkpoint, curves and state at `out` unless they are of these settings, which are noted beside it."""
     noted = out.with_name(f"{out.stem}.settings.json")
-    with contextlib.suppress(FileNotFoundError, ValueError):
-        if json.loads(noted.read_text()) == settings:
+    with contextlib.suppress(FileNotFoundError, MalformedInput):
+        if store.parse_json(noted.read_bytes(), str(noted)) == settings:
             return
     for path in (out, store.sidecar(out), *curves.paths(out)):
         path.unlink(missing_ok=True)

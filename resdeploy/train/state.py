@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from resdeploy import store
-from resdeploy.errors import UsageError
+from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.train.recipes import Average
 
 
@@ -86,7 +86,7 @@ def restore(
             continue
         try:
             tensors, header = _load(path)
-        except (SafetensorError, ValueError, KeyError) as e:
+        except (SafetensorError, MalformedInput, ValueError, KeyError, TypeError) as e:
             damaged.append(f"{path.name} was damaged ({e})")
             continue
         _same(header["settings"], settings, path)
@@ -95,7 +95,7 @@ def restore(
             optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
         for name, value in ({} if average is None else average.tensors).items():
             value.copy_(tensors[f"average.{name}"])
-        return [Epoch(**line) for line in header["history"]], _told(damaged, "training went on from the epoch before")
+        return header["history"], _told(damaged, "training went on from the epoch before")
     return [], _told(damaged, "training started anew")
 
 
@@ -111,8 +111,12 @@ def remove(out: Path) -> None:
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, "pt") as file:
-        header = json.loads((file.metadata() or {})["train"])
+        header = store.parse_json((file.metadata() or {})["train"], str(path))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
+        msg = "its header is no record"
+        raise ValueError(msg)
+    header["history"] = [Epoch(**line) for line in header["history"]]
     if _digest(tensors) != header["digest"]:
         msg = "its tensors do not match their digest"
         raise ValueError(msg)

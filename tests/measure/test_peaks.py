@@ -8,7 +8,7 @@ import pytest
 
 from resdeploy import store
 from resdeploy.backends import machine
-from resdeploy.errors import BackendCrash, UsageError
+from resdeploy.errors import BackendCrash, BackendMissing
 from resdeploy.measure import bench, peaks
 from resdeploy.records import Artifact, Availability, Block, Execution, Measurement, Peaks, Roof
 
@@ -62,7 +62,7 @@ def test_without_a_runtime_there_is_no_roof(monkeypatch: pytest.MonkeyPatch) -> 
             return Availability(ok=False)
 
     monkeypatch.setattr(peaks.backends, "load", lambda _name: Absent)
-    with pytest.raises(UsageError, match="pip install"):
+    with pytest.raises(BackendMissing, match="pip install"):
         peaks.of_this_machine()
 
 

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, WeightsMismatch  # noqa: E402
+from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, UnsafeInput, WeightsMismatch  # noqa: E402
 from resdeploy.models import weights, zoo  # noqa: E402
 
 SPEC = zoo.spec("resnet20")
@@ -242,6 +242,19 @@ def test_a_zip_that_is_no_checkpoint_and_a_torchscript_program_are_malformed(tmp
     refused(tmp_path / "w.zip", MalformedInput)
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "w.pt")
     assert "TorchScript" in refused(tmp_path / "w.pt", MalformedInput).what
+
+
+def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    """torch.save stores its members as they are, so the file's size bounds the reader's memory."""
+    torch.save({"w": torch.zeros(100_000)}, tmp_path / "stored.pth")
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pth") as stored,
+        zipfile.ZipFile(tmp_path / "w.pth", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    assert len(torch.load(tmp_path / "w.pth", weights_only=True)["w"]) == 100_000  # torch itself unpacks it
+    assert refused(tmp_path / "w.pth", UnsafeInput).what.startswith(f"{tmp_path / 'w.pth'} has")
 
 
 @pytest.mark.parametrize("document", [{}, {"epoch": 3}, [1, 2], {"state_dict": {"epoch": 1}}, torch.zeros(2)])

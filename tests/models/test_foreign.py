@@ -12,13 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from resdeploy.errors import (  # noqa: E402
-    BackendMissing,
-    EnvironmentFailure,
-    FactoryRefused,
-    UnknownName,
-    UsageError,
-)
+from resdeploy.errors import EnvironmentFailure, FactoryRefused, PackageMissing, UnknownName, UsageError  # noqa: E402
 from resdeploy.models import foreign, weights, zoo  # noqa: E402
 from resdeploy.records import Preprocessing  # noqa: E402
 
@@ -250,7 +244,7 @@ def test_a_package_that_is_missing_is_named_with_its_command(package: str, monke
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Hide, *sys.meta_path])
-    with pytest.raises(BackendMissing) as failure:
+    with pytest.raises(PackageMissing) as failure:
         zoo.spec(f"{package}:resnet18")
     assert f"pip install {package}" in failure.value.fix
     assert failure.value.exit_status == 6

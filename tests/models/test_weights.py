@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import subprocess
 import sys
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -24,7 +28,7 @@ from resdeploy.errors import (
     UnknownName,
     UsageError,
 )
-from resdeploy.models import weights, zoo
+from resdeploy.models import download, weights, zoo
 from resdeploy.records import Weights
 
 SPEC = zoo.spec("resnet50")
@@ -37,6 +41,8 @@ class Site:
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     cut: bool = False
+    length: str = ""  # in place of the true Content-Length
+    redirect: str = ""  # where every request is sent on to
     requests: list[str] = field(default_factory=list)
 
 
@@ -48,10 +54,15 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             site.requests.append(self.path)
+            if site.redirect:
+                self.send_response(302)
+                self.send_header("Location", site.redirect)
+                self.end_headers()
+                return
             body = site.files.get(self.path)
             self.send_response(200 if body is not None else 404)
             body = body if body is not None else b"<html>not here</html>"
-            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Content-Length", site.length or str(len(body)))
             self.end_headers()
             self.wfile.write(body[: len(body) // 2] if site.cut else body)
 
@@ -149,6 +160,73 @@ def test_a_short_body_is_an_integrity_error(site: Site, monkeypatch: pytest.Monk
     with pytest.raises(IntegrityError, match="50000 of 100000 bytes"):
         weights.resolve("imagenet1k_v1", SPEC)
     assert cached() == []
+
+
+def test_a_length_that_is_no_number_is_passed_over(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hash says whether all of the file has come."""
+    content = os.urandom(1000)
+    publish(site, monkeypatch, content)
+    site.length = "abc"
+    path, _ = weights.resolve("imagenet1k_v1", SPEC)
+    assert path is not None
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("length", ["", "abc"])
+def test_a_body_that_is_larger_than_any_checkpoint_is_not_kept(
+    site: Site, monkeypatch: pytest.MonkeyPatch, length: str
+) -> None:
+    """Whether the server says how large it is, or sends without end."""
+    publish(site, monkeypatch, os.urandom(5000))
+    site.length = length
+    monkeypatch.setattr(download, "MAX_BYTES", 4999)
+    with pytest.raises(IntegrityError, match="gives more than"):
+        weights.resolve("imagenet1k_v1", SPEC)
+    assert cached() == []
+
+
+def test_a_body_that_comes_too_slowly_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On average over the whole download: single reads may each be in time."""
+    publish(site, monkeypatch, os.urandom(5000))
+    monkeypatch.setattr(download, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(download, "SLOWEST_BYTES_S", float("inf"))
+    with pytest.raises(EnvironmentFailure) as failure:
+        weights.resolve("imagenet1k_v1", SPEC)
+    assert "bytes came in" in failure.value.cause
+    assert cached() == []
+
+
+def test_a_redirect_is_followed_but_not_from_https_to_http(site: Site) -> None:
+    """The second is asked of the handler: a server with a certificate is not at hand."""
+    site.redirect = "http://[odd/x.pth"
+    with pytest.raises(EnvironmentFailure):
+        weights.resolve("imagenet1k_v1", SPEC)
+    handler = download._Redirects()
+    asked = {scheme: urllib.request.Request(f"{scheme}://127.0.0.1/a.pth") for scheme in ("http", "https")}
+    for scheme, to in (("http", "http"), ("http", "https"), ("https", "https")):
+        sent_on = handler.redirect_request(asked[scheme], io.BytesIO(), 302, "Found", Message(), f"{to}://127.0.0.1/b")
+        assert sent_on is not None
+        assert sent_on.full_url == f"{to}://127.0.0.1/b"
+    with pytest.raises(urllib.error.HTTPError, match="from https to http"):
+        handler.redirect_request(asked["https"], io.BytesIO(), 302, "Found", Message(), "http://127.0.0.1/b")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://[::1/w-0676ba61.pth", "https:///w-0676ba61.pth", "http://127.0.0.1:port/w-0676ba61.pth",
+            "http://127.0.0.1:99999/w-0676ba61.pth", "http://127.0.0.1/a b-0676ba61.pth", "http://127.0.0.1/ä-0676ba61.pth",
+            "http:w-0676ba61.pth"]
+)  # fmt: skip
+def test_what_is_no_url_is_a_usage_error(url: str) -> None:
+    """Before anything is asked of a network."""
+    with pytest.raises(UsageError, match="is not a URL"):
+        weights.resolve(url, SPEC)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 70])
+def test_a_host_that_cannot_be_a_name_is_an_environment_failure(host: str) -> None:
+    """What the resolver refuses is said as if the host were not found."""
+    with pytest.raises(EnvironmentFailure):
+        weights.resolve(f"http://{host}/w-0676ba61.pth", SPEC)
 
 
 def test_a_missing_file_on_the_server_is_said_with_its_status(site: Site) -> None:

@@ -393,3 +393,9 @@ def test_no_two_columns_of_a_table_have_one_title(command: str) -> None:
     for table in TABLES[command]:
         titles = [column.title for column in table.columns]
         assert len(set(titles)) == len(titles), table.key
+
+
+def test_a_name_of_cpp_is_shown_as_it_is() -> None:
+    """What follows a letter begins no command of a CI runner."""
+    assert inert("operator torchvision::nms does not exist") == "operator torchvision::nms does not exist"
+    assert not inert("::error::x").startswith("::")

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from resdeploy import store
 from resdeploy.data import preprocess
@@ -161,8 +161,9 @@ def test_two_damaged_states_are_both_named_and_the_training_starts_anew(
     out = tmp_path / "r.safetensors"
     with pytest.raises(Stop):
         run(out, images, progress=stop_at(14))
-    for path in state.paths(out):
-        path.write_bytes(b"")
+    odd = save({"x": torch.zeros(1)}, {"train": "[" * 100_000})  # JSON that Python cannot nest
+    for path, content in zip(state.paths(out), (b"", odd), strict=True):
+        path.write_bytes(content)
     again = run(out, images, resume=True)
     assert tensors(again) == tensors(whole)
     (note,) = (note for note in again.notes if "damaged" in note)

@@ -1,0 +1,109 @@
+"""Packages that are imported only where they are needed, and what is said where one is missing or broken.
+
+Any import may be the one that fails, so an ImportError is put into words in one place, `failed_import`: the command
+line and the workers ask it about whatever they catch. `need` is for doors that can say what the package is for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from types import ModuleType, TracebackType
+
+from resdeploy.errors import EnvironmentFailure, PackageMissing
+
+# What is imported -> what pip installs for it, with what is of no use without the other. Plain requirements, for the
+# name of this project may be anybody's in an index.
+REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
+    "torch": ("torch", "onnxscript"),
+    "onnxscript": ("onnxscript",),
+    "timm": ("timm",),
+    "torchvision": ("torchvision",),
+    "sklearn": ("scikit-learn",),
+    "onnxruntime": ("onnxruntime",),
+    "openvino": ("openvino",),
+    "tensorrt": ("tensorrt", "cuda-bindings", "nvidia-ml-py"),
+    "cuda": ("cuda-bindings",),
+    "cuda.bindings": ("cuda-bindings",),
+    "pynvml": ("nvidia-ml-py",),
+    # Always installed with us, unless somebody took them away.
+    "jinja2": ("jinja2",),
+    "numpy": ("numpy",),
+    "onnx": ("onnx",),
+    "onnx_ir": ("onnx-ir",),
+    "PIL": ("pillow",),
+    "pydantic": ("pydantic",),
+    "rich": ("rich",),
+    "safetensors": ("safetensors",),
+    "scipy": ("scipy",),
+    "tomli": ("tomli",),
+}
+
+
+def install(*names: str) -> str:
+    """The command that installs packages, given by the names they are imported by."""
+    wanted = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS[name])
+    return f"pip install {' '.join(wanted)}"
+
+
+def need(name: str, purpose: str, *, otherwise: str = "") -> None:
+    """Nothing where the package is installed; it is not imported.
+
+    Args:
+        name: as it is imported.
+        purpose: what needs it, the subject of a sentence.
+        otherwise: what can be done without it.
+
+    Raises:
+        PackageMissing: it is not installed.
+    """
+    if importlib.util.find_spec(name) is None:
+        raise PackageMissing(
+            f"{purpose} needs the package {name}, which is not installed",
+            fix=f"Run `{install(name)}`" + (f", or {otherwise}" if otherwise else ""),
+        )
+
+
+def load(name: str) -> ModuleType:
+    """An imported package, or a part of one.
+
+    Raises:
+        PackageMissing, EnvironmentFailure: as `failed_import`.
+    """
+    try:
+        return importlib.import_module(name)
+    except Exception as e:  # torchvision beside another torch raises RuntimeError, for one
+        raise failed_import(e) or broken(name, e) from e
+
+
+def failed_import(error: BaseException) -> EnvironmentFailure | None:
+    """What an import's failure means for the user; None for any other error."""
+    missing = error.name if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and missing in REQUIREMENTS:
+        return PackageMissing(
+            f"the package {missing} is not installed, and what was asked for needs it", fix=f"Run `{install(missing)}`"
+        )
+    culprit = _culprit(error.__traceback__)
+    return broken(culprit, error) if culprit else None
+
+
+def broken(package: str, error: BaseException) -> EnvironmentFailure:
+    """The error of a package that is there and does not load."""
+    return EnvironmentFailure(
+        f"{package} is installed but cannot be imported",
+        cause=f"It raised {type(error).__name__}: {error}",
+        fix=f"`python -c 'import {package}'` shows where; install versions that fit each other",
+        code="E-BROKEN-PACKAGE",
+    )
+
+
+def _culprit(traceback: TracebackType | None) -> str:
+    """The package of the innermost module whose import was under way: not timm, where timm imports torchvision."""
+    name = ""
+    while traceback is not None:
+        code = traceback.tb_frame
+        if code.f_code.co_name == "<module>":
+            name = str(code.f_globals.get("__name__", "")).partition(".")[0]
+        traceback = traceback.tb_next
+    return "" if name in ("resdeploy", "__main__") else name
