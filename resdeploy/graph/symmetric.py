@@ -82,7 +82,7 @@ class _Graph(Index):
         return self._type(node.input[0])
 
     def _type(self, tensor: str) -> int:
-        """Of integers: whatever stands between a quantizer and a dequantizer moves them and converts nothing."""
+        """Of integers; what else stands between a quantizer and a dequantizer moves them and converts nothing."""
         seen: set[str] = set()
         while tensor not in seen:
             seen.add(tensor)
@@ -93,6 +93,8 @@ class _Graph(Index):
                 return int(self.given.get(tensor, TensorProto.UNDEFINED))
             if node.op_type == "QuantizeLinear":
                 return self.kind(node)
+            if node.op_type in ("Cast", "DynamicQuantizeLinear"):
+                return int(attribute(node, "to", TensorProto.UINT8))
             tensor = node.input[0] if node.input else tensor
         return TensorProto.UNDEFINED
 

@@ -158,10 +158,15 @@ def test_quantizers_of_ours_for_tensorrt_pass_as_they_are(major: int) -> None:
     lower.lower(model, major)
 
 
-def test_a_zero_point_that_is_computed_is_refused() -> None:
+@pytest.mark.parametrize("how", ["an input", "a cast"])
+def test_a_zero_point_that_is_computed_is_refused(how: str) -> None:
     model = network(activation=MIDDLE, weight=np.zeros(4, np.int8))
-    model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.UINT8, []))
     del model.graph.initializer[[t.name for t in model.graph.initializer].index("z")]
+    if how == "an input":
+        model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.UINT8, []))
+    else:
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.float32), "zf"))
+        model.graph.node.insert(0, helper.make_node("Cast", ["zf"], ["z"], "cast", to=TensorProto.UINT8))
     with pytest.raises(MalformedInput, match="has UINT8 with a zero point that is computed"):
         symmetric(model)
 
