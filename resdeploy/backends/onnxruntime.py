@@ -60,9 +60,14 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     """Copies the file once ONNX Runtime has loaded it.
 
     Raises:
-        MalformedInput: it refuses the file.
+        MalformedInput: it refuses the file, or TensorRT behind it would misread its Q/DQ.
         UsageError: the file is fixed to another batch or image size.
     """
+    if execution.provider == "tensorrt":  # NVIDIA's parser would take other 8-bit Q/DQ for INT8 with zero point 0
+        from resdeploy.graph import files
+        from resdeploy.graph.symmetric import symmetric
+
+        symmetric(files.load_model(Path(source.path)))
     with open(source, execution):
         store.write_bytes(out, Path(source.path).read_bytes())
     tools = {**source.tools, "onnxruntime": installed(VENDOR, "onnxruntime", "onnxruntime-gpu") or ""}

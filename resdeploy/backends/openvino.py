@@ -30,6 +30,9 @@ VENDOR = "openvino"
 HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
 DEPTH = 100  # of elements: a dimension is the sixth, and the body of a loop adds four
+# How kernels' names end: with the type of the first tensor that they read, where u8 is spelled "I8" (OpenVINO's
+# src/plugins/intel_cpu/src/node.cpp, getPrimitiveDescriptorType; capitals in versions before 2023.3).
+IN_NAMES = {**PRECISIONS, "fp32": "fp32", "fp16": "fp16"}
 RECORDED = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "INFERENCE_NUM_THREADS")
 
 
@@ -207,16 +210,30 @@ def _layer(node: Any, info: Mapping[str, str]) -> Layer:
         role = "reformat"
     elif sources and all(name.endswith("QuantizeLinear") for name in sources):  # Dequantize... too
         role = "qdq"
+    precision, doubt = _arithmetic(info["primitiveType"], info["runtimePrecision"])
     return Layer(
         name=node.get_friendly_name(),
         kind=f"{info['layerType']}:{info['primitiveType']}",
-        precision=_precision(info["runtimePrecision"]),
+        precision=precision,
         sources=sources,
         time_s=float(info["execTimeMcs"]) / 1e6,
         role=role,
         inputs=tuple(_port(value.get_node()) for value in node.input_values() if _computed(value.get_node())),
         outputs=(_port(node),),
+        doubt=doubt,
     )
+
+
+def _arithmetic(kernel: str, reported: str) -> tuple[str, str]:
+    """In which precision a kernel computes, and in words what OpenVINO reports where that is another.
+
+    `runtimePrecision` is the narrowest type among the tensors read, weights included: on a CPU with AMX it says i8 of
+    FP32 convolutions whose weights alone are int8. The kernel's name tells what it reads, and so what it multiplies.
+    """
+    claimed = _precision(reported)
+    named = IN_NAMES.get(kernel.rpartition("_")[2].lower(), claimed)
+    doubt = f"{reported} by runtimePrecision, but its kernel {kernel} is {named.upper()}"
+    return named, doubt if named != claimed else ""
 
 
 def _computed(node: Any) -> bool:

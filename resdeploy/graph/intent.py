@@ -21,6 +21,7 @@ FLOATS: Mapping[int, str] = {
     onnx.TensorProto.BFLOAT16: "bf16",
 }
 PAIR = ("QuantizeLinear", "DequantizeLinear")
+INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,8 @@ class Intent:
     followers: Mapping[str, tuple[str, ...]]  # convolution -> the batch normalisation and activation that alone read it
     producers: Mapping[str, str]  # tensor -> the node that makes it, Q/DQ and casts looked through
     nodes: frozenset[str]  # all that compute from the graph's inputs, Q/DQ and casts left out
-    edges: frozenset[str]  # the Q/DQ nodes at the graph's own inputs and outputs, which no placement does without
+    pairs: frozenset[str]  # all Q/DQ nodes
+    edges: frozenset[str]  # those at the graph's own inputs and outputs, which no placement does without
 
 
 def began_with(intent: Intent) -> dict[str, str]:
@@ -64,12 +66,13 @@ def of(model: onnx.ModelProto) -> Intent:
     blocks = find_blocks(plain)
     by_name = {node_name(node): node for node in index.nodes}
     asked = {name: _weighted(index, node) for name, node in by_name.items() if node.op_type in CONVOLUTIONS}
+    asked |= dict.fromkeys((name for name, node in by_name.items() if node.op_type in INTEGER_CONVOLUTIONS), "int8")
     asked |= {
         block.add: _added(index, by_name[block.add], asked.get(block.last_conv or "", "fp32")) for block in blocks
     }
     producers = {tensor: node_name(inner.nodes[i]) for tensor, i in inner.producer.items()}
     producers |= {twin: producers[source] for twin, source in twins.items() if source in producers}
-    skipped = {"QuantizeLinear", "DequantizeLinear", "Cast"}
+    pairs = frozenset(name for name, node in by_name.items() if node.op_type in PAIR)
     return Intent(
         blocks=blocks,
         asked=asked,
@@ -78,9 +81,12 @@ def of(model: onnx.ModelProto) -> Intent:
         },
         producers=producers,
         nodes=frozenset(
-            name for name, n in by_name.items() if n.op_type not in skipped and n.output[0] not in index.constants
+            name
+            for name, node in by_name.items()
+            if name not in pairs and node.op_type != "Cast" and node.output[0] not in index.constants
         ),
-        edges=frozenset(name for name, node in by_name.items() if node.op_type in PAIR and _at_edge(index, node)),
+        pairs=pairs,
+        edges=frozenset(name for name in pairs if _at_edge(index, by_name[name])),
     )
 
 

@@ -4,6 +4,8 @@
     8.6        as it is        the FP16 file           the Q/DQ file in FP32; the builder's FP16 flag does the rest
     10, 11     as it is        the FP16 file           cast to FP16 around the Q/DQ, scales too, at opset 19
 
+Q/DQ that are not INT8 with zero point 0 are brought to that where it is exact, else refused (`symmetric`).
+
 From version 10 on networks are strongly typed: a Q/DQ file in FP32 would leave every operator that is not quantized in
 FP32. QuantizeLinear and DequantizeLinear take FP16 scales from opset 19 on; 8.6 reads 17 at most and no such scales.
 
@@ -26,6 +28,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast, portable
 from resdeploy.graph.opset import OPSET
 from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.symmetric import symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
 PAIR = ("QuantizeLinear", "DequantizeLinear")
@@ -41,9 +44,11 @@ def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
     """The graph for a major version of TensorRT; the same object where nothing is to be done.
 
     Raises:
-        MalformedInput: Q/DQ at an opset that 8.6 cannot read, or a node that has no equal in opset 17.
+        MalformedInput: Q/DQ in another 8-bit form or at an opset that 8.6 cannot read, or a node that has no equal in
+            opset 17.
     """
     quantized = any(node.op_type in PAIR for node in model.graph.node)
+    model = symmetric(model) if quantized else model
     if is_typed(major):
         return half_around_pairs(model) if quantized and _in_float(model) else model
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)

@@ -7,7 +7,8 @@ convolution that multiplies int8 but reads its skip in FP16 adds in FP16, and th
 
 Nodes are found in layers by the runtime's own words (TensorRT's metadata, OpenVINO's original layer names), then by
 name, then by structure: a convolution that reads a second tensor of its output's shape adds it. What none of these
-tells is `unknown`, never fused, and makes the verdict inconclusive.
+tells is `unknown`, never fused, and makes the verdict inconclusive. So does a check that found nothing to look at: what
+a network does not have (residual adds in a plain one) is left out and noted, what was asked for and is not there fails.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def judge(
     if intent is None:
         layers = engine_blocks.named(layers)
         intent = engine_blocks.intent_of(layers)
+    layers = [_quantizer(layer, intent) for layer in layers]
     view = _View(layers, intent, asked, runtime)
     blocks = tuple(view.audited(block) for block in intent.blocks)
     superfluous = tuple(layer for layer in layers if layer.role == "qdq" and not _at_edge(layer, intent, bindings))
@@ -71,11 +73,11 @@ def judge(
                 fix="Name the ONNX file that it was made from, or leave --against away",
             )
         notes.append(f"{len(view.unattributed)} kernels name none of the graph's nodes: {shown}")
-    checks = [*_block_checks(blocks, asked), *view.convolution_checks()]
-    if not blocks and not any(is_convolution(layer) for layer in layers):
-        checks.append(_nothing_seen())
-    if asked == "int8":
-        checks.append(_superfluous(superfluous))
+    if doubted := [f"{layer.name} ({layer.doubt})" for layer in layers if layer.doubt and layer.role == "compute"]:
+        notes.append(f"kernels that run in another type than the runtime reports: {_listed(doubted)}")
+    if not blocks:
+        notes.append("no residual add was recognised" if graphless else "this network has no residual adds to judge")
+    checks = [*_block_checks(blocks, asked), *view.convolution_checks(superfluous)]
     if graphless and (maybe := engine_blocks.possible_sums(layers, {block.add for block in intent.blocks})):
         names = [layer.name for layer in maybe]
         checks.append(_counted("kernels known not to add", len(maybe), [], names, "kernels"))
@@ -98,6 +100,13 @@ def widest(precisions: Sequence[str]) -> str:
     if not precisions or any(precision not in WIDTH for precision in precisions):
         return UNKNOWN
     return max(precisions, key=WIDTH.__getitem__).replace("uint8", "int8")
+
+
+def _quantizer(layer: Layer, intent: Intent) -> Layer:
+    """The layer, known for a Q/DQ kernel where all that it names are such nodes: not every runtime says so itself."""
+    if layer.role == "compute" and layer.kind and layer.sources and intent.pairs.issuperset(layer.sources):
+        return dataclasses.replace(layer, role="qdq")
+    return layer
 
 
 class _View:
@@ -267,25 +276,40 @@ class _View:
             "remedy": f"Cast the graph itself: resdeploy quantize F.onnx --precision {seen.asked}",
         }
 
-    def convolution_checks(self) -> list[Check]:
-        """Whether each convolution ran in the precision asked for, and took its activation in."""
+    def convolution_checks(self, superfluous: Sequence[Layer]) -> list[Check]:
+        """Whether each convolution ran in the precision asked for, took its activation in, and needs no Q/DQ kernel."""
         if self.intent.asked:
             adds = {block.add for block in self.intent.blocks}
             wanted = {name: asked for name, asked in self.intent.asked.items() if name not in adds}
         else:
             wanted = {engine_blocks.conv_name(x): self.asked for x in self.layers if is_convolution(x)}
-        ran = {name: home.precision if (home := self.home(name)) else UNKNOWN for name in wanted}
-        other = [(name, f"in {ran[name]}") for name, asked in wanted.items() if ran[name] not in (asked, UNKNOWN)]
-        unsure = [name for name in wanted if ran[name] == UNKNOWN]
+        homes = {name: self.home(name) for name in wanted}
+        unsure = [name for name, home in homes.items() if home is None or home.precision == UNKNOWN]
+        other = [
+            (name, _ran(home))
+            for name, home in homes.items()
+            if home is not None and home.precision not in (wanted[name], UNKNOWN)
+        ]
+        if self.asked not in wanted.values():  # all may run as the graph has it, and nothing as was asked
+            other = [(name, f"the graph asks for {asked}, not {self.asked}") for name, asked in wanted.items()]
+            unsure = []
         followed = {
             node: self.absorbed(node, home)
-            for conv in wanted
-            if (home := self.home(conv)) is not None
+            for conv, home in homes.items()
+            if home is not None
             for node in self.intent.followers.get(conv, ())
         }
-        checks = [_counted("convolutions in the precision asked for", len(wanted), other, unsure, "convolutions")]
+        nothing = "the graph has no convolution, and an audit judges these; bench and eval judge the network"
+        if not self.intent.producers:  # known from the layers alone
+            nothing = "no convolution or residual block was recognised; add --against F.onnx"
+        checks = [
+            _counted(
+                "convolutions in the precision asked for", len(wanted), other, unsure, "convolutions", nothing=nothing
+            )
+        ]
         if self.asked == "int8":
-            checks.append(self._floats_written([home for name in wanted if (home := self.home(name)) is not None]))
+            checks.append(self._floats_written([home for home in homes.values() if home is not None]))
+            checks.append(_superfluous(superfluous, [layer for layer in self.layers if layer.kind]))
         if followed:
             apart = [(node, "a kernel of its own") for node, state in followed.items() if state is False]
             unsure = [node for node, state in followed.items() if state is None]
@@ -304,7 +328,8 @@ class _View:
                     (f"{layer.name}{f' (for {readers[0]})' if readers else ''}", f"writes {wide[0].precision}")
                 )
         unsure = [x.name for x in seen if not x.outputs or any(p.precision == UNKNOWN for p in x.outputs)]
-        return _counted("INT8 convolutions that write INT8", len(seen), words, unsure, "convolutions")
+        nothing = f"no convolution is known to run in INT8; quantize for this runtime: {self.quantize}"
+        return _counted("INT8 convolutions that write INT8", len(seen), words, unsure, "convolutions", nothing=nothing)
 
 
 def _block_checks(blocks: Sequence[BlockAudit], asked: str) -> list[Check]:
@@ -313,43 +338,48 @@ def _block_checks(blocks: Sequence[BlockAudit], asked: str) -> list[Check]:
     unfused = [(b.name, b.reason) for b in blocks if b.fused is False]
     unsure = [b.name for b in blocks if b.fused is None]
     known = [b for b in blocks if b.precision != UNKNOWN]
+    wanted = asked if all(b.asked == asked for b in blocks) else "the precision asked for"
     other = [(b.name, f"in {b.precision}") for b in known if b.precision != b.asked]
     silent = [b.name for b in blocks if b.precision == UNKNOWN]
     return [
         _counted("residual blocks fused", len(blocks), unfused, unsure, "blocks"),
-        _counted(f"residual adds in {asked}", len(blocks), other, silent, "adds"),
+        _counted(f"residual adds in {wanted}", len(blocks), other, silent, "adds"),
     ]
 
 
-def _nothing_seen() -> Check:
-    """Nothing that could have failed was looked at: no pass."""
-    return Check(
-        name="layers that can be audited", limit=None, observed=0.0, interval=None, state="inconclusive",
-        note="no convolution or residual block was recognised; add --against F.onnx",
-    )  # fmt: skip
+def _state(seen: int, wrong: int, unsure: int = 0) -> State:
+    """The rule of every check: nothing seen is nothing passed."""
+    return "fail" if wrong else "inconclusive" if unsure or not seen else "pass"
 
 
-def _counted(name: str, total: int, wrong: Sequence[tuple[str, str]], unsure: Sequence[str], unit: str) -> Check:
-    """All of `total` must hold: one that does not, (who, why), fails; one that is not known leaves it open."""
-    state: State = "fail" if wrong else "inconclusive" if unsure else "pass"
+def _counted(
+    name: str, total: int, wrong: Sequence[tuple[str, str]], unsure: Sequence[str], unit: str, *, nothing: str = ""
+) -> Check:
+    """All of `total` must hold: one that does not, (who, why), fails; one that is not known leaves it open.
+
+    `nothing` says why there may be none, and what to do then.
+    """
     words = [
         f"{why}: {_listed([who for who, other in wrong if other == why])}" for why in dict.fromkeys(w for _, w in wrong)
     ]
     words += [f"not known: {_listed(unsure)}"] if unsure else []
+    words += [] if total else [nothing]
     held = float(total - len(wrong) - len(unsure))
     return Check(
-        name=name, limit=float(total), observed=held, interval=None, state=state, unit=unit, note="; ".join(words)
+        name=name, limit=float(total), observed=held, interval=None, state=_state(total, len(wrong), len(unsure)),
+        unit=unit, note="; ".join(words),
     )  # fmt: skip
 
 
-def _superfluous(layers: Sequence[Layer]) -> Check:
+def _superfluous(layers: Sequence[Layer], told: Sequence[Layer]) -> Check:
+    """None of the layers whose kind the runtime tells may only quantize."""
     time_s = _total(layers)
     took = f", {time_s * 1e3:.3g} ms" if time_s else ""
     note = f"{_listed([layer.name for layer in layers])} run as kernels{took}" if layers else ""
-    state: State = "fail" if layers else "pass"
+    nothing = "" if told else "no kernel says what it does; build with resdeploy build, which asks for it"
     return Check(
-        name="Q/DQ left over as kernels", limit=0.0, observed=float(len(layers)), interval=None, state=state,
-        unit="kernels", note=note,
+        name="Q/DQ left over as kernels", limit=0.0, observed=float(len(layers)), interval=None,
+        state=_state(len(told), len(layers)), unit="kernels", note=note or nothing,
     )  # fmt: skip
 
 
@@ -362,8 +392,13 @@ def _at_edge(layer: Layer, intent: Intent, bindings: Sequence[str]) -> bool:
     return bool(touched & set(bindings)) or bool({*layer.sources, layer.name} & intent.edges)
 
 
+def _ran(layer: Layer) -> str:
+    return f"in {layer.precision}{f' ({layer.doubt})' if layer.doubt else ''}"
+
+
 def _sum_precision(adder: Layer) -> str:
     ports = [port.precision for port in (*adder.inputs, *adder.outputs)]
+    ports += [adder.precision] if adder.doubt else []  # computed wider than what it reads and writes
     return widest(ports) if ports else widest([adder.precision])
 
 

@@ -21,6 +21,7 @@ ADD = re.compile(r"(?:^|[/._:])add(?:v2)?(?:_\d+)*$", re.IGNORECASE)
 CONV = re.compile(r"(?:^|[/._])(?:conv|gemm|matmul)[^/+]*$", re.IGNORECASE)
 ACTIVATION = re.compile(r"(?:^|[/._])(?:relu|clip)[^/+]*$", re.IGNORECASE)
 WEIGHT = re.compile(r"(.+)\.weight$")
+PAIR = re.compile(r"(?:^|[/._])(?:de)?quantizelinear[^/+]*$", re.IGNORECASE)
 LONGEST_WALK = 12  # layers; a bottleneck's main branch has three
 
 
@@ -86,6 +87,7 @@ def intent_of(layers: Sequence[Layer]) -> Intent:
         followers={conv_name(layer): walk.followers(layer) for layer in layers if is_convolution(layer)},
         producers={},
         nodes=frozenset(part for layer in layers for part in layer.sources),
+        pairs=frozenset(part for layer in layers for part in layer.sources if PAIR.search(part)),
         edges=frozenset(),
     )
 

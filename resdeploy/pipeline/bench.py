@@ -30,6 +30,7 @@ from resdeploy.records import (
     Scenario,
     Scope,
     Summary,
+    Target,
 )
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
@@ -196,7 +197,9 @@ def _row(
     calibration: make.CalibrationPlan,
     progress: Progress,
 ) -> Row:
-    source = source_for(request, backend, precision, calibration, progress=progress)
+    on_tensorrt = backend == "onnxruntime" and plan.provider == "tensorrt"
+    target: Target | None = "tensorrt" if on_tensorrt else None
+    source = source_for(request, backend, precision, calibration, target=target, progress=progress)
     batch_size, threads = size
     streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
     execution = execution_for(source, batch_size=batch_size, threads=threads, streams=streams)
@@ -309,9 +312,13 @@ def source_for(
     precision: Precision | None,
     calibration: make.CalibrationPlan,
     *,
+    target: Target | None = None,
     progress: Progress,
 ) -> Artifact:
-    """The file that `backend` builds from, in the precision asked for (None: what the model is)."""
+    """The file that `backend` builds from, in the precision asked for (None: what the model is).
+
+    INT8 follows the fusion rules of `target` (None: the backend's own).
+    """
     if sources.format_of(request.model) in ("openvino", "engine"):
         path = Path(request.model)
         if sources.format_of(request.model) == "engine" and path.is_file() and not store.sidecar(path).is_file():
@@ -337,7 +344,7 @@ def source_for(
         artifact = make.checkpoint(request)
         return dataclasses.replace(artifact, precision=precision or artifact.precision)
     artifact = make.onnx_fp32(request, progress=progress)
-    target = make.TARGETS[backend]
+    target = target or make.TARGETS[backend]
     return make.lowered(artifact, precision or artifact.precision, target, calibration, progress=progress)
 
 

@@ -170,3 +170,4 @@ class Layer:
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
     tactic: str = ""
+    doubt: str = ""  # what the runtime says of the precision, where its kernel's own name says another

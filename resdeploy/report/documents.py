@@ -169,6 +169,7 @@ def audit(found: Audit, environment: Environment) -> Json:
             "kind": layer.kind,
             "role": layer.role,
             "precision": layer.precision,
+            "doubt": layer.doubt,
             "sources": list(layer.sources),
             "time_ms": ms(layer.time_s),
         }

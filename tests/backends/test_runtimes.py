@@ -17,6 +17,7 @@ from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Execution
 from tests.backends.conftest import artifact_of
+from tests.graph.test_intent import quantized
 
 RUNTIMES = [("onnxruntime", "built.onnx"), ("openvino", "built.xml")]
 
@@ -224,6 +225,15 @@ def test_onnxruntime_on_a_device_keeps_inputs_and_outputs_there(tiny: Artifact, 
             session.run()
             answers.append({name: value.copy() for name, value in session.get().items()})
     np.testing.assert_array_equal(answers[0]["logits"], answers[1]["logits"])
+
+
+def test_tensorrt_behind_onnxruntime_gets_no_q_dq_that_it_misreads(tiny: Artifact, tmp_path: Path) -> None:
+    """The same parser: UINT8 with zero point 0 is refused there too, and INT8 goes on to the provider."""
+    for target, error in (("onnxruntime", MalformedInput), ("tensorrt", BackendMissing)):
+        onnx.save(quantized(onnx.load(tiny.path), target), tmp_path / f"{target}.onnx")  # type: ignore[arg-type]
+        source = dataclasses.replace(artifact_of(tmp_path / f"{target}.onnx"), precision="int8")
+        with Lane("onnxruntime") as lane, pytest.raises(error):
+            lane.build(source, Execution(provider="tensorrt"), tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

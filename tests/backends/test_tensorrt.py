@@ -29,6 +29,7 @@ from resdeploy.errors import (
 )
 from resdeploy.graph import cast, intent, lower
 from resdeploy.judge import audit
+from resdeploy.pipeline import engines
 from resdeploy.records import Artifact, EngineOptions, Execution
 from tests.backends.conftest import artifact_of, tiny_network
 from tests.doubles import cuda_runtime
@@ -255,6 +256,18 @@ def test_a_quantized_graph_too_new_for_8_says_what_to_do() -> None:
     model.opset_import[0].version = 19
     with pytest.raises(MalformedInput, match="opset 19"):
         lower.lower(model, 8)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_q_dq_for_another_runtime_never_reach_the_builder(bench: Bench, version: str) -> None:
+    """UINT8 with zero point 0, which NVIDIA's parser takes for INT8: exit 4 and the next command."""
+    double = bench.use(version, execute=False)
+    source = bench.stored(quantized(tiny_network(), "openvino").SerializeToString(), "int8")
+    with pytest.raises(MalformedInput, match="has UINT8 with a zero point of 0") as refused:
+        engines.built(source, execution(bench.folder), bench.folder / "e.engine", None)
+    assert refused.value.exit_status == 4
+    assert "--target tensorrt" in refused.value.fix
+    assert not double.calls
 
 
 @pytest.mark.parametrize("version", ["10.3.0", "11.4.0"])

@@ -311,7 +311,7 @@ def test_the_graph_of_another_network_is_refused() -> None:
     """NVIDIA's ResNet-18 held against a graph none of whose nodes it has."""
     other = Intent(
         blocks=(), asked={"head.conv": "int8"}, followers={}, producers={"head.out": "head.conv"},
-        nodes=frozenset({"head.conv"}), edges=frozenset(),
+        nodes=frozenset({"head.conv"}), pairs=frozenset(), edges=frozenset(),
     )  # fmt: skip
     with pytest.raises(MalformedInput, match="was not made from the graph given"):
         audited(load("qat"), intent=other)
