@@ -1,12 +1,12 @@
 """What one epoch of fine-tuning does to a trained network, by the peak learning rate.
 
     python benchmarks/finetuning.py --data ../shared/data              # writes benchmarks/results/finetuning.json
-    python benchmarks/finetuning.py --data ../shared/data --check      # the default rate, on other images
+    python benchmarks/finetuning.py --data ../shared/data --check      # the default rates, on other images
 
 He et al.'s ResNets for CIFAR-10, trained on by one epoch of the recipe `fast` with every other default: on 1,000 and
 10,000 training images of the classes that they know, and with a new last layer, on the images of five classes. Rates
 are compared on one half of the test images, since the networks have seen every training image before; `--check` judges
-the default rate on the other half, which chose nothing. What is there already in the output is not run again.
+the default rates on the other half, which chose nothing. What is there already in the output is not run again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from quantization import NETWORKS
 
-from resdeploy import defaults, store
+from resdeploy import store
 from resdeploy.data import datasets
 from resdeploy.measure import environment
 from resdeploy.pipeline import sources, training
@@ -48,7 +48,7 @@ def images(data: Path, count: int, classes: int, *, check: bool) -> tuple[datase
 
 
 def row(
-    data: Path, network: str, count: int, classes: int, lr: float, seed: int, *, check: bool, threads: int
+    data: Path, network: str, count: int, classes: int, lr: float | None, seed: int, *, check: bool, threads: int
 ) -> dict[str, Any]:
     learned, judged = images(data, count, classes, check=check)
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, action="append", help=f"default: {RATES}")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--check", action="store_true", help="the default rate, on the other half")
+    parser.add_argument("--check", action="store_true", help="the default rates, on the other half")
     parser.add_argument("--output", type=Path, default=RESULTS / "finetuning.json")
     arguments = parser.parse_args()
     document: dict[str, Any] = {"results": []}
@@ -86,7 +86,7 @@ def main() -> None:
     done = {
         tuple(r[k] for k in ("network", "asked", "classes", "lr", "seed", "judged_on")) for r in document["results"]
     }
-    rates = (defaults.FINE_TUNING_LR,) if arguments.check else arguments.lr or RATES
+    rates = (None,) if arguments.check else arguments.lr or RATES
     for count in arguments.images or (1000, 10_000):
         for network in arguments.network or NETWORKS:
             for classes in arguments.classes or (10, CLASSES):

@@ -24,8 +24,8 @@ def train(
         float | None,
         typer.Option(
             min=1e-9,
-            help=f"Peak learning rate; default {defaults.LR:g}, from trained weights {defaults.FINE_TUNING_LR:g}, "
-            f"with --qat {defaults.QAT_LR:g}.",
+            help=f"Peak learning rate; default {defaults.LR:g}, from trained weights {defaults.FINE_TUNING_LR:g} "
+            f"(with a new last layer {defaults.ADAPTING_LR:g}), with --qat {defaults.QAT_LR:g}.",
             rich_help_panel=HOW,
         ),
     ] = None,

@@ -52,7 +52,7 @@ class Plan:
     """How to train. Where something is None, it follows from data or machine."""
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
-    lr: float | None = None  # peak learning rate; `defaults.LR` from random weights, from others FINE_TUNING_LR
+    lr: float | None = None  # peak learning rate; one of `defaults` by what the network has to learn
     batch_size: int = 64  # images a step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"
@@ -237,7 +237,7 @@ def _start(
     net = net.to(**placed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = _Run(
         plan=plan,
-        lr=plan.lr or (defaults.LR if initial is None else defaults.FINE_TUNING_LR),
+        lr=plan.lr or _default_rate(initial, whole and teacher is None),
         group=group,
         net=net,
         optimizer=recipes.optimizer(net, plan.recipe),
@@ -252,6 +252,12 @@ def _start(
     if plan.recipe == "fast":
         run.average = recipes.Average(net, run.steps)
     return run
+
+
+def _default_rate(initial: Path | None, knowing: bool) -> float:
+    if initial is None:
+        return defaults.LR
+    return defaults.FINE_TUNING_LR if knowing else defaults.ADAPTING_LR
 
 
 def _precision(group: distributed.Group) -> Literal["fp32", "bf16"]:

@@ -410,7 +410,9 @@ def test_weights_of_other_classes_get_a_new_head_and_other_networks_are_refused(
     weights.load_into(made, first, new_head=True)
     assert torch.equal(made.fc.weight, head)
     assert torch.equal(made.layer3.get_submodule("2").conv2.weight, net.layer3.get_submodule("2").conv2.weight)
-    made_anew = run(tmp_path / "r.safetensors", images, epochs=1, initial=first)
+    lines: list[state.Epoch] = []
+    made_anew = run(tmp_path / "r.safetensors", images, epochs=1, initial=first, lr=None, watch=lines.append)
+    assert lines[0].lr == recipes.learning_rate("fast", defaults.ADAPTING_LR, 5, 6)
     assert "test_top1_before" not in made_anew.checks  # of four classes, or of a random last layer: no figure at all
     deeper = zoo.spec("resnet32", classes=10, preprocessing=SPEC.preprocessing)
     weights.save(zoo.create(deeper), deeper, tmp_path / "r32.safetensors", Weights(source="random", seed=0))
