@@ -137,15 +137,7 @@ def train(
         spec, train_data, test_data = _fit(spec, train_data, test_data)
         assert spec.preprocessing is not None
         learned, held_out = _divided(train_data, plan) if held_out is None else (train_data, held_out)
-        images, unread = load(learned, spec.preprocessing, progress)
-        known, watched, notes = set(images.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
-        if held_out is not None:
-            watched, left_out = load_to_judge(held_out, spec.preprocessing, known, progress)
-            notes += left_out
-        if watched is not None and plan.hold_out:  # the best epoch is chosen on them
-            known |= set(watched.contents)
-        tested, left_out = load_to_judge(test_data, spec.preprocessing, known, progress)
-        notes += left_out
+        images, watched, tested, notes = _loaded(learned, held_out, test_data, plan, spec.preprocessing, progress)
         run = _start(spec, train_data, images, plan, group, initial, teacher)
         # Of a resumed training, too: `_settings` has the digest of what it began with.
         judge_first = initial is not None and run.whole and teacher is None
@@ -210,6 +202,26 @@ def _divided(train_data: Dataset, plan: Plan) -> tuple[Dataset, Dataset | None]:
     held_out = datasets.choose(train_data, max(1, round(plan.hold_out * len(train_data))), plan.seed)
     held = set(held_out.ids)
     return train_data.subset([i for i, name in enumerate(train_data.ids) if name not in held]), held_out
+
+
+def _loaded(
+    learned: Dataset,
+    held_out: Dataset | None,
+    test_data: Dataset,
+    plan: Plan,
+    sight: Preprocessing,
+    progress: Progress | None,
+) -> tuple[Samples, Samples | None, Samples, list[str]]:
+    """The images to learn from, to watch every epoch on, and to judge on at the end; and notes on what was left out."""
+    images, unread = load(learned, sight, progress)
+    known, watched, notes = set(images.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
+    if held_out is not None:
+        watched, left_out = load_to_judge(held_out, sight, known, progress)
+        notes += left_out
+    if watched is not None and plan.hold_out:  # the best epoch is chosen on them
+        known |= set(watched.contents)
+    tested, left_out = load_to_judge(test_data, sight, known, progress)
+    return images, watched, tested, [*notes, *left_out]
 
 
 def _start(
