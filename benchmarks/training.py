@@ -37,7 +37,8 @@ def ours(name: str, size: int, batch_size: int, turns: int, precision: str):
     net = zoo.create(spec).to(memory_format=torch.channels_last).train()
     steps = count // batch_size
     run = loop._Run(
-        plan=loop.Plan(epochs=1, batch_size=batch_size, precision=precision), group=distributed.Group(), net=net,
+        plan=loop.Plan(epochs=1, batch_size=batch_size, precision=precision), lr=0.1,
+        group=distributed.Group(), net=net,
         optimizer=recipes.optimizer(net, "fast"), average=recipes.Average(net, steps), teacher=None,
         sight=spec.preprocessing, augmentation="shift", steps=steps, history=[],
     )  # fmt: skip

@@ -179,7 +179,7 @@ def _facts(artifact: Artifact) -> str:
 
     path = Path(artifact.path)
     size_mb = sum(part.stat().st_size for part in (path, *store.companions(path))) / 1e6
-    checks = (f"{name} {value:.3g}" for name, value in artifact.checks.items())
+    checks = (f"{n} {x:,.0f}" if x.is_integer() else f"{n} {x:.3g}" for n, x in artifact.checks.items())
     return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *checks))
 
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resdeploy import defaults
 from resdeploy.cli import console, options
 from resdeploy.cli.gate import EXIT
 
@@ -17,7 +18,7 @@ def prune(
     confidence: options.Confidence = 0.95,
     blocks: Annotated[int | None, typer.Option(min=1, help="Remove so many, whatever they cost.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tune so long afterwards.")] = 0,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")] = 0.01,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")] = defaults.ADAPTING_LR,
     train_data: Annotated[
         str | None, typer.Option(help="Images to fine-tune on; default: the training split of --data.")
     ] = None,

@@ -24,7 +24,8 @@ def train(
         float | None,
         typer.Option(
             min=1e-9,
-            help=f"Peak learning rate; default {defaults.LR:g}, with --qat {defaults.QAT_LR:g}.",
+            help=f"Peak learning rate; default {defaults.LR:g}, from trained weights {defaults.FINE_TUNING_LR:g} "
+            f"(with a new last layer {defaults.ADAPTING_LR:g}), with --qat {defaults.QAT_LR:g}.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -46,6 +47,9 @@ def train(
     ] = None,
     threads: options.Threads = None,
     weights: options.Weights = "random",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit 1 if top-1 fell, 3 if nothing is known of it before.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
     qat: Annotated[
         bool, typer.Option("--qat", help="Train an INT8 file to answer as the FP32 network does.", rich_help_panel=QAT)
@@ -79,7 +83,7 @@ def train(
     how = training.How(
         data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
-        qat=qat, target=target, portable=portable, effort=effort,
+        qat=qat, target=target, portable=portable, effort=effort, strict=strict,
     )  # fmt: skip
     epochs = 0
 
@@ -98,3 +102,7 @@ def train(
     if artifact.sha256:  # else another process of torchrun's has written it
         console.announce(artifact, quiet=quiet)
         console.wrote(artifact, quiet=quiet)
+        if (outcome := training.outcome(artifact)) is not None:
+            console.note(outcome.told(how.lr), quiet=quiet)
+            if strict and (outcome.before is None or outcome.fell):
+                raise typer.Exit(1 if outcome.fell else 3)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resdeploy import packages, store
-from resdeploy.data import cifar, folder
+from resdeploy.data import cifar, folder, repeats
 from resdeploy.data.folder import Split
 from resdeploy.data.loading import Batch, Pixels, batches, content_hash, load_pixels
 from resdeploy.errors import MissingInput, UnknownName, UsageError
+from resdeploy.records import Repeats
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,6 +34,8 @@ __all__ = [
     "batches",
     "choose",
     "content_hash",
+    "contents",
+    "distinct",
     "fingerprint",
     "load_pixels",
     "open_dataset",
@@ -51,6 +54,7 @@ class Dataset:
     labels: NDArray[np.int64]  # (N,) class ids, -1: unlabelled
     classes: tuple[str, ...]  # names in the order of the ids; empty: the labels are the model's own class ids
     items: tuple[Path, ...] | NDArray[np.uint8] | Synthetic  # files, or pixels (N, H, W) or (N, H, W, C)
+    repeats: Repeats = field(default_factory=Repeats)  # what was left out, being there under another name
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -228,6 +232,7 @@ def _folder(data: str, path: Path, split: Split) -> Dataset:
         labels=np.array(listing.labels, np.int64),
         classes=listing.classes,
         items=listing.paths,
+        repeats=listing.repeats,
     )
 
 
@@ -275,6 +280,33 @@ def choose(dataset: Dataset, count: int, seed: int) -> Dataset:
         members = np.flatnonzero(dataset.labels == label)
         position[rng.permutation(members)] = (np.arange(len(members)) + rng.random()) / len(members)
     return dataset.subset(np.argsort(position, kind="stable")[:count])
+
+
+def distinct(dataset: Dataset) -> Dataset:
+    """Every image once, by its bytes; those of several labels left out; both named in `Dataset.repeats`.
+
+    For sets that are to be divided or counted before they are decoded: all files are read. Those that cannot be are
+    left in, and named where they are used.
+
+    Raises:
+        MalformedInput: every image has several labels.
+    """
+    if dataset.synthetic:
+        return dataset
+    kept, found = repeats.counted(dataset.ids, dataset.labels, contents(dataset))
+    return replace(dataset.subset(kept), repeats=dataset.repeats + found)
+
+
+def contents(dataset: Dataset) -> tuple[str, ...]:
+    """The content hash of every image; of one that cannot be read, something that no other has."""
+    return tuple(_content(dataset, k) for k in range(len(dataset)))
+
+
+def _content(dataset: Dataset, index: int) -> str:
+    try:
+        return content_hash(dataset.read(index))
+    except OSError:
+        return f"unreadable: {dataset.name}, {dataset.ids[index]}"
 
 
 def fingerprint(ids: Sequence[str], labels: NDArray[np.int64], hashes: Sequence[str]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from resdeploy.errors import MalformedInput, MissingInput, UsageError
+from resdeploy.records import Repeats
 
 Split = Literal["train", "test", "all"]
 
@@ -28,6 +28,7 @@ class Listing:
     labels: tuple[int, ...]
     classes: tuple[str, ...]
     split: Split
+    repeats: Repeats = field(default_factory=Repeats)  # folders that links lead to once more
 
 
 def scan(folder: Path, split: Split) -> Listing:
@@ -36,7 +37,9 @@ def scan(folder: Path, split: Split) -> Listing:
     Accepted are `DIR/{train,val,test}/<class>/*`, `DIR/<class>/*`, a flat folder with `val.txt`, `val_map.txt` or a
     `.csv` of them (`file label` a line; the files beside it or in `val/`), and a flat folder without labels.
     Classes are in the order of their sorted names, over all splits, as in torchvision's ImageFolder. A folder
-    without splits is the same whatever split is asked for, and says so in `Listing.split`.
+    without splits is the same whatever split is asked for, and says so in `Listing.split`. Links are followed; a folder
+    that they lead to once more is read once, and named in `Listing.repeats`. (Files are told apart by their bytes,
+    which are read later.)
 
     Raises:
         MissingInput: no images, or not that split.
@@ -55,13 +58,33 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    """All image files below, in sorted order, by suffix."""
+def _images(folder: Path, base: Path) -> tuple[list[Path], list[tuple[Path, Path]]]:
+    """All image files below, in sorted order, by suffix; and the folders met again, each with where it was first.
+
+    The folders from `base` down to `folder` count as met: a link to one of them would bring other classes' images.
+    """
+    paths: list[Path] = []
+    again: list[tuple[Path, Path]] = []
+    above = [path for path in folder.parents if path.is_relative_to(base)]
+    met = {_identity(path): path for path in above}
     for root, folders, files in os.walk(folder, followlinks=True):
+        first = met.setdefault(_identity(Path(root)), Path(root))
+        if first != Path(root):
+            again.append((Path(root), first))
+            folders.clear()
+            continue
         folders.sort()
-        for name in sorted(files):
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith("."):  # noqa: PTH122
-                yield Path(root, name)
+        paths += [
+            Path(root, name)
+            for name in sorted(files)
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")  # noqa: PTH122
+        ]
+    return paths, again
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    found = folder.stat()
+    return found.st_dev, found.st_ino
 
 
 def _with_splits(folder: Path, split: Split) -> Listing | None:
@@ -87,19 +110,29 @@ def _with_classes(folder: Path) -> Listing | None:
 
 def _collect(base: Path, sources: list[tuple[Path, str]], classes: tuple[str, ...], split: Split) -> Listing:
     number = {name: i for i, name in enumerate(classes)}
-    found = [(path, number[name]) for source, name in sources for path in _images(source)]
+    paths: list[Path] = []
+    labels: list[int] = []
+    again: list[str] = []
+    for source, name in sources:
+        found, folders = _images(source, base)
+        paths += found
+        labels += [number[name]] * len(found)
+        again += [f"{path.relative_to(base)} is {first.relative_to(base)}" for path, first in folders]
     return Listing(
-        paths=tuple(path for path, _ in found),
-        ids=tuple(path.relative_to(base).as_posix() for path, _ in found),
-        labels=tuple(label for _, label in found),
+        paths=tuple(paths),
+        ids=tuple(path.relative_to(base).as_posix() for path in paths),
+        labels=tuple(labels),
         classes=classes,
         split=split,
+        repeats=Repeats(again=tuple(again)),
     )
 
 
 def _flat(folder: Path) -> Listing:
-    paths = tuple(_images(folder))
-    return Listing(paths=paths, ids=tuple(p.name for p in paths), labels=(-1,) * len(paths), classes=(), split="all")
+    paths, _ = _images(folder, folder)  # without folders in it, or there would be classes
+    return Listing(
+        paths=tuple(paths), ids=tuple(p.name for p in paths), labels=(-1,) * len(paths), classes=(), split="all"
+    )
 
 
 def _with_list(folder: Path) -> Listing | None:

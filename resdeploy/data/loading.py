@@ -67,6 +67,7 @@ class Pixels:
 
     values: NDArray[np.uint8]  # (n, H, W, C), not normalised
     indices: NDArray[np.int64]  # (n,) positions in the data set
+    hashes: tuple[str, ...]  # (n,) as in `Batch`
     unreadable: tuple[str, ...]  # `id: reason`
 
 
@@ -179,6 +180,7 @@ def load_pixels(
         )
     values = np.empty(shape, np.uint8)
     indices: list[int] = []
+    hashes: list[str] = []
     bad: list[str] = []
     for image in _decoded(dataset, spec, preprocess.pixels, workers):
         if image.values is None:
@@ -186,11 +188,17 @@ def load_pixels(
         else:
             values[len(indices)] = image.values
             indices.append(image.index)
+            hashes.append(image.digest)
         if progress is not None and (image.index % 256 == 0 or image.index == total - 1):
             progress("reading images", image.index + 1, total)
     if not indices:
         raise _nothing(dataset, bad)
-    return Pixels(values=values[: len(indices)], indices=np.array(indices, np.int64), unreadable=tuple(bad))
+    return Pixels(
+        values=values[: len(indices)],
+        indices=np.array(indices, np.int64),
+        hashes=tuple(hashes),
+        unreadable=tuple(bad),
+    )
 
 
 def _nothing(dataset: Images, bad: Sequence[str]) -> MalformedInput:

@@ -33,7 +33,8 @@ def predict(
     """Per-image predictions of a built model, in the data set's order.
 
     Images stream through in batches; of the run only logits and hashes are kept. Unreadable images have no prediction;
-    they are named in the result. Classes are matched by name where the model knows names (`datasets.align`), so that a
+    they are named in the result. So is what is there more than once by its bytes: it is counted once, or not at all
+    where its labels differ. Classes are matched by name where the model knows names (`datasets.align`), so that a
     folder in another order than the model's is no silent 10 %.
 
     Args:
@@ -46,6 +47,7 @@ def predict(
     Raises:
         UsageError: no preprocessing known, or classes that are not the model's.
         BackendCrash: logits that are NaN or infinite.
+        MalformedInput: no image can be decoded, or every one has several labels.
         ResdeployError: what the backend or the data raised.
     """
     if spec is None:
@@ -70,7 +72,7 @@ def predict(
             unreadable += batch.unreadable
     kept = aligned.subset(np.concatenate(indices))
     scores = np.concatenate(logits)
-    return Predictions(
+    found = Predictions(
         model=candidate.model,
         ids=kept.ids,
         labels=kept.labels,
@@ -82,9 +84,11 @@ def predict(
         sha256=candidate.artifact.sha256,
         images=tuple(hashes),
         unreadable=tuple(unreadable),
+        repeats=aligned.repeats,
         classes=aligned.classes,
         origin=_origin(candidate, spec),
     )
+    return saved.counted_once(found)
 
 
 def shares_right(

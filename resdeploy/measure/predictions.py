@@ -29,8 +29,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import stats, store
+from resdeploy.data import repeats
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
-from resdeploy.records import Origin, Predictions, Score
+from resdeploy.records import Origin, Predictions, Repeats, Score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +60,35 @@ def score(predictions: Predictions) -> Score:
         correct=correct,
         total=total,
         top1_ci95=(100 * low, 100 * high),
+        repeats=predictions.repeats,
+    )
+
+
+def counted_once(predictions: Predictions) -> Predictions:
+    """The predictions without those of images that are there already, which are named instead (`repeats.counted`).
+
+    Where the contents are not known, nothing is a repeat.
+
+    Raises:
+        MalformedInput: every image has several labels.
+    """
+    if len(set(predictions.images)) == len(predictions.images):
+        return predictions
+    from resdeploy.data import datasets  # it brings the image decoder, which saved predictions do not need
+
+    names = predictions.ids or tuple(map(str, range(len(predictions.labels))))
+    kept, found = repeats.counted(names, predictions.labels, predictions.images)
+    ids, images = (tuple(some[k] for k in kept) for some in (predictions.ids or names, predictions.images))
+    labels = predictions.labels[kept]
+    return dataclasses.replace(
+        predictions,
+        ids=ids if predictions.ids else (),
+        images=images,
+        labels=labels,
+        top=predictions.top[kept],
+        logits=None if predictions.logits is None else predictions.logits[kept],
+        data_fingerprint=predictions.data_fingerprint and datasets.fingerprint(ids, labels, images),
+        repeats=predictions.repeats + found,
     )
 
 
@@ -94,6 +124,8 @@ def save(predictions: Predictions, path: Path) -> None:
     suffix = _suffix(path)
     meta: dict[str, Any] = {name: getattr(predictions, name) for name in TEXT_FIELDS}
     meta |= {"unreadable": list(predictions.unreadable), "classes": list(predictions.classes)}
+    if predictions.repeats != Repeats():
+        meta["repeats"] = dataclasses.asdict(predictions.repeats)
     if predictions.origin is not None:
         meta["origin"] = dataclasses.asdict(predictions.origin)
     arrays: dict[str, Any] = {
@@ -116,7 +148,7 @@ def save(predictions: Predictions, path: Path) -> None:
 
 
 def load(path: Path) -> Predictions:
-    """Reads predictions, our own or those of another tool.
+    """Reads predictions, our own or those of another tool; each image is counted once where contents are known.
 
     Raises:
         MissingInput: no such file.
@@ -130,7 +162,7 @@ def load(path: Path) -> Predictions:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It does not hold predictions")
     with _damage(path):
         found = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
-        return _predictions(found, path)
+        return counted_once(_predictions(found, path))
 
 
 def _suffix(path: Path) -> str:
@@ -296,6 +328,9 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
         logits=logits,
         origin=store.parse(Origin, json.dumps(meta["origin"]), f"the origin in {path}") if "origin" in meta else None,
         unreadable=tuple(str(v) for v in meta.get("unreadable", ())),
+        repeats=store.parse(Repeats, json.dumps(meta["repeats"]), f"the repeats in {path}")
+        if "repeats" in meta
+        else Repeats(),
         classes=tuple(str(v) for v in meta.get("classes", ())),
         **(dict.fromkeys(TEXT_FIELDS, "") | {"model": path.stem} | {n: str(meta[n]) for n in TEXT_FIELDS if n in meta}),
     )

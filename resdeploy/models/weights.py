@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urldefrag, urlsplit
 
 from resdeploy import store
-from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError
+from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError, WeightsMismatch
 from resdeploy.models import checkpoint, zoo
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
 
@@ -105,16 +105,27 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
     return path, Weights(source=address, sha256=digest)
 
 
-def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> None:
+def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> bool:
     """Loads a checkpoint's weights, converted to the network's type; on failure the network is as before.
 
     With `new_head` a network of another number of classes keeps its own last layer.
+
+    Returns:
+        Whether all of the network is the file's now, its last layer included.
 
     Raises:
         MissingInput, PickleRefused, MalformedInput: as `checkpoint.read`.
         WeightsMismatch: as `checkpoint.fit`.
     """
-    module.load_state_dict(checkpoint.fit(checkpoint.read(path), module, str(path), new_head=new_head), strict=True)
+    tensors, whole = checkpoint.read(path), True
+    try:
+        fitting = checkpoint.fit(tensors, module, str(path))
+    except WeightsMismatch:
+        if not new_head:
+            raise
+        fitting, whole = checkpoint.fit(tensors, module, str(path), new_head=True), False
+    module.load_state_dict(fitting, strict=True)
+    return whole
 
 
 def save(module: nn.Module, spec: ModelSpec, out: Path, weights: Weights) -> Artifact:

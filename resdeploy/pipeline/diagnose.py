@@ -58,9 +58,10 @@ def cause(candidate: timing.Candidate, pair: Pair, data: str, *, progress: Progr
     if spec is None or not pair.baseline.ids:
         return ""
     images = datasets.open_dataset(data, split="test")
-    some = datasets.choose(images, min(IMAGES, len(images)), seed=0)
     where = {name: k for k, name in enumerate(pair.baseline.ids)}
-    seen = np.array([where[name] for name in some.ids if name in where])
+    counted = images.subset([k for k, name in enumerate(images.ids) if name in where])
+    some = datasets.choose(counted, min(IMAGES, len(counted)), seed=0)
+    seen = np.array([where[name] for name in some.ids])
     before, now = (float(np.mean(side.top[seen, 0] == side.labels[seen])) for side in (pair.baseline, pair.candidate))
     if before <= now:
         return ""

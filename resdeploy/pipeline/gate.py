@@ -320,6 +320,8 @@ def _notes(baseline: Side, candidates: Sequence[Side], sight: Sight) -> list[str
                 + "; ".join(found)
             )
     for side in (baseline, *candidates):
+        if side.predictions is not None:
+            notes += [f"{side.predictions.data or side.name}: {told}" for told in side.predictions.repeats.told]
         origin = side.predictions.origin if side.predictions and side.source is None else None
         if origin is not None and origin.weights == "random":
             notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")

@@ -274,6 +274,7 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
         fingerprint=None if images.synthetic else datasets.fingerprint(found.ids, found.labels, hashes),
     )
     notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
+    notes += [f"to calibrate on: {told}" for told in images.repeats.told]
     return dataclasses.replace(
         seen, calibration=record, source=dataclasses.replace(source, notes=(*source.notes, *notes))
     )
@@ -297,7 +298,7 @@ def _identity(source: Artifact) -> Any:
 
 
 def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
-    """The images that INT8 ranges will come from: of the training split, spread over the classes, seeded.
+    """The images that INT8 ranges will come from: of the training split, spread over the classes, seeded, each once.
 
     Raises:
         UsageError: no images given for weights that are not random.
@@ -314,7 +315,7 @@ def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
             )
         data = f"synthetic:{min(plan.samples, SYNTHETIC_SAMPLES)}"
     images = datasets.open_dataset(data, split="train", need_labels=False)
-    return datasets.choose(images, min(plan.samples, len(images)), plan.seed)
+    return datasets.distinct(datasets.choose(images, min(plan.samples, len(images)), plan.seed))
 
 
 def data_signature(data: str, split: Literal["train", "test"]) -> str:

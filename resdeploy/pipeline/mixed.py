@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,7 +152,7 @@ def _search(seen: Calibrated, plan: make.CalibrationPlan, wanted: Wanted, out: P
             progress=progress,
         )
         chosen = next(rung for rung in timed if rung.chosen)
-        artifact = _kept(bench.lowered(chosen.label), chosen, wanted, out)
+        artifact = _kept(bench.lowered(chosen.label), chosen, wanted, baseline.repeats.told, out)
     return Quantized(artifact=artifact, candidates=timed, layers=layers)
 
 
@@ -210,19 +211,20 @@ class _Bench:
         return self.folder / f"{len(list(self.folder.iterdir()))}{suffix}"
 
 
-def _kept(made: Artifact, chosen: Mixed, wanted: Wanted, out: Path) -> Artifact:
+def _kept(made: Artifact, chosen: Mixed, wanted: Wanted, left_out: Sequence[str], out: Path) -> Artifact:
     """The chosen candidate at its place, with what was found out about it."""
     assert chosen.check is not None
     checks = {"drop_pp": chosen.check.observed or 0.0}
     if chosen.check.interval is not None:
         checks["drop_at_most_pp"] = chosen.check.interval[1]
-    note = (
+    notes = [f"to judge on: {told}" for told in left_out]
+    notes.append(
         f"chosen by search on {wanted.data}: {chosen.check.state} for a drop of at most {wanted.max_drop_pp:g} points "
         f"at {100 * wanted.confidence:g} % confidence"
     )
     store.write_bytes(out, Path(made.path).read_bytes())
     return store.save(
         replace(
-            made, path=str(out), sha256=store.digest(out), checks={**made.checks, **checks}, notes=(*made.notes, note)
+            made, path=str(out), sha256=store.digest(out), checks={**made.checks, **checks}, notes=(*made.notes, *notes)
         )
     )

@@ -111,7 +111,7 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
     """
     _check(profile)
     steps = Steps(folder, note)
-    fp32 = _fp32(profile, steps, progress)
+    fp32 = _fp32(profile, steps, progress, note)
     variants, failures = _variants(profile, steps, fp32, _pruned(profile, steps, fp32, progress), progress)
     accuracies = _judged(profile, variants)
     bench, where = _bench(profile, steps, variants, progress)
@@ -159,7 +159,7 @@ def _check(profile: Profile) -> None:
             (profile.calib_samples < 1, "calib_samples: a number from 1"),
             (profile.threads is not None and profile.threads < 1, "threads: a number from 1"),
             (profile.duration_s <= 0, "duration_s: seconds above 0"),
-            (profile.lr <= 0, "lr: a number above 0"),
+            (profile.lr is not None and profile.lr <= 0, "lr: a number above 0"),
         )
         if wrong
     ]
@@ -172,12 +172,12 @@ def _is_file_name(name: str) -> bool:
     return name == Path(name).name and name not in ("", "..") and name.isprintable()
 
 
-def _fp32(profile: Profile, steps: Steps, progress: Progress) -> Artifact:
+def _fp32(profile: Profile, steps: Steps, progress: Progress, note: Note) -> Artifact:
     """The profile's network in ONNX, trained first where it says so."""
     sight = Sight(img_size=profile.img_size)
     request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=sight)
     if profile.epochs and profile.data is not None:
-        trained = _trained(profile, profile.data, request, steps, progress)
+        trained = _trained(profile, profile.data, request, steps, progress, note)
         if sources.format_of(profile.model) is None:  # with its name: a factory's may come from the profile alone
             request = dataclasses.replace(request, weights=trained.path)
         else:
@@ -194,7 +194,7 @@ def _fp32(profile: Profile, steps: Steps, progress: Progress) -> Artifact:
     )
 
 
-def _trained(profile: Profile, data: str, request: Request, steps: Steps, progress: Progress) -> Artifact:
+def _trained(profile: Profile, data: str, request: Request, steps: Steps, progress: Progress, note: Note) -> Artifact:
     """The trained checkpoint; an interrupted training of the same key goes on, another one starts anew."""
     name, started = "model.safetensors", "model.safetensors (begun)"
     key = (
@@ -211,7 +211,10 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
         resume = steps.recalls(started, key)
         steps.remember(started, key)
         plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
-        return training.trained(request, data, plan, path, resume=resume, progress=progress)
+        made = training.trained(request, data, plan, path, resume=resume, progress=progress)
+        if (outcome := training.outcome(made)) is not None:
+            note(outcome.told(profile.lr))
+        return made
 
     return steps.artifact(name, key, train)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import tempfile
 from dataclasses import dataclass
@@ -74,7 +73,7 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
         raise UsageError(
             f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
         )
-    images = datasets.open_dataset(plan.data, split="test")
+    images = datasets.distinct(datasets.open_dataset(plan.data, split="test"))
     learned = None if plan.training is None else _learned(plan, images)
     source = make.onnx_fp32(request, progress=progress)
     if source.precision != "fp32":
@@ -109,7 +108,8 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
     from resdeploy.data import datasets
 
     train_data, test_data = training.training_images(data)
-    choosing = datasets.choose(train_data, min(len(train_data), len(test_data)), seed)
+    test_data = datasets.distinct(test_data)  # as many as will judge
+    choosing = datasets.distinct(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
     budget = search.Budget(max_drop_pp=max_drop_pp)
     return store.save(
         search.cut(source, choosing, len(test_data), budget, predict=_predict, out=out, progress=progress)
@@ -143,24 +143,13 @@ def _learned(plan: PrunePlan, tested: Dataset) -> Dataset:
         raise UsageError(
             f"{plan.data} has no training images: fine-tuning would see those to choose and to judge on", fix=fix
         )
-    if shared := len(_hashes(images) & _hashes(tested)):
+    if shared := len(set(datasets.contents(images)) & set(datasets.contents(tested))):
         raise UsageError(
             f"{shared} images of {images.name} to fine-tune on are among those of {tested.name} to choose and to judge "
             "on",
             fix=fix,
         )
     return images
-
-
-def _hashes(images: Dataset) -> set[str]:
-    """Of the contents; what cannot be read is named where it is used."""
-    from resdeploy.data import datasets
-
-    found = set()
-    for i in range(len(images)):
-        with contextlib.suppress(OSError):
-            found.add(datasets.content_hash(images.read(i)))
-    return found
 
 
 class _Tuner:
@@ -189,7 +178,7 @@ class _Tuner:
             out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
         )  # fmt: skip
         # Its test images were those to choose on: no figure to be proud of, and not the verdict's.
-        checks = {"choosing_top1" if name == "test_top1" else name: x for name, x in self.trained.checks.items()}
+        checks = {name.replace("test_", "choosing_"): x for name, x in self.trained.checks.items()}
         self.trained = dataclasses.replace(self.trained, checks=checks)
         assert self.trained.model is not None
         assert self.trained.weights is not None

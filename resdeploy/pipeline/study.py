@@ -151,13 +151,17 @@ def lesion(
     rows: list[dict[str, Any]] = []
     curves: dict[str, list[dict[str, Any]]] = {"several": [], "shuffled": []}
     wholes = []
+    notes: dict[str, None] = {}
     for request in requests:
-        name, whole, single, several, shuffled = _operated(request, plan, progress)
+        name, whole, single, several, shuffled, told = _operated(request, plan, progress)
+        notes |= dict.fromkeys(told)
         wholes.append({"model": name, "error": whole})
         rows += [{"model": name, **one, "rise_pp": one["error"] - whole} for one in single]
         curves["several"] += [{"model": name, **dataclasses.asdict(point)} for point in several]
         curves["shuffled"] += [{"model": name, **dataclasses.asdict(point)} for point in shuffled]
-    document = studies.lesion(rows, {"whole": wholes, "plan": dataclasses.asdict(plan), **curves}, environment)
+    document = studies.lesion(
+        rows, {"whole": wholes, "plan": dataclasses.asdict(plan), **curves, "notes": list(notes)}, environment
+    )
     if out is not None:
         store.write_json(out, document)
         for kind, drawn in lesion_charts(document).items():
@@ -167,10 +171,10 @@ def lesion(
 
 def _operated(
     request: Request, plan: LesionPlan, progress: Progress
-) -> tuple[str, float, list[dict[str, Any]], Sequence[Point], Sequence[Point]]:
+) -> tuple[str, float, list[dict[str, Any]], Sequence[Point], Sequence[Point], Sequence[str]]:
     from resdeploy.data import datasets
     from resdeploy.models import resnet, weights, zoo
-    from resdeploy.train.images import load
+    from resdeploy.train.images import load_to_judge
     from resdeploy.train.lesion import Patient
 
     network = sources.network(request)
@@ -182,7 +186,7 @@ def _operated(
         raise UsageError(f"{request.model} is not a network of ours", fix="Choose one that `resdeploy models` lists")
     images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)
     images = datasets.choose(images, plan.images, plan.seed)
-    samples, _ = load(images, network.spec.preprocessing, progress)
+    samples, notes = load_to_judge(images, network.spec.preprocessing, progress=progress)
     patient = Patient(net, samples, network.spec.preprocessing)
     name = sources.stem(request.model)
     whole, single = patient.single(lambda done, total: progress(f"{name}: one block", done, total))
@@ -193,7 +197,7 @@ def _operated(
     shuffled = patient.shuffled(
         counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: shuffled", done, total)
     )
-    return name, whole, [dataclasses.asdict(one) for one in single], several, shuffled
+    return name, whole, [dataclasses.asdict(one) for one in single], several, shuffled, notes
 
 
 def lesion_charts(document: Mapping[str, Any]) -> dict[str, str]:

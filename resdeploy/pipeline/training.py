@@ -40,6 +40,7 @@ class How:
     target: Target | None = None  # of the INT8 file; None: openvino
     portable: bool | None = None
     effort: Effort = "normal"
+    strict: bool = False  # whoever asks wants to know whether the accuracy fell
 
 
 def kept(out: Path) -> Path | None:
@@ -59,6 +60,11 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
     _refuse_ignored(how)
+    if how.strict and request.weights == "random" and sources.format_of(request.model) is None:
+        raise UsageError(
+            "--strict compares with the accuracy before, and random weights have none",
+            fix="Add --weights FILE, or leave --strict away",
+        )
     if how.resume and out.is_file() and kept(out) is None:
         raise UsageError(
             f"there is nothing to resume: {out} is finished",
@@ -68,7 +74,7 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
         from resdeploy.train import curves, loop
 
         plan = loop.Plan(
-            epochs=how.epochs, lr=how.lr or defaults.LR, batch_size=how.batch_size, seed=request.seed,
+            epochs=how.epochs, lr=how.lr, batch_size=how.batch_size, seed=request.seed,
             recipe=how.recipe, augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
             precision=how.precision, threads=how.threads,
         )  # fmt: skip
@@ -113,6 +119,7 @@ def _refuse_ignored(how: How) -> None:
         ("--accumulate", how.accumulate > 1),
         ("--recipe paper", how.recipe == "paper"),
         ("--precision bf16", how.precision == "bf16"),
+        ("--strict", how.strict),
     )
     for option, given in of_floats:
         if given:
@@ -148,6 +155,37 @@ def trained(
     spec = spec_for(network.spec, train_data)
     return loop.train(
         spec, train_data, test_data, plan, out=out, initial=network.path, resume=resume, progress=progress, watch=watch
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """Top-1 on the test images in percent, and what it was before where weights were trained on."""
+
+    before: float | None  # None: random weights, or a new last layer
+    after: float
+    images: int
+
+    @property
+    def fell(self) -> bool:
+        return self.before is not None and self.after < self.before
+
+    def told(self, lr: float | None) -> str:
+        """In one line; `lr` is the peak learning rate asked for."""
+        if self.before is None:
+            return f"top-1 {self.after:.2f} % on {self.images:,} images"
+        found = f"top-1 {self.before:.2f} % before, {self.after:.2f} % after, on {self.images:,} images"
+        lower = (lr or defaults.FINE_TUNING_LR) / 10
+        return f"{found}: the training made it worse; try --lr {lower:g}, or more images" if self.fell else found
+
+
+def outcome(trained: Artifact) -> Outcome | None:
+    """What the training of a network came to; None for an INT8 file, which is trained without labels."""
+    checks = trained.checks
+    if "test_top1" not in checks:
+        return None
+    return Outcome(
+        before=checks.get("test_top1_before"), after=checks["test_top1"], images=round(checks["test_images"])
     )
 
 

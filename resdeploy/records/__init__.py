@@ -18,6 +18,7 @@ from resdeploy.records.artifacts import (
     ModelSpec,
     Port,
     Preprocessing,
+    Repeats,
     Weights,
 )
 from resdeploy.records.costs import Cost, LayerCost, LayerRoof, Peaks, Roof, Roofline
@@ -94,6 +95,7 @@ __all__ = [
     "Preprocessing",
     "Profile",
     "Progress",
+    "Repeats",
     "Replay",
     "Reported",
     "Roof",

@@ -29,6 +29,31 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """Names in a set of images that are not counted, since what they lead to is there under another name too."""
+
+    __pydantic_config__ = STRICT
+    again: tuple[str, ...] = ()  # `NAME is NAME`, the second of which counts; a folder's name where links lead to one
+    contradicted: tuple[str, ...] = ()  # `NAME is NAME`, of different labels: none of them counts
+
+    def __add__(self, other: Repeats) -> Repeats:
+        return Repeats(again=self.again + other.again, contradicted=self.contradicted + other.contradicted)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """In sentences what a reader of figures must know; none where everything counts."""
+        said = (
+            (self.again, "repeat", "of others: each image is counted once"),
+            (self.contradicted, "image", "of several labels: left out"),
+        )
+        return tuple(
+            f"{len(names):,} {noun}{'s' * (len(names) > 1)} {fate} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
+            for names, noun, fate in said
+            if names
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A description of a network, never its weights."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from resdeploy.records.artifacts import Calibration, Layer, Preprocessing
+from resdeploy.records.artifacts import Calibration, Layer, Preprocessing, Repeats
 from resdeploy.records.vocabulary import STRICT, Precision, State
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Per-image results on one data set, in the data set's order."""
+    """Per-image results on one data set, in the data set's order, every image counted once where hashes tell."""
 
     model: str
     ids: tuple[str, ...]  # () where a foreign file has none: its order is then all there is to match by
@@ -44,6 +44,7 @@ class Predictions:
     sha256: str  # the artifact's
     images: tuple[str, ...] = ()  # content hashes (16 hex digits), as in Calibration.images
     unreadable: tuple[str, ...] = ()  # images that could not be decoded, never silently dropped
+    repeats: Repeats = field(default_factory=Repeats)  # names of the data set that are not among `ids`
     classes: tuple[str, ...] = ()  # their names, by id; () where nobody told them
     origin: Origin | None = None  # None: a foreign file, which does not say
 
@@ -58,6 +59,7 @@ class Score:
     correct: int  # top-1
     total: int
     top1_ci95: tuple[float, float]  # Wilson
+    repeats: Repeats = field(default_factory=Repeats)  # what `total` leaves out
 
 
 @dataclass(frozen=True, kw_only=True)

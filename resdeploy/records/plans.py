@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from resdeploy import defaults
 from resdeploy.records.judged import Check
 from resdeploy.records.timing import Comparison, Summary
 from resdeploy.records.vocabulary import STRICT, Arithmetic, BackendName, Precision
@@ -28,7 +27,7 @@ class Profile:
     calib_precision: Arithmetic | None = None  # in what ranges are observed; None: BF16 on CPUs that have it
     portable: bool | None = None  # INT8 weights in 7 bits, exact on CPUs without VNNI too; None: what this CPU needs
     epochs: int = 0  # 0: no training
-    lr: float = defaults.LR
+    lr: float | None = None  # peak; None: as `train`
     prune_drop_pp: float | None = None  # drop residual blocks within so many points of top-1 on training images
     precisions: tuple[Precision, ...] = ("fp32", "int8")
     backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")

@@ -107,10 +107,12 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
                 "sha256": predictions.sha256,
                 "unreadable": list(predictions.unreadable),
                 "unreadable_count": len(predictions.unreadable),
+                "repeats": dataclasses.asdict(predictions.repeats),
             }
         )
         notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
-    return document("eval", environment, rows, notes=notes)
+        notes += [f"{predictions.data}: {told}" for told in predictions.repeats.told]
+    return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
 
 
 def gate(found: Gate, environment: Environment) -> Json:
@@ -316,6 +318,8 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     for row in rows:
         found = bench_row(row.outcome)
         found |= score_row(row.score)
+        if row.score is not None:
+            found["notes"] = [*found["notes"], *row.score.repeats.told]
         found |= {"speedup": None, "speedup_ci95": None, "drop_pp": None, "verdict": None}
         if row.comparison is not None:
             comparison = comparison_row(row.comparison)

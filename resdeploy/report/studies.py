@@ -40,6 +40,7 @@ def prune(
             }
         )
     notes = [f"removed, in this order: {', '.join(removed)}" if removed else "no block could be shown to be within it"]
+    notes += scores[0].repeats.told
     if tuned is not None:
         notes.append(
             f"after the fine-tuning the drop on the images to choose on was {tuned.drop_pp:+.2f} points "

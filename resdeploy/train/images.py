@@ -7,7 +7,7 @@ processes changes nothing about which images a step sees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor
 
-from resdeploy.data import datasets
+from resdeploy.data import datasets, repeats
+from resdeploy.errors import UsageError
 from resdeploy.records import Preprocessing, Progress
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class Samples:
 
     pixels: Tensor  # uint8 (n, H, W, C)
     labels: Tensor  # int64 (n,)
+    ids: tuple[str, ...] = ()  # (n,) where `load` made them
+    contents: tuple[str, ...] = ()  # (n,) content hashes, likewise
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,8 +52,55 @@ def load(data: Dataset, sight: Preprocessing, progress: Progress | None = None) 
         OutOfMemory: more pixels than fit.
     """
     images = datasets.load_pixels(data, sight, progress=progress)
-    samples = Samples(pixels=torch.from_numpy(images.values), labels=torch.from_numpy(data.labels[images.indices]))
+    samples = Samples(
+        pixels=torch.from_numpy(images.values),
+        labels=torch.from_numpy(data.labels[images.indices]),
+        ids=tuple(data.ids[i] for i in images.indices),
+        contents=images.hashes,
+    )
     return samples, images.unreadable
+
+
+def load_to_judge(
+    data: Dataset, sight: Preprocessing, learned: Collection[str] = (), progress: Progress | None = None
+) -> tuple[Samples, tuple[str, ...]]:
+    """Images that a figure may be taken from, each once and none that was learned from; and notes on what is left out.
+
+    Args:
+        data: the images.
+        sight: how the network sees them.
+        learned: content hashes of those that the network learns from.
+        progress: what is being done.
+
+    Raises:
+        UsageError: all of them are among those learned from.
+        MalformedInput: no image can be read, or every one has several labels.
+        OutOfMemory: more pixels than fit.
+    """
+    samples, unread = load(data, sight, progress)
+    kept, found = repeats.counted(samples.ids, samples.labels.numpy(), samples.contents)
+    shared = [samples.ids[k] for k in kept if samples.contents[k] in learned]
+    kept = np.array([k for k in kept if samples.contents[k] not in learned], np.int64)
+    if not len(kept):
+        raise UsageError(
+            f"all images to judge on are also learned from, such as {shared[0]}",
+            cause="The folders of the training and the test images lead to the same files",
+            fix="Put images that are not trained on into the test folder",
+        )
+    notes = [f"left out of testing, unreadable: {name}" for name in unread]
+    notes += [f"to judge on: {told}" for told in (data.repeats + found).told]
+    if shared:
+        first = ", ".join(shared[:3]) + ", ..." * (len(shared) > 3)
+        plural = "s" * (len(shared) > 1)
+        notes.append(f"to judge on: {len(shared):,} image{plural} learned from too: left out ({first})")
+    if len(kept) < len(samples):
+        samples = Samples(
+            pixels=samples.pixels[kept],
+            labels=samples.labels[kept],
+            ids=tuple(samples.ids[k] for k in kept),
+            contents=tuple(samples.contents[k] for k in kept),
+        )
+    return samples, tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,10 @@
 """Training a classifier. `recipes` says how, `images` what a step sees, `state` what a resumed training goes on from.
 
 The result is the network after the last step (of `fast`: the average of the last ones). Nothing is chosen on the test
-images: they are looked at once, at the end. Where a share of the training images is held out (`Plan.hold_out`), the
-network is judged on those after every epoch, and the best epoch's is kept beside the last one's.
+images: the network that comes out answers them once, at the end, and trained weights that go in do at the start. Every
+image is judged on once, and none that was learned from (`images.load_to_judge`). Where a share of the training images
+is held out (`Plan.hold_out`), the network is judged on those after every epoch, and the best epoch's is kept beside
+the last one's.
 
 A training that was interrupted anywhere goes on bit by bit as if it had not been, on the same machine with as many
 threads and processes.
@@ -14,7 +16,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +35,7 @@ from resdeploy.models import weights as checkpoints
 from resdeploy.models import zoo
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
 from resdeploy.train import curves, distributed, recipes, state
-from resdeploy.train.images import Augmentation, Samples, Step, load, normalise, steps_of, suited
+from resdeploy.train.images import Augmentation, Samples, Step, load, load_to_judge, normalise, steps_of, suited
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -50,7 +52,7 @@ class Plan:
     """How to train. Where something is None, it follows from data or machine."""
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
-    lr: float = defaults.LR  # peak learning rate
+    lr: float | None = None  # peak learning rate; one of `defaults` by what the network has to learn
     batch_size: int = 64  # images a step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"
@@ -66,6 +68,7 @@ class _Run:
     """Everything that changes while training, and what it is done with."""
 
     plan: Plan
+    lr: float
     group: distributed.Group
     net: nn.Module
     optimizer: torch.optim.SGD
@@ -75,6 +78,7 @@ class _Run:
     augmentation: Augmentation
     steps: int
     history: list[state.Epoch]
+    whole: bool = False  # all of the network was trained before, its last layer included
 
     def judged(self) -> nn.Module:
         """The network to judge and to save: the average where there is one. Every process has the first one's."""
@@ -110,7 +114,9 @@ def train(
     Args:
         spec: with preprocessing; its labels, if any, decide the order of the classes.
         train_data: images to learn from.
-        test_data: images to judge with, once, at the end: `Artifact.checks["test_top1"]`, in percent.
+        test_data: images to judge with at the end: `Artifact.checks["test_top1"]`, in percent, of `"test_images"`.
+            What is also among `train_data`, or there twice, is left out and noted. Weights that know the classes are
+            judged at the start as well: `"test_top1_before"`.
         plan: how.
         out: the checkpoint to write, `.safetensors`.
         initial: checkpoint to start from instead of random weights; its head is left out if the classes differ.
@@ -121,8 +127,8 @@ def train(
         watch: called after every epoch.
 
     Raises:
-        UsageError: data that do not fit the model, one class only, a state of other settings, or a loss that is
-            not finite (E-DIVERGED); the last state stays.
+        UsageError: data that do not fit the model, one class only, no test image that is not learned from, a state of
+            other settings, or a loss that is not finite (E-DIVERGED); the last state stays.
         MalformedInput: no image can be read.
         WeightsMismatch: `initial` is of another network.
     """
@@ -131,10 +137,15 @@ def train(
         spec, train_data, test_data = _fit(spec, train_data, test_data)
         assert spec.preprocessing is not None
         learned, held_out = _divided(train_data, plan) if held_out is None else (train_data, held_out)
-        images, unread = load(learned, spec.preprocessing, progress)
-        watched = load(held_out, spec.preprocessing, progress)[0] if held_out else None
-        run, note = _start(spec, train_data, images, plan, group, out, initial, teacher, resume)
+        images, watched, tested, notes = _loaded(learned, held_out, test_data, plan, spec.preprocessing, progress)
+        run = _start(spec, train_data, images, plan, group, initial, teacher)
+        # Of a resumed training, too: `_settings` has the digest of what it began with.
+        judge_first = initial is not None and run.whole and teacher is None
+        before = evaluate(run.net, tested, run.sight, group, progress)[1] if judge_first else None
         settings = _settings(run, spec, train_data, initial)
+        if resume:
+            run.history, note = state.restore(out, run.net, run.optimizer, run.average, settings)
+            notes += [note] if note else []
         if run.history and group.writes:
             curves.write(out, run.history)  # they are written after the state, which may have been the last thing done
         for epoch in range(len(run.history), plan.epochs):
@@ -148,8 +159,7 @@ def train(
             if watch is not None and group.writes:
                 watch(line)
             group.wait()
-        notes = [f"left out of training, unreadable: {name}" for name in unread] + ([note] if note else [])
-        return _finish(run, spec, train_data, test_data, out, initial, notes)
+        return _finish(run, spec, train_data, tested, before, out, initial, tuple(dict.fromkeys(notes)), progress)
 
 
 def default_threads(spec: ModelSpec, batch_size: int) -> int:
@@ -194,18 +204,36 @@ def _divided(train_data: Dataset, plan: Plan) -> tuple[Dataset, Dataset | None]:
     return train_data.subset([i for i, name in enumerate(train_data.ids) if name not in held]), held_out
 
 
+def _loaded(
+    learned: Dataset,
+    held_out: Dataset | None,
+    test_data: Dataset,
+    plan: Plan,
+    sight: Preprocessing,
+    progress: Progress | None,
+) -> tuple[Samples, Samples | None, Samples, list[str]]:
+    """The images to learn from, to watch every epoch on, and to judge on at the end; and notes on what was left out."""
+    images, unread = load(learned, sight, progress)
+    known, watched, notes = set(images.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
+    if held_out is not None:
+        watched, left_out = load_to_judge(held_out, sight, known, progress)
+        notes += left_out
+    if watched is not None and plan.hold_out:  # the best epoch is chosen on them
+        known |= set(watched.contents)
+    tested, left_out = load_to_judge(test_data, sight, known, progress)
+    return images, watched, tested, [*notes, *left_out]
+
+
 def _start(
     spec: ModelSpec,
     train_data: Dataset,
     images: Samples,
     plan: Plan,
     group: distributed.Group,
-    out: Path,
     initial: Path | None,
     teacher: nn.Module | None,
-    resume: bool,
-) -> tuple[_Run, str]:
-    """A new training, or the one that the state on disk holds, and a note if that was damaged."""
+) -> _Run:
+    """A new training."""
     assert spec.preprocessing is not None
     plan = replace(plan, batch_size=min(plan.batch_size, len(images)), precision=plan.precision or _precision(group))
     if plan.accumulate * group.size > plan.batch_size:
@@ -214,14 +242,14 @@ def _start(
             fix="Give a larger --batch-size",
         )
     net = zoo.create(spec, seed=plan.seed)
-    if initial is not None:
-        checkpoints.load_into(net, initial, new_head=True)
-    elif plan.recipe == "fast":
+    whole = initial is not None and checkpoints.load_into(net, initial, new_head=True)
+    if initial is None and plan.recipe == "fast":
         recipes.start_at_identity(net)
     placed: dict[str, Any] = {"device": group.device, "dtype": torch.float64 if plan.precision == "fp64" else None}
     net = net.to(**placed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     run = _Run(
         plan=plan,
+        lr=plan.lr or _default_rate(initial, whole and teacher is None),
         group=group,
         net=net,
         optimizer=recipes.optimizer(net, plan.recipe),
@@ -231,14 +259,17 @@ def _start(
         augmentation=plan.augmentation or suited(train_data, spec.preprocessing),
         steps=plan.epochs * (len(images) // plan.batch_size),
         history=[],
+        whole=whole,
     )
     if plan.recipe == "fast":
         run.average = recipes.Average(net, run.steps)
-    note = ""
-    if resume:
-        settings = _settings(run, spec, train_data, initial)
-        run.history, note = state.restore(out, net, run.optimizer, run.average, settings)
-    return run, note
+    return run
+
+
+def _default_rate(initial: Path | None, knowing: bool) -> float:
+    if initial is None:
+        return defaults.LR
+    return defaults.FINE_TUNING_LR if knowing else defaults.ADAPTING_LR
 
 
 def _precision(group: distributed.Group) -> Literal["fp32", "bf16"]:
@@ -252,6 +283,7 @@ def _settings(run: _Run, spec: ModelSpec, train_data: Dataset, initial: Path | N
     """What must be the same for a state to be gone on from."""
     plan = {key: value for key, value in asdict(run.plan).items() if key != "threads"}
     return plan | {
+        "lr": run.lr,
         "model": asdict(spec),
         "data": train_data.signature(),
         "initial": store.digest(initial) if initial else None,
@@ -269,9 +301,9 @@ def _epoch(run: _Run, images: Samples, epoch: int, out: Path, progress: Progress
     loss_sum, correct, seen, done = 0.0, 0.0, 0, 0
     for step in steps_of(images, plan.batch_size, plan.seed, epoch, run.augmentation):
         for group in run.optimizer.param_groups:
-            group["lr"] = recipes.learning_rate(plan.recipe, plan.lr, step.number, run.steps)
+            group["lr"] = recipes.learning_rate(plan.recipe, run.lr, step.number, run.steps)
         loss, right = _step(run, parallel, step)
-        _check_finite(loss, step.number, plan.lr, out)
+        _check_finite(loss, step.number, run.lr, out)
         if run.average is not None:
             run.average.update(run.net, step.number)
         loss_sum += loss * plan.batch_size
@@ -349,7 +381,11 @@ def best_path(out: Path) -> Path:
 
 @torch.no_grad()
 def evaluate(
-    net: nn.Module, samples: Samples, sight: Preprocessing, group: distributed.Group | None = None
+    net: nn.Module,
+    samples: Samples,
+    sight: Preprocessing,
+    group: distributed.Group | None = None,
+    progress: Progress | None = None,
 ) -> tuple[float, float]:
     """Mean cross-entropy and percent right on images, without augmentation; each process sees its share of them."""
     group = group or distributed.Group()
@@ -363,6 +399,8 @@ def evaluate(
         logits: Tensor = net(normalise(samples.pixels[chosen].to(group.device), sight).to(kind))
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
+        if progress is not None:
+            progress("judging", min(start + EVALUATION_BATCH, len(mine)), len(mine))
     loss, right = group.sums(loss, correct)
     return loss / len(samples), 100 * right / len(samples)
 
@@ -371,22 +409,24 @@ def _finish(
     run: _Run,
     spec: ModelSpec,
     train_data: Dataset,
-    test_data: Dataset,
+    tested: Samples,
+    before: float | None,
     out: Path,
     initial: Path | None,
-    notes: list[str],
+    notes: Sequence[str],
+    progress: Progress | None,
 ) -> Artifact:
     """Judges the network on the test images and writes it."""
     net = run.judged()
-    images, unread = load(test_data, run.sight)
-    _, top1 = evaluate(net, images, run.sight, run.group)
+    _, top1 = evaluate(net, tested, run.sight, run.group, progress)
     weights = Weights(source=f"trained:{train_data.name}", seed=run.plan.seed)
-    notes += [f"left out of testing, unreadable: {name}" for name in unread]
     if not run.group.writes:
         return Artifact(path=str(out), format="checkpoint", precision="fp32", sha256="", model=spec, weights=weights)
     artifact = checkpoints.save(net.float(), spec, out, weights)
     last = run.history[-1]
-    checks = {"test_top1": top1, "train_loss": last.train_loss}
+    checks = {"test_top1": top1, "test_images": float(len(tested)), "train_loss": last.train_loss}
+    if before is not None:
+        checks = {"test_top1_before": before, **checks}
     if run.plan.hold_out and last.held_out_top1 is not None:
         best = max(run.history, key=lambda line: (line.held_out_top1 or 0.0, -line.epoch))
         checks |= {"held_out_top1": last.held_out_top1, "best_epoch": float(best.epoch)}

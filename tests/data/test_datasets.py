@@ -171,6 +171,64 @@ def test_splits_share_their_class_numbers_even_where_a_class_is_missing(tmp_path
     assert len(open_dataset(str(tmp_path))) == 5
 
 
+@pytest.mark.parametrize("split", ["", "test/"])
+@pytest.mark.parametrize(("link", "to", "again"), [("a/x", "..", ""), ("a/x", ".", "a"), ("a/deep/x", "..", "a")])
+def test_a_link_to_a_folder_above_adds_nothing_and_is_named(
+    tmp_path: Path, split: str, link: str, to: str, again: str
+) -> None:
+    """Forty copies of every image, and those of other classes, as long as the kernel follows the loop."""
+    for k, name in enumerate(("a/1.png", "a/deep/2.png", "b/3.png")):
+        picture(tmp_path / split / name, k)
+    (tmp_path / split / link).symlink_to(to)
+    data = open_dataset(str(tmp_path), split="test")
+    assert data.ids == tuple(split + name for name in ("a/1.png", "a/deep/2.png", "b/3.png"))
+    assert data.labels.tolist() == [0, 0, 1]
+    assert data.repeats.again == (f"{split}{link} is {(split + again).rstrip('/') or '.'}",)
+
+
+def test_two_links_into_each_other_come_to_an_end(tmp_path: Path) -> None:
+    """Without a memory of folders their paths double with every step, and are followed for forty."""
+    pool = tmp_path / "pool"
+    for name in "pq":
+        picture(pool / name / "1.png", ord(name))
+    (pool / "p/x").symlink_to(pool / "q")
+    (pool / "q/x").symlink_to(pool / "p")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/a").symlink_to(pool / "p")
+    data = open_dataset(str(tmp_path / "data"))
+    assert data.ids == ("a/1.png", "a/x/1.png")
+    assert data.repeats.again == ("a/x/x is a",)
+
+
+def test_folders_elsewhere_are_followed_and_read_once_in_a_class(tmp_path: Path) -> None:
+    """Subsets are made of links; a second link to one folder is a repeat, in another class it is not the reader's."""
+    for k, name in enumerate(("cats/1.png", "cats/2.png", "dogs/1.png")):
+        picture(tmp_path / "pool" / name, k)
+    (tmp_path / "data/b").mkdir(parents=True)
+    for link, to in (("a", "cats"), ("b/x", "dogs"), ("b/y", "dogs"), ("c", "cats")):
+        (tmp_path / "data" / link).symlink_to(tmp_path / "pool" / to)
+    data = open_dataset(str(tmp_path / "data"))
+    assert data.ids == ("a/1.png", "a/2.png", "b/x/1.png", "c/1.png", "c/2.png")
+    assert data.repeats.again == ("b/y is b/x",)
+    assert datasets.distinct(data).repeats.contradicted == ("a/1.png is c/1.png", "a/2.png is c/2.png")
+
+
+def test_distinct_images_are_told_by_their_bytes(tmp_path: Path) -> None:
+    """A copy, a hard link and a link to a file; a damaged image and one that is gone stay, to be named later."""
+    for k, name in enumerate(("a/1.png", "a/2.png", "b/1.png")):
+        picture(tmp_path / name, k)
+    (tmp_path / "a/3.png").write_bytes((tmp_path / "a/1.png").read_bytes())
+    os.link(tmp_path / "a/2.png", tmp_path / "a/4.png")
+    (tmp_path / "b/2.png").symlink_to("1.png")
+    for gone in ("b/3.png", "b/4.png"):
+        (tmp_path / gone).symlink_to("nowhere")
+    found = datasets.distinct(open_dataset(str(tmp_path)))
+    assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/3.png", "b/4.png")
+    assert found.repeats.again == ("a/3.png is a/1.png", "a/4.png is a/2.png", "b/2.png is b/1.png")
+    digits = open_dataset("digits", split="test")
+    assert datasets.distinct(digits).ids == digits.ids
+
+
 def test_a_class_called_train_is_not_a_split(tmp_path: Path) -> None:
     """Vehicles: DIR/{car,train}/*.png."""
     picture(tmp_path / "train/1.png")

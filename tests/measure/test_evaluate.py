@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from PIL import Image
 from resdeploy import store
 from resdeploy.data import datasets, loading, preprocess
 from resdeploy.errors import BackendCrash, UsageError
-from resdeploy.measure import bench, evaluate
+from resdeploy.measure import bench, evaluate, predictions
 from resdeploy.records import Artifact, Execution, ModelSpec, Preprocessing
 
 CLASSES = ("bird", "cat", "dog")
@@ -111,6 +112,39 @@ def test_unreadable_images_are_named_and_the_rest_keep_their_labels(folder, line
     assert len(found.ids) == len(found.images) == len(found.top) == 19
     assert sorted(name.split(":")[0] for name in found.unreadable) == ["bird/0.png", "cat/3.png"]
     np.testing.assert_array_equal(found.labels, [0] * 6 + [1] * 6 + [2] * 7)
+
+
+def test_every_image_counts_once_whatever_its_names(folder, linear):
+    """A copy, a hard link, a link to a file and to a folder: answers, score and fingerprint of the set without them."""
+    candidate, _ = linear()
+    clean = evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
+    (folder / "cat" / "copy.png").write_bytes((folder / "cat" / "5.png").read_bytes())
+    os.link(folder / "dog" / "0.png", folder / "dog" / "hard.png")
+    (folder / "bird" / "soft.png").symlink_to("3.png")
+    (folder / "dog" / "again").symlink_to(".")
+    found = evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC, batch_size=4)
+    assert found.ids == clean.ids
+    assert found.images == clean.images
+    assert found.data_fingerprint == clean.data_fingerprint
+    np.testing.assert_array_equal(found.labels, clean.labels)
+    np.testing.assert_allclose(found.logits, clean.logits, rtol=1e-5)
+    score, expected_score = predictions.score(found), predictions.score(clean)
+    assert (score.total, score.top1_ci95) == (21, expected_score.top1_ci95)
+    assert score.repeats.again == (
+        "dog/again is dog",
+        "bird/soft.png is bird/3.png",
+        "cat/copy.png is cat/5.png",
+        "dog/hard.png is dog/0.png",
+    )
+
+
+def test_an_image_of_two_classes_counts_for_neither(folder, linear):
+    """Nobody knows which answer would be right."""
+    (folder / "dog" / "other.png").write_bytes((folder / "cat" / "5.png").read_bytes())
+    found = evaluate.predict(linear()[0], datasets.open_dataset(str(folder)), SPEC)
+    assert len(found.ids) == len(found.top) == len(found.logits) == 20
+    assert not {"dog/other.png", "cat/5.png"} & set(found.ids)
+    assert found.repeats.contradicted == ("cat/5.png is dog/other.png",)
 
 
 def test_logits_that_overflow_are_an_error_and_no_prediction(folder, linear):

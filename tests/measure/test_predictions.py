@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resdeploy.data import datasets
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
 from resdeploy.measure import predictions
-from resdeploy.records import Calibration, Origin, Predictions, Preprocessing
+from resdeploy.records import Calibration, Origin, Predictions, Preprocessing, Repeats
 
 SUFFIXES = (".npz", ".json", ".csv")
 
@@ -64,6 +65,31 @@ def test_our_own_files_come_back_bit_for_bit(tmp_path: Path, suffix: str, *, log
     predictions.save(saved, path)
     assert same(predictions.load(path), saved)
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_of_a_file_count_once_where_it_tells_them_apart(tmp_path: Path, suffix: str) -> None:
+    """The same bytes under two names, and under two labels; saved again, the file is the one without them."""
+    saved = ours()
+    twice = replace(
+        saved,
+        images=("x", "x", "y", "y", *saved.images[4:]),
+        labels=np.array([0, 0, 2, 3, 4, 6]),
+        repeats=Repeats(again=("b is a",)),
+    )
+    predictions.save(twice, tmp_path / f"twice{suffix}")
+    found = predictions.load(tmp_path / f"twice{suffix}")
+    assert found.ids == (saved.ids[0], *saved.ids[4:])
+    assert found.labels.tolist() == [0, 4, 6]
+    assert found.images == ("x", *saved.images[4:])
+    np.testing.assert_array_equal(found.logits, saved.logits[[0, 4, 5]])
+    assert found.data_fingerprint == datasets.fingerprint(found.ids, found.labels, found.images)
+    assert found.repeats.again == ("b is a", f"{saved.ids[1]} is {saved.ids[0]}")
+    assert found.repeats.contradicted == (f"{saved.ids[2]} is {saved.ids[3]}",)
+    predictions.save(found, tmp_path / f"once{suffix}")
+    assert same(predictions.load(tmp_path / f"once{suffix}"), found)
+    predictions.save(replace(twice, images=(), repeats=Repeats()), tmp_path / f"unknown{suffix}")
+    assert predictions.score(predictions.load(tmp_path / f"unknown{suffix}")).total == 6
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

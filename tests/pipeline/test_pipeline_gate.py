@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from typer.testing import CliRunner
 
 from resdeploy import store
+from resdeploy.cli import app
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate, profile
 from resdeploy.pipeline.gate import GatePlan
 from resdeploy.pipeline.limits import Limits, measured_checks
+from resdeploy.pipeline.request import Sight
 from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions, Profile
 
 DROP = Limits(drop_pp=1.0)
@@ -376,3 +384,73 @@ def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -
     alone = Profile(name="p", data="digits", precisions=("fp32",), backends=("onnxruntime",), max_drop_pp=1.0)
     with pytest.raises(ProfileError, match="one beside fp32"):
         profile.run(alone, tmp_path, progress=lambda *_: None, note=lambda _: None)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """Two linear classifiers of 6x6 images, base.onnx and other.onnx, and forty images a class under images/."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(108, 3)).astype(np.float32)
+    for name, noise in (("base", 0.0), ("other", 0.4)):
+        values = weights + noise * rng.normal(size=weights.shape).astype(np.float32)
+        graph = helper.make_graph(
+            [
+                helper.make_node("Flatten", ["input"], ["flat"]),
+                helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+            ],
+            name,
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 6, 6])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 3])],
+            [numpy_helper.from_array(values, "w")],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        onnx.save(model, tmp_path / f"{name}.onnx")
+    for name in "abc":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for k in range(40):
+            Image.fromarray(rng.integers(0, 256, (6, 6, 3), np.uint8)).save(tmp_path / f"images/{name}/{k}.png")
+    return tmp_path
+
+
+def test_repeated_images_change_neither_the_verdict_nor_the_count_and_are_told(models: Path) -> None:
+    """Copies, links and loops by the hundred: n and interval are those without them; `eval` counts alike, and says so.
+
+    Of the two images in two classes neither counts on either side.
+    """
+    sight = Sight(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
+    asked = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
+    clean = judged(models, "base.onnx", "other.onnx", **asked)
+    for path in sorted((models / "images" / "b").iterdir()):
+        os.link(path, path.with_stem(f"{path.stem}_again"))
+    for path in sorted((models / "images" / "c").iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}_copy"))
+    (models / "images/a/loop").symlink_to(".")
+    found = judged(models, "base.onnx", "other.onnx", **asked)
+    assert (found.baseline.images, found.judged[0].candidate.images) == (120, 120)
+    assert found.judged[0].verdict == clean.judged[0].verdict
+    assert found.judged[0].flips == clean.judged[0].flips
+    (said,) = [note for note in found.notes if "repeats" in note]
+    assert "81 repeats of others: each image is counted once (a/loop is a, b/0_again.png is b/0.png, " in said
+
+    (models / "images/a/other.png").write_bytes((models / "images/b/1.png").read_bytes())
+    options = ["--img-size", "6", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--format", "json"]
+    data = ["--data", str(models / "images"), "--backend", "onnxruntime"]
+    done = CliRunner().invoke(app, ["eval", str(models / "base.onnx"), *data, *options])
+    document = json.loads(done.stdout)
+    assert document["results"][0]["total"] == 119
+    assert document["results"][0]["repeats"]["contradicted"] == ["a/other.png is b/1.png is b/1_again.png"]
+    assert any("1 image of several labels: left out (a/other.png is b/1.png is" in note for note in document["notes"])
+
+
+def test_an_old_baseline_with_repeated_images_is_counted_once(files: Path) -> None:
+    """Files that were saved before they were looked for: the interval is that of the images that differ."""
+    contents = tuple(f"{k:016x}" for k in range(5000))
+    for name, lost in (("base", 0), ("good", 5)):
+        saved.save(dataclasses.replace(predictions(lost), images=contents), files / f"{name}.npz")
+    clean = judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0]
+    for name, lost in (("base", 0), ("good", 5)):
+        once = predictions(lost)
+        twice = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
+        ids = (*once.ids, *(f"again/{i}" for i in once.ids))
+        saved.save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
+    assert judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0] == clean

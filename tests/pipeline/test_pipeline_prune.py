@@ -1,14 +1,18 @@
-"""What fine-tuning may learn from: no image that chooses blocks or judges them."""
+"""What fine-tuning may learn from: no image that chooses blocks or judges them; and none of those does both."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper
 from PIL import Image
 
+from resdeploy.data.datasets import Dataset, contents
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import prune
 from resdeploy.pipeline.request import Request
@@ -61,3 +65,29 @@ def test_training_images_that_choose_or_judge_are_refused_by_their_contents(imag
         found = refused(images, data, train_data)
         assert found.what.startswith("1 images")
         assert "--train-data" in found.fix
+
+
+def test_an_image_that_is_there_twice_is_not_chosen_on_and_judged_on(
+    images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the halves are made: each content once, the verdict on as many images as differ."""
+    for path in sorted((images / "flat").rglob("*.png")):
+        os.link(path, path.with_stem(f"{path.stem}_again"))
+    shape = {"input": [1, 1, 8, 8], "logits": [1, 64]}
+    tensors = [helper.make_tensor_value_info(name, TensorProto.FLOAT, dims) for name, dims in shape.items()]
+    graph = helper.make_graph([helper.make_node("Flatten", ["input"], ["logits"])], "flat", tensors[:1], tensors[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), images / "m.onnx")
+    divided: list[tuple[Dataset, Dataset]] = []
+
+    def halves(found: Dataset, seed: int) -> tuple[Dataset, Dataset]:
+        divided.append(original(found, seed))
+        raise RuntimeError
+
+    original = prune.search.halves
+    monkeypatch.setattr(prune.search, "halves", halves)
+    plan = prune.PrunePlan(data=str(images / "flat"), budget=Budget(max_drop_pp=2))
+    with pytest.raises(RuntimeError):
+        prune.prune(Request(model=str(images / "m.onnx")), plan, images / "out.onnx", progress=lambda *_: None)
+    ((choosing, judging),) = divided
+    assert (len(choosing), len(judging)) == (4, 4)
+    assert not set(contents(choosing)) & set(contents(judging))

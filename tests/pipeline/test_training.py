@@ -15,10 +15,13 @@ pytest.importorskip("torch")
 
 def refusal(folder: Path, **options: object) -> UsageError:
     """The error of training a network that does not exist."""
+    weights = str(options.pop("weights", "random"))
     how = training.How(**{"data": "digits", "epochs": 1, **options})
     out = folder / ("out.onnx" if how.qat else "out.safetensors")
     with pytest.raises(UsageError) as caught:
-        training.train(Request(model="no-such-network"), how, out, progress=lambda *_: None, watch=lambda _: None)
+        training.train(
+            Request(model="no-such-network", weights=weights), how, out, progress=lambda *_: None, watch=lambda _: None
+        )
     assert not list(folder.iterdir())
     return caught.value
 
@@ -31,12 +34,14 @@ def refusal(folder: Path, **options: object) -> UsageError:
         ("--accumulate", {"accumulate": 2}),
         ("--recipe paper", {"recipe": "paper"}),
         ("--precision bf16", {"precision": "bf16"}),
+        ("--strict", {"strict": True}),
     ],
 )
 def test_what_quantization_aware_training_has_not_is_refused(
     tmp_path: Path, option: str, given: dict[str, object]
 ) -> None:
     """By the option's name; the same option is taken without --qat."""
+    given = {"weights": "w.th", **given}
     assert refusal(tmp_path, qat=True, **given).what == f"{option} does not go with --qat"
     assert "no-such-network" in refusal(tmp_path, **given).what
 
@@ -57,6 +62,11 @@ def test_what_only_an_int8_file_has_is_refused_without_qat(
     assert found.what.startswith(option)
     assert "--qat" in found.fix
     assert "no-such-network" in refusal(tmp_path, qat=True, **given).what
+
+
+def test_strict_needs_an_accuracy_to_compare_with(tmp_path: Path) -> None:
+    """Random weights have none: a check that saw nothing must not pass, and is refused before the training."""
+    assert "--strict" in refusal(tmp_path, strict=True).what
 
 
 def test_one_process_trains_an_int8_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

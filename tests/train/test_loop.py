@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from resdeploy import store
+from resdeploy import defaults, store
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, open_dataset
 from resdeploy.errors import DiskFull, UsageError, WeightsMismatch
@@ -268,18 +268,70 @@ def test_the_papers_schedule_and_the_one_cycle() -> None:
 
 def test_unreadable_images_are_left_out_and_named(tmp_path: Path) -> None:
     """Training goes on without them; the sidecar lists them."""
+    train, test = pictures(tmp_path)
+    (tmp_path / "d/train/a/0.png").write_bytes(b"")
+    (tmp_path / "d/test/b/1.png").write_bytes(b"")
+    artifact = run_two(tmp_path / "x.safetensors", train, test)
+    assert "left out of training, unreadable: train/a/0.png: an empty file" in artifact.notes
+    assert "left out of testing, unreadable: test/b/1.png: an empty file" in artifact.notes
+    assert artifact.checks["test_images"] == 7
+
+
+def pictures(folder: Path) -> tuple[Dataset, Dataset]:
+    """Two classes of four images each, in two splits, all of them different."""
     from PIL import Image
 
-    for name, value in (("a", 0), ("b", 255)):
-        (tmp_path / "d" / name).mkdir(parents=True)
-        for i in range(4):
-            Image.new("L", (8, 8), abs(value - i)).save(tmp_path / f"d/{name}/{i}.png")
-    (tmp_path / "d/a/0.png").write_bytes(b"")
-    data = open_dataset(str(tmp_path / "d"))
-    spec = dataclasses.replace(SPEC, classes=2)
-    plan = loop.Plan(**{**SETTINGS, "epochs": 1, "batch_size": 4})
-    artifact = loop.train(spec, data, data, plan, out=tmp_path / "x.safetensors")
-    assert "left out of training, unreadable: a/0.png: an empty file" in artifact.notes
+    for split, value in (("train", 0), ("test", 20)):
+        for name in "ab":
+            (folder / "d" / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("L", (8, 8), value + i + 100 * (name == "b")).save(folder / f"d/{split}/{name}/{i}.png")
+    return tuple(open_dataset(str(folder / "d"), split=split) for split in ("train", "test"))
+
+
+def run_two(out: Path, train: Dataset, test: Dataset, **changes: object) -> Artifact:
+    plan = loop.Plan(**{**SETTINGS, "epochs": 1, "batch_size": 4, **changes})
+    return loop.train(dataclasses.replace(SPEC, classes=2), train, test, plan, out=out)
+
+
+def test_what_is_learned_from_is_not_judged_on_and_what_is_there_twice_is_judged_once(tmp_path: Path) -> None:
+    """By the bytes: of eight test images two are training images and two the same one; six and five are left."""
+    pictures(tmp_path)
+    d = tmp_path / "d"
+    for there, copy in (("train/a/0", "test/a/0"), ("train/b/3", "test/b/2"), ("test/b/0", "test/b/1")):
+        (d / f"{copy}.png").write_bytes((d / f"{there}.png").read_bytes())
+    train, test = (open_dataset(str(d), split=split) for split in ("train", "test"))
+    made = run_two(tmp_path / "x.safetensors", train, test)
+    assert made.checks["test_images"] == 5
+    assert [note for note in made.notes if "judge on" in note] == [
+        "to judge on: 1 repeat of others: each image is counted once (test/b/1.png is test/b/0.png)",
+        "to judge on: 2 images learned from too: left out (test/a/0.png, test/b/2.png)",
+    ]
+    with pytest.raises(UsageError, match="all images to judge on are also learned from"):
+        run_two(tmp_path / "y.safetensors", train, train)
+
+
+def test_an_epoch_is_not_chosen_on_images_that_were_learned_from(tmp_path: Path) -> None:
+    """Each training image is there twice: what is held out is judged on if its copy is held out too, and then once."""
+    train, test = pictures(tmp_path)
+    for path in sorted((tmp_path / "d/train").rglob("*.png")):
+        os.link(path, path.with_stem(f"{path.stem}-again"))
+    train = open_dataset(str(tmp_path / "d"), split="train")
+    held_out = choose(train, 8, SETTINGS["seed"])
+    learned = {name.replace("-again", "") for name in train.ids if name not in held_out.ids}
+    fresh = {name.replace("-again", "") for name in held_out.ids} - learned
+    sizes: list[int] = []
+    original = loop.evaluate
+
+    def evaluate(net: torch.nn.Module, samples: Samples, *more: object) -> tuple[float, float]:
+        sizes.append(len(samples))
+        return original(net, samples, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate)
+        run_two(tmp_path / "x.safetensors", train, test, hold_out=0.5)
+    assert 0 < len(fresh) < 8
+    assert sizes == [len(fresh), 8]
 
 
 def test_the_average_looks_back_over_a_fiftieth_of_the_steps() -> None:
@@ -359,12 +411,34 @@ def test_weights_of_other_classes_get_a_new_head_and_other_networks_are_refused(
     weights.load_into(made, first, new_head=True)
     assert torch.equal(made.fc.weight, head)
     assert torch.equal(made.layer3.get_submodule("2").conv2.weight, net.layer3.get_submodule("2").conv2.weight)
-    run(tmp_path / "r.safetensors", images, epochs=1, initial=first)
+    lines: list[state.Epoch] = []
+    made_anew = run(tmp_path / "r.safetensors", images, epochs=1, initial=first, lr=None, watch=lines.append)
+    assert lines[0].lr == recipes.learning_rate("fast", defaults.ADAPTING_LR, 5, 6)
+    assert "test_top1_before" not in made_anew.checks  # of four classes, or of a random last layer: no figure at all
     deeper = zoo.spec("resnet32", classes=10, preprocessing=SPEC.preprocessing)
     weights.save(zoo.create(deeper), deeper, tmp_path / "r32.safetensors", Weights(source="random", seed=0))
     with pytest.raises(WeightsMismatch, match="does not fit"):
         run(tmp_path / "x.safetensors", images, initial=tmp_path / "r32.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_trained_weights_are_judged_first_and_trained_on_gently(
+    tmp_path: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """The rate for fine-tuning, not for random weights; the figure before is that of the weights, resumed or not."""
+    first = run(tmp_path / "first.safetensors", images, epochs=1)
+    assert "test_top1_before" not in first.checks
+    lines: list[state.Epoch] = []
+    tuned = {"initial": Path(first.path), "lr": None, "watch": lines.append}
+    whole = run(tmp_path / "whole.safetensors", images, **tuned)
+    peaks = [recipes.learning_rate("fast", defaults.FINE_TUNING_LR, step, 18) for step in (5, 11, 17)]
+    assert [line.lr for line in lines] == peaks
+    assert whole.checks["test_top1_before"] == first.checks["test_top1"]
+    out = tmp_path / "cut.safetensors"
+    with pytest.raises(Stop):
+        run(out, images, progress=stop_at(8), **tuned)
+    again = run(out, images, resume=True, **tuned)
+    assert (again.checks, tensors(again)) == (whole.checks, tensors(whole))
 
 
 def test_a_full_disk_loses_nothing(
@@ -399,7 +473,7 @@ def test_dividing_a_batch_changes_the_gradients_by_rounding_only(
         torch.manual_seed(0)
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double()
         divided = loop._Run(
-            plan=loop.Plan(epochs=1, accumulate=parts, recipe="paper"), group=distributed.Group(), net=net,
+            plan=loop.Plan(epochs=1, accumulate=parts, recipe="paper"), lr=0.1, group=distributed.Group(), net=net,
             optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, sight=SPEC.preprocessing,
             augmentation="none", steps=1, history=[],
         )  # fmt: skip
