@@ -12,11 +12,10 @@ from __future__ import annotations
 import signal
 import sys
 import traceback
-from types import FrameType
 
 import typer
 
-from resdeploy import __version__
+from resdeploy import __version__, interrupts
 from resdeploy.cli import (
     audit,
     bench,
@@ -38,7 +37,7 @@ from resdeploy.cli import (
 )
 from resdeploy.errors import EnvironmentFailure, OutOfMemory, ResdeployError
 
-INTERRUPTED = 130
+INTERRUPTED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 
 app = typer.Typer(
     help="A ResNet from weights to a deployment that can be trusted.",
@@ -80,27 +79,13 @@ def _root(
     pass
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised where the main thread is, so that every `finally` runs."""
-
-
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Runs the command line and exits with the status that `resdeploy.errors` lists."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    interrupts.listen()
     try:
         app()
-    except SystemExit as e:
-        if e.code == INTERRUPTED:  # Typer's own answer to Ctrl-C, which says nothing
-            console.say("interrupted")
-        raise
-    except KeyboardInterrupt:  # before Typer had begun
-        _leave("interrupted", INTERRUPTED)
-    except _Terminated:
-        _leave("terminated", 143)
+    except interrupts.Interrupted as e:
+        _leave(INTERRUPTED[e.number], 128 + e.number)
     except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status
         if console.verbosity > 1:
             traceback.print_exc()

@@ -14,8 +14,7 @@ import numpy as np
 import onnx
 import pytest
 
-from resdeploy import store
-from resdeploy.backends import child as child_module
+from resdeploy import scratch, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendCrash, EnvironmentFailure, IntegrityError, NotWritable, OutOfMemory, UsageError
 from resdeploy.records import Artifact, Execution
@@ -26,8 +25,8 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Lanes put their folders under tmp_path, where the test sees them; none may stay."""
     base = tmp_path / "lanes"
     base.mkdir()
-    monkeypatch.setattr(child_module, "SHM", base)
-    monkeypatch.setattr(child_module, "SHM_FREE_BYTES", 0)
+    monkeypatch.setattr(scratch, "MEMORY", base)
+    monkeypatch.setattr(scratch, "MEMORY_FREE_BYTES", 0)
     yield
     assert list(base.iterdir()) == []
     assert list(tmp_path.glob(".*")) == []
@@ -149,8 +148,8 @@ def test_failed_allocation_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.
     assert caught.value.exit_status == 6
 
 
-def test_limit_of_the_address_space_holds(tiny: Artifact) -> None:
-    """A batch that does not fit under `memory_limit_bytes` is out of memory, and the limit is named."""
+def test_a_lane_that_was_given_a_limit_of_its_address_space_names_it(tiny: Artifact) -> None:
+    """A batch that does not fit under `memory_limit_bytes`, which no command sets, is out of memory."""
     with Lane("null", memory_limit_bytes=1 << 30) as lane, pytest.raises(OutOfMemory, match="limit 1024 MiB"):
         lane.open(tiny, Execution(batch_size=200_000))
 
@@ -216,10 +215,10 @@ def test_worker_under_another_interpreter_sees_our_package_alone(tiny: Artifact,
 SCRIPT = """
 import sys
 from resdeploy.backends.lane import Lane
-from resdeploy.backends import child
+from resdeploy import scratch
 from resdeploy.records import Artifact, Execution, ModelSpec
 from pathlib import Path
-child.SHM, child.SHM_FREE_BYTES = Path(sys.argv[1]), 0
+scratch.MEMORY, scratch.MEMORY_FREE_BYTES = Path(sys.argv[1]), 0
 spec = ModelSpec(name="n", family="n", classes=10, input_shape=(3, 32, 32))
 artifact = Artifact(path=sys.argv[2], format="onnx", precision="fp32", sha256="0", model=spec)
 with Lane("null") as opened:
@@ -247,10 +246,9 @@ def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artif
         assert list(base.iterdir()) == []
     else:
         (left,) = base.iterdir()
-        os.utime(left, (0, 0))
-        Lane("null").close()
         with Lane("null") as lane:
             lane.open(tiny, Execution())
+            assert not left.exists()
 
 
 def test_signal_that_interrupts_no_system_call_is_heard(tiny: Artifact, tmp_path: Path) -> None:
