@@ -15,8 +15,17 @@ import onnx
 import pytest
 
 from resdeploy import scratch, store
+from resdeploy.backends import worker
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import BackendCrash, EnvironmentFailure, IntegrityError, NotWritable, OutOfMemory, UsageError
+from resdeploy.errors import (
+    BackendCrash,
+    DiskFull,
+    EnvironmentFailure,
+    IntegrityError,
+    NotWritable,
+    OutOfMemory,
+    UsageError,
+)
 from resdeploy.records import Artifact, Execution
 
 
@@ -154,6 +163,31 @@ def test_a_lane_that_was_given_a_limit_of_its_address_space_names_it(tiny: Artif
         lane.open(tiny, Execution(batch_size=200_000))
 
 
+@pytest.mark.parametrize("name", ["inputs.npy", "output0.npy"])
+def test_a_full_disk_on_the_way_to_the_child_or_back_is_no_crash(name: str, tiny: Artifact, images: np.ndarray) -> None:
+    """Exit status 6 with what helps there; the file that fills up is /dev/full. The lane goes on."""
+    with Lane("null") as lane:
+        lane.open(tiny, Execution(batch_size=2))
+        full = lane._child.folder / name
+        full.symlink_to("/dev/full")
+        with pytest.raises(DiskFull, match="MB are free") as caught:
+            lane.predict(images)
+        assert caught.value.exit_status == 6
+        assert "TMPDIR" in caught.value.fix or "--shm-size" in caught.value.fix
+        full.unlink(missing_ok=True)
+        assert lane.predict(images).shape == (5, 10)
+
+
+def test_a_vendor_that_finds_no_space_left_is_no_crash() -> None:
+    """Whatever class it raises: exit status 6, its words, and where it may write instead."""
+    for error in (OSError(28, "No space left on device", "/x/engine"), RuntimeError("write: No space left on device")):
+        told = worker.failure(error, "build in null")
+        assert told["class"] == "DiskFull"
+        assert "No space left on device" in told["cause"]
+        assert "-o" in told["fix"]
+        assert "TMPDIR" in told["fix"]
+
+
 def test_kill_with_evidence_of_the_kernel_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGKILL counts as out of memory only where the kernel's counter rose meanwhile."""
     monkeypatch.setenv("RESDEPLOY_NULL_FAULT", "kill")
@@ -181,6 +215,20 @@ def test_inputs_of_another_size_are_refused_and_the_lane_lives(tiny: Artifact, i
         with pytest.raises(UsageError):
             lane.predict(images[:0])
         assert lane.predict(images).shape == (5, 10)
+
+
+def test_what_a_killed_build_left_beside_its_file_goes_with_the_next(tiny: Artifact, tmp_path: Path) -> None:
+    """The folder that a child writes to lies beside the file to be, hidden."""
+    out = tmp_path / "out" / "built.onnx"
+    out.parent.mkdir()
+    script = "import os, signal, sys; from pathlib import Path; from resdeploy.backends import lane\n"
+    script += "with lane._staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", script, out], check=False)
+    (left,) = out.parent.iterdir()
+    with Lane("null") as lane:
+        lane.build(tiny, Execution(), out)
+    assert not left.exists()
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_unwritable_place_is_named_and_nothing_runs(tiny: Artifact, tmp_path: Path) -> None:
