@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
 GRACE_S = 1.0
+REAP_S = 30.0  # longest wait for a killed process: one in a driver that hangs is the kernel's to end
 # A signal just before select's system call does not interrupt it: Python acts on it at the next return.
 DEAF_S = 1.0
 
@@ -146,7 +147,8 @@ class Child:
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_S)
         self.printed.close()
 
     def _listen(self) -> bool:
