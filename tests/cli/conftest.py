@@ -25,8 +25,8 @@ def workers_of(parent: int) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            given = (process / "cmdline").read_bytes().split(b"\0")
-            if b"resdeploy.backends.worker" in given and str(parent).encode() in given:
+            command = (process / "cmdline").read_bytes()
+            if b"resdeploy.backends.worker" in command and str(parent).encode() in command.split(b"\0"):
                 found.append(int(process.name))
     return found
 

@@ -24,7 +24,7 @@ def test_a_signal_ends_the_children_first_and_leaves_nothing(
     """Ctrl-C, a CI system that cancels, a lost terminal; and the same once more while the first is dealt with."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "resdeploy", "bench", digits_onnx, "--backend", "null", "--duration", "600"]
+    command = [sys.executable, "-m", "resdeploy", "bench", digits_onnx, "--backend", "null", "--duration", "120"]
     environment = {**os.environ, "TMPDIR": str(temporary), "RESDEPLOY_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not workers_of(process.pid):
