@@ -27,7 +27,7 @@ while read -r line <&3; do
   echo '{"result": {"load_s": 0, "first_s": 0, "inputs": {}, "outputs": {}, "settings": {}}, "peak_rss_bytes": 0}' >&4
 done
 """
-ARTIFACT = Artifact(path="model.onnx", format="onnx", precision="fp32", sha256="0")
+ARTIFACT = Artifact(path="model.engine", format="engine", precision="fp32", sha256="0")
 # Where lanes are made of. The rest of the standard library runs inside of these.
 TRACED = ("/resdeploy/backends/lane.py", "/resdeploy/backends/child.py", "/resdeploy/backends/exchange.py")
 TRACED += ("/resdeploy/interrupts.py", "/resdeploy/scratch.py")
