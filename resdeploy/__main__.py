@@ -8,13 +8,10 @@ import sys
 
 def main() -> None:
     """`resdeploy.cli.main`, where Ctrl-C before it has been imported ends the process without a traceback."""
-    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not where a shell has us ignore it
-    if heard:
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where a shell has us ignore it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from resdeploy.cli import main as command_line
 
-    if heard:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()
 
 

@@ -20,7 +20,7 @@
     └── BackendCrash         7      a backend's process died, hung or raised where it should not
 
 Success is 0; a gate or audit that failed is 1 and an inconclusive one 3 (verdicts are results, not
-errors); SIGINT is 130 and SIGTERM 143. Only `resdeploy.cli` turns these into exits.
+errors); SIGINT is 130, SIGTERM 143 and SIGHUP 129. Only `resdeploy.cli` turns these into exits.
 """
 
 from __future__ import annotations

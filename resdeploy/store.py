@@ -54,8 +54,10 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write `path` into errors of ours."""
+def disk_errors(
+    path: Path, *, fix: str = "Free some space, or write elsewhere with -o or RESDEPLOY_CACHE"
+) -> Iterator[None]:
+    """Turns the operating system's refusals to write `path` into errors of ours; `fix` is for a full disk."""
     try:
         yield
     except OSError as e:
@@ -65,9 +67,9 @@ def disk_errors(path: Path) -> Iterator[None]:
                 raise DiskFull(
                     f"no space left while writing {path}",
                     cause=f"{free / 1e6:.0f} MB are free in {path.parent}",
-                    fix="Free some space, or write elsewhere with -o or RESDEPLOY_CACHE",
+                    fix=fix,
                 ) from e
-            raise DiskFull(f"no space left while writing {path}") from e
+            raise DiskFull(f"no space left while writing {path}", fix=fix) from e
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
             raise NotWritable(
                 f"cannot write {path}: {e.strerror}",

@@ -1,34 +1,30 @@
 """The process of a lane: a worker with its pipes, the tail of what it printed, and its private folder.
 
-It is asked to die with the thread that started it, and the folder that a killed parent left is swept by the next one.
+It is asked to die with the thread that started it (a kill -9 leaves the folder to the next `scratch.Folder`), and no
+signal at any moment loses it: it starts and ends whole, and whatever still runs is ended before this program is.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
-import fcntl
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import resdeploy
-from resdeploy import store
+from resdeploy import interrupts, scratch, store
 from resdeploy.backends import machine
 from resdeploy.errors import EnvironmentFailure
 
 if TYPE_CHECKING:
     from resdeploy.records import Progress
 
-FOLDER_PREFIX = "resdeploy-lane-"
-SHM, SHM_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder inside is private)
-STALE_S = 60.0
 NOISE_BYTES, SHOWN_LINES = 1 << 16, 6
 GRACE_S = 1.0
 # By `-m`, and by `-c` as it is, Python looks for modules in the current folder first: a stranger's numpy.py there would
@@ -36,8 +32,11 @@ GRACE_S = 1.0
 START = (
     "import sys; sys.path = [p for p in sys.path if p]; from resdeploy.backends.worker import main; main(*sys.argv[1:])"
 )
+REAP_S = 30.0  # longest wait for a killed process: one in a driver that hangs is the kernel's to end
 # A signal just before select's system call does not interrupt it: Python acts on it at the next return.
 DEAF_S = 1.0
+
+_running: set[Child] = set()
 
 
 class Child:
@@ -46,35 +45,49 @@ class Child:
     def __init__(self, backend: str, python: str, threads: int, memory_limit: int) -> None:
         self.oom_kills_before = machine.oom_kills()
         self.noise = bytearray()
-        self.folder, self.lock = _private_folder()
-        child_reads, self.requests = os.pipe()
-        self.replies, child_writes = os.pipe()
         self.pending = b""
         self.progress: Progress | None = None
+        with interrupts.held(), contextlib.ExitStack() as owned:
+            made = scratch.Folder(in_memory=True)
+            owned.callback(made.remove)
+            self.folder = made.path
+            with contextlib.ExitStack() as given:  # what the child inherits, closed here once it has
+                child_reads, self.requests = os.pipe()
+                given.callback(os.close, child_reads)
+                owned.callback(os.close, self.requests)
+                self.replies, child_writes = os.pipe()
+                given.callback(os.close, child_writes)
+                owned.callback(os.close, self.replies)
+                self.process = self._started(backend, python, threads, memory_limit, child_reads, child_writes)
+            owned.callback(self._kill)
+            assert self.process.stdout is not None
+            self.printed: IO[bytes] = self.process.stdout
+            for fd in (self.replies, self.printed.fileno()):
+                os.set_blocking(fd, False)
+            self._owned = owned.pop_all()
+            _running.add(self)
+
+    def _started(
+        self, backend: str, python: str, threads: int, memory_limit: int, reads: int, writes: int
+    ) -> subprocess.Popen[bytes]:
+        # Another interpreter must find our package without seeing the packages of ours.
+        link = self.folder / "path" / "resdeploy"
+        with store.disk_errors(link, fix=scratch.roomier(self.folder.parent)):
+            link.parent.mkdir()
+            link.symlink_to(Path(resdeploy.__file__).resolve().parent)
+        command = [python, "-c", START, backend, str(reads), str(writes)]
         try:
-            # Another interpreter must find our package without seeing the packages of ours.
-            (self.folder / "path").mkdir()
-            (self.folder / "path" / "resdeploy").symlink_to(Path(resdeploy.__file__).resolve().parent)
-            command = [python, "-c", START, backend, str(child_reads), str(child_writes)]
-            self.process = subprocess.Popen(
+            return subprocess.Popen(
                 [*command, str(os.getpid()), str(self.folder), str(memory_limit)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(child_reads, child_writes),
+                pass_fds=(reads, writes),
                 start_new_session=True,  # Ctrl-C reaches us alone
                 env=_environment(threads, self.folder),
             )
         except OSError as e:
-            self._discard()
             raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check its path") from e
-        finally:
-            os.close(child_reads)
-            os.close(child_writes)
-        assert self.process.stdout is not None
-        self.printed: IO[bytes] = self.process.stdout
-        for fd in (self.replies, self.printed.fileno()):
-            os.set_blocking(fd, False)
 
     def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
         """The answer to one request, or None where none came: the child is dead, or still busy."""
@@ -131,12 +144,17 @@ class Child:
         return f"Its last output was: {' | '.join(lines[-SHOWN_LINES:])}" if lines else "It printed nothing"
 
     def end(self) -> None:
-        """Kills it with everything it started, reaps it, and removes its folder."""
+        """Kills it with everything it started, reaps it, and removes its folder; once is enough."""
+        with interrupts.held():
+            _running.discard(self)
+            self._owned.close()
+
+    def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(REAP_S)
         self.printed.close()
-        self._discard()
 
     def _listen(self) -> bool:
         """Takes what it printed; False at its end or when there is nothing more for now."""
@@ -148,11 +166,15 @@ class Child:
         del self.noise[:-NOISE_BYTES]
         return bool(data)
 
-    def _discard(self) -> None:
-        os.close(self.requests)
-        os.close(self.replies)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.close(self.lock)
+
+@atexit.register
+def _end_all() -> None:
+    """Ends what a signal kept from being ended: it may cut in just before a `finally` begins."""
+    for child in tuple(_running):
+        child.end()
+
+
+os.register_at_fork(after_in_child=_running.clear)  # they are the parent's
 
 
 def _environment(threads: int, folder: Path) -> dict[str, str]:
@@ -163,30 +185,3 @@ def _environment(threads: int, folder: Path) -> dict[str, str]:
     path = os.pathsep.join(filter(None, (str(folder / "path"), os.environ.get("PYTHONPATH"))))
     pools = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": "1"}
     return {**os.environ, **pools, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "TMPDIR": str(folder)}
-
-
-def _private_folder() -> tuple[Path, int]:
-    """A new folder, in memory where there is room, and the descriptor whose lock says that its owner lives."""
-    base = Path(tempfile.gettempdir())
-    if os.access(SHM, os.W_OK) and shutil.disk_usage(SHM).free >= SHM_FREE_BYTES:
-        base = SHM
-    _sweep(base)
-    with store.disk_errors(base / FOLDER_PREFIX):
-        folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX, dir=base))
-    lock = os.open(folder, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
-
-
-def _sweep(base: Path) -> None:
-    """Removes the folders of parents that were killed: nobody holds their lock."""
-    for folder in base.glob(f"{FOLDER_PREFIX}*"):
-        with contextlib.suppress(OSError):  # another's folder, or gone meanwhile
-            if time.time() - folder.stat().st_mtime < STALE_S:
-                continue  # perhaps made, but not yet locked
-            handle = os.open(folder, os.O_RDONLY)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(handle)

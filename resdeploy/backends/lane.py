@@ -5,7 +5,7 @@ thread pools do not fight, and peak memory is per backend. `build` uses a child 
 memory is not counted as the model's.
 
 Nothing stays behind: open a lane in a thread that outlives it, for the child dies with the thread that started it
-(`backends.child`), and whatever goes wrong here kills and reaps it.
+(`backends.child`), and whatever goes wrong here kills and reaps it, a signal at any moment included.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import contextlib
 import dataclasses
 import json
 import os
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resdeploy import errors, store
-from resdeploy.backends import Tensor, machine
+from resdeploy import errors, interrupts, scratch, store
+from resdeploy.backends import Tensor, exchange, machine
 from resdeploy.backends.child import Child
-from resdeploy.backends.worker import MEMORY_WORDS
-from resdeploy.errors import BackendCrash, IntegrityError, OutOfMemory, ResdeployError
+from resdeploy.backends.worker import FULL_FIX, FULL_WORDS, MEMORY_WORDS
+from resdeploy.errors import BackendCrash, DiskFull, IntegrityError, OutOfMemory, ResdeployError
 from resdeploy.models import foreign
 from resdeploy.records import Artifact, BackendName, Block, Execution, Layer, Port, Preprocessing, Progress, Replay
 
@@ -146,7 +144,7 @@ class Lane:
             msg = f"block of {queries} queries, {warmup} to warm up"
             raise ValueError(msg)
         meter = self._ask("block", seconds or 0.0, queries=queries, seconds=seconds or 0.0, warmup=warmup)
-        times: NDArray[np.int64] = self._take("times.npy").astype(np.int64, copy=False)
+        times = exchange.take(self._running().folder / "times.npy").astype(np.int64, copy=False)
         start, copied, computed, end, device = times.T
         return Block(
             put_s=_seconds(copied - start),
@@ -183,13 +181,12 @@ class Lane:
             UsageError: inputs of another shape or kind than the model takes.
         """
         folder = self._running().folder
-        with store.disk_errors(folder / "inputs.npy"):
-            np.save(folder / "inputs.npy", inputs)
         try:
+            exchange.put(folder / "inputs.npy", inputs)
             names = self._ask("predict")["outputs"]
         finally:
             (folder / "inputs.npy").unlink(missing_ok=True)
-        return {name: self._take(f"output{number}.npy") for number, name in enumerate(names)}
+        return {name: exchange.take(folder / f"output{number}.npy") for number, name in enumerate(names)}
 
     def layers(self) -> tuple[Layer, ...]:
         """The executed layers; open with `trace=True`."""
@@ -201,15 +198,17 @@ class Lane:
 
     def close(self) -> None:
         """Ends the child, at once; its last peak stays known."""
-        if self._child is not None:
-            self._child.end()
-            self._child = None
+        with interrupts.held():
+            if self._child is not None:
+                self._child.end()
+                self._child = None
 
     def _start(self, subject: Artifact, execution: Execution) -> None:
         self.close()
         self._subject = dataclasses.replace(subject, path=str(Path(subject.path).absolute()))
         threads = execution.threads or machine.usable_cores()
-        self._child = Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
+        with interrupts.held():  # between its start and the line that remembers it
+            self._child = Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
 
     def _running(self) -> Child:
         if self._child is None:
@@ -231,13 +230,6 @@ class Lane:
         if "error" in reply:
             raise self._revived(reply["error"])
         return reply["result"]
-
-    def _take(self, name: str) -> NDArray[np.generic]:
-        """An array that the child left; its file is gone, the mapping lives as long as the array."""
-        path = self._running().folder / name
-        array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
-        path.unlink()
-        return np.asarray(array)
 
     def _revived(self, document: dict[str, str]) -> ResdeployError:
         """The exception that the child described."""
@@ -279,6 +271,8 @@ class Lane:
                 cause=child.last_words(),
                 fix="Use a smaller batch size",
             )
+        if FULL_WORDS.search(child.noise_text()):
+            return DiskFull(f"{where}, {ending} for want of disk space", cause=child.last_words(), fix=FULL_FIX)
         return BackendCrash(f"{where}, {ending}", cause=child.last_words(), fix=crash_fix)
 
     def _memory(self) -> str:
@@ -299,16 +293,13 @@ def _staged(out: Path) -> Iterator[Path]:
     """
     with store.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.stem}.", suffix=".tmp", dir=out.parent.absolute()))
-        try:
+        with scratch.folder(beside=out) as folder:
             staged = folder / out.name
             yield staged
             for part in (*store.companions(staged), staged):
                 with part.open("rb") as file:
                     os.fsync(file.fileno())
                 os.replace(part, out.with_name(part.name))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _in_one_file(source: Artifact, whole: Path) -> Artifact:

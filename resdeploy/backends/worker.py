@@ -31,8 +31,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import backends, packages
-from resdeploy.backends import Loaded, Session, Tensor, machine
-from resdeploy.errors import BackendCrash, MalformedInput, OutOfMemory, ResdeployError, UsageError
+from resdeploy.backends import Loaded, Session, Tensor, exchange, machine
+from resdeploy.errors import BackendCrash, DiskFull, MalformedInput, OutOfMemory, ResdeployError, UsageError
 from resdeploy.models import foreign
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
 
@@ -48,6 +48,8 @@ FEEDS, FEEDS_BYTES, SEED = 8, 64 << 20, 0
 MEMORY_WORDS = re.compile(
     r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.IGNORECASE
 )
+FULL_WORDS = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+FULL_FIX = "Free some space, or write elsewhere with -o, RESDEPLOY_CACHE and, for temporary files, TMPDIR"
 
 
 def peak_rss_bytes() -> int:
@@ -236,13 +238,14 @@ class _FromFiles:
         self.run, self.get, self.device_time_s = session.run, session.get, session.device_time_s
 
     def put(self, inputs: Mapping[str, NDArray[np.generic]]) -> None:
-        from PIL import Image
-
-        from resdeploy.data import preprocess
+        from resdeploy.data import loading, preprocess
 
         for row, path in zip(self.buffer, inputs[self.name].tolist(), strict=True):
-            with Image.open(path) as image:
-                np.copyto(row, preprocess.apply(image, self.spec), casting="same_kind")
+            try:
+                image = loading.decode(Path(path).read_bytes())
+            except MalformedInput as e:
+                raise MalformedInput(f"{path}: {e.what}", cause=e.cause, fix=e.fix) from e
+            np.copyto(row, preprocess.apply(image, self.spec), casting="same_kind")
         self.session.put({self.name: self.buffer})
 
 
@@ -310,7 +313,7 @@ class Worker:
     def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
         meter = Meter()
         times = time_block(self.sessions, self._inputs, queries, seconds, warmup, meter)
-        np.save(self.folder / "times.npy", times)
+        exchange.put(self.folder / "times.npy", times)
         return {"cpu_s": meter.cpu_s, "energy_j": meter.energy_j}
 
     def replay(self, queries: int, seconds: float, replay: bool) -> dict[str, Any]:
@@ -324,7 +327,7 @@ class Worker:
         inputs = np.load(self.folder / "inputs.npy", mmap_mode="c", allow_pickle=False)
         outputs = answer(self.loaded, self.sessions, inputs)
         for number, value in enumerate(outputs.values()):
-            np.save(self.folder / f"output{number}.npy", value)
+            exchange.put(self.folder / f"output{number}.npy", value)
         return {"outputs": list(outputs)}
 
     def layers(self) -> dict[str, Any]:
@@ -369,6 +372,8 @@ def failure(error: BaseException, doing: str) -> dict[str, str]:
         words = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
         if isinstance(error, MemoryError) or MEMORY_WORDS.search(str(error)):
             error = OutOfMemory(f"{doing} ran out of memory", cause=words, fix="Use a smaller batch size")
+        elif FULL_WORDS.search(str(error)):
+            error = DiskFull(f"{doing} found no space left to write to", cause=words, fix=FULL_FIX)
         else:
             error = BackendCrash(f"{doing} failed", cause=words, fix="See `resdeploy doctor`, or try another --backend")
     kind = {"class": type(error).__name__, "code": error.code}

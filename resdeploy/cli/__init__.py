@@ -14,13 +14,12 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from resdeploy import __version__
+from resdeploy import __version__, interrupts
 from resdeploy.cli import (
     audit,
     bench,
@@ -41,7 +40,8 @@ from resdeploy.cli import (
     train,
 )
 
-INTERRUPTED, BROKEN_PIPE = 130, 141
+INTERRUPTED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
+BROKEN_PIPE = 141
 
 
 class _Uncaught(Exception):
@@ -109,28 +109,14 @@ def _root(
     pass
 
 
-class _Terminated(BaseException):
-    """SIGTERM, raised where the main thread is, so that every `finally` runs."""
-
-
-def _on_sigterm(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
-
-
 def main() -> None:
     """Runs the command line and exits with the status that `resdeploy.errors` lists."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    interrupts.listen()
     console.adapt_streams()
     try:
         app()
-    except SystemExit as e:
-        if e.code == INTERRUPTED:  # Typer's own answer to Ctrl-C, which says nothing
-            console.say("interrupted")
-        raise
-    except KeyboardInterrupt:  # before Typer had begun
-        _leave("interrupted", INTERRUPTED)
-    except _Terminated:
-        _leave("terminated", 143)
+    except interrupts.Interrupted as e:
+        _leave(INTERRUPTED[e.number], 128 + e.number)
     except Exception as e:  # noqa: BLE001 - every failure ends here, as an exit status
         if console.verbosity > 1:
             traceback.print_exc()

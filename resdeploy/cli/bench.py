@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import interrupts
 from resdeploy.cli import console, options
 
 
@@ -104,7 +105,7 @@ def bench(
     try:
         with console.live(quiet=quiet) as (progress, watch, starting):
             result = timing.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
-    except KeyboardInterrupt:
+    except interrupts.Interrupted:
         console.note("what was measured so far: resdeploy show", quiet=quiet)
         raise
     console.announce(*result.sources, quiet=quiet)

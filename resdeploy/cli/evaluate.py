@@ -63,7 +63,13 @@ def evaluate(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
     plan = judge.EvalPlan(
-        data=data, backend=backend, precision=precision, batch_size=batch_size, threads=threads, skip_bad=skip_bad
+        data=data,
+        backend=backend,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        skip_bad=skip_bad,
+        keep_logits=predictions is not None,
     )
     sources.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)

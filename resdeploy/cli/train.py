@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy import defaults
+from resdeploy import defaults, interrupts
 from resdeploy.cli import console, options
 
 HOW = "How to train"
@@ -95,7 +95,7 @@ def train(
     try:
         with console.progress(quiet=quiet) as progress:
             artifact = training.train(request, how, output, progress=progress, watch=watch)
-    except KeyboardInterrupt:
+    except interrupts.Interrupted:
         if epochs and (kept := training.kept(output)) is not None:
             console.note(f"kept {kept}: the same command with --resume goes on from it", quiet=quiet)
         raise

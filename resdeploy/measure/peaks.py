@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy import backends, packages, store
+from resdeploy import backends, packages, scratch, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, ResdeployError, UsageError
@@ -132,17 +131,17 @@ def measure(
     missing: dict[Precision, list[str]] = {}
     entrants: list[_Entrant] = []
     unbuilt: list[ResdeployError] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         for name in names:
             for precision in PRECISIONS:
                 try:
-                    made = _chains(name, precision, shapes, cores, Path(folder), open_lane)
+                    made = _chains(name, precision, shapes, cores, folder, open_lane)
                 except ResdeployError as e:
                     missing.setdefault(precision, []).append(f"{name}: {e.what}")
                 else:
                     entrants += made
             try:
-                entrants.append(_stream(name, cores, Path(folder), open_lane))
+                entrants.append(_stream(name, cores, folder, open_lane))
             except ResdeployError as e:  # the other backend's will do
                 unbuilt.append(e)
         if len(unbuilt) == len(names):

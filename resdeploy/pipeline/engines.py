@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import tempfile
 from pathlib import Path
 
-from resdeploy import backends, store
+from resdeploy import backends, scratch, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import IntegrityError, MalformedInput, UsageError
 from resdeploy.records import Artifact, EngineOptions, Execution, Progress
@@ -37,10 +36,10 @@ def built(source: Artifact, execution: Execution, out: Path, progress: Progress 
     execution = dataclasses.replace(execution, engine=options)
     model = files.load_model(Path(source.path))
     lowered = lower.lower(model, tensorrt.major_of(version))
-    with tempfile.TemporaryDirectory() as folder:
+    with scratch.folder() as folder:
         given, notes = source, source.notes
         if lowered is not model:
-            path = Path(folder) / "lowered.onnx"
+            path = folder / "lowered.onnx"
             files.save_model(lowered, path)
             given = dataclasses.replace(source, path=str(path))
             kept = cast.kept(lowered) if source.precision == "int8" else ()

@@ -26,6 +26,7 @@ class EvalPlan:
     batch_size: int = 32
     threads: int | None = None
     skip_bad: bool = False
+    keep_logits: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +58,12 @@ def predict(source: Artifact, backend: BackendName, plan: EvalPlan, *, progress:
         artifact=make.built(source, backend, execution),
         execution=execution,
     )
-    return predict_built(candidate, plan.data, skip_bad=plan.skip_bad, progress=progress)
+    return predict_built(candidate, plan.data, skip_bad=plan.skip_bad, keep_logits=plan.keep_logits, progress=progress)
 
 
-def predict_built(candidate: timing.Candidate, data: str, *, skip_bad: bool = False, progress: Progress) -> Predictions:
+def predict_built(
+    candidate: timing.Candidate, data: str, *, skip_bad: bool = False, keep_logits: bool = True, progress: Progress
+) -> Predictions:
     """Per-image results of a built model on the data set's test split.
 
     Raises:
@@ -75,6 +78,7 @@ def predict_built(candidate: timing.Candidate, data: str, *, skip_bad: bool = Fa
         images,
         model.preprocessing if model else None,
         batch_size=max(DECODED, candidate.execution.batch_size),
+        keep_logits=keep_logits,
         progress=progress,
     )
     if found.unreadable and not skip_bad:

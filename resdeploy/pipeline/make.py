@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib.metadata
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resdeploy import __version__, backends, store
+from resdeploy import __version__, backends, scratch, store
 from resdeploy.backends import machine
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import engines, sources
@@ -148,8 +147,8 @@ def run_fp32(path: Path, inputs: NDArray[Any]) -> NDArray[Any]:
 
     execution = Execution(batch_size=len(inputs))
     artifact = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
-    with tempfile.TemporaryDirectory() as folder, Lane("onnxruntime") as lane:
-        lane.open(lane.build(artifact, execution, Path(folder) / "checked.onnx"), execution)
+    with scratch.folder() as folder, Lane("onnxruntime") as lane:
+        lane.open(lane.build(artifact, execution, folder / "checked.onnx"), execution)
         return lane.predict(inputs).astype(np.float32)
 
 

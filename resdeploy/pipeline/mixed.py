@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resdeploy import backends, store
+from resdeploy import backends, scratch, store
 from resdeploy.errors import UsageError
 from resdeploy.judge import pairs
 from resdeploy.measure.bench import Candidate
@@ -129,8 +128,8 @@ def _search(seen: Calibrated, plan: make.CalibrationPlan, wanted: Wanted, out: P
     """
     assert wanted.data is not None
     assert wanted.max_drop_pp is not None
-    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        bench = _Bench(seen, plan, wanted.data, Path(folder), progress)
+    with scratch.folder() as folder:
+        bench = _Bench(seen, plan, wanted.data, folder, progress)
         baseline = bench.predictions(None)
         assert baseline.origin is not None
         pairs.refuse_leak(replace(baseline, origin=replace(baseline.origin, calibration=seen.calibration)))

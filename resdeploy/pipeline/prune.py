@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resdeploy import store
+from resdeploy import scratch, store
 from resdeploy.backends import choose
 from resdeploy.errors import UsageError
 from resdeploy.measure import bench as timing
@@ -79,11 +78,11 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
     choosing, judging = search.halves(images, plan.seed)
-    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        graph = out if kind == "onnx" else Path(folder) / "pruned.onnx"
+    with scratch.folder() as folder:
+        graph = out if kind == "onnx" else folder / "pruned.onnx"
         tuner = None
         if learned is not None and plan.training is not None:
-            tuner = _Tuner(request, plan.training, learned, choosing, Path(folder), progress)
+            tuner = _Tuner(request, plan.training, learned, choosing, folder, progress)
         pruned = search.prune(
             source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
         )

@@ -10,18 +10,16 @@ import contextlib
 import ctypes
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy import packages
+from resdeploy import packages, scratch
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
 from resdeploy.graph import files, portable
 from resdeploy.quantize.histogram import Histogram
@@ -98,8 +96,8 @@ def _opened(
         input_shape=image_shape,
         memory_pattern=False,  # 383 MiB instead of 432 for ResNet-50's watched graph
     )
-    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder, Lane(name) as lane:
-        path = Path(folder) / "watched.onnx"
+    with scratch.folder() as folder, Lane(name) as lane:
+        path = folder / "watched.onnx"
         # Nobody but the lane will ever read it: no need to wait for the disk, or for a digest.
         path.write_bytes(model.SerializeToString())
         del model  # a whole network's weights, while a lane holds its own

@@ -14,7 +14,6 @@ different ones, and nothing is chosen on the latter.
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy import stats, store
+from resdeploy import scratch, stats, store
 from resdeploy.data import datasets
 from resdeploy.errors import UsageError
 from resdeploy.graph import drop, files, metadata
@@ -95,8 +94,8 @@ def prune(
     """
     if shared := set(choosing.ids) & set(judging.ids):
         raise UsageError(f"{len(shared)} images are to be chosen on and judged on", fix="Give two different sets")
-    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        search = _Search(source, choosing, len(judging), budget, predict, Path(folder), progress)
+    with scratch.folder() as folder:
+        search = _Search(source, choosing, len(judging), budget, predict, folder, progress)
         lesions = search.lesions()
         removed, path = search.choose(lesions)
         tuned = None
@@ -136,8 +135,8 @@ def cut(
     Raises:
         UsageError: no block can be removed.
     """
-    with tempfile.TemporaryDirectory(prefix="resdeploy-") as folder:
-        search = _Search(source, choosing, judged_on, budget, predict, Path(folder), progress)
+    with scratch.folder() as folder:
+        search = _Search(source, choosing, judged_on, budget, predict, folder, progress)
         removed, _ = search.choose(search.lesions())
         return _noted(search.without(removed, out), removed, choosing)
 

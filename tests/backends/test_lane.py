@@ -14,10 +14,18 @@ import numpy as np
 import onnx
 import pytest
 
-from resdeploy import store
-from resdeploy.backends import child as child_module
+from resdeploy import scratch, store
+from resdeploy.backends import worker
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import BackendCrash, EnvironmentFailure, IntegrityError, NotWritable, OutOfMemory, UsageError
+from resdeploy.errors import (
+    BackendCrash,
+    DiskFull,
+    EnvironmentFailure,
+    IntegrityError,
+    NotWritable,
+    OutOfMemory,
+    UsageError,
+)
 from resdeploy.records import Artifact, Execution
 
 
@@ -26,8 +34,8 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """Lanes put their folders under tmp_path, where the test sees them; none may stay."""
     base = tmp_path / "lanes"
     base.mkdir()
-    monkeypatch.setattr(child_module, "SHM", base)
-    monkeypatch.setattr(child_module, "SHM_FREE_BYTES", 0)
+    monkeypatch.setattr(scratch, "MEMORY", base)
+    monkeypatch.setattr(scratch, "MEMORY_FREE_BYTES", 0)
     yield
     assert list(base.iterdir()) == []
     assert list(tmp_path.glob(".*")) == []
@@ -149,10 +157,35 @@ def test_failed_allocation_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.
     assert caught.value.exit_status == 6
 
 
-def test_limit_of_the_address_space_holds(tiny: Artifact) -> None:
-    """A batch that does not fit under `memory_limit_bytes` is out of memory, and the limit is named."""
+def test_a_lane_that_was_given_a_limit_of_its_address_space_names_it(tiny: Artifact) -> None:
+    """A batch that does not fit under `memory_limit_bytes`, which no command sets, is out of memory."""
     with Lane("null", memory_limit_bytes=1 << 30) as lane, pytest.raises(OutOfMemory, match="limit 1024 MiB"):
         lane.open(tiny, Execution(batch_size=200_000))
+
+
+@pytest.mark.parametrize("name", ["inputs.npy", "output0.npy"])
+def test_a_full_disk_on_the_way_to_the_child_or_back_is_no_crash(name: str, tiny: Artifact, images: np.ndarray) -> None:
+    """Exit status 6 with what helps there; the file that fills up is /dev/full. The lane goes on."""
+    with Lane("null") as lane:
+        lane.open(tiny, Execution(batch_size=2))
+        full = lane._child.folder / name
+        full.symlink_to("/dev/full")
+        with pytest.raises(DiskFull, match="MB are free") as caught:
+            lane.predict(images)
+        assert caught.value.exit_status == 6
+        assert "TMPDIR" in caught.value.fix or "--shm-size" in caught.value.fix
+        full.unlink(missing_ok=True)
+        assert lane.predict(images).shape == (5, 10)
+
+
+def test_a_vendor_that_finds_no_space_left_is_no_crash() -> None:
+    """Whatever class it raises: exit status 6, its words, and where it may write instead."""
+    for error in (OSError(28, "No space left on device", "/x/engine"), RuntimeError("write: No space left on device")):
+        told = worker.failure(error, "build in null")
+        assert told["class"] == "DiskFull"
+        assert "No space left on device" in told["cause"]
+        assert "-o" in told["fix"]
+        assert "TMPDIR" in told["fix"]
 
 
 def test_kill_with_evidence_of_the_kernel_is_out_of_memory(tiny: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,6 +215,20 @@ def test_inputs_of_another_size_are_refused_and_the_lane_lives(tiny: Artifact, i
         with pytest.raises(UsageError):
             lane.predict(images[:0])
         assert lane.predict(images).shape == (5, 10)
+
+
+def test_what_a_killed_build_left_beside_its_file_goes_with_the_next(tiny: Artifact, tmp_path: Path) -> None:
+    """The folder that a child writes to lies beside the file to be, hidden."""
+    out = tmp_path / "out" / "built.onnx"
+    out.parent.mkdir()
+    script = "import os, signal, sys; from pathlib import Path; from resdeploy.backends import lane\n"
+    script += "with lane._staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
+    subprocess.run([sys.executable, "-c", script, out], check=False)
+    (left,) = out.parent.iterdir()
+    with Lane("null") as lane:
+        lane.build(tiny, Execution(), out)
+    assert not left.exists()
+    assert list(out.parent.iterdir()) == [out]
 
 
 def test_unwritable_place_is_named_and_nothing_runs(tiny: Artifact, tmp_path: Path) -> None:
@@ -216,10 +263,10 @@ def test_worker_under_another_interpreter_sees_our_package_alone(tiny: Artifact,
 SCRIPT = """
 import sys
 from resdeploy.backends.lane import Lane
-from resdeploy.backends import child
+from resdeploy import scratch
 from resdeploy.records import Artifact, Execution, ModelSpec
 from pathlib import Path
-child.SHM, child.SHM_FREE_BYTES = Path(sys.argv[1]), 0
+scratch.MEMORY, scratch.MEMORY_FREE_BYTES = Path(sys.argv[1]), 0
 spec = ModelSpec(name="n", family="n", classes=10, input_shape=(3, 32, 32))
 artifact = Artifact(path=sys.argv[2], format="onnx", precision="fp32", sha256="0", model=spec)
 with Lane("null") as opened:
@@ -247,10 +294,9 @@ def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artif
         assert list(base.iterdir()) == []
     else:
         (left,) = base.iterdir()
-        os.utime(left, (0, 0))
-        Lane("null").close()
         with Lane("null") as lane:
             lane.open(tiny, Execution())
+            assert not left.exists()
 
 
 def test_signal_that_interrupts_no_system_call_is_heard(tiny: Artifact, tmp_path: Path) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from resdeploy.backends import worker
+from resdeploy.backends import Tensor, worker
+from resdeploy.data import loading, preprocess
+from resdeploy.errors import MalformedInput
+from resdeploy.records import Preprocessing
 
 
 class Ticking:
@@ -71,3 +76,22 @@ def test_garbage_is_not_collected_while_timing(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(RuntimeError, match="broken"):
         worker.time_block([session], lambda _: iter([{}] * 9), 4, 0.0, 2)
     assert gc.isenabled()
+
+
+def test_files_are_decoded_under_the_same_limits_as_by_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GIF that calls itself JPEG, and an image above the limit of pixels (lowered here), are refused by name."""
+    spec = Preprocessing(size=(8, 8))
+    tensor = Tensor(shape=(1, 3, 8, 8), dtype="float32")
+    session = worker._FromFiles(Ticking(), "input", tensor, spec)
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    good, gif = tmp_path / "good.jpg", tmp_path / "gif.jpg"
+    Image.fromarray(pixels).save(good)
+    Image.fromarray(pixels).save(gif, format="GIF")
+    session.put({"input": np.array([str(good)])})
+    expected = preprocess.apply(loading.decode(good.read_bytes()), spec)
+    np.testing.assert_array_equal(session.buffer[0], expected)
+    with pytest.raises(MalformedInput, match=r"gif\.jpg: neither JPEG nor PNG"):
+        session.put({"input": np.array([str(gif)])})
+    monkeypatch.setattr(loading, "MAX_PIXELS", 63)
+    with pytest.raises(MalformedInput, match=r"good\.jpg: 8x8 pixels"):
+        session.put({"input": np.array([str(good)])})

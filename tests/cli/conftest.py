@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +18,29 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOUBLES = ROOT / "tests/doubles"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def workers_of(parent: int) -> list[int]:
+    """Processes of lanes that this process started, whoever is their parent now; zombies are none."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            command = (process / "cmdline").read_bytes()
+            if b"resdeploy.backends.worker" in command and str(parent).encode() in command.split(b"\0"):
+                found.append(int(process.name))
+    return found
+
+
+def left_by(parent: int, *folders: Path) -> list[object]:
+    """What a process left that has ended: workers, and temporary folders in shared memory, /tmp and `folders`.
+
+    A killed worker is given five seconds to be gone: what has been killed may still be on its way out.
+    """
+    deadline = time.monotonic() + 5
+    while (workers := workers_of(parent)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    places = {Path("/dev/shm"), Path(tempfile.gettempdir()), *folders}
+    return [*workers, *(path for place in places for path in place.glob(f"*resdeploy-tmp-*-{parent}-*"))]
 
 
 @pytest.fixture

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import onnx
@@ -175,3 +178,65 @@ def test_a_model_without_a_description_is_evaluated_too(folder, linear):
     found = evaluate.predict(foreign, dataset, SPEC)
     np.testing.assert_array_equal(found.top[:, 0], expected(dataset, weights).argmax(axis=1))
     assert found.model == "linear"
+
+
+MANY = """
+import json, os, resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import numpy as np
+from resdeploy import store
+from resdeploy.backends import child
+from resdeploy.backends.lane import Lane
+from resdeploy.data import datasets
+from resdeploy.graph import files
+from resdeploy.measure import bench, evaluate
+from resdeploy.quantize import calibrate
+from resdeploy.records import Artifact, Execution, ModelSpec, Preprocessing
+
+IMAGES, FEWER, PATH = 2000, 400, Path(sys.argv[1])
+spec = Preprocessing(size=(6, 6))
+model = ModelSpec(name="linear", family="f", classes=3, input_shape=(3, 6, 6))
+artifact = Artifact(path=str(PATH), format="onnx", precision="fp32", sha256=store.digest(PATH), model=model)
+row = bench.Candidate(label="row", backend="null", artifact=artifact, execution=Execution())
+pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 6, 6, 3), np.uint8)
+images = datasets.Dataset(name="noise", split="test", ids=tuple(map(str, range(IMAGES))), classes=(),
+                          labels=np.arange(IMAGES) % 3, items=pixels)
+seen = []
+
+
+def look(_what, done, total):
+    if done in (100, total):
+        (lane,) = child._running
+        worker = f"/proc/{lane.process.pid}"
+        counts = [len(os.listdir(place)) for place in ("/proc/self/fd", lane.folder, worker + "/fd")]
+        seen.append(counts + [len(Path(who, "maps").read_text().splitlines()) for who in ("/proc/self", worker)])
+
+
+found = evaluate.predict(row, images, spec, batch_size=1, keep_logits=False, progress=look)
+assert found.logits is None and len(found.top) == IMAGES
+batches = (pixels[k : k + 1].transpose(0, 3, 1, 2).astype(np.float32) for k in range(FEWER))
+graph = files.load_model(PATH)
+_, count = calibrate.observe(graph, {"input": np.ones(3)}, batches, total=FEWER, progress=look)
+assert count == FEWER
+with Lane("null") as lane:
+    lane.open(artifact, Execution())
+    for done in range(1, FEWER + 1):
+        lane.block(1)
+        look("", done, FEWER)
+print(json.dumps(seen))
+"""
+
+
+def test_descriptors_files_and_mappings_stay_flat_over_thousands_of_batches(linear, tmp_path):
+    """With 64 descriptors: evaluation, calibration and timing, in this process and in the worker."""
+    candidate, _ = linear()
+    done = subprocess.run(
+        [sys.executable, "-c", MANY, candidate.artifact.path], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert len(seen) == 6
+    for early, late in zip(seen[::2], seen[1::2], strict=True):
+        assert late[:3] == early[:3]
+        assert max(np.subtract(late[3:], early[3:])) < 50  # the allocators' own; it was one a batch
