@@ -84,7 +84,7 @@ def test_judging_on_the_calibration_images_is_refused(digits_onnx: Path, tmp_pat
         (mixed.Wanted(max_drop_pp=1.0), "int8", make.CalibrationPlan(), "--data"),
         (mixed.Wanted(data="digits"), "int8", make.CalibrationPlan(), "--max-drop"),
         (mixed.Wanted(sensitivity=True), "fp16", make.CalibrationPlan(), "INT8"),
-        (mixed.Wanted(), "fp16", make.CalibrationPlan(method="mse"), "--calib"),
+        (mixed.Wanted(), "fp16", make.CalibrationPlan(data="digits", method="mse"), "--calib-method"),
         (mixed.Wanted(), "bf16", make.CalibrationPlan(effort="high"), "--effort"),
     ],
 )
