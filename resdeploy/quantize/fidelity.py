@@ -73,6 +73,7 @@ def compare(
     lowered: onnx.ModelProto,
     images: Sequence[NDArray[Any]],
     *,
+    exact: NDArray[np.float32] | None = None,
     search: bool = True,
     run: Runner = calibrate.in_lane,
 ) -> Likeness:
@@ -82,15 +83,16 @@ def compare(
         source: the float graph.
         lowered: made from it, its values under the same names.
         images: each (C, H, W), as the network takes them.
+        exact: the source's logits on them, (images, ...), where they are known.
         search: whether to look for the layer where a lost output breaks; both graphs then run again.
         run: opens a graph for running.
     """
     if not len(images):
         return Likeness(snr_db=None, why="there are no images")
-    chosen = np.random.default_rng(0).permutation(len(images))[: count(images[0].size)]
-    batch = np.stack([images[k] for k in sorted(chosen)])
+    chosen = sorted(np.random.default_rng(0).permutation(len(images))[: count(images[0].size)])
+    batch = np.stack([images[k] for k in chosen])
     plain = simulated.in_float(lowered)
-    snr = snr_db(_values(source, batch, run), _values(plain, batch, run))
+    snr = snr_db(_values(source, batch, run) if exact is None else exact[chosen], _values(plain, batch, run))
     if snr is None:
         return Likeness(snr_db=None, why="the source's own is zero, or not finite")
     where = _breaks_at(source, lowered, plain, batch, run) if search and snr < LOST_DB else ""

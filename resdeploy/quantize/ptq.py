@@ -153,12 +153,14 @@ def write(
             model, placement, activations, weights, seen.images, run, limit=limit, progress=progress
         )
     result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
+    images, exact = seen.images, None
     if corrected:
-        lacking = bias.shifts(model, result, placement, weights, seen.images, run)
-        moved = {name: shift + moved.get(name, 0.0) for name, shift in lacking.items()}
+        found = bias.correction(model, result, placement, weights, seen.images, run)
+        images, exact = list(found.images), found.logits
+        moved = {name: shift + moved.get(name, 0.0) for name, shift in found.shifts.items()}
         result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
-    like = fidelity.compare(model, result, seen.images, run=run)
+    like = fidelity.compare(model, result, images, exact=exact, run=run)
     record = dataclasses.replace(
         source,
         path=str(out),
