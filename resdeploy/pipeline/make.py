@@ -221,10 +221,12 @@ def _half(
 
 
 def _compared_images(source: Artifact, plan: CalibrationPlan) -> list[NDArray[Any]]:
-    """Some images to compare a file with its source on: of those given, else a few synthetic ones."""
+    """Some images to compare a file with its source on: of those given, else a few synthetic ones, or noise."""
     from resdeploy.quantize import fidelity
 
     assert source.model is not None
+    if plan.data is None and source.model.preprocessing is None:
+        return list(np.random.default_rng(0).standard_normal((CHECK_IMAGES, *source.model.input_shape), np.float32))
     if plan.data is None:
         return list(check_images(source, None))
     most = fidelity.count(int(np.prod(source.model.input_shape)))

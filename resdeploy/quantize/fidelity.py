@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.errors import BackendCrash, BackendMissing, MalformedInput, OutputLost, ResdeployError
+from resdeploy.errors import BackendCrash, BackendMissing, MalformedInput, OutputLost, ResdeployError, UsageError
 from resdeploy.graph.residual import Index, node_name
 from resdeploy.quantize import bias, calibrate, overflow, simulated
 from resdeploy.records import Artifact
@@ -31,9 +31,9 @@ LOST_DB = 3.0  # below it a file is refused
 POOR_DB = 10.0  # below it a file is noted
 # Beyond what FP32's own 24 bits tell (146 dB): what is written for outputs that agree exactly, or are not finite.
 LIMIT_DB = 150.0
-# Logits that vary less than this share of their energy from image to image vary by less than 8 bits resolve: these
-# images are too much alike to judge by what differs between them, and the logits themselves are compared.
-ALIKE = 1e-4
+# Where less than this share of the logits' energy differs from image to image (images too much alike, or noise), the
+# logits themselves are compared: a rounding error 30 dB below them could drown what differs, and wreck nothing.
+ALIKE = 1e-2
 LOST = "its output has nothing to do with its source's"
 
 
@@ -108,7 +108,7 @@ def compare_half(source: onnx.ModelProto, lowered: onnx.ModelProto, images: Sequ
         return Likeness(snr_db=None, why=found.reason)
     try:
         return compare(source, lowered, images)
-    except (BackendMissing, BackendCrash, MalformedInput) as e:
+    except (BackendMissing, BackendCrash, MalformedInput, UsageError) as e:
         return Likeness(snr_db=None, why=e.what)
 
 

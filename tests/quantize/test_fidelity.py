@@ -183,7 +183,7 @@ def values(*rows: Sequence[float]) -> NDArray[np.float64]:
         (values([1, -1], [-1, 1]), values([np.nan, 0], [0, 0]), -fidelity.LIMIT_DB),
         (values([3, 4]), values([3, 4.5]), 20.0),  # one image: as it is
         (values([3, 4], [3, 4], [3, 4]), values([3, 4.5], [3, 4.5], [3, 4.5]), 20.0),  # all alike
-        (values([3, 4], [3, 4 + 1e-3]), values([3, 4.5], [3, 4.5]), 20.0),  # by less than 8 bits resolve
+        (values([3, 4], [3, 4 + 1e-3]), values([3, 4.5], [3, 4.5]), 20.0),  # or nearly
         (
             values([50, -50], [50, -50], [-50, 50]),
             values([49, -49], [51, -51], [-50, 50]),
