@@ -55,13 +55,13 @@ class Likeness:
     def notes(self) -> tuple[str, ...]:
         if self.snr_db is None:
             return (f"its output was not compared with its source's: {self.why}",)
-        if self.snr_db >= POOR_DB:
-            return ()
         how = "it is not finite" if self.snr_db == -LIMIT_DB else f"{self.snr_db:.1f} dB of signal to noise"
         seen = f"{how} on {self.images} images" if self.images > 1 else f"{how} on one image"
-        if self.snr_db >= LOST_DB:
+        if self.snr_db < LOST_DB:
+            return (f"{LOST}: {seen}" + (f"; it breaks at {self.where}" if self.where else ""),)
+        if self.snr_db < POOR_DB:
             return (f"its output differs much from its source's: {seen}, where 8-bit files should have 20 dB or more",)
-        return (f"{LOST}: {seen}" + (f"; it breaks at {self.where}" if self.where else ""),)
+        return ()
 
 
 def count(elements: int) -> int:
