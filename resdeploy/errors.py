@@ -17,10 +17,12 @@
     │   ├── NotWritable      6      a folder that cannot be written
     │   ├── DiskFull         6      no space left
     │   └── OutOfMemory      6      a child was killed for its memory
-    └── BackendCrash         7      a backend's process died, hung or raised where it should not
+    ├── BackendCrash         7      a backend's process died, hung or raised where it should not
+    └── OutputLost           1      a low-precision file whose output has nothing to do with its source's
 
 Success is 0; a gate or audit that failed is 1 and an inconclusive one 3 (verdicts are results, not
-errors); SIGINT is 130, SIGTERM 143 and SIGHUP 129. Only `resdeploy.cli` turns these into exits.
+errors, but for the one by which a file is not written); SIGINT is 130, SIGTERM 143 and SIGHUP 129.
+Only `resdeploy.cli` turns these into exits.
 """
 
 from __future__ import annotations
@@ -116,6 +118,10 @@ class OutOfMemory(EnvironmentFailure):
 
 class BackendCrash(ResdeployError):
     code, exit_status = "E-BACKEND-CRASH", 7
+
+
+class OutputLost(ResdeployError):
+    code, exit_status = "E-OUTPUT-LOST", 1
 
 
 def of_code(code: str) -> type[ResdeployError]:

@@ -34,6 +34,9 @@ def quantize(
     mean: options.Mean = None,
     std: options.Std = None,
     seed: options.Seed = 0,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the file even if its output has nothing to do with the source's.")
+    ] = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -57,6 +60,7 @@ def quantize(
         portable=portable,
         effort=effort,
         seed=seed,
+        force=force,
     )
     out = output or options.beside(model, f".{precision}.onnx")
     wanted = mixed.Wanted(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)

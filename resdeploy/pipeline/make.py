@@ -58,6 +58,7 @@ class CalibrationPlan:
     effort: Effort = "normal"
     arithmetic: Arithmetic | None = None  # None: BF16 where this machine has it
     seed: int = 0
+    force: bool = False  # make the file even where its output has nothing to do with the source's
 
     def portable_here(self) -> bool:
         """Whether weights must be in 7 bits: asked for, or this CPU has no VNNI and would saturate."""
@@ -165,6 +166,7 @@ def lowered(
 
     Raises:
         UsageError: the file is in a low precision already, or INT8 without calibration images.
+        OutputLost: its output has nothing to do with the source's (`quantize.fidelity`); nothing is written.
     """
     if source.precision == precision:
         return source
@@ -188,27 +190,49 @@ def _half(
 ) -> Artifact:
     def make(path: Path) -> Artifact:
         from resdeploy.graph import cast, files, portable
-        from resdeploy.quantize import overflow
+        from resdeploy.quantize import fidelity, overflow
 
         model, keep = portable.canonicalise(files.load_model(Path(source.path))), {}
         if precision == "fp16" and plan.data is not None:
             images = calibration_inputs(source, plan)
             keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
-        model = cast.to_half(model, precision, keep=keep)
-        files.save_model(model, path)
-        kept = cast.kept(model)
-        return dataclasses.replace(
+        half = cast.to_half(model, precision, keep=keep)
+        like = fidelity.compare_half(model, half, _compared_images(source, plan))
+        kept = cast.kept(half)
+        record = dataclasses.replace(
             source,
             path=str(path),
             precision=precision,
-            sha256=store.digest(path),
             parent=source.sha256,
-            checks={},
-            notes=(*source.notes, *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else [])),
+            checks=like.checks,
+            notes=(
+                *source.notes,
+                *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else []),
+                *like.notes,
+            ),
             tools=versions("onnx"),
         )
+        fidelity.refuse_lost(record, force=plan.force)
+        files.save_model(half, path)
+        return dataclasses.replace(record, sha256=store.digest(path))
 
     return made(lowered_key(source, precision, target, plan), ".onnx", out, make)
+
+
+def _compared_images(source: Artifact, plan: CalibrationPlan) -> list[NDArray[Any]]:
+    """Some images to compare a file with its source on: of those given, else a few synthetic ones, or noise."""
+    from resdeploy.quantize import fidelity
+
+    assert source.model is not None
+    if plan.data is None and source.model.preprocessing is None:
+        random, (channels, height, width) = np.random.default_rng(0), source.model.input_shape
+        tints = random.standard_normal((CHECK_IMAGES, channels, 1, 1), np.float32)  # noise alone looks the same to nets
+        return list(tints + random.standard_normal((CHECK_IMAGES, channels, height, width), np.float32))
+    if plan.data is None:
+        return list(check_images(source, None))
+    most = fidelity.count(int(np.prod(source.model.input_shape)))
+    few = dataclasses.replace(plan, samples=min(plan.samples, most))
+    return [image for batch in calibration_inputs(source, few) for image in batch]
 
 
 def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDArray[Any]]:
@@ -226,7 +250,7 @@ def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | N
         from resdeploy.quantize import ptq
 
         seen = calibrated(source, target, plan, progress=progress)
-        return ptq.write(seen, path, portable=plan.portable_here(), progress=progress)
+        return ptq.write(seen, path, portable=plan.portable_here(), force=plan.force, progress=progress)
 
     return made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
 
@@ -282,11 +306,11 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
 def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
     """Everything that `lowered` depends on."""
     tools = versions("onnx", "onnxruntime", "openvino", "pillow")
-    if precision == "bf16" or (precision == "fp16" and plan.data is None):
-        return (precision, _identity(source), tools)
+    if precision != "int8" and plan.data is None:
+        return (precision, _identity(source), plan.force, tools)
     images = calibration_images(source, plan).signature()
-    if precision == "fp16":
-        return ("fp16", _identity(source), plan.samples, plan.seed, images, tools)
+    if precision != "int8":
+        return (precision, _identity(source), plan.samples, plan.seed, plan.force, images, tools)
     here = (plan.portable_here(), plan.arithmetic_here())
     return ("int8", _identity(source), target, plan, here, images, tools)
 

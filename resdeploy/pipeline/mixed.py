@@ -56,9 +56,10 @@ class Wanted:
             raise UsageError("--data judges the search of --max-drop", fix="Add --max-drop 0.5, or use resdeploy eval")
         if precision != "int8" and (self.sensitivity or self.max_drop_pp is not None):
             raise UsageError(f"--sensitivity and --max-drop start from INT8, not from {precision}")
-        if precision != "int8" and plan != make.CalibrationPlan(seed=plan.seed):
+        images = make.CalibrationPlan(data=plan.data, samples=plan.samples, seed=plan.seed, force=plan.force)
+        if precision != "int8" and plan != images:
             raise UsageError(
-                f"--calib-data, --portable, --effort and the like are of INT8's ranges: {precision} has none",
+                f"--calib-method, --portable, --effort and the like are of INT8's ranges: {precision} has none",
                 fix="Leave them away, or add --precision int8",
             )
 
@@ -95,6 +96,7 @@ def quantized(
         UsageError: what is asked for makes no sense together; a calibration image is also a judging one; not an FP32
             file.
         BackendMissing: a search for a target that cannot run here, so that nothing can be measured.
+        OutputLost: the file's output has nothing to do with the source's; nothing is written.
     """
     from resdeploy.quantize import ptq
 
@@ -110,7 +112,8 @@ def quantized(
     if wanted.max_drop_pp is not None:
         return _search(seen, plan, wanted, out, progress)
     layers = _tried(seen, plan, progress)
-    return Quantized(artifact=store.save(ptq.write(seen, out, portable=plan.portable_here())), layers=layers)
+    made = ptq.write(seen, out, portable=plan.portable_here(), force=plan.force)
+    return Quantized(artifact=store.save(made), layers=layers)
 
 
 def _tried(seen: Calibrated, plan: make.CalibrationPlan, progress: Progress) -> tuple[Sensitivity, ...]:
@@ -125,7 +128,12 @@ def _search(seen: Calibrated, plan: make.CalibrationPlan, wanted: Wanted, out: P
     """The fastest mixed INT8/FP32 or FP16 model whose drop of top-1 is shown to be within the budget.
 
     Ranges and the choice of layers come from the calibration images, the verdict from others: the test split.
+
+    Raises:
+        OutputLost: the best of them has an output that has nothing to do with the source's.
     """
+    from resdeploy.quantize import fidelity
+
     assert wanted.data is not None
     assert wanted.max_drop_pp is not None
     with scratch.folder() as folder:
@@ -151,7 +159,9 @@ def _search(seen: Calibrated, plan: make.CalibrationPlan, wanted: Wanted, out: P
             progress=progress,
         )
         chosen = next(rung for rung in timed if rung.chosen)
-        artifact = _kept(bench.lowered(chosen.label), chosen, wanted, baseline.repeats.told, out)
+        made = bench.lowered(chosen.label)
+        fidelity.refuse_lost(made, force=plan.force)
+        artifact = _kept(made, chosen, wanted, baseline.repeats.told, out)
     return Quantized(artifact=artifact, candidates=timed, layers=layers)
 
 
@@ -169,7 +179,8 @@ class _Bench:
     def __init__(
         self, seen: Calibrated, plan: make.CalibrationPlan, data: str, folder: Path, progress: Progress
     ) -> None:
-        self.seen, self.plan, self.data, self.folder, self.progress = seen, plan, data, folder, progress
+        self.seen, self.data, self.folder, self.progress = seen, data, folder, progress
+        self.plan = replace(plan, force=True)  # a candidate whose output is lost is one that loses
         self.made: dict[str, Artifact] = {}
 
     def lowered(self, label: str) -> Artifact:
@@ -182,7 +193,9 @@ class _Bench:
         if rung.label not in self.made:
             path = self._next(".onnx")
             if rung.precision == "int8":
-                made = ptq.write(self.seen, path, portable=self.plan.portable_here(), keep_float=rung.keep_float)
+                made = ptq.write(
+                    self.seen, path, portable=self.plan.portable_here(), keep_float=rung.keep_float, force=True
+                )
             else:
                 made = make.lowered(
                     self.seen.source, rung.precision, self.seen.target, self.plan, path, progress=self.progress

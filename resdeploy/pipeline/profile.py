@@ -15,6 +15,7 @@ from resdeploy.errors import (
     DiskFull,
     EnvironmentFailure,
     NotWritable,
+    OutputLost,
     ProfileError,
     ResdeployError,
 )
@@ -253,7 +254,7 @@ def _variants(
         stem = ".pruned" if network is pruned else ""
         try:
             variants.append(_variant(profile, steps, network, stem, backend, precision, progress))
-        except (BackendCrash, EnvironmentFailure) as e:
+        except (BackendCrash, EnvironmentFailure, OutputLost) as e:
             if isinstance(e, (DiskFull, NotWritable)):
                 raise
             errors.append(e)

@@ -212,6 +212,8 @@ def quantization_trained(
     source = make.onnx_fp32(request, progress=progress)
     if source.weights is not None and source.weights.random:
         raise UsageError(f"{request.model} is not trained, so there is nothing to keep", fix="Add --weights FILE")
+    # Training may restore an output that calibration lost; what it ends with is what counts.
+    calibration = dataclasses.replace(calibration, force=True)
     start = make.lowered(source, "int8", target, calibration, progress=progress)
     images = datasets.open_dataset(data, split="train", need_labels=False)
     return store.save(qat.train(source, start, images, plan, out=out, progress=progress, watch=watch))

@@ -9,7 +9,9 @@ whatever the depth.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,15 +57,24 @@ class Reservoir:
             yield batch
 
 
-def shifts(
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Correction:
+    """What one pass of both networks tells."""
+
+    shifts: Mapping[str, NDArray[np.float64]]  # what each quantized convolution and Gemm lacks on average, (channels,)
+    images: NDArray[np.float32]  # of the pass, (n, C, H, W)
+    logits: NDArray[np.float32]  # the float network's, (n, classes)
+
+
+def correction(
     model: onnx.ModelProto,
     quantized: onnx.ModelProto,
     placement: Placement,
     weights: Mapping[str, Weight],
     images: Sequence[NDArray[np.float32]],
     run: Runner,
-) -> dict[str, NDArray[np.float64]]:
-    """What each quantized convolution and Gemm lacks on average, (channels,), those before it corrected.
+) -> Correction:
+    """What each quantized convolution and Gemm lacks on average, those before it corrected.
 
     Args:
         model: the float graph, its batch dimension symbolic.
@@ -81,9 +92,13 @@ def shifts(
     picked = np.random.default_rng(0).permutation(len(images))[: most // size * size]  # those kept first are the oldest
     whole = np.stack([images[k] for k in sorted(picked)])
     with run(paired(model, quantized, sites, weights, size), (channels, height, width)) as predict:
-        mean = predict(whole).mean(axis=0, dtype=np.float64)
-    ends = np.cumsum([weights[site.node].scale.size for site in sites])
-    return {site.node: part for site, part in zip(sites, np.split(mean, ends[:-1]), strict=True)}
+        rows = predict(whole)
+    *parts, logits = np.split(rows, np.cumsum([weights[site.node].scale.size for site in sites]), axis=1)
+    return Correction(
+        shifts={site.node: part.mean(axis=0, dtype=np.float64) for site, part in zip(sites, parts, strict=True)},
+        images=whole,
+        logits=logits,
+    )
 
 
 def _sites(model: onnx.ModelProto, placement: Placement) -> tuple[WeightSite, ...]:
@@ -99,9 +114,9 @@ def paired(
     weights: Mapping[str, Weight],
     size: int,
 ) -> onnx.ModelProto:
-    """Both networks in one graph for batches of `size`, with one output (size, channels of all sites).
+    """Both networks in one graph for batches of `size`, with one output (size, channels of all sites + classes).
 
-    It is what each layer of the quantized network lacks on average, image by image.
+    It is what each layer of the quantized network lacks on average, image by image, then the float network's logits.
 
     The quantized one's weights are written as float numbers, so that no runtime makes integer kernels of it, which
     could saturate: its activations are rounded, and all else is exact.
@@ -124,11 +139,15 @@ def paired(
         copy.input[1], copy.output[0] = f"{stem}/weight", f"{stem}/raw"
         nodes += _corrected(node.output[0], stem, list(range(2, weight.values.ndim)))
         columns[site.node] = f"{stem}/column"
-    nodes.append(helper.make_node("Concat", [columns[site.node] for site in sites], [LACKING], axis=1))
+    logits = f"{LACKING}/logits"
+    nodes.append(helper.make_node("Flatten", [FLOAT + model.graph.output[0].name], [logits], axis=1))
+    nodes.append(helper.make_node("Concat", [*(columns[site.node] for site in sites), logits], [LACKING], axis=1))
     del graph.node[:], graph.output[:], graph.value_info[:]
     graph.node.extend(nodes)
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
-    shape = [size, sum(weights[site.node].scale.size for site in sites)]
+    classes = math.prod(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim[1:])
+    channels = sum(weights[site.node].scale.size for site in sites)
+    shape = [size, channels + classes if classes else None]  # a runtime would ask a run of its own for an unknown one
     graph.output.append(helper.make_tensor_value_info(LACKING, onnx.TensorProto.FLOAT, shape))
     return result
 

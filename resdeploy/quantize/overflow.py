@@ -49,7 +49,7 @@ def overflowing(
         MalformedInput: images or activations that are not finite in FP32 either.
     """
     index = Index(model)
-    floats = _float_tensors(model, index)
+    floats = float_tensors(model, index)
     seen, _ = calibrate.observe(
         model, dict.fromkeys(floats, np.ones(1)), batches, run=run, total=total, progress=progress
     )
@@ -63,7 +63,7 @@ def overflowing(
     return found
 
 
-def _float_tensors(model: onnx.ModelProto, index: Index) -> tuple[str, ...]:
+def float_tensors(model: onnx.ModelProto, index: Index) -> tuple[str, ...]:
     """The input and every float tensor that a node computes from it."""
     kinds = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
     made = [name for node in index.nodes for name in node.output if name and name not in index.constants]

@@ -17,7 +17,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
 from resdeploy.graph import portable as portable_form
 from resdeploy.graph.residual import Index, node_name
-from resdeploy.quantize import bias, calibrate, methods, prepare, ranges, rounding
+from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Progress, Target
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def quantize(
     out: Path,
     portable: bool = False,
     keep_float: Collection[str] = (),
+    force: bool = False,
     run: Runner = calibrate.in_lane,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -63,6 +64,7 @@ def quantize(
         portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT. Otherwise
             a CPU target's record says `machine="vnni"`.
         keep_float: names of convolutions and matrix products to leave in float.
+        force: write it even where its output has nothing to do with the source's.
         run: opens a graph for running; ranges are observed in BF16 where `calibration.arithmetic` says so.
         progress: told after every batch of images.
 
@@ -70,11 +72,13 @@ def quantize(
         BackendMissing: BF16 on a CPU that does not have it.
         UsageError: quantized already, nothing to quantize, no images, or an unknown method or layer name.
         MalformedInput: weights, images or activations that are not finite; a graph that fails the ONNX checker.
+        OutputLost: its output has nothing to do with the source's, which is neither random nor seen on synthetic
+            images; nothing is written.
     """
     seen = calibrated(
         source, batches, calibration=calibration, target=target, keep_float=keep_float, run=run, progress=progress
     )
-    return write(seen, out, portable=portable, keep_float=keep_float, run=run, progress=progress)
+    return write(seen, out, portable=portable, keep_float=keep_float, force=force, run=run, progress=progress)
 
 
 def calibrated(
@@ -129,6 +133,7 @@ def write(
     *,
     portable: bool = False,
     keep_float: Collection[str] = (),
+    force: bool = False,
     run: Runner = calibrate.in_lane,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -148,17 +153,18 @@ def write(
             model, placement, activations, weights, seen.images, run, limit=limit, progress=progress
         )
     result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
+    images, exact = seen.images, None
     if corrected:
-        lacking = bias.shifts(model, result, placement, weights, seen.images, run)
-        moved = {name: shift + moved.get(name, 0.0) for name, shift in lacking.items()}
+        found = bias.correction(model, result, placement, weights, seen.images, run)
+        images, exact = list(found.images), found.logits
+        moved = {name: shift + moved.get(name, 0.0) for name, shift in found.shifts.items()}
         result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
-    files.save_model(result, out)
-    return dataclasses.replace(
+    like = fidelity.compare(model, result, images, exact=exact, run=run)
+    record = dataclasses.replace(
         source,
         path=str(out),
         precision="int8",
-        sha256=store.digest(out),
         parent=source.sha256,
         target=seen.target,
         calibration=dataclasses.replace(
@@ -169,10 +175,14 @@ def write(
         checks={
             "residual_adds": float(len(placement.blocks)),
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
+            **like.checks,
         },
-        notes=(*source.notes, *notes(placement, seen, reduced, corrected)),
+        notes=(*source.notes, *notes(placement, seen, reduced, corrected), *like.notes),
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
+    fidelity.refuse_lost(record, force=force)
+    files.save_model(result, out)
+    return dataclasses.replace(record, sha256=store.digest(out))
 
 
 def refuse_bad_weights(model: onnx.ModelProto) -> None:

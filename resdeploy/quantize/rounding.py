@@ -29,7 +29,7 @@ from onnx import helper, numpy_helper
 
 from resdeploy.graph import qdq
 from resdeploy.graph.residual import Index, node_name
-from resdeploy.quantize import bias
+from resdeploy.quantize import bias, simulated
 from resdeploy.records import Progress
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _observe(
     """Moments of each group of one layer's inputs, of the images to fit on and of those held out."""
     quantized = qdq.insert(bias.shifted(model, shifts), placement, activations, weights)
     node = next(node for node in model.graph.node if node_name(node) == site.node)
-    graph = reading(model, quantized, site, weights)
+    graph = reading(model, quantized, site)
     groups = int(qdq.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
     fan_in = weights[site.node].values.size // weights[site.node].scale.size
     fit, held = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
@@ -179,14 +179,11 @@ def _observe(
     return fit, held
 
 
-def reading(
-    model: onnx.ModelProto, quantized: onnx.ModelProto, site: WeightSite, weights: Mapping[str, Weight]
-) -> onnx.ModelProto:
+def reading(model: onnx.ModelProto, quantized: onnx.ModelProto, site: WeightSite) -> onnx.ModelProto:
     """Both networks up to one layer, with one output: what it reads in the float and in the quantized one, joined."""
-    result = onnx.ModelProto()
-    result.CopyFrom(quantized)
+    result = simulated.in_float(quantized)
     graph = result.graph
-    nodes = bias.float_twins(model, graph) + _simulated(quantized, graph, weights)
+    nodes = bias.float_twins(model, graph) + list(graph.node)
     reader = next(node for node in quantized.graph.node if node_name(node) == site.node)
     twin = next(node for node in nodes if node.name == bias.FLOAT + site.node)
     nodes.append(helper.make_node("Concat", [twin.input[0], reader.input[0]], [READ], axis=1))
@@ -202,45 +199,6 @@ def reading(
     graph.initializer.extend(stored)
     graph.output.append(helper.make_tensor_value_info(READ, onnx.TensorProto.FLOAT, None))
     return result
-
-
-def _simulated(
-    quantized: onnx.ModelProto, graph: onnx.GraphProto, weights: Mapping[str, Weight]
-) -> list[onnx.NodeProto]:
-    """The quantized network's nodes with its rounding spelled out in float operators, and float weights.
-
-    Left as Q/DQ pairs, ONNX Runtime would make integer kernels of them (its WeightBiasQuantization rounds even float
-    weights, to a scale of its own), which saturate on CPUs without VNNI.
-    """
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    nodes: list[onnx.NodeProto] = []
-
-    def constant(name: str, value: NDArray[Any]) -> str:
-        graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
-
-    for node in quantized.graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        weight = weights.get(node_name(node))
-        if weight is not None:
-            axis = 0 if node.op_type == "Conv" or qdq.attribute(node, "transB", 0) else weight.values.ndim - 1
-            scale = np.expand_dims(weight.scale, [i for i in range(weight.values.ndim) if i != axis])
-            copy.input[1] = constant(f"simulated/{node_name(node)}", weight.values * scale)
-        elif node.op_type == "QuantizeLinear" and node.input[0] not in stored:
-            zero = numpy_helper.to_array(stored[node.input[2]])
-            limits = np.iinfo(zero.dtype)
-            stem = f"simulated/{node.output[0]}"
-            low, high = (
-                constant(f"{stem}/{at}", np.array(getattr(limits, at) - int(zero), np.float32)) for at in ("min", "max")
-            )
-            nodes.append(helper.make_node("Div", node.input[:2], [f"{stem}/steps"]))
-            nodes.append(helper.make_node("Round", [f"{stem}/steps"], [f"{stem}/whole"]))
-            copy = helper.make_node("Clip", [f"{stem}/whole", low, high], [node.output[0]])
-        elif node.op_type == "DequantizeLinear" and node.input[0] not in stored:
-            copy = helper.make_node("Mul", node.input[:2], node.output[:1])
-        nodes.append(copy)
-    return nodes
 
 
 def samples(

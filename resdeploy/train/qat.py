@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
@@ -20,12 +20,13 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from resdeploy import defaults, store
 from resdeploy.errors import UsageError
 from resdeploy.graph import files, program
-from resdeploy.quantize import ranges
+from resdeploy.quantize import fidelity, ranges
 from resdeploy.records import Artifact, Progress
 from resdeploy.train.fake import Graph
 from resdeploy.train.images import Augmentation, Samples, load, normalise, steps_of, suited
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch.nn import Parameter
 
     from resdeploy.data.datasets import Dataset
@@ -72,6 +73,7 @@ def train(
 
     Raises:
         UsageError: operators that cannot be trained, or a loss that is not finite (E-DIVERGED).
+        OutputLost: the trained file's output has nothing to do with the teacher's; nothing is written.
         MalformedInput: no image can be read.
     """
     if plan.threads:
@@ -88,17 +90,29 @@ def train(
     methods = start.calibration.methods if start.calibration is not None else {}
     trained = student.groups([tensor for tensor, method in methods.items() if method == "exact"])
     loss = _distil(student, trained, original, samples, sight, plan, progress, watch)
-    files.save_model(program.with_constants(model, student.constants()), out)
+    result = program.with_constants(model, student.constants())
+    like = fidelity.compare(files.load_model(Path(teacher.path)), result, _some(samples, sight), search=False)
     notes = [f"left out of training, unreadable: {name}" for name in unread]
-    return dataclasses.replace(
+    about = f"trained for {plan.epochs} epochs on {len(samples):,} images of {images.name}"
+    record = dataclasses.replace(
         start,
         path=str(out),
-        sha256=store.digest(out),
         parent=start.sha256,
-        checks={"distillation_loss": loss},
-        notes=(*start.notes, f"trained for {plan.epochs} epochs on {len(samples):,} images of {images.name}", *notes),
+        checks={"distillation_loss": loss, **like.checks},
+        notes=(*fidelity.others(start.notes), about, *notes, *like.notes),
         tools={**start.tools, "torch": torch.__version__},
     )
+    fidelity.refuse_lost(record, fix=f"Train with --lr {plan.lr / 10:g}, or for more epochs")
+    files.save_model(result, out)
+    return dataclasses.replace(record, sha256=store.digest(out))
+
+
+def _some(samples: Samples, sight: Preprocessing) -> list[NDArray[Any]]:
+    """Training images to compare the two files on, as the networks take them."""
+    height, width, channels = samples.pixels.shape[1:]
+    most = fidelity.count(channels * height * width)
+    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
+    return list(normalise(samples.pixels[chosen], sight).contiguous().numpy())
 
 
 def _distil(

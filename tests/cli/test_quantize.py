@@ -13,11 +13,14 @@ from conftest import Run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from test_bad_input import files_in, refused
+from typer.testing import CliRunner
 
 from resdeploy import store
-from resdeploy.errors import ResdeployError
+from resdeploy.cli import app
+from resdeploy.errors import OutputLost, ResdeployError
 from resdeploy.pipeline import make, mixed
-from resdeploy.pipeline.request import Request
+from resdeploy.pipeline.request import Request, Sight
+from resdeploy.quantize import fidelity
 from resdeploy.records import Precision
 from resdeploy.report import mixed as report
 from resdeploy.report import render
@@ -84,7 +87,7 @@ def test_judging_on_the_calibration_images_is_refused(digits_onnx: Path, tmp_pat
         (mixed.Wanted(max_drop_pp=1.0), "int8", make.CalibrationPlan(), "--data"),
         (mixed.Wanted(data="digits"), "int8", make.CalibrationPlan(), "--max-drop"),
         (mixed.Wanted(sensitivity=True), "fp16", make.CalibrationPlan(), "INT8"),
-        (mixed.Wanted(), "fp16", make.CalibrationPlan(method="mse"), "--calib"),
+        (mixed.Wanted(), "fp16", make.CalibrationPlan(data="digits", method="mse"), "--calib-method"),
         (mixed.Wanted(), "bf16", make.CalibrationPlan(effort="high"), "--effort"),
     ],
 )
@@ -190,3 +193,91 @@ def test_no_images_are_refused(resdeploy: Run, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     refused(resdeploy("quantize", "a.onnx", "--calib-data", "none", *SEEN, "-o", "x.onnx"), 2, "none")
     assert files_in(tmp_path) == {Path("a.onnx"), Path("none")}
+
+
+def lost(path: Path) -> None:
+    """A border of -FLT_MAX before max pooling: no range of 256 steps holds it and the values inside."""
+    weights = {
+        "w": WEIGHT / 5,
+        "pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]),
+        "filler": np.array(np.finfo(np.float32).min),
+        "w2": np.random.default_rng(1).standard_normal((10, 10, 1, 1)).astype(np.float32),
+    }
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["c"], "conv"),
+        helper.make_node("Pad", ["c", "pads", "filler"], ["b"], "pad"),
+        helper.make_node("MaxPool", ["b"], ["m"], "pool", kernel_shape=[3, 3], strides=[2, 2]),
+        helper.make_node("Conv", ["m", "w2"], ["c2"], "conv2"),
+        helper.make_node("GlobalAveragePool", ["c2"], ["p"], "average"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    saved(path, nodes, weights)
+
+
+def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
+    resdeploy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The layer is named, what was at -o stays, the cache keeps nothing; with --force the record says what it is."""
+    lost(tmp_path / "a.onnx")
+    (tmp_path / "x.onnx").write_bytes(b"before")
+    before = files_in(tmp_path)
+    arguments = ["quantize", "a.onnx", "--calib-data", "digits", "--calib-samples", 8, *SEEN, "-o", "x.onnx"]
+    refused(resdeploy(*arguments), 1, "E-OUTPUT-LOST", "pool (MaxPool)", "256 steps", "--force")
+    assert files_in(tmp_path) == before
+    assert (tmp_path / "x.onnx").read_bytes() == b"before"
+    source = make.onnx_fp32(
+        Request(model=str(tmp_path / "a.onnx"), sight=Sight(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)),
+        progress=lambda *_: None,
+    )
+    plan = make.CalibrationPlan(data="digits", samples=8)
+    with pytest.raises(OutputLost):
+        make.lowered(source, "int8", "openvino", plan, progress=lambda *_: None)
+    assert not list(store.cache_dir().rglob("*.onnx*"))
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(app, [*map(str, arguments), "--force"])
+    assert done.exit_code == 0, done.stderr
+    assert "nothing to do with its source's" in done.stderr
+    assert "snr_db" in done.stderr
+    record = store.load(tmp_path / "x.onnx")
+    assert record.checks["snr_db"] < 3
+    assert any("pool (MaxPool)" in note for note in record.notes)
+
+
+def test_an_fp16_file_that_overflows_is_refused_and_images_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """--calib-data is for FP16 too; a foreign file that does not say how it sees images is compared on noise."""
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["c"], "loud"),
+        helper.make_node("Relu", ["c"], ["r"], "relu"),
+        helper.make_node("Conv", ["r", "w2"], ["c2"], "quiet"),
+        helper.make_node("GlobalAveragePool", ["c2"], ["p"], "pool"),
+        helper.make_node("Flatten", ["p"], ["logits"], "flatten"),
+    ]
+    quiet = np.random.default_rng(1).standard_normal((10, 10, 1, 1)).astype(np.float32) / 1e4
+    saved(tmp_path / "a.onnx", nodes, {"w": WEIGHT * 1.5e4, "w2": quiet})
+    monkeypatch.chdir(tmp_path)
+    arguments = ["quantize", "a.onnx", "--precision", "fp16", "-o", "x.onnx"]
+    done = CliRunner().invoke(app, arguments)
+    assert isinstance(done.exception, OutputLost)
+    assert "it breaks at loud (Conv)" in str(done.exception)
+    assert "--calib-data" in str(done.exception)
+    assert files_in(tmp_path) == {Path("a.onnx")}
+    done = CliRunner().invoke(app, [*arguments, "--calib-data", "digits", "--calib-samples", "8", *map(str, SEEN)])
+    assert done.exit_code == 0, done.stderr
+    assert "kept in FP32, their values overflow: loud" in done.stderr
+    assert store.load(tmp_path / "x.onnx").checks["snr_db"] > 40
+
+
+def test_a_search_does_not_write_a_lost_candidate(
+    tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A candidate that is lost only loses; where the best one is, nothing is written."""
+    monkeypatch.setattr(search, "SHARES", (1 / 4,))
+    monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
+    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = make.CalibrationPlan(data="digits", samples=20)
+    wanted = mixed.Wanted(max_drop_pp=0.1, data="digits")
+    with pytest.raises(OutputLost, match="FP16"):
+        mixed.quantized(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
+    assert not files_in(tmp_path)

@@ -103,7 +103,7 @@ def test_every_layers_mean_becomes_that_of_the_float_network(model: onnx.ModelPr
     images = (np.random.default_rng(4).standard_normal((32, 3, 8, 8)) + 0.5).astype(np.float32)
     placement, activations, weights = coarse(model, target, images)
     quantized = qdq.insert(model, placement, activations, weights)
-    by = bias.shifts(model, quantized, placement, weights, list(images), here)
+    by = bias.correction(model, quantized, placement, weights, list(images), here).shifts
     corrected = qdq.insert(bias.shifted(model, by), placement, activations, weights)
     onnx.checker.check_model(corrected, full_check=True)
     names = ["stem", "middle", "last", "logits"]

@@ -285,7 +285,7 @@ def test_unfusable_blocks_are_noted(images: Images, tmp_path: Path) -> None:
 
     artifact = quantize(export(Gated(), tmp_path / "fp32.onnx"), [images], tmp_path / "int8.onnx", "tensorrt")
     assert any("ends in Mul, not in a convolution" in note for note in artifact.notes)
-    assert artifact.checks == {"residual_adds": 1, "fusable_adds": 0}
+    assert artifact.checks.items() >= {"residual_adds": 1, "fusable_adds": 0}.items()
 
 
 def test_int8_files_are_a_quarter_of_fp32_ones(tmp_path: Path) -> None:

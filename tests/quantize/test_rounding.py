@@ -140,7 +140,7 @@ def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> Non
     refined, shifts = rounding.refine(model, placement, activations, weights, list(images[:64]), here, limit=7)
     assert all(np.abs(w.values).max() <= 7 for w in refined.values())
     plain = qdq.insert(model, placement, activations, weights)
-    lacking = bias.shifts(model, plain, placement, weights, list(images[:64]), here)
+    lacking = bias.correction(model, plain, placement, weights, list(images[:64]), here).shifts
     corrected = qdq.insert(bias.shifted(model, lacking), placement, activations, weights)
     made = qdq.insert(bias.shifted(model, shifts), placement, activations, refined)
     onnx.checker.check_model(made, full_check=True)

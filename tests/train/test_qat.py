@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from resdeploy import store
 from resdeploy.data.datasets import batches, choose, open_dataset
-from resdeploy.errors import UsageError
+from resdeploy.errors import OutputLost, UsageError
 from resdeploy.graph import export, files, program
 from resdeploy.models import zoo
-from resdeploy.quantize import ptq
+from resdeploy.quantize import fidelity, ptq
 from resdeploy.records import Artifact, Calibration, Preprocessing, Weights
 from resdeploy.train import loop, qat
 from resdeploy.train.fake import Graph
@@ -166,6 +166,27 @@ def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
         v = x / float(s.exp())
         expected = (round(v) - v if -128 <= v <= 127 else max(-128, min(127, v))) * float(s.exp())
         assert float(graph.parameter_of["s"].grad) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_trained_file_is_compared_with_its_teacher_and_not_written_where_it_is_lost(
+    trained: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own figure stands in the record, and no longer that of the file which it started from."""
+    start = quantized(trained, "openvino", tmp_path / "ptq.onnx", portable=True)
+    assert start.checks["snr_db"] > 15
+    lost = dataclasses.replace(start, notes=(*start.notes, f"{fidelity.LOST}: 0.0 dB"))
+    images = choose(open_dataset("digits", split="train"), 64, 0)
+    plan = qat.Plan(epochs=1, batch_size=32, threads=1)
+    made = qat.train(trained, lost, images, plan, out=tmp_path / "qat.onnx")
+    x = np.concatenate([batch.inputs for batch in batches(images, SIGHT, 64)])
+    r, g = (logits - logits.mean(0) for logits in (as_written(trained.path, x), as_written(made.path, x)))
+    expected = 10 * np.log10(np.square(r).sum() / np.square(r - g).sum())
+    assert made.checks["snr_db"] == pytest.approx(expected, abs=0.1)
+    assert not any("its output" in note for note in made.notes)
+    monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
+    with pytest.raises(OutputLost, match="--lr"):
+        qat.train(trained, start, images, plan, out=tmp_path / "x.onnx")
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_a_loss_that_is_not_finite_and_unknown_operators_are_named(trained: Artifact, tmp_path: Path) -> None:

@@ -1,0 +1,32 @@
+"""The variants of a profile's run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from resdeploy.errors import OutputLost
+from resdeploy.pipeline import profile
+from resdeploy.pipeline.steps import Steps
+from resdeploy.records import Artifact, Profile
+
+
+def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other variants go on."""
+    fp32 = Artifact(path="a.onnx", format="onnx", precision="fp32", sha256="")
+
+    def made(_profile: Any, _steps: Any, _source: Any, _stem: str, _backend: str, precision: str, _p: Any) -> str:
+        if precision == "int8":
+            raise OutputLost("lost")
+        return precision
+
+    monkeypatch.setattr(profile, "_variant", made)
+    asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
+    steps = Steps(tmp_path, lambda _: None)
+    variants, (failure,) = profile._variants(asked, steps, fp32, None, lambda *_: None)
+    assert variants == ("fp32",)
+    assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")
