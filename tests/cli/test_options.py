@@ -35,7 +35,7 @@ def named_in(source: Path) -> set[str]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_advice_names_only_options_that_exist(source: Path) -> None:
     """An option that an error, a warning or a note recommends belongs to some verb."""
-    known = set().union(*OPTIONS.values()) | {"--version", "--help"} | DOCKERS | TRTEXEC | PYTESTS
+    known = set().union(*OPTIONS.values()) | {"--version", "--help", "--lock-timeout"} | DOCKERS | TRTEXEC | PYTESTS
     assert named_in(source) <= known
 
 
