@@ -16,6 +16,7 @@
     │   ├── PackageMissing   6      an optional package is not installed
     │   ├── NotWritable      6      a folder that cannot be written
     │   ├── DiskFull         6      no space left
+    │   ├── Locked           6      another process holds what this one waits for
     │   └── OutOfMemory      6      a child was killed for its memory
     ├── BackendCrash         7      a backend's process died, hung or raised where it should not
     └── OutputLost           1      a low-precision file whose output has nothing to do with its source's
@@ -110,6 +111,10 @@ class NotWritable(EnvironmentFailure):
 
 class DiskFull(EnvironmentFailure):
     code = "E-DISK-FULL"
+
+
+class Locked(EnvironmentFailure):
+    code = "E-LOCKED"
 
 
 class OutOfMemory(EnvironmentFailure):

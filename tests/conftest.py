@@ -7,7 +7,7 @@ import importlib.util
 import re
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -53,6 +53,14 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the folder of real weights and images is not here")
     return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or writes the user's signing key."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        yield
 
 
 @pytest.fixture(autouse=True)

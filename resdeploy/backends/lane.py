@@ -288,8 +288,8 @@ class Lane:
 def _staged(out: Path) -> Iterator[Path]:
     """A place beside `out` for the child to write to, from which the finished files move into place.
 
-    A child can be killed at any moment, and only the parent lives to clean up after it. Companions move first:
-    between the two renames the old file meets the new companion, which its sidecar's digest gives away.
+    A child can be killed at any moment, and only the parent lives to clean up after it. `out` itself lies where nobody
+    reads yet: in the folder of a publication (`store.publish`), or in a temporary one.
     """
     with store.disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)

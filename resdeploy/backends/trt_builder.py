@@ -8,7 +8,6 @@ network is one and no precision flag is set; 8.6 needs FP16 for what the graph l
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import resource
 import time
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy import backends, store
+from resdeploy import backends, locks, store
 from resdeploy.backends import input_shape
 from resdeploy.errors import BackendCrash, MalformedInput, OutOfMemory, UsageError
 from resdeploy.records import Artifact, EngineOptions, Execution
@@ -235,13 +234,13 @@ def _timing_cache(config: Any, path: Path, notes: list[str]) -> Iterator[None]:
     Writers wait for each other and read the file again before they merge, so that nothing is lost; readers see a whole
     file. One that TensorRT refuses (another version or GPU) is set aside under another name, and the build goes on.
     """
-    with _locked(path):
+    with locks.held(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
         cache = _load_cache(config, path, notes)
     if not config.set_timing_cache(cache, False):
         _set_aside(path, notes)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
-    with _locked(path):
+    with locks.held(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
         merged = config.get_timing_cache()
         others = _load_cache(config, path, notes)
         if not merged.combine(others, False):
@@ -264,16 +263,3 @@ def _set_aside(path: Path, notes: list[str]) -> None:
         aside = path.with_name(f"{path.name}.{time.time_ns()}.incompatible")
         os.replace(path, aside)
         notes.append(f"the timing cache did not fit this TensorRT and GPU and was set aside as {aside.name}")
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with store.disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

@@ -24,6 +24,7 @@ from resdeploy.cli import (
     audit,
     bench,
     build,
+    cache,
     compare,
     console,
     cost,
@@ -92,6 +93,7 @@ app.add_typer(study.app, name="study")
 app.command("audit")(audit.audit)
 app.command("run")(run.run)
 app.command("doctor")(doctor.doctor)
+app.add_typer(cache.app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:
@@ -105,8 +107,19 @@ def _root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
     ),
+    lock_timeout: float | None = typer.Option(
+        None,
+        min=0.0,
+        envvar="RESDEPLOY_LOCK_TIMEOUT",
+        metavar="SECONDS",
+        show_default="an hour",
+        help="Longest wait for another resdeploy that holds a cache entry or a run's folder.",
+    ),
 ) -> None:
-    pass
+    from resdeploy import locks
+
+    locks.set_timeout(lock_timeout)
+    console.hear()
 
 
 def main() -> None:

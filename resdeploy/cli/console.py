@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import io
+import logging
 import os
 import shutil
 import sys
@@ -95,10 +96,23 @@ def set_verbosity(level: int) -> int:
 
 
 def set_silent(quiet: bool) -> bool:
-    """Keeps what `-q` says, for `imported`."""
+    """Keeps what `-q` says, for `imported` and `hear`."""
     global silent
     silent = quiet
     return quiet
+
+
+class _Words(logging.Handler):
+    """What the rooms below have to say to the person: an entry made again, a lock that is waited for."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage(), quiet=silent)
+
+
+def hear() -> None:
+    """Has warnings of the rooms below shown, from now on."""
+    set_silent(False)
+    logging.getLogger("resdeploy").handlers[:] = [_Words(logging.WARNING)]
 
 
 def note(message: str, *, quiet: bool = False) -> None:

@@ -144,7 +144,12 @@ Output = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option(
-        "--quiet", "-q", help="Only results and errors.", callback=console.set_silent, rich_help_panel=_OUTPUT
+        "--quiet",
+        "-q",
+        is_eager=True,
+        help="Only results and errors.",
+        callback=console.set_silent,
+        rich_help_panel=_OUTPUT,
     ),
 ]
 # Its callback keeps it; verbs need not look at it. Eager, so that errors in other options have their traceback too.

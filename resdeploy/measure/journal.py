@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from resdeploy import store
+from resdeploy import places, store
 from resdeploy.errors import MalformedInput, MissingInput
 from resdeploy.measure import environment
 from resdeploy.records import Block, Failure, Measurement
@@ -33,7 +33,7 @@ Outcome = Measurement | Failure
 
 def of_this_run() -> Path:
     """Where a run that begins now keeps its journal: a new name at each call."""
-    return store.cache_dir() / f"bench-{os.getpid()}-{secrets.token_hex(4)}.journal"
+    return places.writable_cache() / f"bench-{os.getpid()}-{secrets.token_hex(4)}.journal"
 
 
 def latest() -> Path:
@@ -42,10 +42,10 @@ def latest() -> Path:
     Raises:
         MissingInput: there is no journal.
     """
-    found = _newest_first(store.cache_dir())
+    found = _newest_first(places.cache_dir())
     if not found:
         raise MissingInput(
-            f"there is no journal in {store.cache_dir()}", fix="One is kept while `resdeploy bench` runs"
+            f"there is no journal in {places.cache_dir()}", fix="One is kept while `resdeploy bench` runs"
         )
     return next((path for path in found if not goes_on(path)), found[0])
 

@@ -8,18 +8,16 @@ a backend silently computes in another precision it has no roof, and the reason 
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy import backends, packages, scratch, store
+from resdeploy import backends, cache, packages, scratch, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, ResdeployError, UsageError
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError
 from resdeploy.graph import cast, files, peak
 from resdeploy.measure import bench
 from resdeploy.measure.summary import summarise
@@ -104,13 +102,11 @@ def of_this_machine(
         )
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
-    path = store.cache_dir() / "peaks" / f"{store.fingerprint(key)[:32]}.json"
-    if not refresh:
-        with contextlib.suppress(MissingInput, MalformedInput):  # a damaged one is measured again
-            return store.read(Peaks, path)
+    if not refresh and (known := cache.kept(Peaks, cache.PEAKS, key)) is not None:
+        return known
     found = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
     if found.valid:  # a disturbed machine has no roof to remember
-        store.write_json(path, dataclasses.asdict(found))
+        cache.keep(cache.PEAKS, key, found)
     return found
 
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from resdeploy import store
+from resdeploy import places, store
 from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError, WeightsMismatch
 from resdeploy.models import checkpoint, zoo
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
@@ -98,9 +99,13 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
             fix=f"Append #sha256= and what `curl -L {address} | sha256sum` prints, if you trust it",
         )
     expected = stated[1].lower()
-    path = store.cache_dir() / "weights" / (name if expected in name else f"{expected}-{name}")
+    kept_as = name if expected in name else f"{expected}-{name}"
+    path = places.cache_dir() / "weights" / kept_as
     digest = store.digest(path) if path.is_file() else ""
-    if not digest or not digest.startswith(expected):
+    if digest and not digest.startswith(expected):
+        places.log.warning("%s is not the file that its name states: it is downloaded again", path)
+    if not digest.startswith(expected):
+        path = places.writable_cache("weights") / kept_as
         digest = download.fetch(address, expected, path, progress=progress)
     return path, Weights(source=address, sha256=digest)
 
@@ -128,11 +133,20 @@ def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> bool:
     return whole
 
 
-def save(module: nn.Module, spec: ModelSpec, out: Path, weights: Weights) -> Artifact:
+def save(
+    module: nn.Module,
+    spec: ModelSpec,
+    out: Path,
+    weights: Weights,
+    *,
+    parent: str | None = None,
+    checks: Mapping[str, float] | None = None,
+    notes: tuple[str, ...] = (),
+) -> Artifact:
     """Writes a safetensors checkpoint that says which network it belongs to, and its sidecar.
 
     Raises:
-        NotWritable, DiskFull: as `store.atomic_path`.
+        NotWritable, DiskFull: as `store.publish`.
     """
     import safetensors
     import torch
@@ -140,20 +154,25 @@ def save(module: nn.Module, spec: ModelSpec, out: Path, weights: Weights) -> Art
 
     # Clones: safetensors refuses tensors that share memory, as tied weights do.
     tensors = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in module.state_dict().items()}
-    with store.atomic_path(out) as temporary:
-        # One key only: safetensors writes several in an order that changes from run to run.
-        save_file(tensors, temporary, metadata={SPEC_KEY: json.dumps(asdict(spec))})
-    return store.save(
-        Artifact(
-            path=str(out),
+
+    def make(path: Path) -> Artifact:
+        with store.atomic_path(path) as temporary:
+            # One key only: safetensors writes several in an order that changes from run to run.
+            save_file(tensors, temporary, metadata={SPEC_KEY: json.dumps(asdict(spec))})
+        return Artifact(
+            path=str(path),
             format="checkpoint",
             precision="fp32",
-            sha256=store.digest(out),
+            sha256=store.digest(path),
+            parent=parent,
             model=spec,
             weights=weights,
+            checks=checks or {},
+            notes=notes,
             tools={"torch": torch.__version__, "safetensors": safetensors.__version__},
         )
-    )
+
+    return store.publish(out, make)
 
 
 def spec_in(path: Path) -> ModelSpec | None:

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from resdeploy import backends, scratch, store
+from resdeploy import backends, cache, places, scratch, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import IntegrityError, MalformedInput, UsageError
 from resdeploy.records import Artifact, EngineOptions, Execution, Progress
@@ -65,7 +65,7 @@ def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None
             "--refit-from builds nothing, so other options of the builder would have no effect",
             fix="Leave them away: the engine keeps those that it was built with",
         )
-    engine = store.load(path)
+    engine = store.load(path, trusted=True)  # nothing of it is run: one with host code is refused below
     refuse_unknown_origin(path, trusted=False)
     if engine is None:
         return
@@ -92,7 +92,7 @@ def _timing_cache(execution: Execution, version: str, device: str) -> str | None
     if asked is not None:
         return asked or None
     name = re.sub(r"[^\w.]+", "-", f"timing-{version}-{device}").strip("-")
-    return str((store.cache_dir() / "tensorrt" / f"{name}.cache").absolute())
+    return str((places.writable_cache(cache.TENSORRT) / f"{name}.cache").absolute())
 
 
 def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
@@ -111,24 +111,3 @@ def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
             cause="An engine is a program, and loading it runs it",
             fix="Build it from its ONNX file, or add --trust-engine if you trust where it came from",
         )
-
-
-def refuse_host_code(built: Artifact, *, trusted: bool) -> None:
-    """A version-compatible engine brings a library for the host, which TensorRT loads only where it is told to.
-
-    A record beside the file is no reason to tell it so: whoever plants the engine plants the record. What this user
-    built is signed with the user's own key; all else needs the user's word.
-
-    Raises:
-        IntegrityError: it is not signed by this user, and `--trust-engine` was not given.
-    """
-    if trusted or built.tools.get("version_compatible") != "yes":
-        return
-    try:
-        store.verify(Path(built.path))
-    except IntegrityError as e:
-        raise IntegrityError(
-            f"{built.path} carries code for this machine's processor and is not signed by you",
-            cause="A version-compatible engine brings its own runtime, and its record vouches for nothing",
-            fix="Build it again from its ONNX file, or add --trust-engine if you trust where it came from",
-        ) from e

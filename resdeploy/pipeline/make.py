@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from resdeploy import __version__, backends, scratch, store
+from resdeploy import __version__, backends, cache, scratch, store
 from resdeploy.backends import machine
 from resdeploy.errors import UsageError
 from resdeploy.pipeline import engines, sources
@@ -98,7 +98,7 @@ def onnx_fp32(request: Request, out: Path | None = None, *, data: str | None = N
     kind = sources.format_of(request.model)
     if kind == "onnx":
         artifact = sources.model_file(request)
-        return artifact if out is None else store.save(_canonical(artifact, out))
+        return artifact if out is None else _canonical(artifact, out)
     if kind not in (None, "checkpoint"):
         raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
     network = sources.network(request)
@@ -127,10 +127,14 @@ def _canonical(source: Artifact, out: Path) -> Artifact:
         raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     model = portable.canonicalise(files.load_model(Path(source.path)))
     metadata.attach(model, source.model)
-    files.save_model(model, out)
-    return dataclasses.replace(
-        source, path=str(out), sha256=store.digest(out), parent=source.sha256, checks={}, tools=versions("onnx")
-    )
+
+    def make(path: Path) -> Artifact:
+        files.save_model(model, path)
+        return dataclasses.replace(
+            source, path=str(path), sha256=store.digest(path), parent=source.sha256, checks={}, tools=versions("onnx")
+        )
+
+    return store.publish(out, make)
 
 
 def check_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
@@ -412,12 +416,9 @@ def suffix_of(backend: BackendName) -> str:
 def made(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
     """Made at `out` where the user named a file, else taken from or put into the cache."""
     if out is None:
-        return store.cached(key, suffix, make, signed=suffix == SUFFIX["engine"])
+        return cache.cached(key, suffix, make)
     store.probe(out)
-    saved = store.save(make(out))
-    if "version_compatible" in saved.tools:  # its host code runs by this signature alone
-        store.sign(out)
-    return saved
+    return store.publish(out, make)
 
 
 def versions(*packages: str) -> dict[str, str]:

@@ -112,8 +112,8 @@ def quantized(
     if wanted.max_drop_pp is not None:
         return _search(seen, plan, wanted, out, progress)
     layers = _tried(seen, plan, progress)
-    made = ptq.write(seen, out, portable=plan.portable_here(), force=plan.force)
-    return Quantized(artifact=store.save(made), layers=layers)
+    artifact = store.publish(out, lambda path: ptq.write(seen, path, portable=plan.portable_here(), force=plan.force))
+    return Quantized(artifact=artifact, layers=layers)
 
 
 def _tried(seen: Calibrated, plan: make.CalibrationPlan, progress: Progress) -> tuple[Sensitivity, ...]:
@@ -234,9 +234,4 @@ def _kept(made: Artifact, chosen: Mixed, wanted: Wanted, left_out: Sequence[str]
         f"chosen by search on {wanted.data}: {chosen.check.state} for a drop of at most {wanted.max_drop_pp:g} points "
         f"at {100 * wanted.confidence:g} % confidence"
     )
-    store.write_bytes(out, Path(made.path).read_bytes())
-    return store.save(
-        replace(
-            made, path=str(out), sha256=store.digest(out), checks={**made.checks, **checks}, notes=(*made.notes, *notes)
-        )
-    )
+    return store.copied(made, out, checks={**made.checks, **checks}, notes=(*made.notes, *notes))

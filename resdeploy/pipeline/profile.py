@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from resdeploy import backends, store
+from resdeploy import backends, locks, store
 from resdeploy.backends import machine
 from resdeploy.errors import (
     BackendCrash,
@@ -106,12 +106,19 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
 def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Result:
     """Trains and drops blocks (if the profile says so), exports, lowers, builds, evaluates, benches, and gates.
 
+    A second run of the folder waits for the first, whose steps it then finds.
+
     Raises:
         ProfileError: keys that contradict each other.
+        Locked: another run of the folder took longer than the time-out.
         ResdeployError: what a step raised; finished steps are kept and skipped the next time.
     """
     _check(profile)
-    steps = Steps(folder, note)
+    with locks.held(folder / ".lock", f"the folder {folder}"):
+        return _run(profile, folder, Steps(folder, note), progress, note)
+
+
+def _run(profile: Profile, folder: Path, steps: Steps, progress: Progress, note: Note) -> Result:
     fp32 = _fp32(profile, steps, progress, note)
     variants, failures = _variants(profile, steps, fp32, _pruned(profile, steps, fp32, progress), progress)
     accuracies = _judged(profile, variants)
@@ -207,9 +214,10 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
     )
 
     def train(path: Path) -> Artifact:
+        from resdeploy.train import state
         from resdeploy.train.loop import Plan
 
-        resume = steps.recalls(started, key)
+        resume = steps.recalls(started, key) and state.own(path)
         steps.remember(started, key)
         plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
         made = training.trained(request, data, plan, path, resume=resume, progress=progress)

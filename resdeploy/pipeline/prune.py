@@ -79,14 +79,14 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
         raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
     choosing, judging = search.halves(images, plan.seed)
     with scratch.folder() as folder:
-        graph = out if kind == "onnx" else folder / "pruned.onnx"
+        graph = folder / "pruned.onnx"
         tuner = None
         if learned is not None and plan.training is not None:
             tuner = _Tuner(request, plan.training, learned, choosing, folder, progress)
         pruned = search.prune(
             source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
         )
-        written = store.save(pruned.artifact if kind == "onnx" else _checkpoint(request, pruned, tuner, out))
+        written = store.copied(pruned.artifact, out) if kind == "onnx" else _checkpoint(request, pruned, tuner, out)
         if plan.predictions is not None:
             saved.save(pruned.baseline, plan.predictions / "baseline.npz")
             saved.save(pruned.candidate, plan.predictions / "pruned.npz")
@@ -110,8 +110,11 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
     test_data = datasets.distinct(test_data)  # as many as will judge
     choosing = datasets.distinct(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
     budget = search.Budget(max_drop_pp=max_drop_pp)
-    return store.save(
-        search.cut(source, choosing, len(test_data), budget, predict=_predict, out=out, progress=progress)
+    return store.publish(
+        out,
+        lambda path: search.cut(
+            source, choosing, len(test_data), budget, predict=_predict, out=path, progress=progress
+        ),
     )
 
 
@@ -183,11 +186,10 @@ class _Tuner:
         assert self.trained.weights is not None
         module = zoo.create(self.trained.model)
         weights.load_into(module, Path(self.trained.path))
-        exported = export.export(module, self.trained.model, self.folder / "tuned.onnx", weights=self.trained.weights)
-        return store.save(exported)
+        return export.export(module, self.trained.model, self.folder / "tuned.onnx", weights=self.trained.weights)
 
 
-def _cut(request: Request, removed: tuple[str, ...], out: Path) -> Artifact:
+def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str, ...] = ()) -> Artifact:
     """The request's network without these blocks, as a checkpoint."""
     from resdeploy.models import resnet, weights, zoo
 
@@ -200,16 +202,14 @@ def _cut(request: Request, removed: tuple[str, ...], out: Path) -> Artifact:
     resnet.remove_blocks(net, removed)
     params = sum(p.numel() for p in net.parameters())
     spec = dataclasses.replace(network.spec, removed=(*network.spec.removed, *removed), params=params)
-    return weights.save(net, spec, out, network.weights)
+    return weights.save(net, spec, out, network.weights, notes=notes)
 
 
 def _checkpoint(request: Request, pruned: search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
+    notes = pruned.artifact.notes
     if tuner is None or tuner.trained is None:
-        made = _cut(request, pruned.removed, out)
-    else:
-        store.write_bytes(out, Path(tuner.trained.path).read_bytes())
-        made = dataclasses.replace(tuner.trained, path=str(out))
-    return dataclasses.replace(made, notes=pruned.artifact.notes)
+        return _cut(request, pruned.removed, out, notes)
+    return store.copied(tuner.trained, out, notes=notes)
 
 
 def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> rows.Bench:

@@ -149,7 +149,7 @@ def model_file(request: Request) -> Artifact:
 
     Raises:
         MissingInput: no such file.
-        IntegrityError: not the file its sidecar describes.
+        IntegrityError: not the file its sidecar describes, or a downloaded engine, or one with host code of another's.
         MalformedInput, UnsafeInput: a file that cannot be read, or must not be.
         UsageError: a compiled file without a sidecar; options that would have to change the file.
     """
@@ -158,7 +158,7 @@ def model_file(request: Request) -> Artifact:
     kind = format_of(request.model)
     if kind == "engine":
         engines.refuse_unknown_origin(path, trusted=request.trust_engine)
-    artifact = store.load(path)
+    artifact = store.load(path, trusted=request.trust_engine)
     if kind == "openvino":
         openvino.check(path)
     if artifact is None:
@@ -168,7 +168,6 @@ def model_file(request: Request) -> Artifact:
                 fix="Name the ONNX file it was made from",
             )
         artifact = _foreign_onnx(path)
-    engines.refuse_host_code(artifact, trusted=request.trust_engine)
     if artifact.model is None:
         raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
     spec = request.sight.applied_to(artifact.model)

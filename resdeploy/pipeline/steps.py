@@ -1,4 +1,9 @@
-"""Files that are made once: what each was made from is remembered, and only a change makes it anew."""
+"""Files that are made once: what each was made from is remembered, and only a change makes it anew.
+
+A run's folder travels (a CI cache, a shared disk), and whoever can write there can plant results. So what is remembered
+of a file is signed with the user's own key, its digest with it (`signing`), and a model's record too
+(`store.load_own`). What does not verify is made again, with a word.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resdeploy import store
+from resdeploy import signing, store
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
 Note = Callable[[str], None]
+Vouched = Callable[[str], None]  # raises unless this user made a file of that digest there
 
 
 class Steps:
@@ -30,24 +36,50 @@ class Steps:
 
     def artifact(self, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
         """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""
-        return self.step(name, key, _load_artifact, make_it)
+
+        def load(path: Path, vouched: Vouched) -> Artifact:
+            found = store.load_own(path)
+            vouched(found.sha256)
+            return found
+
+        return self._kept(name, key, load, make_it)
 
     def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
         """What the file `name` holds, likewise."""
+
+        def verified(path: Path, vouched: Vouched) -> T:
+            vouched(store.digest(path))
+            return load(path)
+
+        return self._kept(name, key, verified, make_it)
+
+    def _kept(self, name: str, key: Any, load: Callable[[Path, Vouched], T], make_it: Callable[[Path], T]) -> T:
         path, wanted = self._folder / name, store.fingerprint(key)
-        if self._keys.get(name) == wanted:
-            with contextlib.suppress(MissingInput, UnsafeInput, IntegrityError):
-                found = load(path)
+        made_from, signature = self._known(name)
+
+        def vouched(sha256: str) -> None:
+            if not signing.good(signature, "step", name, wanted, sha256):
+                raise IntegrityError(f"{path} is not what you made there")
+
+        if made_from == wanted:
+            try:
+                found = load(path, vouched)
+            except MissingInput:
+                pass
+            except (UnsafeInput, IntegrityError) as e:
+                self._note(f"{e.what}: it is made again")
+            else:
                 self._say("unchanged", name)
                 return found
         self._say("making", name)
         made = make_it(path)
-        self.remember(name, key)
+        self.remember(name, key, made.sha256 if isinstance(made, Artifact) else store.digest(path))
         return made
 
-    def remember(self, name: str, key: Any) -> None:
-        """Keeps what `name` is made from."""
-        self._keys[name] = store.fingerprint(key)
+    def remember(self, name: str, key: Any, sha256: str = "") -> None:
+        """Keeps what `name` is made from, and the file's digest where there is one."""
+        made_from = store.fingerprint(key)
+        self._keys[name] = f"{made_from} {signing.mac('step', name, made_from, sha256)}"
         store.write_json(self._file, self._keys)
 
     def forget(self, name: str) -> None:
@@ -57,16 +89,15 @@ class Steps:
 
     def recalls(self, name: str, key: Any) -> bool:
         """Whether `name` was made from the same key."""
-        return self._keys.get(name) == store.fingerprint(key)
+        made_from, signature = self._known(name)
+        return made_from == store.fingerprint(key) and signing.good(signature, "step", name, made_from, "")
+
+    def _known(self, name: str) -> tuple[str, str]:
+        """What `name` was made from, and the signature of that."""
+        made_from, _, signature = str(self._keys.get(name, "")).partition(" ")
+        return made_from, signature
 
     def _say(self, what: str, name: str) -> None:
         if name not in self._said:
             self._note(f"{what:<10} {name}")
         self._said.add(name)
-
-
-def _load_artifact(path: Path) -> Artifact:
-    found = store.load(path)
-    if found is None:
-        raise MissingInput(f"{path} has lost its sidecar")
-    return found

@@ -216,7 +216,9 @@ def quantization_trained(
     calibration = dataclasses.replace(calibration, force=True)
     start = make.lowered(source, "int8", target, calibration, progress=progress)
     images = datasets.open_dataset(data, split="train", need_labels=False)
-    return store.save(qat.train(source, start, images, plan, out=out, progress=progress, watch=watch))
+    return store.publish(
+        out, lambda path: qat.train(source, start, images, plan, out=path, progress=progress, watch=watch)
+    )
 
 
 def training_images(data: str) -> tuple[Dataset, Dataset]:

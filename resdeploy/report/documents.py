@@ -299,6 +299,19 @@ def models(entries: Iterable[Entry], environment: Environment) -> Json:
     return document("models", environment, rows)
 
 
+def cache(folder: str, parts: Iterable[Any], environment: Environment) -> Json:
+    """What the cache holds, a row a folder of it."""
+    rows = [{"part": part.name, "entries": part.entries, "size_bytes": part.size_bytes} for part in parts]
+    total = sum(row["size_bytes"] for row in rows)
+    return document("cache", environment, rows, folder=folder, notes=[f"{folder}: {total / 1e6:.1f} MB"])
+
+
+def cache_verify(checked: int, doubts: Iterable[Any], environment: Environment) -> Json:
+    """The entries of the cache that will not be used, and how many were looked at."""
+    rows = [{"file": doubt.file, "state": doubt.state, "why": doubt.why} for doubt in doubts]
+    return document("cache verify", environment, rows, checked=checked)
+
+
 def doctor(
     survey: Mapping[BackendName, Availability], environment: Environment, engine: Mapping[str, bool] | None = None
 ) -> Json:

@@ -411,9 +411,16 @@ _MACHINE = Table(
     (Column("this machine", "name"), Column("what it has", "value")),
 )
 
+_CACHE = Table(
+    "results", (Column("kept", "part"), Column("entries", "entries", "count"), Column("MB", "size_bytes", "megabytes"))
+)
+_DOUBTS = Table("results", (Column("state", "state"), Column("why", "why")))
+
 TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),
     "bench": (_BENCH, _COMPARISONS),
+    "cache": (_CACHE,),
+    "cache verify": (_DOUBTS,),
     "compare": (_COMPARE,),
     "cost": (
         *(_COST, _CONVENTIONS, _OUTER, _QUARTER, _REDUCTIONS, _MODULES, _MEASURED, _COMPARISONS),

@@ -369,8 +369,9 @@ def _judged(run: _Run, line: state.Epoch, held_out: Samples, spec: ModelSpec, ou
     loss, top1 = evaluate(net, held_out, run.sight, run.group)
     best = max((line.held_out_top1 or 0.0 for line in run.history), default=-1.0)
     if run.plan.hold_out and top1 > best and run.group.writes:
-        kept = checkpoints.save(net, spec, best_path(out), Weights(source="trained", seed=run.plan.seed))
-        store.save(replace(kept, checks={"held_out_top1": top1, "epoch": float(line.epoch)}))
+        checks = {"held_out_top1": top1, "epoch": float(line.epoch)}
+        trained = Weights(source="trained", seed=run.plan.seed)
+        checkpoints.save(net, spec, best_path(out), trained, checks=checks)
     return replace(line, held_out_loss=loss, held_out_top1=top1)
 
 
@@ -422,7 +423,6 @@ def _finish(
     weights = Weights(source=f"trained:{train_data.name}", seed=run.plan.seed)
     if not run.group.writes:
         return Artifact(path=str(out), format="checkpoint", precision="fp32", sha256="", model=spec, weights=weights)
-    artifact = checkpoints.save(net.float(), spec, out, weights)
     last = run.history[-1]
     checks = {"test_top1": top1, "test_images": float(len(tested)), "train_loss": last.train_loss}
     if before is not None:
@@ -430,12 +430,7 @@ def _finish(
     if run.plan.hold_out and last.held_out_top1 is not None:
         best = max(run.history, key=lambda line: (line.held_out_top1 or 0.0, -line.epoch))
         checks |= {"held_out_top1": last.held_out_top1, "best_epoch": float(best.epoch)}
-    artifact = replace(
-        artifact,
-        parent=store.digest(initial) if initial else None,
-        checks={**artifact.checks, **checks},
-        notes=(*artifact.notes, *notes),
-    )
-    store.save(artifact)
+    parent = store.digest(initial) if initial else None
+    artifact = checkpoints.save(net.float(), spec, out, weights, parent=parent, checks=checks, notes=tuple(notes))
     state.remove(out)
     return artifact

@@ -1,7 +1,8 @@
 """What an interrupted training goes on from: one safetensors file, the one before it, and the settings they belong to.
 
 Random numbers need no state: they are functions of (seed, epoch). The tensors' digest lies in the header, so
-that a damaged file is noticed and the previous one taken.
+that a damaged file is noticed and the previous one taken. The header is signed: in a run's folder (`own`) a training
+goes on from what this user wrote alone. A state that the user names may come from another machine.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from resdeploy import store
+from resdeploy import places, signing, store
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.train.recipes import Average
 
@@ -57,12 +58,29 @@ def save(
     tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
     tensors |= {} if average is None else {f"average.{name}": value for name, value in average.tensors.items()}
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    header = {"settings": settings, "history": [asdict(line) for line in history], "digest": _digest(tensors)}
+    header: dict[str, Any] = {"settings": settings, "history": [asdict(line) for line in history]}
+    header["digest"] = _digest(tensors)
+    header["signature"] = signing.mac("state", store.fingerprint(header))
     last, previous = paths(out)
     data = safetensors.torch.save(tensors, {"train": json.dumps(header)})
     with store.disk_errors(last), contextlib.suppress(FileNotFoundError):
         os.replace(last, previous)
     store.write_bytes(last, data)
+
+
+def own(out: Path) -> bool:
+    """Whether nobody but this user has written the states of `out`; a damaged one is `restore`'s to pass over."""
+    for path in paths(out):
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads((file.metadata() or {})["train"])
+            if signing.good(header.pop("signature", None), "state", store.fingerprint(header)):
+                continue
+        except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError):
+            continue
+        places.log.warning("%s is not signed by you: training starts anew", path)
+        return False
+    return True
 
 
 def restore(

@@ -82,7 +82,10 @@ def test_host_code_runs_by_the_users_signature_not_by_a_record(on_gpu: Run, digi
     built = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--version-compatible", "-o", "d.engine")
     assert built.returncode == 0, built.stderr
     assert on_gpu("audit", "d.engine", DOUBLE_EXECUTE="no").returncode == 0
-    (tmp_path / "d.engine.sig").unlink()
+    sidecar = tmp_path / "d.engine.json"
+    record = json.loads(sidecar.read_text())
+    record["seal"]["signature"] = "0" * 64
+    sidecar.write_text(json.dumps(record))
     refused = on_gpu("audit", "d.engine")
     assert refused.returncode == 5
     assert "is not signed by you" in refused.stderr

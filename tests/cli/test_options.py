@@ -20,7 +20,7 @@ VERBS = typer.main.get_command(app).commands
 COMMANDS = {n: c for verb, command in VERBS.items() for n, c in getattr(command, "commands", {verb: command}).items()}
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
 SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
-DOCKERS = {"--gpus", "--nproc-per-node"}  # options of `docker run` and of `torchrun`
+DOCKERS = {"--gpus", "--nproc-per-node", "--shm-size"}  # options of `docker run` and of `torchrun`
 TRTEXEC = {"--exportLayerInfo", "--exportProfile", "--profilingVerbosity"}  # options of `trtexec`
 PYTESTS = {option for option, _ in pytest_plugin.OPTIONS.values()}  # options of `pytest`
 
@@ -35,7 +35,7 @@ def named_in(source: Path) -> set[str]:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(SOURCES[0].parent)))
 def test_advice_names_only_options_that_exist(source: Path) -> None:
     """An option that an error, a warning or a note recommends belongs to some verb."""
-    known = set().union(*OPTIONS.values()) | {"--version", "--help"} | DOCKERS | TRTEXEC | PYTESTS
+    known = set().union(*OPTIONS.values()) | {"--version", "--help", "--lock-timeout"} | DOCKERS | TRTEXEC | PYTESTS
     assert named_in(source) <= known
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.errors import BackendCrash, BackendMissing
 from resdeploy.measure import bench, peaks
@@ -101,7 +101,7 @@ def test_a_damaged_cache_file_is_measured_again(tmp_path: Path, monkeypatch: pyt
     for damaged in ('{"name": "a mach', "{}", ""):
         path.write_text(damaged)
         assert peaks.of_this_machine(**options) == good
-        assert store.read(Peaks, path) == good
+        assert json.loads(path.read_text())["record"]["name"] == good.name
 
 
 @pytest.mark.parametrize("failing", [{"openvino"}, {"openvino", "onnxruntime"}])

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy import store
+from resdeploy import places, store
 from resdeploy.errors import (
     EnvironmentFailure,
     IntegrityError,
@@ -81,7 +81,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def cached() -> list[Path]:
-    return [p for p in store.cache_dir().rglob("*") if p.is_file()]
+    return [p for p in places.cache_dir().rglob("*") if p.is_file()]
 
 
 def publish(site: Site, monkeypatch: pytest.MonkeyPatch, content: bytes) -> str:
@@ -121,7 +121,7 @@ def test_a_published_file_is_downloaded_once_and_its_bytes_are_the_servers(
     path, origin = weights.resolve("imagenet1k_v1", SPEC, progress=lambda _, done, total: seen.append((done, total)))
     assert path is not None
     assert path.read_bytes() == content
-    assert path.is_relative_to(store.cache_dir())
+    assert path.is_relative_to(places.cache_dir())
     assert origin == Weights(source=f"{site.url}/{name}", sha256=hashlib.sha256(content).hexdigest())
     assert len(seen) > 1
     assert seen[-1] == (3_000_000, 3_000_000)

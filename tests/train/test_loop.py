@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import errno
+import itertools
 import os
 import signal
 import socket
@@ -444,22 +445,57 @@ def test_trained_weights_are_judged_first_and_trained_on_gently(
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, images: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The n-th write fails, for every n: the error says so, and what is on disk resumes to the same result."""
-    whole = tensors(run(tmp_path / "whole.safetensors", images))
-    real = store._fsync
-    for failing in (0, 7, 12):
-        out, calls = tmp_path / f"full{failing}.safetensors", iter(range(10**6))
+    """The n-th write fails, for every n until none is left: the error says so, and what is on disk resumes to the same.
 
-        def full(path: Path, calls: Iterator[int] = calls, failing: int = failing) -> None:
+    Every file is synced once it is written, and its folder once it is in place: those are the calls that fail.
+    """
+    few = (images[0].subset(range(32)), images[1].subset(range(10)))
+    whole = tensors(run(tmp_path / "whole.safetensors", few, epochs=2))
+    real, failed = os.fsync, 0
+    for failing in itertools.count():
+        out, calls = tmp_path / f"full{failing}.safetensors", itertools.count()
+
+        def full(handle: int, calls: Iterator[int] = calls, failing: int = failing) -> None:
             if next(calls) == failing:
-                raise OSError(errno.ENOSPC, "No space left on device", str(path))
-            real(path)
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(handle)
 
-        monkeypatch.setattr(store, "_fsync", full)
-        with pytest.raises(DiskFull, match="no space"):
-            run(out, images)
+        monkeypatch.setattr(os, "fsync", full)
+        try:
+            made = run(out, few, epochs=2)
+        except DiskFull:
+            failed += 1
+            assert out.exists() == store.sidecar(out).exists() is False
+            monkeypatch.undo()
+            made = run(out, few, epochs=2, resume=True)
         monkeypatch.undo()
-        assert tensors(run(out, images, resume=True)) == whole
+        assert tensors(made) == whole
+        assert store.load(out) == made
+        if next(calls) <= failing:
+            break
+    assert failed >= failing - 1 > 15  # the last sync of a file that is in place already is tried again
+
+
+def test_a_state_that_another_wrote_is_told_from_ones_own(
+    tmp_path: Path, images: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's folder goes on from the latter alone; no state, or a damaged one, is nobody's."""
+    out = tmp_path / "net.safetensors"
+    assert state.own(out)
+    with pytest.raises(Stop):
+        run(out, images, progress=stop_at(7))
+    assert state.own(out)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
+    assert not state.own(out)
+    monkeypatch.undo()
+    last = state.paths(out)[0]
+    data = last.read_bytes()
+    planted = data.replace(b"train_top1", b"train_top2")
+    assert planted != data
+    last.write_bytes(planted)
+    assert not state.own(out)
+    last.write_bytes(data[:100])
+    assert state.own(out)
 
 
 def test_dividing_a_batch_changes_the_gradients_by_rounding_only(

@@ -1,0 +1,73 @@
+"""`resdeploy cache`: what is kept of earlier commands."""
+
+from typing import Annotated
+
+import typer
+
+from resdeploy.cli import console, options
+
+app = typer.Typer(
+    help="What is kept of earlier commands: where it is, whether it is whole, and how to be rid of it.\n\n"
+    "Examples: resdeploy cache · resdeploy cache verify · resdeploy cache clear --older-than 30",
+    invoke_without_command=True,
+)
+DAY_S = 86400.0
+
+
+@app.callback()
+def cache(
+    context: typer.Context, fmt: options.Format = "table", output: options.Output = None, verbose: options.Verbose = 0
+) -> None:
+    if context.invoked_subcommand is not None:
+        return
+    from resdeploy import cache as kept
+    from resdeploy import places
+    from resdeploy.measure import environment
+    from resdeploy.report import documents
+
+    folder = str(places.cache_dir())
+    console.emit(documents.cache(folder, kept.contents(), environment.capture()), fmt, output)
+
+
+@app.command()
+def verify(
+    fmt: options.Format = "table",
+    output: options.Output = None,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Read every entry, and name those that are damaged or not signed by you: exit 5 if there are any.
+
+    Such an entry is never used: a command that needs it makes it again.
+
+    Examples: resdeploy cache verify · resdeploy cache verify --format json
+    """
+    from resdeploy import cache as kept
+    from resdeploy.measure import environment
+    from resdeploy.report import documents
+
+    checked, doubts = kept.doubts()
+    console.emit(documents.cache_verify(checked, doubts, environment.capture()), fmt, output)
+    advice = f"; {len(doubts)} will be made again where they are needed, or: resdeploy cache clear" if doubts else ""
+    console.note(f"{checked - len(doubts)} of {checked} entries are whole and yours{advice}", quiet=quiet)
+    if doubts:
+        raise typer.Exit(5)
+
+
+@app.command()
+def clear(
+    older_than: Annotated[float, typer.Option(min=0.0, metavar="DAYS", help="Only what was written before.")] = 0.0,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+) -> None:
+    """Remove the entries, downloads and journals, and what killed commands have left behind.
+
+    What a running command makes just now stays; one that is about to open an entry may find it gone.
+
+    Examples: resdeploy cache clear · resdeploy cache clear --older-than 30
+    """
+    from resdeploy import cache as kept
+    from resdeploy import places
+
+    count, freed = kept.clear(older_than_s=older_than * DAY_S)
+    console.note(f"removed {count} files from {places.cache_dir()}: {freed / 1e6:.1f} MB", quiet=quiet)

@@ -1,0 +1,53 @@
+"""What lies on disk: `files` (atomic), `documents` (records from text), `artifacts` (models and their records)."""
+
+from resdeploy.store.artifacts import (
+    UNSIGNED,
+    checked_digest,
+    copied,
+    load,
+    load_own,
+    publish,
+    save,
+    sidecar,
+)
+from resdeploy.store.documents import fingerprint, parse, parse_json, read, read_profile
+from resdeploy.store.files import (
+    CHUNK_BYTES,
+    atomic_path,
+    companions,
+    digest,
+    disk_errors,
+    make_folder,
+    probe,
+    size,
+    sweep,
+    write_bytes,
+    write_json,
+)
+
+__all__ = [
+    "CHUNK_BYTES",
+    "UNSIGNED",
+    "atomic_path",
+    "checked_digest",
+    "companions",
+    "copied",
+    "digest",
+    "disk_errors",
+    "fingerprint",
+    "load",
+    "load_own",
+    "make_folder",
+    "parse",
+    "parse_json",
+    "probe",
+    "publish",
+    "read",
+    "read_profile",
+    "save",
+    "sidecar",
+    "size",
+    "sweep",
+    "write_bytes",
+    "write_json",
+]

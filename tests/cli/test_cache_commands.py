@@ -1,0 +1,106 @@
+"""`resdeploy cache`, and commands that wait for another's lock or have no cache: words and status."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from resdeploy import cache, cli, locks, places, store
+from resdeploy.errors import Locked
+from resdeploy.records import Artifact
+
+runner = CliRunner()
+
+
+def entry(name: str) -> Path:
+    def make(path: Path) -> Artifact:
+        path.write_bytes(name.encode() * 1000)
+        return Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+
+    return Path(cache.cached(name, ".onnx", make).path)
+
+
+def documented(*args: str) -> dict[str, object]:
+    done = runner.invoke(cli.app, ["cache", *args, "--format", "json"])
+    return {"status": done.exit_code, **json.loads(done.stdout)}
+
+
+def test_cache_says_where_it_is_and_what_it_holds() -> None:
+    entry("a")
+    told = documented()
+    assert told["folder"] == str(places.cache_dir())
+    (artifacts,) = (row for row in told["results"] if row["part"] == "artifacts")
+    assert artifacts["entries"] == 1
+    assert artifacts["size_bytes"] > 1000
+    assert str(places.cache_dir()) in runner.invoke(cli.app, ["cache"]).stdout
+
+
+def test_verify_lists_what_will_not_be_used_and_is_exit_5() -> None:
+    path = entry("a")
+    entry("b")
+    assert documented("verify").items() >= {"status": 0, "checked": 2, "results": []}.items()
+    path.write_bytes(b"changed")
+    told = documented("verify")
+    assert (told["status"], told["checked"]) == (5, 2)
+    ((row),) = told["results"]
+    assert (row["file"], row["state"]) == (str(path), "damaged")
+    done = runner.invoke(cli.app, ["cache", "verify"])
+    assert "is not the file its sidecar describes" in done.stdout
+    assert "1 of 2 entries are whole and yours" in done.stderr
+
+
+def test_clear_says_what_it_freed() -> None:
+    entry("a")
+    done = runner.invoke(cli.app, ["cache", "clear", "--older-than", "1"])
+    assert "removed 0 files" in done.stderr
+    done = runner.invoke(cli.app, ["cache", "clear"])
+    assert done.exit_code == 0
+    assert f"removed 3 files from {places.cache_dir()}" in done.stderr
+    assert documented()["results"][0]["entries"] == 0
+
+
+def test_a_second_run_of_a_folder_waits_and_says_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once would lose each other's steps."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.toml").write_text(
+        'name = "p"\nmodel = "resnet20"\nbackends = ["onnxruntime"]\nprecisions = ["fp32"]\n'
+    )
+    with locks.held(tmp_path / "runs/p/.lock", "it"):
+        done = runner.invoke(cli.app, ["--lock-timeout", "0", "run", "p.toml"])
+    assert isinstance(done.exception, Locked)
+    assert str(done.exception).startswith(f"error[E-LOCKED]: the folder runs/p is in use by process {os.getpid()} on ")
+    assert sorted(path.name for path in (tmp_path / "runs/p").iterdir()) == [".lock"]
+
+
+def test_without_home_or_a_cache_that_can_be_written_commands_work_and_say_so(
+    tmp_path: Path, digits_onnx: Path
+) -> None:
+    """As in a container that runs as a number, or on a read-only file system: a bench only wants its journal there."""
+    (tmp_path / "file").write_bytes(b"x")
+    hidden = ("HOME", "RESDEPLOY_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
+    bare = {name: value for name, value in os.environ.items() if name not in hidden} | {"TMPDIR": str(tmp_path)}
+    command = ["-m", "resdeploy", "bench", digits_onnx, "--backend", "onnxruntime", "--duration", "0.1"]
+    nobody = (
+        "import os, pwd, runpy, sys\npwd.getpwuid = {}.__getitem__\nrunpy.run_module('resdeploy', run_name='__main__')"
+    )
+    for change, start, says in (
+        (
+            {"RESDEPLOY_CACHE": str(tmp_path / "file/cache"), "HOME": str(tmp_path)},
+            ["-m", "resdeploy"],
+            "cannot be written",
+        ),
+        ({}, ["-c", nobody], "there is no home folder to keep a cache in"),
+    ):
+        done = subprocess.run(
+            [sys.executable, *start, *command[2:]], env=bare | change, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count(says) == 1
+        assert "kept for this command only" in done.stderr
+        assert not list(tmp_path.glob("resdeploy-cache-*"))
