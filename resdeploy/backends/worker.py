@@ -3,8 +3,8 @@
     python -c START BACKEND READ_FD WRITE_FD PARENT_PID FOLDER MEMORY_LIMIT    (START: `backends.child`)
 
 Requests and replies are JSON lines on two private pipes, so that whatever a vendor prints cannot disturb them;
-arrays travel as `.npy` files in FOLDER. Standard library, numpy, our records and the one vendor are imported,
-nothing else: the worker must start under another interpreter (`Lane(python=...)`) that has no more than that.
+arrays travel as `.npy` files in FOLDER. Of other people's packages only numpy and the one vendor are imported: the
+worker must start under another interpreter (`Lane(python=...)`) that has no more than that.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
+import select
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 DOUBLES = ROOT / "tests/doubles"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+LONGEST_S = 300
 
 
 def workers_of(parent: int) -> list[int]:
@@ -43,19 +46,56 @@ def left_by(parent: int, *folders: Path) -> list[object]:
     return [*workers, *(path for place in places for path in place.glob(f"*resdeploy-tmp-*-{parent}-*"))]
 
 
+class Commands:
+    """Runs commands as processes forked from one that has imported the vendors (`tests/cli/forked.py`)."""
+
+    def __init__(self) -> None:
+        self.server: subprocess.Popen[str] | None = None
+
+    def run(self, args: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        if self.server is None:
+            command = [sys.executable, "-m", "tests.cli.forked"]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+            self.server = subprocess.Popen(command, **pipes)
+        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+            request = {"args": args, "cwd": str(cwd), "environment": environment}
+            self.server.stdin.write(json.dumps(request | {"stdout": stdout.name, "stderr": stderr.name}) + "\n")
+            self.server.stdin.flush()
+            if not select.select([self.server.stdout], [], [], LONGEST_S)[0]:
+                self.end()
+                raise subprocess.TimeoutExpired(args, LONGEST_S)
+            status = int(self.server.stdout.readline())
+            texts = [file.read().decode() for file in (stdout, stderr)]
+        return subprocess.CompletedProcess(args, status, *texts)
+
+    def end(self) -> None:
+        if self.server is not None:
+            self.server.kill()
+            self.server.communicate()
+            self.server = None
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Commands]:
+    found = Commands()
+    yield found
+    found.end()
+
+
 @pytest.fixture
-def resdeploy(tmp_path: Path) -> Run:
-    """Runs `resdeploy ARGS` in an empty folder and returns its exit status and output."""
+def resdeploy(tmp_path: Path, commands: Commands) -> Run:
+    """Runs `resdeploy ARGS` in an empty folder and returns its exit status and output.
+
+    Where the environment is what an interpreter reads at its start, it is a new one.
+    """
 
     def run(*args: object, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
+        words, variables = [*map(str, args)], {**os.environ, **environment}
+        if not any(name.startswith(("PYTHON", "LD_")) for name in environment):
+            return commands.run(words, cwd, variables)
+        command = [sys.executable, "-m", "resdeploy", *words]
         return subprocess.run(
-            [sys.executable, "-m", "resdeploy", *map(str, args)],
-            cwd=cwd,
-            env={**os.environ, **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
+            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=LONGEST_S, check=False
         )
 
     return run

@@ -15,7 +15,7 @@ from PIL import Image
 from test_bad_input import files_in, refused
 from typer.testing import CliRunner
 
-from resdeploy import store
+from resdeploy import places, store
 from resdeploy.cli import app
 from resdeploy.errors import OutputLost, ResdeployError
 from resdeploy.pipeline import make, mixed
@@ -232,7 +232,7 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     plan = make.CalibrationPlan(data="digits", samples=8)
     with pytest.raises(OutputLost):
         make.lowered(source, "int8", "openvino", plan, progress=lambda *_: None)
-    assert not list(store.cache_dir().rglob("*.onnx*"))
+    assert not list(places.cache_dir().rglob("*.onnx*"))
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*map(str, arguments), "--force"])
     assert done.exit_code == 0, done.stderr
