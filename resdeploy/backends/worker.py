@@ -48,7 +48,8 @@ FEEDS, FEEDS_BYTES, SEED = 8, 64 << 20, 0
 MEMORY_WORDS = re.compile(
     r"bad_alloc|bad allocation|out of memory|can(no|')t allocate|failed to allocate|MemoryError", re.IGNORECASE
 )
-FULL_WORDS = re.compile("no space left on device|disk quota exceeded", re.IGNORECASE)
+# The last is what OpenVINO says of a weights file that it could not write whole.
+FULL_WORDS = re.compile("no space left on device|disk quota exceeded|basic_ios::clear: iostream error", re.IGNORECASE)
 FULL_FIX = "Free some space, or write elsewhere with -o, RESDEPLOY_CACHE and, for temporary files, TMPDIR"
 
 

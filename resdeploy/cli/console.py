@@ -83,6 +83,8 @@ def _refused(error: OSError) -> ResdeployError:
         return UsageError(what, fix="Check the path")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(what, fix="Free some space, or write elsewhere with -o, RESDEPLOY_CACHE or TMPDIR")
+    if error.errno == errno.EFBIG:
+        return DiskFull(what, fix="Allow larger files: ulimit -f unlimited")
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return EnvironmentFailure(what, fix="Allow more open files: ulimit -n 4096")
     return EnvironmentFailure(what, fix="Check its permissions and the disk it is on")

@@ -31,6 +31,10 @@ def prune(
     weights: options.Weights = "random",
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
+    resize: options.Resize = None,
+    interpolation: options.Interpolation = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     quiet: options.Quiet = False,
@@ -45,7 +49,9 @@ def prune(
     from resdeploy.pipeline import prune as pruning
     from resdeploy.search.prune import Budget
 
-    request = options.request(model, options.sight(img_size), weights=weights, classes=classes, seed=seed)
+    request = options.request(
+        model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
+    )
     plan = pruning.PrunePlan(
         data=data, budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks), train_data=train_data,
         training=pruning.tuning(epochs, lr, seed), backend=backend, threads=threads, duration_s=duration, seed=seed,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.backends import openvino
-from resdeploy.errors import FactoryRefused, MissingInput, UsageError, WeightsMismatch
+from resdeploy.errors import FactoryRefused, MalformedInput, MissingInput, UsageError, WeightsMismatch
 from resdeploy.pipeline import engines
 from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, Format, ModelSpec, Precision, Preprocessing, Weights
@@ -78,6 +78,7 @@ def network(request: Request) -> Network:
         UnknownName, MissingInput: no such model or file.
         UsageError: a checkpoint that does not say which network it belongs to.
         FactoryRefused: a checkpoint that says a factory, which only a person may name.
+        MalformedInput: a checkpoint that names a network that nobody has.
     """
     from resdeploy.models import foreign, weights, zoo
 
@@ -119,7 +120,7 @@ def _code(model: str) -> str | None:
 
 
 def _checkpoint_network(request: Request) -> Network:
-    from resdeploy.models import foreign, weights
+    from resdeploy.models import foreign, weights, zoo
 
     path = Path(request.model)
     _refuse_changes(request)
@@ -139,6 +140,13 @@ def _checkpoint_network(request: Request) -> Network:
             f"{path} says that {spec.name} makes its network, which was not imported",
             cause="Importing a module runs it, so a file may name zoo, timm: and torchvision: networks alone",
             fix=f"If you trust that module, name it yourself: `{command}`",
+        )
+    _, colon, rest = spec.name.partition(":")
+    if not (foreign.REGISTERED.fullmatch(rest) if colon else spec.name in zoo.ENTRIES):
+        raise MalformedInput(
+            f"{path} says that its network is {spec.name!r}, and there is none of that name",
+            cause="It was written by another version of resdeploy, or is not what it claims to be",
+            fix=f"Name its network: resdeploy export MODEL --weights {shlex.quote(str(path))}",
         )
     record = Weights(source=path.name, sha256=sha256)
     return Network(spec=request.sight.applied_to(spec), weights=record, path=path)

@@ -84,18 +84,27 @@ def commands() -> Iterator[Commands]:
 
 @pytest.fixture
 def resdeploy(tmp_path: Path, commands: Commands) -> Run:
-    """Runs `resdeploy ARGS` in an empty folder and returns its exit status and output.
-
-    Where the environment is what an interpreter reads at its start, it is a new one.
-    """
+    """Runs `resdeploy ARGS` in an empty folder and returns its exit status and output."""
 
     def run(*args: object, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
-        words, variables = [*map(str, args)], {**os.environ, **environment}
-        if not any(name.startswith(("PYTHON", "LD_")) for name in environment):
-            return commands.run(words, cwd, variables)
-        command = [sys.executable, "-m", "resdeploy", *words]
+        return commands.run([*map(str, args)], cwd, {**os.environ, **environment})
+
+    return run
+
+
+@pytest.fixture
+def new_resdeploy(tmp_path: Path) -> Run:
+    """As `resdeploy`, in an interpreter of its own: for what one reads or looks for at its start."""
+
+    def run(*args: object, cwd: Path = tmp_path, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=LONGEST_S, check=False
+            [sys.executable, "-m", "resdeploy", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            timeout=LONGEST_S,
+            check=False,
         )
 
     return run
@@ -155,10 +164,10 @@ def gpu_environment(folder: Path, driver: Path, version: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def on_gpu(resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
+def on_gpu(new_resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
     """`resdeploy` where a GPU and a TensorRT seem to be."""
 
     def run(*args: object, version: str = "10.3.0", **environment: str) -> subprocess.CompletedProcess[str]:
-        return resdeploy(*args, **gpu_environment(tmp_path, driver, version), **environment)
+        return new_resdeploy(*args, **gpu_environment(tmp_path, driver, version), **environment)
 
     return run

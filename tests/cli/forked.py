@@ -16,6 +16,7 @@ import os
 import pkgutil
 import signal
 import sys
+import tempfile
 import threading
 from typing import NoReturn
 
@@ -38,6 +39,7 @@ def preload() -> None:
 def become(request: dict[str, object]) -> None:
     """What a new process would have: its own folder, environment, arguments and streams."""
     os.chdir(str(request["cwd"]))
+    tempfile.tempdir = None  # looked for anew in the environment
     os.environ.clear()
     os.environ.update(request["environment"])
     sys.argv = ["resdeploy", *request["args"]]

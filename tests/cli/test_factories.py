@@ -25,7 +25,7 @@ from safetensors.torch import save_file  # noqa: E402
 from resdeploy import store  # noqa: E402
 from resdeploy.backends.lane import Lane  # noqa: E402
 from resdeploy.cli import app, console  # noqa: E402
-from resdeploy.errors import FactoryRefused, MissingInput, ResdeployError, UsageError  # noqa: E402
+from resdeploy.errors import FactoryRefused, MalformedInput, MissingInput, ResdeployError, UsageError  # noqa: E402
 from resdeploy.graph import metadata  # noqa: E402
 from resdeploy.measure import journal, predictions  # noqa: E402
 from resdeploy.models import foreign, weights, zoo  # noqa: E402
@@ -260,6 +260,19 @@ def test_a_name_that_is_none_is_not_put_into_a_command(canary: Path, name: str) 
     assert not canary.exists()
 
 
+@pytest.mark.parametrize("name", ["../../x", "", "resnet5O", "timm:hf-hub:evil/model", "torchvision:../x"])
+def test_a_checkpoint_of_a_network_that_nobody_has_is_named(canary: Path, name: str) -> None:
+    """The file is at fault and not what was typed: exit 4, its name, and no advice to try a factory."""
+    net = zoo.create(zoo.spec("resnet20"))
+    weights.save(
+        net, dataclasses.replace(SPEC, name=name), path := canary.with_name("w.safetensors"), Weights(source="w")
+    )
+    with pytest.raises(MalformedInput, match=r"w\.safetensors says") as refused:
+        sources.network(Request(model=str(path)))
+    assert "factory" not in str(refused.value)
+    assert refused.value.exit_status == 4
+
+
 def test_weights_that_name_a_factory_are_tensors_for_another_network(canary: Path) -> None:
     """The network is the one that was typed."""
     net = zoo.create(zoo.spec("resnet20"), seed=3)
@@ -377,9 +390,9 @@ def test_a_files_own_name_is_no_factory(canary: Path) -> None:
 
 
 @pytest.mark.parametrize("module", ["typer", "numpy"])
-def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path, resdeploy: Run, module: str) -> None:
+def test_modules_in_the_current_folder_are_not_ours(tmp_path: Path, new_resdeploy: Run, module: str) -> None:
     """`python -m` would take them for the real ones."""
     (tmp_path / f"{module}.py").write_text("import pathlib\npathlib.Path('canary').touch()\nraise SystemExit(99)\n")
-    done = resdeploy("cost", "no.onnx")
+    done = new_resdeploy("cost", "no.onnx")
     assert done.returncode == 2, done.stderr
     assert not (tmp_path / "canary").exists()

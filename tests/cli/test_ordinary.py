@@ -191,6 +191,7 @@ def test_a_folder_in_place_of_a_file_is_a_usage_error(outcome: Callable[..., tup
         (PermissionError(13, "Permission denied", "secret.onnx"), 6, "secret.onnx cannot be read"),
         (OSError(24, "Too many open files"), 6, "ulimit -n"),
         (OSError(28, "No space left on device", "f"), 6, "E-DISK-FULL"),
+        (OSError(27, "File too large"), 6, "ulimit -f"),
         (OSError("libcuda.so.1: cannot open shared object file"), 6, "libcuda.so.1"),
         (MemoryError(), 6, "E-MEMORY"),
         (EOFError("the archive ends"), 7, "E-INTERNAL"),  # Typer itself takes it for Ctrl-D: exit 1, a failed gate's

@@ -159,6 +159,24 @@ def test_quantization_aware_training_needs_no_test_image(
     assert written(tmp_path) == {"int8.onnx", "int8.onnx.json"}
 
 
+def test_a_file_from_elsewhere_is_pruned_where_it_is_said_how_it_sees_images(
+    resdeploy: Run, tmp_path: Path, digits_onnx: Path
+) -> None:
+    """Without the preprocessing that files of ours carry: the options that the error names are there."""
+    model = onnx.load(digits_onnx)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    command = ["prune", "m.onnx", "--data", "digits", "--blocks", 1, "--max-drop", 99, "--backend", "onnxruntime"]
+    command += ["--duration", 0.1, "-o", "p.onnx"]
+    refused = resdeploy(*command)
+    assert refused.returncode == 2
+    assert "Add --mean and --std" in refused.stderr
+    sight = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--resize", 16]
+    done = resdeploy(*command, *sight)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "p.onnx").is_file()
+
+
 def test_prune_says_before_any_work_that_training_images_are_missing(
     resdeploy: Run, tmp_path: Path, pictures: Path, digits_checkpoint: Path
 ) -> None:
