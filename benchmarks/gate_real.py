@@ -119,7 +119,8 @@ def spoiled(fp32: Artifact, name: str, folder: Path) -> Path:
     SPOILED[name](model, np.random.default_rng(0))
     path = folder / f"{Path(fp32.path).stem}-{list(SPOILED).index(name)}.onnx"
     files.save_model(model, path)
-    store.save(replace(fp32, path=str(path), sha256=store.digest(path), parent=fp32.sha256, checks={}))
+    made = replace(fp32, path=str(path))
+    store.copied(made, path, sha256=store.digest(path), parent=fp32.sha256, checks={})
     return path
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from resdeploy import locks, places, signing, store
+from resdeploy import locks, places, scratch, signing, store
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, ResdeployError, UnsafeInput
 from resdeploy.records import Artifact
 
@@ -30,7 +30,7 @@ DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]{8,64}(?![0-9a-f])")  # of a SHA-256,
 # What we write there; whoever names a folder of other things as the cache keeps them.
 OURS = {
     ARTIFACTS: re.compile(r"[0-9a-f]{32}\.\w+(\.\w+)?"),
-    WEIGHTS: re.compile(rf".*{DIGITS.pattern}.*"),
+    WEIGHTS: re.compile(rf"(?!\.).*{DIGITS.pattern}.*"),
     PEAKS: re.compile(r"[0-9a-f]{32}\.json"),
     TENSORRT: re.compile(r"timing-.*\.cache(\..*)?"),
 }
@@ -62,8 +62,9 @@ def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
     Raises:
         Locked: that one took longer than the time-out.
     """
-    folder = places.writable_cache(ARTIFACTS)
-    path = folder / f"{store.fingerprint((os.getuid(), key))[:32]}{suffix}"
+    path = places.writable_cache(ARTIFACTS) / f"{store.fingerprint((os.getuid(), key))[:32]}{suffix}"
+    with contextlib.suppress(MissingInput, UnsafeInput, IntegrityError):
+        return store.load_own(path)  # who finds it whole waits for nobody
     with locks.held(path.with_suffix(".lock"), f"the cached {path.name}"):
         try:
             return store.load_own(path)
@@ -71,7 +72,6 @@ def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
             pass
         except (UnsafeInput, IntegrityError) as e:
             places.log.warning("%s: it is made again", e.what)
-        store.sweep(folder)
         return store.publish(path, make)
 
 
@@ -118,12 +118,18 @@ def contents() -> tuple[Part, ...]:
     for name in PARTS:
         files = [path for path in _files(name) if not _is_lock(path)]
         companions = sum(path.suffix in (".json", ".bin") for path in files) if name == ARTIFACTS else 0
-        parts.append(
-            Part(name=name, entries=len(files) - companions, size_bytes=sum(store.size(path) for path in files))
-        )
+        parts.append(Part(name=name, entries=len(files) - companions, size_bytes=_bytes(files)))
     journals = sorted(folder.glob(JOURNALS))
-    parts.append(Part(name="journals", entries=len(journals), size_bytes=sum(store.size(path) for path in journals)))
+    parts.append(Part(name="journals", entries=len(journals), size_bytes=_bytes(journals)))
     return tuple(parts)
+
+
+def _bytes(paths: list[Path]) -> int:
+    found = 0
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            found += path.lstat().st_size
+    return found
 
 
 def doubts() -> tuple[int, tuple[Doubt, ...]]:
@@ -146,15 +152,20 @@ def doubts() -> tuple[int, tuple[Doubt, ...]]:
 
 
 def _check_download(path: Path) -> None:
-    found = store.digest(path)
-    if not any(found.startswith(stated) for stated in DIGITS.findall(path.name)):
+    if not _is_download(path):
         raise IntegrityError(f"{path} is not the file that its name states")
+
+
+def _is_download(path: Path) -> bool:
+    """Whether the digits in its name are its digest's; in that of a user's own file they may be a date."""
+    found = store.digest(path)
+    return any(found.startswith(stated) for stated in DIGITS.findall(path.name))
 
 
 def clear(*, older_than_s: float = 0.0) -> tuple[int, int]:
     """Removes entries, downloads, journals and what killed processes have left; the files and bytes freed.
 
-    What a living process makes or holds stays.
+    What a living process makes or holds stays, and so does a file among the downloads that is not what its name states.
 
     Raises:
         NotWritable: a file cannot be removed.
@@ -162,14 +173,15 @@ def clear(*, older_than_s: float = 0.0) -> tuple[int, int]:
     folder, last = places.cache_dir(), time.time() - older_than_s
     count = freed = 0
     for path in _removable():
-        with store.disk_errors(path), contextlib.suppress(FileNotFoundError):
-            if path.lstat().st_mtime > last:
+        with store.disk_errors(path), contextlib.suppress(FileNotFoundError, MissingInput):
+            status = path.lstat()
+            if status.st_mtime > last or (path.parent.name == WEIGHTS and not _is_download(path)):
                 continue
-            freed += store.size(path)
             path.unlink()
+            freed += status.st_size
             count += 1
     for part in ("", *PARTS):
-        freed += store.sweep(folder / part, age_s=max(older_than_s, 60.0))
+        freed += store.sweep(folder / part) + scratch.sweep(folder / part)
     return count, freed
 
 
@@ -184,7 +196,7 @@ def _removable() -> Iterator[Path]:
 
 
 def _files(part: str) -> list[Path]:
-    """Files of ours in a folder of the cache."""
+    """Files of ours in a folder of the cache, finished ones: those in work begin with a dot."""
     try:
         folder = places.cache_dir() / part
         return sorted(path for path in folder.iterdir() if path.is_file() and OURS[part].fullmatch(path.name))

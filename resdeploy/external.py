@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_BYTES = (1 << 31) - 1  # protobuf's limit for one message
 CHUNK_BYTES = 1 << 20
 KEY = "location"
+WORD = KEY.encode()
 
 
 def names(path: Path) -> tuple[str, ...]:
@@ -33,7 +34,7 @@ def names(path: Path) -> tuple[str, ...]:
         MissingInput: no such file.
         MalformedInput: a file with that word in it that is no ONNX file, or is cut off.
     """
-    if path.suffix.lower() != ".onnx" or not _mentions(path, KEY.encode()):
+    if path.suffix.lower() != ".onnx" or not _mentions(path, WORD):
         return ()
     return tuple(sorted({str(Path(name)) for tensor in tensors(parse(path)) for name in locations(tensor, path)}))
 

@@ -7,14 +7,12 @@ for a folder named with RESDEPLOY_CACHE too: a broken volume in CI costs time an
 
 from __future__ import annotations
 
-import atexit
 import functools
 import logging
 import os
-import secrets
-import shutil
-import tempfile
 from pathlib import Path
+
+from resdeploy import disk, scratch
 
 log = logging.getLogger("resdeploy")  # `cli` shows its warnings; a program that imports us sees them as it likes
 
@@ -55,10 +53,8 @@ def _own_folder(variable: str, default: str) -> Path | None:
 def _refusal(folder: Path) -> str | None:
     """Why nothing can be written into a folder, which is made; None: it can."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tried = folder / f".{secrets.token_hex(6)}.tmp"
-        tried.touch(exist_ok=False)
-        tried.unlink()
+        disk.make_folder(folder)
+        disk.try_in(folder)
     except OSError as e:
         return e.strerror or str(e)
     return None
@@ -72,11 +68,4 @@ def _instead(why: str) -> Path:
 
 @functools.cache
 def _temporary() -> Path:
-    folder, owner = Path(tempfile.mkdtemp(prefix="resdeploy-cache-")), os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:  # not where a fork of it ends
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
+    return scratch.Folder().path

@@ -1,9 +1,9 @@
 """Temporary folders that stay behind after no error and no signal, and after kill -9 only until the next start.
 
-A folder is locked by its process for as long as that lives; whoever makes the next one removes those that nobody
-holds. It bears the mark of the running kernel only once it is locked, so that a marked folder without a lock is a
-leftover, whatever its age. Where locks do not work (some network file systems), and for folders of another machine
-that shares the file system, a lock says nothing: those go when nobody has touched them for days.
+A folder is locked by its process for as long as that lives; a process that makes its first one in a place removes those
+there that nobody holds. It bears the mark of the running kernel only once it is locked, so that a marked folder without
+a lock is a leftover, whatever its age. Where locks do not work (some network file systems), and for folders of another
+machine that shares the file system, a lock says nothing: those go when nobody has touched them for days.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from resdeploy import interrupts, store
+from resdeploy import disk, interrupts
 
 PREFIX, UNMARKED = "resdeploy-tmp-", "00000000"
 NAME = re.compile(rf"\.?{PREFIX}([0-9a-f]{{8}})-\d+-[0-9a-f]{{12}}")  # mark, process, random
@@ -29,6 +29,7 @@ MEMORY, MEMORY_FREE_BYTES = Path("/dev/shm"), 1 << 30  # noqa: S108 (the folder 
 STALE_S = 10 * 86400.0  # as long as systemd-tmpfiles leaves /tmp alone
 
 _open: set[Folder] = set()
+_swept: set[Path] = set()
 
 
 class Folder:
@@ -38,23 +39,23 @@ class Folder:
         """Makes it.
 
         Args:
-            beside: hidden beside this file, to be renamed to it; by default where temporary files go.
+            beside: hidden beside this file, whose parts are made in it; by default where temporary files go.
             in_memory: in shared memory where there is room.
 
         Raises:
             NotWritable, DiskFull: what the operating system said.
         """
+        base = beside.absolute().parent if beside else Path(tempfile.gettempdir())
+        for each in {MEMORY, base} - _swept:
+            _swept.add(each)
+            sweep(each)
         with interrupts.held():
-            bases = [MEMORY, Path(tempfile.gettempdir()), *([beside.absolute().parent] if beside else [])]
-            for base in dict.fromkeys(bases):
-                _sweep(base)
-            base = bases[-1]
             if in_memory and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_FREE_BYTES:
                 base = MEMORY
             token = f"{os.getpid()}-{secrets.token_hex(6)}"
             dot = "." if beside else ""
             self.path = base / f"{dot}{PREFIX}{UNMARKED}-{token}"
-            with store.disk_errors(self.path, fix=roomier(base)):
+            with disk.disk_errors(beside) if beside else disk.disk_errors(self.path, fix=roomier(base)):
                 self.path.mkdir(mode=0o700)
             try:
                 self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -89,7 +90,7 @@ def roomier(base: Path) -> str:
     """What to do where there is no room for temporary files in `base`."""
     if base == MEMORY:
         return f"Use a smaller --batch-size, or make {base} larger (docker run --shm-size=4g)"
-    return "Free some space there, or name a folder with more in TMPDIR"
+    return "Free some space there, or name a folder with more: TMPDIR=FOLDER resdeploy ..."
 
 
 @atexit.register
@@ -111,24 +112,29 @@ def _mark() -> str:
         return UNMARKED
 
 
-def _sweep(base: Path) -> None:
-    """Removes the folders of processes that were killed.
+def sweep(base: Path) -> int:
+    """Removes the folders of processes that were killed; the bytes freed.
 
     Whatever else bears such a name, another user's, a link, a pipe that would keep its reader waiting, is left alone.
     """
+    freed = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(base):
             if found := NAME.fullmatch(name):
                 with contextlib.suppress(OSError):
-                    _remove_left(base / name, found[1] == _mark() != UNMARKED)
+                    freed += _remove_left(base / name, found[1] == _mark() != UNMARKED)
+    return freed
 
 
-def _remove_left(path: Path, marked: bool) -> None:
+def _remove_left(path: Path, marked: bool) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(handle)
         if status.st_uid == os.geteuid() and (marked or time.time() - status.st_mtime > STALE_S):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            freed = sum(part.lstat().st_size for part in path.rglob("*"))
             shutil.rmtree(path)
+            return freed
+        return 0
     finally:
         os.close(handle)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from resdeploy import cache, locks, places, signing, store
+from resdeploy import cache, locks, places, scratch, signing, store
 from resdeploy.records import Artifact, Roof
 
 KEY = {"what": "it depends on"}
@@ -106,6 +108,10 @@ def test_what_another_user_signed_is_made_again(
     assert "is not signed by you" in caplog.text
 
 
+def unsupported(_handle: int, _how: int) -> None:
+    raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
 @pytest.mark.parametrize("locking", [True, False])
 def test_sixteen_processes_at_once_have_one_whole_entry(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, locking: bool
@@ -114,7 +120,7 @@ def test_sixteen_processes_at_once_have_one_whole_entry(
     signing.mac("there is a key")
     monkeypatch.setattr(locks, "POLL_S", 0.01)
     if not locking:
-        monkeypatch.setattr(fcntl, "flock", lambda *_: None)
+        monkeypatch.setattr(fcntl, "flock", unsupported)
     go, begin = os.pipe()
     children = []
     for _ in range(16):
@@ -186,7 +192,9 @@ def test_doubtful_entries_are_told_apart(folder: Path, tmp_path: Path, monkeypat
 
 def test_clearing_removes_what_is_ours_and_nobody_holds(folder: Path) -> None:
     """Whoever names a folder of other things as the cache keeps them."""
-    kept = [folder / name for name in ("weights/mine.pth", "artifacts/mine.onnx", "notes.txt", "peaks/a.json")]
+    own = ("weights/mine.pth", "weights/mynet-20240101.pth", "artifacts/mine.onnx", "notes.txt", "peaks/a.json")
+    under_way = "weights/.net-2d711642.0123456789ab.tmp.pth"  # a download of another command
+    kept = [folder / name for name in (*own, under_way)]
     for path in kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
@@ -195,11 +203,10 @@ def test_clearing_removes_what_is_ours_and_nobody_holds(folder: Path) -> None:
     for name in ("weights/net-2d711642.pth", "bench-1-ab.journal", "tensorrt/timing-10-GPU.cache"):
         gone.append(folder / name)
         gone[-1].parent.mkdir(exist_ok=True)
-        gone[-1].write_bytes(b"12345")
-    left = folder / "artifacts/.m.onnx.abcd1234.tmp"
+        gone[-1].write_bytes(b"x")  # sha256sum says 2d711642...
+    left = folder / f"artifacts/.{scratch.PREFIX}{scratch._mark()}-1-00000000000a"
     left.mkdir()
-    os.utime(left, (0, 0))
-    assert [part.entries for part in cache.contents()] == [3, 1, 0, 1, 1]
+    assert [part.entries for part in cache.contents()] == [3, 2, 0, 1, 1]
     assert cache.clear(older_than_s=3600) == (0, 0)  # what a killed process left goes all the same
     assert not left.exists()
     with locks.held(busy.with_suffix(".lock"), "it"):
@@ -210,8 +217,43 @@ def test_clearing_removes_what_is_ours_and_nobody_holds(folder: Path) -> None:
         assert store.load_own(busy)
         assert all(path.exists() for path in kept)
     cache.clear()
-    assert [part.entries for part in cache.contents()] == [0] * 5
+    assert [part.entries for part in cache.contents()] == [0, 1, 0, 0, 0]
     assert all(path.exists() for path in kept)
+    assert cache.doubts()[1][0].file == str(folder / "weights/mynet-20240101.pth")  # it is no download of that digest
+
+
+def test_a_download_under_way_is_no_damaged_one(folder: Path) -> None:
+    (folder / "weights").mkdir(parents=True)
+    (folder / "weights/.net-2d711642.0123456789ab.tmp.pth").write_bytes(b"half")
+    assert cache.doubts() == (0, ())
+
+
+def test_who_finds_an_entry_whole_waits_for_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs of one CI machine that read the same entry do not queue."""
+    monkeypatch.setenv(locks.VARIABLE, "0")
+    made = cache.cached(KEY, ".onnx", making())
+    with locks.held(Path(made.path).with_suffix(".lock"), "it"):
+        assert cache.cached(KEY, ".onnx", refuse) == made
+
+
+def test_the_folder_in_place_of_a_cache_goes_however_its_process_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After kill -9 at the next start."""
+    (tmp_path / "file").write_bytes(b"x")
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "file/cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if not (pid := os.fork()):
+        try:
+            cache.cached(KEY, ".onnx", making())
+        finally:
+            os._exit(0)  # no clean-up runs
+    os.waitpid(pid, 0)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr(scratch, "_swept", set())
+    with scratch.folder():
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_without_a_place_to_write_work_is_kept_for_this_process_and_it_is_said_once(

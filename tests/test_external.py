@@ -105,12 +105,36 @@ def test_one_weight_changed_is_another_model(tmp_path: Path, make: Make) -> None
     path = write(tmp_path, make(outside()))
     before = store.digest(path)
     assert store.companions(path) == (data,)
-    store.save(Artifact(path=str(path), format="onnx", precision="fp32", sha256=before))
+    store.copied(Artifact(path=str(path), format="onnx", precision="fp32", sha256=before), path)
     assert store.load(path) is not None
     data.write_bytes((VALUES + np.eye(6, dtype=np.float32)[3]).tobytes())
     assert store.digest(path) != before
     with pytest.raises(IntegrityError):
         store.load(path)
+
+
+def test_a_file_that_holds_all_its_tensors_is_read_once_for_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it names others is seen in passing, also where the word lies across two pieces of it."""
+    path = write(tmp_path, in_initializer(numpy_helper.from_array(VALUES, "w")))
+    opened, real = [], Path.open
+
+    def note(self: Path, *args: object) -> object:
+        opened.append(self)
+        return real(self, *args)
+
+    said = hashlib.sha256(path.read_bytes()).hexdigest()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", note)
+        assert store.digest(path) == said
+    assert opened == [path]
+    (tmp_path / "w.bin").write_bytes(VALUES.tobytes())
+    write(tmp_path, in_initializer(outside()))
+    whole = store.digest(path)
+    for size in range(7, 40):
+        monkeypatch.setattr("resdeploy.store.files.CHUNK_BYTES", size)
+        assert store.digest(path) == whole
 
 
 def test_the_digest_is_what_sha256sum_makes_of_the_files(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def bases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     temporary.mkdir()
     monkeypatch.setattr(scratch, "MEMORY", memory)
     monkeypatch.setattr(scratch, "MEMORY_FREE_BYTES", 0)
+    monkeypatch.setattr(scratch, "_swept", set())
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     return memory, temporary
 
@@ -78,6 +79,24 @@ def test_what_a_killed_process_left_goes_with_the_next_start_whichever_base_it_i
     assert names(*bases, out.parent) == []
 
 
+def test_a_place_is_looked_through_once_by_a_process_and_no_signal_waits_for_that(
+    bases: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others have left may be gigabytes, and one command makes dozens of folders."""
+    looked, listed = [], os.listdir
+
+    def look(base: Path) -> list[str]:
+        looked.append(base)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        return listed(base)
+
+    monkeypatch.setattr(os, "listdir", look)
+    for _ in range(3):
+        scratch.Folder(in_memory=True).remove()
+        scratch.Folder().remove()
+    assert sorted(looked) == sorted(bases)
+
+
 def test_what_others_left_under_our_name_neither_blocks_nor_is_followed(bases: tuple[Path, Path]) -> None:
     """A pipe without a writer, a link to a folder of ours, a file, and folders that merely sound alike."""
     memory, temporary = bases
@@ -105,6 +124,7 @@ def test_another_users_folder_is_left_alone(bases: tuple[Path, Path], monkeypatc
     scratch.Folder().remove()
     assert theirs.is_dir()
     monkeypatch.setattr(os, "geteuid", lambda: uid)
+    scratch._swept.clear()
     scratch.Folder().remove()
     assert not theirs.exists()
 
@@ -118,6 +138,7 @@ def test_where_a_lock_says_nothing_only_what_nobody_touches_for_days_goes(mark: 
     assert theirs.is_dir()
     old = time.time() - scratch.STALE_S - 1
     os.utime(theirs, (old, old))
+    scratch._swept.clear()
     scratch.Folder().remove()
     assert not theirs.exists()
 
@@ -134,6 +155,7 @@ def test_a_place_without_locks_does_for_temporary_folders(
         patched.setattr(fcntl, "flock", unsupported)
         made = scratch.Folder()
     assert scratch.UNMARKED in made.path.name
+    scratch._swept.clear()
     scratch.Folder().remove()
     assert made.path.is_dir()
     made.remove()
@@ -151,6 +173,9 @@ def test_a_full_disk_is_told_with_what_helps_there(bases: tuple[Path, Path], mon
         with pytest.raises(DiskFull, match=word) as caught:
             scratch.Folder(in_memory=in_memory)
         assert "RESDEPLOY_CACHE" not in str(caught.value)
+    with pytest.raises(DiskFull, match=r"writing m\.onnx\. .* -o or RESDEPLOY_CACHE") as caught:
+        scratch.Folder(beside=Path("m.onnx"))  # of which TMPDIR says nothing
+    assert scratch.PREFIX not in str(caught.value)
     assert not scratch._open
 
 

@@ -8,25 +8,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import io
 import json
 import os
 import random
+import signal
 import stat
+import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from resdeploy import signing, store
+from resdeploy import scratch, signing, store
 from resdeploy.errors import DiskFull, IntegrityError, MalformedInput, MissingInput, NotWritable, ResdeployError
 from resdeploy.records import Artifact
-from resdeploy.store import files
 
 KILLED = 77
-WRITING = ("replace", "fsync", "mkdir", "link", "chmod")  # what a full disk refuses, and opening files to be written
+WRITING = (
+    "replace",
+    "rename",
+    "fsync",
+    "mkdir",
+    "link",
+    "chmod",
+)  # what a full disk refuses, and opening files to be written
 REMOVING = ("unlink", "rmdir")
 
 
@@ -159,11 +169,12 @@ def test_killed_at_any_call_the_reader_has_the_old_artifact_or_the_new(place: Ca
         assert found(out) in (before, "new"), n
         if status == 0:
             break
-        for left in out.parent.glob(".*"):  # a day later
+        for left in out.parent.glob(f".*{scratch.UNMARKED}*"):  # killed before it held the lock: days later
             os.utime(left, (0, 0))
+        scratch._swept.clear()  # as a process begins
         store.publish(out, make("newer"))
         assert found(out) == "newer"
-        assert temporary(out.parent) in ([], [left for left in temporary(out.parent) if left.endswith(".tmp.json")])
+        assert temporary(out.parent) == []
     assert status == 0
     assert seen == {before, "new"}
     assert n > 10
@@ -173,7 +184,7 @@ def test_killed_at_any_call_the_reader_has_the_old_artifact_or_the_new(place: Ca
 def test_where_the_disk_is_full_at_any_call_the_reader_has_the_old_artifact_or_the_new(
     place: Callable[[], Path], *, stays: bool
 ) -> None:
-    """And nothing temporary stays, unless nothing at all can be removed or renamed any more."""
+    """And nothing temporary stays, unless nothing can be removed or renamed any more, but what is committed."""
     signing.mac("the key is there")
     for n in range(200):
         out = place()
@@ -190,9 +201,12 @@ def test_where_the_disk_is_full_at_any_call_the_reader_has_the_old_artifact_or_t
         if disk.count <= n:
             break
         if not stays:
-            assert temporary(out.parent) == [], n
+            assert temporary(out.parent) in ([], [f".{out.name}.pending"]), n
             names = {path.name for path in out.parent.iterdir()}
             assert after is not None or not names & {out.name, store.sidecar(out).name}
+            store.publish(out, make("newer"))
+            assert found(out) == "newer"
+            assert temporary(out.parent) == [], n
     assert disk.count <= n
     assert not failed
 
@@ -333,19 +347,105 @@ def test_host_code_is_loaded_from_a_named_file_by_signature_or_by_the_users_word
     assert store.load(out, trusted=True).notes == ("engine",)
 
 
-def test_a_planted_record_cannot_move_other_files(tmp_path: Path) -> None:
-    """`pending` names a folder of this file's own, and nothing else."""
-    out = tmp_path / "m.onnx"
+def test_what_is_planted_as_a_publication_moves_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of an archive, say; through a link; or by another user, whose files nobody takes for ours."""
+    out, pending = tmp_path / "m.onnx", tmp_path / ".m.onnx.pending"
     store.publish(out, make("mine"))
-    (tmp_path / "kept").mkdir()
-    (tmp_path / "kept/m.onnx").write_bytes(b"kept")
-    document = json.loads(store.sidecar(out).read_text())
+    good = out.read_bytes()
     out.write_bytes(b"changed")
-    for name in ("kept", "../kept", str(tmp_path / "kept"), ".", "", 7, None, ["kept"]):
-        store.sidecar(out).write_text(json.dumps(document | {"pending": name}))
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/m.onnx").write_bytes(good)
+    pending.symlink_to(tmp_path / "kept")
+    with pytest.raises(IntegrityError):
+        store.load(out)
+    assert (tmp_path / "kept/m.onnx").exists()
+    with pytest.raises(NotWritable):
+        store.publish(out, make("mine"))
+    pending.unlink()
+    (tmp_path / "kept").rename(pending)
+    (pending / "profile").write_text("planted")
+    uid = os.geteuid()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: uid + 1)
         with pytest.raises(IntegrityError):
             store.load(out)
-    assert (tmp_path / "kept/m.onnx").read_bytes() == b"kept"
+        with pytest.raises(NotWritable, match="another user"):
+            store.publish(out, make("mine"))
+    assert store.load(out) is not None  # it was whole
+    assert not (tmp_path / "profile").exists()
+    assert temporary(tmp_path) == []
+
+
+def test_a_strangers_lock_on_a_folder_holds_nobody_up(tmp_path: Path) -> None:
+    """Anyone may lock /tmp: neither a writer nor a reader of a damaged file waits for that."""
+    out = tmp_path / "m.onnx"
+    handle = os.open(tmp_path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        store.publish(out, make("new"))
+        assert found(out) == "new"
+        out.write_bytes(b"changed")
+        with pytest.raises(IntegrityError):
+            store.load(out)
+    finally:
+        os.close(handle)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_start_whatever_it_writes_there(tmp_path: Path) -> None:
+    """At once, while that of a living one stays."""
+
+    def killed() -> None:
+        def die(path: Path) -> Artifact:
+            path.write_bytes(b"half")
+            os._exit(KILLED)
+
+        store.publish(tmp_path / "a.onnx", die)
+
+    def beside(path: Path) -> Artifact:
+        os.waitpid(started(killed), 0)
+        assert len(list(tmp_path.glob(".*"))) == 2
+        scratch._swept.clear()
+        store.publish(tmp_path / "b.onnx", make("b"))
+        assert list(tmp_path.glob(".*")) == [path.parent]
+        return make("c")(path)
+
+    store.publish(tmp_path / "c.onnx", beside)
+    assert temporary(tmp_path) == []
+
+
+def test_a_signal_at_any_line_of_a_publication_leaves_the_old_artifact_or_the_new_and_no_folder(
+    tmp_path: Path,
+) -> None:
+    """Raised by Python's own handler, at each line in turn until none is left."""
+    out, last, ended, seen = tmp_path / "m.xml", 0, False, set()
+    mine = ("artifacts.py", "files.py", "scratch.py", "disk.py", "interrupts.py")
+
+    def trace(frame: FrameType, _event: str, _argument: Any) -> Any:
+        return line if frame.f_code.co_filename.endswith(mine) else None
+
+    def line(_frame: FrameType, event: str, _argument: Any) -> Any:
+        nonlocal left
+        left -= event == "line"
+        if left == 0:
+            signal.raise_signal(signal.SIGINT)
+        return line
+
+    while not ended:
+        store.publish(out, make("old"))
+        left = last = last + 1
+        sys.settrace(trace)
+        try:
+            store.publish(out, make("new"))
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        ended = left > 0
+        scratch._remove_all()  # as the program ends: a blow may fall between a block and its `finally`
+        seen.add(found(out))
+        assert temporary(tmp_path) == [], last
+    assert seen == {"old", "new"}
+    assert last > 100
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
@@ -389,22 +489,17 @@ def test_a_probe_says_beforehand_what_a_write_would_and_leaves_nothing(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_only_what_is_old_and_nobody_holds_is_swept(tmp_path: Path) -> None:
-    """Of the names that we give to work in progress alone."""
-    old = {name: tmp_path / name for name in (".m.onnx.abcd1234.tmp", ".m.0123456789ab.tmp.onnx", ".0123456789ab.tmp")}
-    kept = {name: tmp_path / name for name in (".m.tmp.keep", "m.abcd1234.tmp", ".hidden", ".m.onnx.zzzzzzzz.tmp")}
-    for path in (*old.values(), *kept.values()):
-        if path.name.endswith(("1234.tmp", "zz.tmp")):
-            path.mkdir()
-            (path / "part").write_bytes(b"12345")
-        else:
-            path.write_bytes(b"12345")
+def test_only_old_files_of_the_names_that_we_give_to_work_in_progress_are_swept(tmp_path: Path) -> None:
+    old = {tmp_path / name for name in (".m.0123456789ab.tmp.onnx", ".0123456789ab.tmp")}
+    kept = {tmp_path / name for name in (".m.tmp.keep", "m.0123456789ab.tmp", ".hidden", ".m.abcd1234.tmp")}
+    for path in (*old, *kept):
+        path.write_bytes(b"12345")
         os.utime(path, (0, 0))
-    young = tmp_path / ".m.onnx.young123.tmp"
-    young.mkdir()
-    with files.locked(kept[".m.onnx.zzzzzzzz.tmp"]):
-        assert store.sweep(tmp_path) == 15
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, young.name}
+    (folder := tmp_path / ".m.a123456789ab.tmp").mkdir()
+    os.utime(folder, (0, 0))
+    (young := tmp_path / ".m.b123456789ab.tmp.onnx").write_bytes(b"x")
+    assert store.sweep(tmp_path) == 10
+    assert set(tmp_path.iterdir()) == {*kept, folder, young}
 
 
 def test_errors_of_the_disk_are_said_in_our_words(tmp_path: Path) -> None:

@@ -10,20 +10,18 @@ Nothing stays behind: open a lane in a thread that outlives it, for the child di
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resdeploy import errors, interrupts, scratch, store
+from resdeploy import errors, interrupts, store
 from resdeploy.backends import Tensor, exchange, machine
 from resdeploy.backends.child import Child
 from resdeploy.backends.worker import FULL_FIX, FULL_WORDS, MEMORY_WORDS
@@ -86,28 +84,32 @@ class Lane:
         self.close()
 
     def build(self, source: Artifact, execution: Execution, out: Path, *, progress: Progress | None = None) -> Artifact:
-        """Makes the runnable file; its sidecar is not yet written.
+        """Makes the runnable file, without a sidecar, in a place that nobody else reads or that goes with its maker.
+
+        A child can be killed at any moment, so `out` lies where a half of it does no harm: in the folder of a
+        publication (`store.publish`) or in a temporary one.
 
         Raises:
             NotWritable, DiskFull: what the operating system said of the place.
             IntegrityError: `source` is no longer what its record says; seen where it has external data.
             UnsafeInput, MalformedInput: as `files.load_model`, where it has external data.
         """
-        with _staged(out) as staged:
-            given = _in_one_file(source, staged.with_name(f"{staged.name}.source.onnx"))
-            self._start(source, execution)
+        with store.disk_errors(out):
+            store.make_folder(out.parent)
+        self._start(source, execution)
+        try:
+            given = _in_one_file(source, self._running().folder / "source.onnx")
             self._given = str(Path(given.path).absolute())
             self._running().progress = progress
-            try:
-                result = self._ask(
-                    "build",
-                    source=_plain(given),
-                    execution=_plain(execution),
-                    out=str(staged),
-                    factories=foreign.permitted(),
-                )
-            finally:
-                self.close()
+            result = self._ask(
+                "build",
+                source=_plain(given),
+                execution=_plain(execution),
+                out=str(out.absolute()),
+                factories=foreign.permitted(),
+            )
+        finally:
+            self.close()
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
         return dataclasses.replace(artifact, path=str(out))
 
@@ -282,24 +284,6 @@ class Lane:
     def _input(self) -> str:
         assert self._subject is not None
         return f"{self._subject.path} (sha256 {self._subject.sha256})"
-
-
-@contextlib.contextmanager
-def _staged(out: Path) -> Iterator[Path]:
-    """A place beside `out` for the child to write to, from which the finished files move into place.
-
-    A child can be killed at any moment, and only the parent lives to clean up after it. `out` itself lies where nobody
-    reads yet: in the folder of a publication (`store.publish`), or in a temporary one.
-    """
-    with store.disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.folder(beside=out) as folder:
-            staged = folder / out.name
-            yield staged
-            for part in (*store.companions(staged), staged):
-                with part.open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(part, out.with_name(part.name))
 
 
 def _in_one_file(source: Artifact, whole: Path) -> Artifact:

@@ -193,8 +193,7 @@ def wrote(artifact: Artifact, *, quiet: bool = False) -> None:
 def _facts(artifact: Artifact) -> str:
     from resdeploy import store
 
-    path = Path(artifact.path)
-    size_mb = sum(part.stat().st_size for part in (path, *store.companions(path))) / 1e6
+    size_mb = store.size_bytes(Path(artifact.path)) / 1e6
     checks = (f"{n} {x:,.0f}" if x.is_integer() else f"{n} {x:.3g}" for n, x in artifact.checks.items())
     return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *checks))
 

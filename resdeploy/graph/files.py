@@ -72,7 +72,7 @@ def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def save_model(model: onnx.ModelProto, out: Path) -> None:
-    """Writes the model atomically, as one file.
+    """Writes the model as one file, into the folder of a publication (`store.publish`) or a temporary one.
 
     Raises:
         MalformedInput: over 2 GB.
@@ -80,7 +80,8 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
     """
     if (size := model.ByteSize()) > MAX_BYTES:
         raise MalformedInput(f"the model takes {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
-    store.write_bytes(out, model.SerializeToString(deterministic=True))
+    with store.disk_errors(out):
+        out.write_bytes(model.SerializeToString(deterministic=True))
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:

@@ -193,7 +193,6 @@ class _Entrant:
     def measurement(self) -> Measurement:
         """What has been measured so far."""
         candidate, artifact = self.candidate, self.candidate.artifact
-        path = Path(artifact.path)
         return Measurement(
             label=candidate.label,
             model=candidate.model,
@@ -210,7 +209,7 @@ class _Entrant:
             load_s=statistics.median(self.load_s),
             first_s=statistics.median(self.first_s),
             peak_rss_bytes=self.peak_rss_bytes,
-            size_bytes=sum(part.stat().st_size for part in (path, *store.companions(path))),
+            size_bytes=store.size_bytes(Path(artifact.path)),
             params=artifact.model.params if artifact.model else None,
             macs=candidate.macs,
             weights=artifact.weights.source if artifact.weights else None,

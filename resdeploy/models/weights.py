@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urldefrag, urlsplit
 
-from resdeploy import places, store
+from resdeploy import cache, places, store
 from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError, WeightsMismatch
 from resdeploy.models import checkpoint, zoo
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
@@ -100,12 +100,12 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
         )
     expected = stated[1].lower()
     kept_as = name if expected in name else f"{expected}-{name}"
-    path = places.cache_dir() / "weights" / kept_as
+    path = places.cache_dir() / cache.WEIGHTS / kept_as
     digest = store.digest(path) if path.is_file() else ""
     if digest and not digest.startswith(expected):
         places.log.warning("%s is not the file that its name states: it is downloaded again", path)
     if not digest.startswith(expected):
-        path = places.writable_cache("weights") / kept_as
+        path = places.writable_cache(cache.WEIGHTS) / kept_as
         digest = download.fetch(address, expected, path, progress=progress)
     return path, Weights(source=address, sha256=digest)
 
@@ -156,9 +156,8 @@ def save(
     tensors = {k: t.detach().cpu().clone(memory_format=torch.contiguous_format) for k, t in module.state_dict().items()}
 
     def make(path: Path) -> Artifact:
-        with store.atomic_path(path) as temporary:
-            # One key only: safetensors writes several in an order that changes from run to run.
-            save_file(tensors, temporary, metadata={SPEC_KEY: json.dumps(asdict(spec))})
+        # One key only: safetensors writes several in an order that changes from run to run.
+        save_file(tensors, path, metadata={SPEC_KEY: json.dumps(asdict(spec))})
         return Artifact(
             path=str(path),
             format="checkpoint",

@@ -338,9 +338,7 @@ def _content(side: Side) -> str:
 def _sized(side: Side, limits: Limits) -> tuple[Check, ...]:
     if limits.size_mb is None or side.source is None:
         return ()
-    path = Path(side.source.path)
-    size_bytes = sum(part.stat().st_size for part in (path, *store.companions(path)))
-    return (budgets.size(size_bytes, max_mb=limits.size_mb),)
+    return (budgets.size(store.size_bytes(Path(side.source.path)), max_mb=limits.size_mb),)
 
 
 def _fused(side: Side, plan: GatePlan) -> tuple[Check, ...]:

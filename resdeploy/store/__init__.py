@@ -1,5 +1,6 @@
 """What lies on disk: `files` (atomic), `documents` (records from text), `artifacts` (models and their records)."""
 
+from resdeploy.disk import disk_errors, make_folder, probe
 from resdeploy.store.artifacts import (
     UNSIGNED,
     checked_digest,
@@ -7,7 +8,6 @@ from resdeploy.store.artifacts import (
     load,
     load_own,
     publish,
-    save,
     sidecar,
 )
 from resdeploy.store.documents import fingerprint, parse, parse_json, read, read_profile
@@ -16,10 +16,7 @@ from resdeploy.store.files import (
     atomic_path,
     companions,
     digest,
-    disk_errors,
-    make_folder,
-    probe,
-    size,
+    size_bytes,
     sweep,
     write_bytes,
     write_json,
@@ -44,9 +41,8 @@ __all__ = [
     "publish",
     "read",
     "read_profile",
-    "save",
     "sidecar",
-    "size",
+    "size_bytes",
     "sweep",
     "write_bytes",
     "write_json",

@@ -1,13 +1,14 @@
-"""Artifacts: a file, its companions and their record, which are one.
+"""Artifacts: a file, OpenVINO's second one, and their record, which are one.
 
 An artifact takes several renames, and no file system does these at once, so `publish` keeps a redo log, as databases
-do. All parts are made and synced in a folder beside the destination (`.NAME.xxxxxxxx.tmp`); then the new record is put
-in place, with the name of that folder as `pending`; then the companions, the file, and the record without `pending`.
-A reader whom file and record contradict waits for a writer that lives, by a lock on the folder, and finishes what one
-that was killed had begun: the parts are all there. So the record is never one of another file for long, a file never
-without one, and a failed making (an export that torch contradicts) leaves nothing. The alternative, a record that
-holds both digests while the file is replaced, needs no finishing for one file, but knows no answer for two
-(OpenVINO's .xml and .bin), of which one is old and one new.
+do. All parts are made in a folder beside the destination (`scratch.Folder`), synced, and gathered in one that is then
+renamed to `.NAME.pending`: that is the commit. A rename to the name of a folder that is not empty fails, so there is
+one publication of a file at a time, without a lock on anything that others could lock too. Then the parts move into
+place, the record first and the file last. Whoever finds the folder finishes it: its writer, the next writer, and a
+reader whom file and record contradict; it is locked meanwhile. So the record is never one of another file for long, a
+file that we write never without one, and a failed making (an export that torch contradicts) leaves nothing. The
+alternative, a record that holds both digests while the file is replaced, needs no finishing for one file, but knows no
+answer for two (OpenVINO's .xml and .bin), of which one is old and one new.
 
 Each record carries a seal: its own digest, since a flipped bit in it would be another record, and this user's
 signature (`signing`), which `load_own` demands of all that lies where others may have put it: in the cache and in a
@@ -19,35 +20,33 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import os
-import re
 import shutil
-import tempfile
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from resdeploy import signing
+from resdeploy import interrupts, scratch, signing
+from resdeploy.disk import disk_errors, make_folder
 from resdeploy.errors import IntegrityError, MissingInput, ResdeployError
 from resdeploy.records import Artifact
 from resdeploy.store.documents import fingerprint, parse
-from resdeploy.store.files import companions, digest, disk_errors, fsync, locked, make_folder, sweep, write_json
+from resdeploy.store.files import digest, fsync, weights, write_json
 
-SEAL, PENDING = "seal", "pending"  # of a sidecar, beside the record
+SEAL = "seal"  # in a sidecar, beside the record
+PENDING = "pending"  # in the name of a folder: committed, and not yet in place
+TRIES = 100  # of a reader whom writers outrun
 UNSIGNED = "E-UNSIGNED"
+AGAIN = "Write it again with the command that made it: resdeploy export, quantize, train or build"
 
 
 def sidecar(path: Path) -> Path:
     """Where the manifest of `path` lies."""
     return path.with_name(path.name + ".json")
-
-
-def save(artifact: Artifact) -> Artifact:
-    """Writes the sidecar of a file that is there already, and returns the artifact."""
-    path = Path(artifact.path)
-    write_json(sidecar(path), _sealed(artifact, path.name))
-    return artifact
 
 
 def _sealed(artifact: Artifact, name: str) -> dict[str, Any]:
@@ -61,19 +60,16 @@ def publish(out: Path, make: Callable[[Path], Artifact]) -> Artifact:
     """Has an artifact made in a folder beside `out`, and puts its parts and its record in place as one.
 
     Args:
-        out: where the file goes; its companions and its sidecar lie beside it.
-        make: writes the file to the path it is given, which has the same name, and companions beside that; returns the
-            record. Where it fails, nothing stays, and its error speaks of `out`.
+        out: where the file goes; OpenVINO's `.bin` and the sidecar lie beside it.
+        make: writes the file to the path it is given, which has the same name, and a `.bin` beside that; returns the
+            record. Whatever else it leaves there goes. Where it fails, nothing stays, and its error speaks of `out`.
 
     Raises:
         NotWritable, DiskFull: what the operating system said. The old artifact then is as it was, or the new one whole.
     """
     with disk_errors(out):
         make_folder(out.parent)
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent.absolute()))
-    with contextlib.ExitStack() as stack:
-        stack.callback(_discard, folder, out)
-        stack.enter_context(locked(folder))  # for as long as its maker lives
+    with scratch.folder(beside=out) as folder:
         try:
             made = dataclasses.replace(make(folder / out.name), path=str(out))
         except ResdeployError as e:
@@ -96,61 +92,59 @@ def copied(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
 
 
 def _commit(made: Artifact, folder: Path, out: Path) -> None:
-    staged, manifest, before = folder / out.name, sidecar(out), folder / ".before"
-    parts = (*companions(staged), staged)
-    for part in parts:
+    ready = folder / PENDING
+    ready.mkdir(mode=0o700)
+    manifest = sidecar(ready / out.name)
+    write_json(manifest, _sealed(made, out.name))
+    for part in (*weights(folder / out.name), folder / out.name):
+        part.chmod(stat.S_IMODE(manifest.stat().st_mode))  # the umask's, whatever a vendor thinks of it
         fsync(part)
-    document = _sealed(made, out.name)
-    write_json(sidecar(staged), document)
-    with locked(out.parent):
+        part.rename(ready / part.name)
+    fsync(ready)
+    with interrupts.held():
+        while True:
+            try:
+                ready.rename(_pending(out))
+                break
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not _finish(out):
+                    raise
+        fsync(out.parent)
         _finish(out)
-        sweep(out.parent, out.name)
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(manifest, before)
-        try:
-            write_json(manifest, document | {PENDING: folder.name})
-            _move(folder, out)
-        except BaseException as e:
-            if all(part.exists() for part in parts):  # none has moved: all as it was
-                os.replace(before, manifest) if before.exists() else manifest.unlink(missing_ok=True)
-                raise
-            _move(folder, out)  # what one failure has left over
-            if not isinstance(e, OSError):
-                raise
 
 
-def _move(folder: Path, out: Path) -> None:
-    """The renames of a publication, or those that are left of it: companions, the file, its record."""
-    staged = folder / out.name
-    parts = (*companions(staged), staged) if staged.is_file() else ()
-    for part in (*parts, sidecar(staged)):
-        with contextlib.suppress(FileNotFoundError):  # where locks do not work, another may do the same just now
-            os.replace(part, out.with_name(part.name))
-    fsync(out.parent)
+def _pending(out: Path) -> Path:
+    return out.with_name(f".{out.name}.{PENDING}")
 
 
-def _pending(out: Path) -> Path | None:
-    """The folder of a publication of `out` that is under way, or whose writer was killed."""
+def _finish(out: Path) -> bool:
+    """Moves into place what is committed of `out`, whoever committed it; whether there was anything.
+
+    Raises:
+        OSError: it cannot be done here; PermissionError where the folder is another user's, who alone may open it.
+    """
+    pending = _pending(out)
     try:
-        name = json.loads(sidecar(out).read_bytes())[PENDING]
-    except (OSError, ValueError, RecursionError, TypeError, KeyError):
-        return None
-    if not isinstance(name, str) or not re.fullmatch(rf"\.{re.escape(out.name)}\.[a-z0-9_]{{8}}\.tmp", name):
-        return None  # not of ours: it could point anywhere
-    folder = out.absolute().with_name(name)
-    return folder if folder.is_dir() and not folder.is_symlink() else None
-
-
-def _finish(out: Path) -> None:
-    """Ends the publication that a killed writer of `out` had begun."""
-    if (folder := _pending(out)) is not None:
-        _move(folder, out)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _discard(folder: Path, out: Path) -> None:
-    if _pending(out) != folder:  # else renames kept failing half-way: a later reader finishes them
-        shutil.rmtree(folder, ignore_errors=True)
+        handle = os.open(pending, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        if os.fstat(handle).st_uid != os.geteuid():
+            raise PermissionError(errno.EACCES, "it belongs to another user", str(pending))
+        with contextlib.suppress(OSError):  # no locks here: two may move the same parts, each of which moves once
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        for name in (sidecar(out).name, *([out.with_suffix(".bin").name] if out.suffix == ".xml" else []), out.name):
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(name, out.with_name(name), src_dir_fd=handle)  # not by path: it may be the next one's now
+        fsync(out.parent)
+        if os.listdir(handle):  # nothing of ours, so it was unpacked or copied here
+            shutil.rmtree(pending)
+        else:
+            with contextlib.suppress(OSError):  # done already, or the next one's
+                pending.rmdir()
+    finally:
+        os.close(handle)
+    return True
 
 
 def load(path: Path, *, trusted: bool = False) -> Artifact | None:
@@ -178,22 +172,37 @@ def load_own(path: Path) -> Artifact:
     """
     found = _consistent(path, own=True, trusted=False)
     if found is None:
-        raise IntegrityError(f"{path} has lost its sidecar", fix="Make it again")
+        raise IntegrityError(f"{path} has lost its sidecar", fix=AGAIN)
     return found
 
 
 def _consistent(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
     """What `_checked` finds, where a writer may be between two renames, or was killed there."""
-    try:
-        return _checked(path, own=own, trusted=trusted)
-    except (MissingInput, IntegrityError):
-        if not sidecar(path).is_file():
-            raise
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a folder that we may not write, or not even list
-            stack.enter_context(locked(path.parent))
-            _finish(path)
-        return _checked(path, own=own, trusted=trusted)
+    for _ in range(TRIES):
+        before = _parts(path)
+        try:
+            return _checked(path, own=own, trusted=trusted)
+        except (MissingInput, IntegrityError):
+            if not sidecar(path).is_file():
+                raise
+            finished = False
+            with contextlib.suppress(OSError):  # a folder that we may not write, or not even list
+                finished = _finish(path)
+            if not finished and _parts(path) == before:
+                raise
+    return _checked(path, own=own, trusted=trusted)
+
+
+def _parts(path: Path) -> list[tuple[int, int] | None]:
+    """Which files lie there just now."""
+    found: list[tuple[int, int] | None] = []
+    for part in (sidecar(path), path.with_suffix(".bin"), path):
+        try:
+            status = part.stat()
+            found.append((status.st_ino, status.st_mtime_ns))
+        except OSError:
+            found.append(None)
+    return found
 
 
 def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
@@ -201,7 +210,7 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
     if not path.is_file():
         raise MissingInput(f"there is no file {path}", fix="Check the path")
     if own and path.is_symlink():
-        raise IntegrityError(f"{path} is a link, and nothing that resdeploy wrote", fix="Make it again")
+        raise IntegrityError(f"{path} is a link, and nothing that resdeploy wrote", fix=AGAIN)
     manifest = sidecar(path)
     if not manifest.is_file():
         return None
@@ -210,7 +219,7 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
         raise IntegrityError(
             f"{path} is not the file its sidecar describes (sha256 {found[:12]}, recorded {artifact.sha256[:12]})",
             cause="The file was changed or only partly copied",
-            fix=f"Make it again, or remove {manifest.name} to treat it as a file of unknown origin",
+            fix=f"{AGAIN}, or remove {manifest.name} to treat it as a file of unknown origin",
         )
     host_code = artifact.tools.get("version_compatible") == "yes" and not trusted
     if own or host_code:
@@ -220,7 +229,7 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
             raise IntegrityError(
                 f"{path} is not signed by you",
                 cause="Somebody else put it there, or your signing key is another one now",
-                fix="Make it again",
+                fix=AGAIN,
                 code=UNSIGNED,
             )
         if not by_us:
@@ -239,7 +248,6 @@ def _record(manifest: Path) -> tuple[Artifact, dict[str, Any]]:
     try:
         document = json.loads(data)
         seal = document.pop(SEAL, {})
-        document.pop(PENDING, None)
         text: str | bytes = json.dumps(document)
     except (ValueError, RecursionError, AttributeError, TypeError):
         document, seal, text = None, {}, data  # not JSON, or no record: `parse` says what is wrong with it
@@ -248,7 +256,7 @@ def _record(manifest: Path) -> tuple[Artifact, dict[str, Any]]:
         raise IntegrityError(
             f"{manifest} is not the record that was written",
             cause="It was damaged, or changed by hand",
-            fix=f'Make the file again, or take "{SEAL}" out of the record if you changed it yourself',
+            fix=f'{AGAIN}, or take "{SEAL}" out of the record if you changed it yourself',
         )
     return artifact, seal
 

@@ -8,14 +8,11 @@ that LMDB, SQLite and NVFlare arrived at). A failed or interrupted write removes
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
-import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -23,39 +20,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resdeploy import external
-from resdeploy.errors import DiskFull, MissingInput, NotWritable
-from resdeploy.places import cache_dir
+from resdeploy.disk import disk_errors, make_folder, refused
+from resdeploy.errors import MissingInput
 
 CHUNK_BYTES = 1 << 20
-# What a write in progress is called: a folder of `publish`, a file of `atomic_path`, a file of `probe`.
-_TEMPORARY = re.compile(r"\.(?:.+\.)?[a-z0-9_]{8,12}\.tmp(?:\.\w+)?")
-ABANDONED_S = 86400.0  # temporary files this old are of a process that was killed, where locks cannot tell
-
-
-@contextlib.contextmanager
-def disk_errors(
-    path: Path, *, fix: str = "Free some space, or write elsewhere with -o or RESDEPLOY_CACHE"
-) -> Iterator[None]:
-    """Turns the operating system's refusals to write `path` into errors of ours; `fix` is for a full disk."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            with contextlib.suppress(OSError):
-                free = shutil.disk_usage(path.parent).free
-                raise DiskFull(
-                    f"no space left while writing {path}",
-                    cause=f"{free / 1e6:.0f} MB are free in {path.parent}",
-                    fix=fix,
-                ) from e
-            raise DiskFull(f"no space left while writing {path}", fix=fix) from e
-        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST):
-            raise NotWritable(
-                f"cannot write {path}: {e.strerror}",
-                fix="Choose a writable place"
-                + ("; RESDEPLOY_CACHE says where" if path.is_relative_to(cache_dir()) else ""),
-            ) from e
-        raise
+_TEMPORARY = re.compile(r"\.(?:.+\.)?[0-9a-f]{12}\.tmp(?:\.\w+)?")  # a file of `atomic_path` or `disk.try_in`
+ABANDONED_S = 86400.0  # not written to for so long, it is of a process that was killed: no download rests for a day
 
 
 @contextlib.contextmanager
@@ -76,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             try:
                 temporary.touch()
             except FileNotFoundError as e:
-                raise _refused(path.parent) from e
+                raise refused(path.parent) from e
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
             if stat.S_IMODE(temporary.stat().st_mode) != mode:
@@ -87,40 +57,6 @@ def atomic_path(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 temporary.unlink()
-
-
-def probe(path: Path) -> None:
-    """Finds out before long work whether `path` can be written, by a file beside it that is removed at once.
-
-    Raises:
-        NotWritable, DiskFull: what the operating system said.
-    """
-    folder = next(folder for folder in path.absolute().parents if folder.is_dir())
-    with disk_errors(path):
-        if path.exists() and not path.is_file():  # a folder, or a device that a rename would replace
-            raise IsADirectoryError(errno.EISDIR, "not a plain file", str(path))
-        if any(parent.exists() and not parent.is_dir() for parent in path.absolute().parents):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent))
-        temporary = folder / f".{secrets.token_hex(6)}.tmp"
-        try:
-            temporary.touch(exist_ok=False)
-        except FileNotFoundError as e:
-            raise _refused(folder) from e
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes a folder and those above it; one that is there already is fine."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as e:
-        raise _refused(folder) from e
-
-
-def _refused(folder: Path) -> PermissionError:
-    """What file systems such as /proc mean when they say that a file cannot be found that is to be made."""
-    return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -150,10 +86,11 @@ def companions(path: Path) -> tuple[Path, ...]:
         MissingInput: external data that is not there.
         UnsafeInput, MalformedInput: an ONNX file whose external data must not, or cannot, be read.
     """
-    return (*_weights(path), *(external.checked(path, name) for name in external.names(path)))
+    return (*weights(path), *(external.checked(path, name) for name in external.names(path)))
 
 
-def _weights(path: Path) -> tuple[Path, ...]:
+def weights(path: Path) -> tuple[Path, ...]:
+    """OpenVINO's second file, where there is one."""
     beside = path.with_suffix(".bin")
     return (beside,) if path.suffix == ".xml" and beside.is_file() else ()
 
@@ -169,14 +106,14 @@ def digest(path: Path) -> str:
         MissingInput: there is no such file, or no such external data.
         UnsafeInput, MalformedInput: as `companions`.
     """
-    sha = hashlib.sha256()
-    for part in (path, *_weights(path)):
+    sha, mentioned = hashlib.sha256(), False
+    for part in (path, *weights(path)):
         try:
             with part.open("rb") as file:
-                _feed(sha, file)
+                mentioned |= _feed(sha, file)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
             raise MissingInput(f"there is no file {part}", fix="Check the path") from e
-    if not (outside := external.names(path)):
+    if not mentioned or not (outside := external.names(path)):
         return sha.hexdigest()
     lines = [f"{sha.hexdigest()}  -\n"]
     for name in outside:
@@ -187,57 +124,32 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _feed(sha: hashlib._Hash, file: BinaryIO) -> None:
+def _feed(sha: hashlib._Hash, file: BinaryIO) -> bool:
+    """Whether the word occurs that an ONNX file with external data holds: no second reading need look for it."""
+    before, found = b"", False
     while chunk := file.read(CHUNK_BYTES):
         sha.update(chunk)
+        found = found or external.WORD in before + chunk
+        before = chunk[1 - len(external.WORD) :]
+    return found
 
 
-def sweep(folder: Path, name: str = "", *, age_s: float = ABANDONED_S) -> int:
-    """Removes what killed writers have left in a folder (of the file `name` alone, if given); the bytes freed.
-
-    A folder is abandoned if nobody holds its lock and, since locks do not work everywhere, if it is old.
-    """
-    freed, last = 0, time.time() - age_s
+def sweep(folder: Path) -> int:
+    """Removes the temporary files that killed writers have left in a folder; the bytes freed."""
+    freed, last = 0, time.time() - ABANDONED_S
     for left in folder.glob(".*.tmp*"):
-        if not (_TEMPORARY.fullmatch(left.name) and left.name.startswith(f".{name}")):
-            continue
         with contextlib.suppress(OSError):
-            if left.lstat().st_mtime > last:
-                continue
-            held = left.is_dir() and not left.is_symlink()
-            with locked(left, wait=False) if held else contextlib.nullcontext():
-                freed += size(left)
-                shutil.rmtree(left) if held else left.unlink()
+            found = left.lstat()
+            if _TEMPORARY.fullmatch(left.name) and stat.S_ISREG(found.st_mode) and found.st_mtime < last:
+                left.unlink()
+                freed += found.st_size
     return freed
 
 
-def size(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder; links are not followed."""
-    if path.is_symlink() or not path.is_dir():
-        return path.lstat().st_size
-    return sum(part.lstat().st_size for part in path.rglob("*") if not part.is_dir())
-
-
-@contextlib.contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """Holds a folder's lock; none where locks do not work.
+def size_bytes(path: Path) -> int:
+    """Of a file and what belongs to it.
 
     Raises:
-        BlockingIOError: somebody else holds it, and `wait` is off.
+        MissingInput, UnsafeInput, MalformedInput: as `companions`.
     """
-    try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        handle = None
-    try:
-        if handle is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
+    return sum(part.stat().st_size for part in (path, *companions(path)))

@@ -45,13 +45,13 @@ def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def use(tmp_path: Path, base: Path) -> Callable[[], None]:
-    """Opens a lane, asks and closes it, with a temporary folder beside it as who calibrates has."""
+    """Opens a lane, asks and closes it, with a temporary folder of its own as who calibrates has."""
     python = tmp_path / "python"
     python.write_text(WORKER)
     python.chmod(0o755)
 
     def used() -> None:
-        with scratch.folder(beside=base / "built.onnx"), Lane("null", python=python) as lane:
+        with scratch.folder(), Lane("null", python=python) as lane:
             lane.open(ARTIFACT, Execution())
             lane.predict_all(np.zeros((1, 3, 4, 4), np.float32))
 

@@ -221,20 +221,6 @@ def test_inputs_of_another_size_are_refused_and_the_lane_lives(tiny: Artifact, i
         assert lane.predict(images).shape == (5, 10)
 
 
-def test_what_a_killed_build_left_beside_its_file_goes_with_the_next(tiny: Artifact, tmp_path: Path) -> None:
-    """The folder that a child writes to lies beside the file to be, hidden."""
-    out = tmp_path / "out" / "built.onnx"
-    out.parent.mkdir()
-    script = "import os, signal, sys; from pathlib import Path; from resdeploy.backends import lane\n"
-    script += "with lane._staged(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
-    subprocess.run([sys.executable, "-c", script, out], check=False)
-    (left,) = out.parent.iterdir()
-    with Lane("null") as lane:
-        lane.build(tiny, Execution(), out)
-    assert not left.exists()
-    assert list(out.parent.iterdir()) == [out]
-
-
 def test_unwritable_place_is_named_and_nothing_runs(tiny: Artifact, tmp_path: Path) -> None:
     """A path below a file cannot be written: exit status 6."""
     with Lane("null") as lane, pytest.raises(NotWritable):

@@ -35,7 +35,7 @@ def workers_of(parent: int) -> list[int]:
 
 
 def left_by(parent: int, *folders: Path) -> list[object]:
-    """What a process left that has ended: workers, and temporary folders in shared memory, /tmp and `folders`.
+    """What a process left that has ended: workers, its folders in shared memory and /tmp, and what hides in `folders`.
 
     A killed worker is given five seconds to be gone: what has been killed may still be on its way out.
     """
@@ -43,7 +43,8 @@ def left_by(parent: int, *folders: Path) -> list[object]:
     while (workers := workers_of(parent)) and time.monotonic() < deadline:
         time.sleep(0.05)
     places = {Path("/dev/shm"), Path(tempfile.gettempdir()), *folders}
-    return [*workers, *(path for place in places for path in place.glob(f"*resdeploy-tmp-*-{parent}-*"))]
+    named = [path for place in places for path in place.glob(f"*resdeploy-tmp-*-{parent}-*")]
+    return [*workers, *named, *(path for folder in folders for path in folder.rglob(".*"))]
 
 
 class Commands:

@@ -103,4 +103,4 @@ def test_without_home_or_a_cache_that_can_be_written_commands_work_and_say_so(
         assert done.returncode == 0, done.stderr
         assert done.stderr.count(says) == 1
         assert "kept for this command only" in done.stderr
-        assert not list(tmp_path.glob("resdeploy-cache-*"))
+        assert not list(tmp_path.glob("*resdeploy-*"))

@@ -117,7 +117,7 @@ def graph(canary: Path) -> Path:
 def with_sidecar(path: Path, **changes: Any) -> Artifact:
     """The file with a sidecar that fits it and names the stranger's factory."""
     found = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=SPEC)
-    return store.save(dataclasses.replace(found, weights=Weights(source="w"), **changes))
+    return store.copied(found, path, weights=Weights(source="w"), **changes)
 
 
 # ---- what a person types ----

@@ -137,7 +137,7 @@ def digits(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dataclasses import replace
 
     path = folder / "unit.onnx"
-    store.save(replace(artifact, path=str(path), sha256=store.digest(path)))
+    store.copied(replace(artifact, path=str(path)), path, sha256=store.digest(path))
     return folder
 
 

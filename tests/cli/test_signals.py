@@ -37,7 +37,7 @@ def test_a_signal_ends_the_children_first_and_leaves_nothing(
     assert process.returncode == status
     assert said.splitlines()[-1] == word
     assert "Traceback" not in said
-    assert left_by(process.pid, temporary) == []
+    assert left_by(process.pid, temporary, tmp_path) == []
 
 
 def test_under_nohup_a_lost_terminal_is_not_heard(digits_onnx: Path, tmp_path: Path) -> None:
