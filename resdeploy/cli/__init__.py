@@ -117,7 +117,7 @@ def _root(
     ),
 ) -> None:
     waiting.set_timeout(lock_timeout)
-    console.hear()
+    console.show_warnings()
 
 
 def main() -> None:

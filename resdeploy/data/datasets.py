@@ -54,7 +54,7 @@ class Dataset:
     labels: NDArray[np.int64]  # (N,) class ids, -1: unlabelled
     classes: tuple[str, ...]  # names in the order of the ids; empty: the labels are the model's own class ids
     items: tuple[Path, ...] | NDArray[np.uint8] | Synthetic  # files, or pixels (N, H, W) or (N, H, W, C)
-    repeats: Repeats = field(default_factory=Repeats)  # what was left out, being there under another name
+    repeats: Repeats = field(default_factory=Repeats)  # the duplicates that were left out
     hashes: tuple[str, ...] = ()  # of each image's content, where `distinct` has read them
 
     def __len__(self) -> int:
@@ -167,7 +167,7 @@ def open_dataset(data: str, *, split: Split = "all", need_labels: bool = True) -
     if need_labels and not dataset.labelled:
         raise MissingInput(
             f"{data} has no labels",
-            fix="Put the images into one folder a class, or a val.txt with `file label` lines beside them",
+            fix="Put the images into one folder per class, or a val.txt with `file label` lines beside them",
         )
     return dataset
 

@@ -34,7 +34,7 @@ def predict(
     """Per-image predictions of a built model, in the data set's order.
 
     Images stream through in batches; of each only its best classes, its hash and, if wanted, its logits are kept (four
-    bytes a class: 200 MB of 50,000 images and 1,000 classes). Unreadable images have no prediction; they are named in
+    bytes per class: 200 MB of 50,000 images and 1,000 classes). Unreadable images have no prediction; they are named in
     the result. So is what is there more than once by its bytes: it is counted once, or not at all where its labels
     differ. Classes are matched by name where the model knows names (`datasets.align`), so that a
     folder in another order than the model's is no silent 10 %.

@@ -242,7 +242,7 @@ def _compared_images(source: Artifact, plan: CalibrationPlan) -> list[NDArray[An
         return list(tints + random.standard_normal((CHECK_IMAGES, channels, height, width), np.float32))
     if plan.data is None:
         return list(check_images(source, None))
-    most = fidelity.compared(int(np.prod(source.model.input_shape)))
+    most = fidelity.images_to_compare(int(np.prod(source.model.input_shape)))
     few = dataclasses.replace(plan, samples=min(plan.samples, most))
     return [image for batch in calibration_inputs(source, few) for image in batch]
 

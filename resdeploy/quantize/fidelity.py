@@ -57,8 +57,8 @@ def notes(like: Likeness | None) -> tuple[str, ...]:
     return ()
 
 
-def compared(elements: int) -> int:
-    """How many images of so many elements are compared: as many as a batch of bias correction, two at least."""
+def images_to_compare(elements: int) -> int:
+    """How many are compared, by the elements of one: as many as a batch of bias correction, two at least."""
     return max(2, min(bias.MAX_BATCH_SIZE, bias.BATCH_ELEMENTS // elements))
 
 
@@ -71,7 +71,7 @@ def compare(
     search: bool = True,
     run: Runner = calibrate.in_lane,
 ) -> Likeness:
-    """Runs both on a seeded choice of `compared` of the images.
+    """Runs both on a seeded choice of `images_to_compare` of the images.
 
     Args:
         source: the float graph.
@@ -83,7 +83,7 @@ def compare(
     """
     if not len(images):
         return Likeness(snr_db=None, why="there are no images")
-    chosen = sorted(np.random.default_rng(0).permutation(len(images))[: compared(images[0].size)])
+    chosen = sorted(np.random.default_rng(0).permutation(len(images))[: images_to_compare(images[0].size)])
     batch = np.stack([images[k] for k in chosen])
     plain = simulated.in_float(lowered)
     snr = snr_db(_values(source, batch, run) if exact is None else exact[chosen], _values(plain, batch, run))

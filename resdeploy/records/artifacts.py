@@ -30,7 +30,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Names in a set of images that are not counted, since what they lead to is there under another name too."""
+    """Duplicates in a set of images: of equal contents one counts, and none where their labels differ."""
 
     __pydantic_config__ = STRICT
     again: tuple[str, ...] = ()  # `NAME is NAME`, the second of which counts; a folder's name where links lead to one

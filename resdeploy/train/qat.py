@@ -100,12 +100,7 @@ def train(
         path=str(out),
         parent=start.sha256,
         checks={"distillation_loss": loss, **fidelity.checks(like)},
-        notes=(
-            *(n for n in start.notes if n not in fidelity.notes(start.likeness)),
-            about,
-            *notes,
-            *fidelity.notes(like),
-        ),
+        notes=(*inherited, about, *notes, *fidelity.notes(like)),
         likeness=like,
         tools={**start.tools, "torch": torch.__version__},
     )
@@ -117,7 +112,7 @@ def train(
 def _some(samples: Samples, sight: Preprocessing) -> list[NDArray[Any]]:
     """Training images to compare the two files on, as the networks take them."""
     height, width, channels = samples.pixels.shape[1:]
-    most = fidelity.compared(channels * height * width)
+    most = fidelity.images_to_compare(channels * height * width)
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
     return list(normalise(samples.pixels[chosen], sight).contiguous().numpy())
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from resdeploy.data.datasets import Dataset
 from resdeploy.errors import OutputLost
-from resdeploy.graph import files
 from resdeploy.pipeline import make
 from resdeploy.quantize import fidelity
 from resdeploy.records import Artifact
@@ -59,9 +58,9 @@ def test_a_lost_file_is_made_once_and_given_out_to_who_forces_it(
     """With a name of the user's nothing is written there; in the cache it stays, refused each time."""
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
     onnx.save(tiny_network(), tmp_path / "m.onnx")
-    source, saved = artifact_of(tmp_path / "m.onnx"), files.save_model
-    written: list[Path] = []
-    monkeypatch.setattr(files, "save_model", lambda model, out: (written.append(out), saved(model, out)))
+    source, compare = artifact_of(tmp_path / "m.onnx"), fidelity.compare_half
+    made: list[object] = []
+    monkeypatch.setattr(fidelity, "compare_half", lambda *models: (made.append(models), compare(*models))[1])
     monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
     plain, forced = make.CalibrationPlan(), make.CalibrationPlan(force=True)
 
@@ -72,7 +71,7 @@ def test_a_lost_file_is_made_once_and_given_out_to_who_forces_it(
         with pytest.raises(OutputLost):
             lowered(plain)
     assert lowered(forced).precision == "fp16"
-    assert len(written) == 1
+    assert len(made) == 1
     with pytest.raises(OutputLost):
         lowered(plain, tmp_path / "new/out.onnx")
     assert not list((tmp_path / "new").iterdir())

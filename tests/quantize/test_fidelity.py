@@ -209,4 +209,4 @@ def test_a_poor_file_is_noted(snr_db: float, words: str) -> None:
 
 def test_the_images_compared_are_a_batch_whatever_their_size() -> None:
     """Two at least, 64 at most."""
-    assert [fidelity.compared(3 * size * size) for size in (8, 32, 224, 1024)] == [64, 64, 8, 2]
+    assert [fidelity.images_to_compare(3 * size * size) for size in (8, 32, 224, 1024)] == [64, 64, 8, 2]
