@@ -53,14 +53,7 @@ def predict(
         MalformedInput: no image can be decoded, or every one has several labels.
         ResdeployError: what the backend or the data raised.
     """
-    if spec is None:
-        raise UsageError(
-            f"{candidate.model} does not say how it sees images",
-            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
-            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
-        )
-    model = candidate.artifact.model
-    aligned = datasets.align(dataset, model.labels if model else ())
+    spec, aligned = _known(spec, candidate), _aligned(dataset, candidate)
     scores: NDArray[np.float32] | None = None
     top: list[NDArray[np.int64]] = []
     indices: list[NDArray[np.int64]] = []
@@ -108,8 +101,7 @@ def shares_right(
     Raises:
         ResdeployError: what the backend or the data raised.
     """
-    model = candidate.artifact.model
-    aligned = datasets.align(dataset, model.labels if model else ())
+    aligned = _aligned(dataset, candidate)
     shares = []
     with Lane(candidate.backend) as lane:
         lane.open(candidate.artifact, candidate.execution)
@@ -125,6 +117,22 @@ def shares_right(
     if progress is not None:
         progress("looking for the cause", len(specs), len(specs))
     return tuple(shares)
+
+
+def _known(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+    if spec is None:
+        raise UsageError(
+            f"{candidate.model} does not say how it sees images",
+            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
+            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
+        )
+    return spec
+
+
+def _aligned(dataset: Dataset, candidate: Candidate) -> Dataset:
+    """With class ids in the model's order."""
+    model = candidate.artifact.model
+    return datasets.align(dataset, model.labels if model else ())
 
 
 def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
