@@ -16,39 +16,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from resdeploy import places, store
-from resdeploy.errors import Locked, UsageError
+from resdeploy import places, store, waiting
+from resdeploy.errors import Locked
 
-VARIABLE = "RESDEPLOY_LOCK_TIMEOUT"
-TIMEOUT_S = 3600.0  # the longest that is waited for: chosen, since TensorRT builds take half an hour
 PATIENCE_S = 2.0  # until a word is said
 POLL_S = 0.1
-
-_asked_s: float | None = None
-
-
-def set_timeout(seconds: float | None) -> None:
-    """What the command line says; None: the environment, else an hour."""
-    global _asked_s
-    _asked_s = seconds
-
-
-def timeout_s() -> float:
-    """How long a lock is waited for.
-
-    Raises:
-        UsageError: the environment does not say a number from 0.
-    """
-    if _asked_s is not None:
-        return _asked_s
-    text = os.environ.get(VARIABLE, "")
-    try:
-        found = float(text or TIMEOUT_S)
-    except ValueError:
-        found = -1.0
-    if not found >= 0:
-        raise UsageError(f"{VARIABLE} is {text!r}, and takes seconds from 0")
-    return found
 
 
 @contextlib.contextmanager
@@ -60,10 +32,10 @@ def held(path: Path, what: str) -> Iterator[None]:
         what: is locked, for the words.
 
     Raises:
-        Locked: another process held it for `timeout_s`.
+        Locked: another process held it for `waiting.timeout_s`.
         NotWritable: the file cannot be made.
     """
-    began, limit_s, told = time.monotonic(), timeout_s(), False
+    began, limit_s, told = time.monotonic(), waiting.timeout_s(), False
     handle = _opened(path)
     try:
         while not (_taken(handle) and _same(handle, path)):
@@ -71,7 +43,7 @@ def held(path: Path, what: str) -> Iterator[None]:
             if waited_s >= limit_s:
                 raise Locked(
                     f"{what} is in use by {_holder(path)}, and was waited for {waited_s:.0f} s",
-                    fix=f"Wait for it to end, or wait longer: resdeploy --lock-timeout SECONDS, or {VARIABLE}",
+                    fix=f"Wait for it to end, or wait longer: resdeploy --lock-timeout SECONDS, or {waiting.VARIABLE}",
                 )
             if waited_s >= PATIENCE_S and not told:
                 told = True

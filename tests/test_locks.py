@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy import locks
-from resdeploy.errors import Locked, NotWritable, UsageError
+from resdeploy import locks, waiting
+from resdeploy.errors import Locked, NotWritable
 
 
 @contextlib.contextmanager
@@ -63,7 +63,7 @@ def test_a_held_lock_is_waited_for_with_a_word_that_names_the_holder(
 
 def test_a_lock_is_not_waited_for_longer_than_the_time_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "x.lock"
-    monkeypatch.setenv(locks.VARIABLE, "0")
+    monkeypatch.setenv(waiting.VARIABLE, "0")
     with holder(path) as pid:
         with pytest.raises(Locked, match=f"process {pid} on ") as refused, locks.held(path, "it"):
             pass
@@ -72,20 +72,6 @@ def test_a_lock_is_not_waited_for_longer_than_the_time_out(tmp_path: Path, monke
         assert not locks.free(path)
     with locks.held(path, "it"):
         pass
-
-
-def test_the_option_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(locks.VARIABLE, raising=False)
-    assert locks.timeout_s() == locks.TIMEOUT_S
-    monkeypatch.setenv(locks.VARIABLE, "7.5")
-    assert locks.timeout_s() == 7.5
-    monkeypatch.setattr(locks, "_asked_s", 3.0)
-    assert locks.timeout_s() == 3.0
-    monkeypatch.undo()
-    for bad in ("soon", "-1", "nan"):
-        monkeypatch.setenv(locks.VARIABLE, bad)
-        with pytest.raises(UsageError, match=locks.VARIABLE):
-            locks.timeout_s()
 
 
 def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_one_that_is_there(

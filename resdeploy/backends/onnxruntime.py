@@ -57,19 +57,24 @@ def available() -> Availability:
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
-    """Copies the file once ONNX Runtime has loaded it.
+    """Copies the file once ONNX Runtime has loaded it; for TensorRT behind it, as `symmetric` rewrites it.
 
     Raises:
         MalformedInput: it refuses the file, or TensorRT behind it would misread its Q/DQ.
         UsageError: the file is fixed to another batch or image size.
     """
+    taken = source
     if execution.provider == "tensorrt":  # NVIDIA's parser would take other 8-bit Q/DQ for INT8 with zero point 0
         from resdeploy.graph import files
         from resdeploy.graph.symmetric import symmetric
 
-        symmetric(files.load_model(Path(source.path)))
-    with open(source, execution):
-        store.write_bytes(out, Path(source.path).read_bytes())
+        model = files.load_model(Path(source.path))
+        if (rewritten := symmetric(model)) is not model:
+            files.save_model(rewritten, out)
+            taken = dataclasses.replace(source, path=str(out))
+    with open(taken, execution):
+        if taken is source:
+            store.write_bytes(out, Path(source.path).read_bytes())
     tools = {**source.tools, "onnxruntime": installed(VENDOR, "onnxruntime", "onnxruntime-gpu") or ""}
     return dataclasses.replace(
         source, path=str(out), sha256=store.digest(out), parent=source.sha256, checks={}, tools=tools

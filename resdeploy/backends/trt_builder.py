@@ -163,7 +163,7 @@ def _refittable(trt: Any, config: Any, options: EngineOptions, able: Mapping[str
 
 
 def _lacks(trt: Any, option: str) -> UsageError:
-    return UsageError(f"TensorRT {trt.__version__} has no {option}", fix="Leave it away, or install a newer tensorrt")
+    return UsageError(f"TensorRT {trt.__version__} has no {option}", fix="Leave it out, or install a newer tensorrt")
 
 
 def _tactics(trt: Any, names: tuple[str, ...]) -> int:

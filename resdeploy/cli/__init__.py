@@ -19,7 +19,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from resdeploy import __version__, interrupts
+from resdeploy import __version__, interrupts, waiting
 from resdeploy.cli import (
     audit,
     bench,
@@ -116,10 +116,8 @@ def _root(
         help="Longest wait for another resdeploy that holds a cache entry or a run's folder.",
     ),
 ) -> None:
-    from resdeploy import locks
-
-    locks.set_timeout(lock_timeout)
-    console.hear()
+    waiting.set_timeout(lock_timeout)
+    console.show_warnings()
 
 
 def main() -> None:

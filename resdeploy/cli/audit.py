@@ -17,7 +17,7 @@ def audit(
         Literal["fp32", "fp16", "bf16", "int8"] | None, typer.Option(help="Asked for; default: what the model is.")
     ] = None,
     backend: options.Backend = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query.")] = 1,
     threads: options.Threads = None,
     weights: options.Weights = "random",
     calib_data: options.CalibData = None,

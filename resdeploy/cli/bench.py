@@ -16,14 +16,14 @@ def bench(
     ] = None,
     backend: options.Backends = "auto",
     batch_size: Annotated[
-        str, typer.Option("--batch-size", "-b", help="Images a query; a list: 1,8,32; default: 1, multi-stream: 8.")
+        str, typer.Option("--batch-size", "-b", help="Images per query; a list: 1,8,32; default: 1, multi-stream: 8.")
     ] = "",
     threads: Annotated[
         str | None, typer.Option(help="CPU threads; default: the usable cores; a list: 1,2.", show_default=False)
     ] = None,
     scenario: Annotated[
         Literal["single-stream", "multi-stream", "offline"] | None,
-        typer.Option(help="As in MLPerf: one query at a time (p90), 8 images a query (p99), throughput."),
+        typer.Option(help="As in MLPerf: one query at a time (p90), 8 images per query (p99), throughput."),
     ] = None,
     streams: Annotated[
         int | None, typer.Option(min=1, help="Independent sessions side by side; offline: one for each thread.")

@@ -11,7 +11,7 @@ from resdeploy.cli import console, engine, options
 def build(
     model: options.Model,
     backend: options.Backend = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 1,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query.")] = 1,
     threads: options.Threads = None,
     img_size: options.ImgSize = None,
     min_batch: engine.MinBatch = None,

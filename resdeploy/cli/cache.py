@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from resdeploy.cli import console, options
+from resdeploy.errors import UsageError
 
 app = typer.Typer(
     help="What is kept of earlier commands: where it is, whether it is whole, and how to be rid of it.\n\n"
@@ -18,7 +19,9 @@ DAY_S = 86400.0
 def cache(
     context: typer.Context, fmt: options.Format = "table", output: options.Output = None, verbose: options.Verbose = 0
 ) -> None:
-    if context.invoked_subcommand is not None:
+    if (verb := context.invoked_subcommand) is not None:
+        if (fmt, output, verbose) != ("table", None, 0):
+            raise UsageError(f"an option before {verb} is one of `cache` alone", fix=f"Write it after {verb}")
         return
     from resdeploy import cache as kept
     from resdeploy import places

@@ -98,23 +98,23 @@ def set_verbosity(level: int) -> int:
 
 
 def set_silent(quiet: bool) -> bool:
-    """Keeps what `-q` says, for `imported` and `hear`."""
+    """Keeps what `-q` says, for `name_program` and the warnings."""
     global silent
     silent = quiet
     return quiet
 
 
-class _Words(logging.Handler):
-    """What the rooms below have to say to the person: an entry made again, a lock that is waited for."""
+class _WarningHandler(logging.Handler):
+    """Shows warnings on stderr: a file that is made again, a lock that is waited for."""
 
     def emit(self, record: logging.LogRecord) -> None:
         note(record.getMessage(), quiet=silent)
 
 
-def hear() -> None:
-    """Has warnings of the rooms below shown, from now on."""
+def show_warnings() -> None:
+    """From now on shows what the rooms below log; only `cli` prints."""
     set_silent(False)
-    logging.getLogger("resdeploy").handlers[:] = [_Words(logging.WARNING)]
+    logging.getLogger("resdeploy").handlers[:] = [_WarningHandler(logging.WARNING)]
 
 
 def note(message: str, *, quiet: bool = False) -> None:
@@ -139,8 +139,8 @@ def _to_stderr(text: str) -> None:
         silence(sys.stderr)
 
 
-def imported(model: str) -> None:
-    """Says that a model is a program where it is one; the name was typed, which is what permits it."""
+def name_program(model: str) -> None:
+    """Says that Python code will be run, where `model` names some; it may be, since the person has typed that name."""
     from resdeploy.models import foreign
 
     if foreign.FACTORY.fullmatch(model) and foreign.is_factory(model):

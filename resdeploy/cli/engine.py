@@ -88,5 +88,5 @@ def refuse_elsewhere(options: EngineOptions, backend: BackendName) -> None:
     if backend != "tensorrt" and options != EngineOptions():
         raise UsageError(
             f"options of the builder are TensorRT's, and {backend} has none of them",
-            fix="Leave them away, or add --backend tensorrt",
+            fix="Leave them out, or add --backend tensorrt",
         )

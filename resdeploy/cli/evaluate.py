@@ -16,7 +16,7 @@ def evaluate(
     precision: Annotated[
         Literal["fp32", "fp16", "bf16", "int8"] | None, typer.Option(help="Default: what the model is.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query.")] = 32,
     threads: options.Threads = None,
     predictions: Annotated[
         Path | None,

@@ -40,7 +40,7 @@ def gate(
     data: options.Data = None,
     confidence: options.Confidence = 0.95,
     backend: options.SomeBackends = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images a query, for accuracy.")] = 32,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query, for accuracy.")] = 32,
     duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing a model.")] = 3.0,
     threads: options.Threads = None,
     skip_bad: options.SkipBad = False,
@@ -115,7 +115,7 @@ def gate(
             update_baseline=update_baseline,
         )
         for side in (baseline, *candidate):
-            console.imported(side)
+            console.name_program(side)
         with console.progress(quiet=quiet) as progress:
             found = pipeline.gate(plan, progress=progress)
         document = documents.gate(found.gate, environment.capture())

@@ -241,7 +241,7 @@ def request(
     """The `Request` that the shared options describe; of a model that is a program, it is said."""
     from resdeploy.pipeline.request import Request
 
-    console.imported(model)
+    console.name_program(model)
     return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
 
 

@@ -30,7 +30,7 @@ def run(
     from resdeploy.report import documents
 
     wanted = store.read_profile(profile)
-    console.imported(wanted.model)
+    console.name_program(wanted.model)
     with console.progress(quiet=quiet) as progress:
         result = profiles.run(
             wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)

@@ -22,7 +22,7 @@ def degradation(
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each network.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
     lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = defaults.LR,
-    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images a step.")] = 64,
+    batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images per step.")] = 64,
     recipe: Annotated[Literal["fast", "paper"], typer.Option(help="As of train.")] = "paper",
     img_size: options.ImgSize = 8,
     full: Annotated[

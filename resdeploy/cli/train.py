@@ -30,7 +30,7 @@ def train(
         ),
     ] = None,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", min=2, help="Images a step.", rich_help_panel=HOW)
+        int, typer.Option("--batch-size", "-b", min=2, help="Images per step.", rich_help_panel=HOW)
     ] = 64,
     accumulate: Annotated[int, typer.Option(min=1, help="Forward passes a step.", rich_help_panel=HOW)] = 1,
     hold_out: Annotated[
@@ -48,7 +48,11 @@ def train(
     threads: options.Threads = None,
     weights: options.Weights = "random",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Exit 1 if top-1 fell, 3 if nothing is known of it before.")
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit 1 if top-1 fell, 3 behind a new last layer; not with random weights.",
+        ),
     ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last state.")] = False,
     qat: Annotated[

@@ -54,7 +54,8 @@ class Dataset:
     labels: NDArray[np.int64]  # (N,) class ids, -1: unlabelled
     classes: tuple[str, ...]  # names in the order of the ids; empty: the labels are the model's own class ids
     items: tuple[Path, ...] | NDArray[np.uint8] | Synthetic  # files, or pixels (N, H, W) or (N, H, W, C)
-    repeats: Repeats = field(default_factory=Repeats)  # what was left out, being there under another name
+    repeats: Repeats = field(default_factory=Repeats)  # the duplicates that were left out
+    hashes: tuple[str, ...] = ()  # of each image's content, where `distinct` has read them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,7 +85,9 @@ class Dataset:
         """The images at these positions, in this order."""
         chosen = np.asarray(indices, np.int64)
         items = tuple(self.items[i] for i in chosen) if isinstance(self.items, tuple) else self.items[chosen]
-        return replace(self, ids=tuple(self.ids[i] for i in chosen), labels=self.labels[chosen], items=items)
+        hashes = tuple(self.hashes[i] for i in chosen) if self.hashes else ()
+        ids = tuple(self.ids[i] for i in chosen)
+        return replace(self, ids=ids, labels=self.labels[chosen], items=items, hashes=hashes)
 
     def signature(self) -> str:
         """Changes whenever the images or labels may have changed, without decoding: paths, sizes and times of files.
@@ -164,7 +167,7 @@ def open_dataset(data: str, *, split: Split = "all", need_labels: bool = True) -
     if need_labels and not dataset.labelled:
         raise MissingInput(
             f"{data} has no labels",
-            fix="Put the images into one folder a class, or a val.txt with `file label` lines beside them",
+            fix="Put the images into one folder per class, or a val.txt with `file label` lines beside them",
         )
     return dataset
 
@@ -293,13 +296,14 @@ def distinct(dataset: Dataset) -> Dataset:
     """
     if dataset.synthetic:
         return dataset
-    kept, found = repeats.counted(dataset.ids, dataset.labels, contents(dataset))
-    return replace(dataset.subset(kept), repeats=dataset.repeats + found)
+    hashes = contents(dataset)
+    kept, found = repeats.counted(dataset.ids, dataset.labels, hashes)
+    return replace(dataset, hashes=hashes, repeats=dataset.repeats + found).subset(kept)
 
 
 def contents(dataset: Dataset) -> tuple[str, ...]:
     """The content hash of every image; of one that cannot be read, something that no other has."""
-    return tuple(_content(dataset, k) for k in range(len(dataset)))
+    return dataset.hashes or tuple(_content(dataset, k) for k in range(len(dataset)))
 
 
 def _content(dataset: Dataset, index: int) -> str:

@@ -1,4 +1,4 @@
-"""Folders of image files: ImageFolder (one folder a class), splits of those, and flat folders with a label list."""
+"""Folders of image files: ImageFolder (one folder per class), splits of those, and flat folders with a label list."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG")  # by content; the other decoders of Pillow are attack surface
 MAX_PIXELS = 89_478_485  # where Pillow begins to warn of a decompression bomb; here it is an error
 MAX_PIXEL_BYTES = 8 << 30  # of all images that training holds in memory
-CHUNK_BYTES = 2 << 20  # decoded images a task, so that small images don't drown in task switching
+CHUNK_BYTES = 2 << 20  # decoded images per task, so that small images don't drown in task switching
 
 # Pillow's warning would add nothing: `decode` turns the same limit into an error.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -120,7 +120,7 @@ def batches(
     """The images of a data set as the network's inputs, in order, `batch_size` at a time; the last may be shorter.
 
     Unreadable images do not shorten a batch. Synthetic images are scaled to whatever size the model takes. `workers`
-    is the number of decoding threads, by default one a core.
+    is the number of decoding threads, by default one per core.
 
     Raises:
         UsageError: preprocessing that does not fit an image.

@@ -101,7 +101,7 @@ def normalise(values: NDArray[np.uint8], spec: Preprocessing) -> NDArray[np.floa
     if values.shape[2] != len(table):
         raise UsageError(
             f"{values.shape[2]} channels, but a mean and std for {len(table)}",
-            fix="Give --mean and --std one number a channel",
+            fix="Give --mean and --std one number per channel",
         )
     out = np.empty((values.shape[2], *values.shape[:2]), np.float32)
     for channel, plane in enumerate(out):

@@ -105,7 +105,7 @@ def stream(size_bytes: int) -> onnx.ModelProto:
 
 
 def stream_shape(size_bytes: int) -> tuple[int, int, int, int]:
-    """(1, 64, H, 1024) in FP32, 64 * 1024 * 4 bytes a row."""
+    """(1, 64, H, 1024) in FP32, 64 * 1024 * 4 bytes per row."""
     return (1, 64, max(1, size_bytes // (64 * 1024 * 4)), 1024)
 
 

@@ -16,7 +16,7 @@ A pair belongs to a tensor: all readers of the tensor read the dequantized value
 
 Common rules (NVIDIA's "Q/DQ placement recommendations", OpenVINO's low precision transformations, ONNX Runtime's QDQ
 selectors): a pair at the input of each weighted operator, at the skip operand of each residual Add (in a downsampling
-block that is the projection's output), at the input of the global pooling. Weights are symmetric, one scale a channel.
+block that is the projection's output), at the input of the global pooling. Weights are symmetric, a scale per channel.
 TensorRT 8.6 quantizes float weights itself and does not take int8 initializers, hence its larger file.
 
 OpenVINO and identity blocks (executed graphs of 2026.4, ResNet-18 and -50): with the skip alone quantized, its low

@@ -1,6 +1,6 @@
 """Q/DQ as TensorRT takes them, INT8 with zero point 0: what is that in other words is rewritten, the rest refused.
 
-NVIDIA's parser takes UINT8 for INT8 with a warning alone, and so a zero point that is left away, which in ONNX means
+NVIDIA's parser takes UINT8 for INT8 with a warning alone, and so a zero point that is left out, which in ONNX means
 UINT8 at 0 (onnx-tensorrt 10.1, onnxOpImporters.cpp, QuantDequantLinearHelper): what was cut off above 255 scales is
 then cut off above 127. Equal in every value, rounding and saturation included, are
 
@@ -151,7 +151,7 @@ class _Graph(Index):
 
 
 def _along(node: onnx.NodeProto, values: NDArray[Any], rank: int) -> NDArray[Any] | None:
-    """One value, or one a channel, in the shape that applies it to a tensor; None for one a block."""
+    """One value, or one per channel, in the shape that applies it to a tensor; None for one per block."""
     if values.size == 1:
         return values.reshape(())
     axis = int(attribute(node, "axis", 1))

@@ -70,7 +70,7 @@ def judge(
             raise MalformedInput(
                 f"{subject} was not made from the graph given: no kernel names a node of it",
                 cause=f"Its kernels are called {shown}",
-                fix="Name the ONNX file that it was made from, or leave --against away",
+                fix="Name the ONNX file that it was made from, or leave --against out",
             )
         notes.append(f"{len(view.unattributed)} kernels name none of the graph's nodes: {shown}")
     if doubted := [f"{layer.name} ({layer.doubt})" for layer in layers if layer.doubt and layer.role == "compute"]:

@@ -238,7 +238,7 @@ def failure(candidate: Candidate, error: ResdeployError) -> Failure:
 
 
 def warm_up(lane: Lane) -> float:
-    """Runs windows of queries until one is no faster than the best before it; the best window's seconds a query.
+    """Runs windows of queries until one is no faster than the best before it; the best window's seconds per query.
 
     Noise makes windows slower, warming makes them faster: so steadiness is the end of getting faster, not equality.
     """

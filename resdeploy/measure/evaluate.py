@@ -34,7 +34,7 @@ def predict(
     """Per-image predictions of a built model, in the data set's order.
 
     Images stream through in batches; of each only its best classes, its hash and, if wanted, its logits are kept (four
-    bytes a class: 200 MB of 50,000 images and 1,000 classes). Unreadable images have no prediction; they are named in
+    bytes per class: 200 MB of 50,000 images and 1,000 classes). Unreadable images have no prediction; they are named in
     the result. So is what is there more than once by its bytes: it is counted once, or not at all where its labels
     differ. Classes are matched by name where the model knows names (`datasets.align`), so that a
     folder in another order than the model's is no silent 10 %.
@@ -53,14 +53,7 @@ def predict(
         MalformedInput: no image can be decoded, or every one has several labels.
         ResdeployError: what the backend or the data raised.
     """
-    if spec is None:
-        raise UsageError(
-            f"{candidate.model} does not say how it sees images",
-            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
-            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
-        )
-    model = candidate.artifact.model
-    aligned = datasets.align(dataset, model.labels if model else ())
+    spec, aligned = _known(spec, candidate), _aligned(dataset, candidate)
     scores: NDArray[np.float32] | None = None
     top: list[NDArray[np.int64]] = []
     indices: list[NDArray[np.int64]] = []
@@ -108,8 +101,7 @@ def shares_right(
     Raises:
         ResdeployError: what the backend or the data raised.
     """
-    model = candidate.artifact.model
-    aligned = datasets.align(dataset, model.labels if model else ())
+    aligned = _aligned(dataset, candidate)
     shares = []
     with Lane(candidate.backend) as lane:
         lane.open(candidate.artifact, candidate.execution)
@@ -125,6 +117,22 @@ def shares_right(
     if progress is not None:
         progress("looking for the cause", len(specs), len(specs))
     return tuple(shares)
+
+
+def _known(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+    if spec is None:
+        raise UsageError(
+            f"{candidate.model} does not say how it sees images",
+            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
+            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
+        )
+    return spec
+
+
+def _aligned(dataset: Dataset, candidate: Candidate) -> Dataset:
+    """With class ids in the model's order."""
+    model = candidate.artifact.model
+    return datasets.align(dataset, model.labels if model else ())
 
 
 def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:

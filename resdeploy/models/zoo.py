@@ -348,7 +348,7 @@ def _check(
         if made != input_shape:
             raise UsageError(
                 f"the preprocessing makes inputs of {made} for a model that takes {input_shape}",
-                fix="Give --mean and --std one value a channel, and --img-size the model's size",
+                fix="Give --mean and --std one value per channel, and --img-size the model's size",
             )
 
 

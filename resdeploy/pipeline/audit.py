@@ -42,7 +42,7 @@ def audit(request: Request, plan: AuditPlan, calibration: make.CalibrationPlan, 
     if request.model.lower().endswith(".json"):
         return _saved(Path(request.model), plan)
     if plan.times is not None:
-        raise UsageError("--times belongs to saved inspector JSON", fix="Leave it away: a model that runs is timed")
+        raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
     kind = sources.format_of(request.model)
     if kind in COMPILED:
         backend, _ = choose.pick(COMPILED[kind], plan.precision or "fp32")

@@ -48,7 +48,7 @@ class BenchPlan:
     provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
     threads: tuple[int | None, ...] = (None,)
     scenario: Scenario | None = None  # None: one stream is single-stream, several are offline
-    streams: int | None = None  # None: one; for offline one a core
+    streams: int | None = None  # None: one; for offline one per core
     scope: Scope = "compute"
     data: str | None = None  # whose JPEG files the scope `jpeg` decodes
     duration_s: float = 3.0

@@ -63,7 +63,7 @@ def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None
     if dataclasses.replace(options, refit_from=None, timing_cache=None) != EngineOptions():
         raise UsageError(
             "--refit-from builds nothing, so other options of the builder would have no effect",
-            fix="Leave them away: the engine keeps those that it was built with",
+            fix="Leave them out: the engine keeps those that it was built with",
         )
     engine = store.load(path, trusted=True)  # nothing of it is run: one with host code is refused below
     refuse_unknown_origin(path, trusted=False)

@@ -171,7 +171,7 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     if any(benches) and not all(benches):
         raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
     if all(benches) and limits.of_accuracy:
-        raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it away, or name models")
+        raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it out, or name models")
     if all(benches) and plan.update_baseline:
         raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
     if all(benches) and limits.fused:
@@ -197,7 +197,7 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     if not models and (plan.data is not None or plan.sight != Sight()):
         raise UsageError(
             "--data and how images are seen say nothing of saved results, which are of images of their own",
-            fix="Leave them away, or name a model",
+            fix="Leave them out, or name a model",
         )
     if plan.update_baseline and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(

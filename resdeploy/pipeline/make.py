@@ -172,6 +172,8 @@ def lowered(
         UsageError: the file is in a low precision already, or INT8 without calibration images.
         OutputLost: its output has nothing to do with the source's (`quantize.fidelity`); nothing is written.
     """
+    from resdeploy.quantize import fidelity, ptq
+
     if source.precision == precision:
         return source
     if source.precision != "fp32" or precision == "fp32":
@@ -179,48 +181,53 @@ def lowered(
             f"{source.path} is {source.precision} already and cannot become {precision}",
             fix="Name the FP32 file it was made from",
         )
-    if precision == "int8":
-        return _int8(source, target, plan, out, progress)
-    return _half(source, precision, target, plan, out, progress)
+
+    def make(path: Path) -> Artifact:
+        if precision != "int8":
+            return _half(source, precision, plan, path, progress)
+        seen = calibrated(source, target, plan, progress=progress)
+        return ptq.write(seen, path, portable=plan.portable_here(), force=True, progress=progress)
+
+    def alike(path: Path) -> Artifact:
+        record = make(path)
+        fidelity.refuse_lost(record, force=plan.force)
+        return record
+
+    # The cache keeps a lost file: who forces it, and who trains it further, need not make it again.
+    found = made(lowered_key(source, precision, target, plan), ".onnx", out, make if out is None else alike)
+    fidelity.refuse_lost(found, force=plan.force)
+    return found
 
 
 def _half(
-    source: Artifact,
-    precision: Literal["fp16", "bf16"],
-    target: Target,
-    plan: CalibrationPlan,
-    out: Path | None,
-    progress: Progress,
+    source: Artifact, precision: Literal["fp16", "bf16"], plan: CalibrationPlan, path: Path, progress: Progress
 ) -> Artifact:
-    def make(path: Path) -> Artifact:
-        from resdeploy.graph import cast, files, portable
-        from resdeploy.quantize import fidelity, overflow
+    from resdeploy.graph import cast, files, portable
+    from resdeploy.quantize import fidelity, overflow
 
-        model, keep = portable.canonicalise(files.load_model(Path(source.path))), {}
-        if precision == "fp16" and plan.data is not None:
-            images = calibration_inputs(source, plan)
-            keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
-        half = cast.to_half(model, precision, keep=keep)
-        like = fidelity.compare_half(model, half, _compared_images(source, plan))
-        kept = cast.kept(half)
-        record = dataclasses.replace(
-            source,
-            path=str(path),
-            precision=precision,
-            parent=source.sha256,
-            checks=like.checks,
-            notes=(
-                *source.notes,
-                *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else []),
-                *like.notes,
-            ),
-            tools=versions("onnx"),
-        )
-        fidelity.refuse_lost(record, force=plan.force)
-        files.save_model(half, path)
-        return dataclasses.replace(record, sha256=store.digest(path))
-
-    return made(lowered_key(source, precision, target, plan), ".onnx", out, make)
+    model, keep = portable.canonicalise(files.load_model(Path(source.path))), {}
+    if precision == "fp16" and plan.data is not None:
+        images = calibration_inputs(source, plan)
+        keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
+    half = cast.to_half(model, precision, keep=keep)
+    like = fidelity.compare_half(model, half, _compared_images(source, plan))
+    kept = cast.kept(half)
+    record = dataclasses.replace(
+        source,
+        path=str(path),
+        precision=precision,
+        parent=source.sha256,
+        checks=fidelity.checks(like),
+        notes=(
+            *source.notes,
+            *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else []),
+            *fidelity.notes(like),
+        ),
+        likeness=like,
+        tools=versions("onnx"),
+    )
+    files.save_model(half, path)
+    return dataclasses.replace(record, sha256=store.digest(path))
 
 
 def _compared_images(source: Artifact, plan: CalibrationPlan) -> list[NDArray[Any]]:
@@ -230,11 +237,12 @@ def _compared_images(source: Artifact, plan: CalibrationPlan) -> list[NDArray[An
     assert source.model is not None
     if plan.data is None and source.model.preprocessing is None:
         random, (channels, height, width) = np.random.default_rng(0), source.model.input_shape
-        tints = random.standard_normal((CHECK_IMAGES, channels, 1, 1), np.float32)  # noise alone looks the same to nets
+        # Each image has a tint of its own: a network gives nearly the same logits for all images of plain noise.
+        tints = random.standard_normal((CHECK_IMAGES, channels, 1, 1), np.float32)
         return list(tints + random.standard_normal((CHECK_IMAGES, channels, height, width), np.float32))
     if plan.data is None:
         return list(check_images(source, None))
-    most = fidelity.count(int(np.prod(source.model.input_shape)))
+    most = fidelity.images_to_compare(int(np.prod(source.model.input_shape)))
     few = dataclasses.replace(plan, samples=min(plan.samples, most))
     return [image for batch in calibration_inputs(source, few) for image in batch]
 
@@ -245,18 +253,6 @@ def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDAr
 
     images = calibration_images(source, plan)
     return (batch.inputs for batch in datasets.batches(images, sources.sight_of(source), CALIBRATION_BATCH))
-
-
-def _int8(source: Artifact, target: Target, plan: CalibrationPlan, out: Path | None, progress: Progress) -> Artifact:
-    calibration_images(source, plan)  # refuses before anything is made
-
-    def make(path: Path) -> Artifact:
-        from resdeploy.quantize import ptq
-
-        seen = calibrated(source, target, plan, progress=progress)
-        return ptq.write(seen, path, portable=plan.portable_here(), force=plan.force, progress=progress)
-
-    return made(lowered_key(source, "int8", target, plan), ".onnx", out, make)
 
 
 def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progress: Progress) -> Calibrated:
@@ -308,15 +304,15 @@ def calibrated(source: Artifact, target: Target, plan: CalibrationPlan, *, progr
 
 
 def lowered_key(source: Artifact, precision: Precision, target: Target, plan: CalibrationPlan) -> Any:
-    """Everything that `lowered` depends on."""
+    """Everything that the file of `lowered` depends on: `force` says only whether a lost one is given out."""
     tools = versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision != "int8" and plan.data is None:
-        return (precision, _identity(source), plan.force, tools)
-    images = calibration_images(source, plan).signature()
+        return (precision, _identity(source), tools)
+    images = _chosen(source, plan).signature()  # of files' times and sizes: a hit reads no image
     if precision != "int8":
-        return (precision, _identity(source), plan.samples, plan.seed, plan.force, images, tools)
+        return (precision, _identity(source), plan.samples, plan.seed, images, tools)
     here = (plan.portable_here(), plan.arithmetic_here())
-    return ("int8", _identity(source), target, plan, here, images, tools)
+    return ("int8", _identity(source), target, dataclasses.replace(plan, force=False), here, images, tools)
 
 
 def _identity(source: Artifact) -> Any:
@@ -332,6 +328,13 @@ def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
     """
     from resdeploy.data import datasets
 
+    return datasets.distinct(_chosen(source, plan))
+
+
+def _chosen(source: Artifact, plan: CalibrationPlan) -> Dataset:
+    """As `calibration_images`, with those that are there twice, which only reading them tells."""
+    from resdeploy.data import datasets
+
     data = plan.data
     if data is None:
         if source.weights is None or not source.weights.random:
@@ -342,7 +345,7 @@ def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
             )
         data = f"synthetic:{min(plan.samples, SYNTHETIC_SAMPLES)}"
     images = datasets.open_dataset(data, split="train", need_labels=False)
-    return datasets.distinct(datasets.choose(images, min(plan.samples, len(images)), plan.seed))
+    return datasets.choose(images, min(plan.samples, len(images)), plan.seed)
 
 
 def data_signature(data: str, split: Literal["train", "test"]) -> str:

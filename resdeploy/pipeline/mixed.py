@@ -60,7 +60,7 @@ class Wanted:
         if precision != "int8" and plan != images:
             raise UsageError(
                 f"--calib-method, --portable, --effort and the like are of INT8's ranges: {precision} has none",
-                fix="Leave them away, or add --precision int8",
+                fix="Leave them out, or add --precision int8",
             )
 
 

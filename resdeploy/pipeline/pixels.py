@@ -29,7 +29,7 @@ def uint8_input(source: Artifact, out: Path | None = None, *, data: str | None =
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     if spec.dtype == "uint8":
-        raise UsageError(f"the input of {source.path} is uint8 already", fix="Leave --input away")
+        raise UsageError(f"the input of {source.path} is uint8 already", fix="Leave --input out")
 
     def made(path: Path) -> Artifact:
         from resdeploy.graph import files, metadata, pixels, portable

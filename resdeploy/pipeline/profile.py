@@ -397,15 +397,13 @@ def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdic
     if profile.max_drop_pp is None:
         return {}
     reference = next((variant.predictions for variant in variants if variant.baseline), None)
-    candidates = [variant for variant in variants if not variant.baseline and variant.predictions is not None]
-    if reference is None or not candidates:
+    others = {v.candidate.label: v.predictions for v in variants if not v.baseline and v.predictions is not None}
+    if reference is None or not others:
         return {}
-    predictions = [variant.predictions for variant in candidates if variant.predictions is not None]
-    for predicted in predictions:
+    for predicted in others.values():
         pairs.refuse_leak(predicted)
-    matched = [pairs.match(reference, predicted) for predicted in predictions]
-    verdicts = accuracy.judge_many(matched, max_drop_pp=profile.max_drop_pp)
-    return {variant.candidate.label: verdict for variant, verdict in zip(candidates, verdicts, strict=True)}
+    matched = [pairs.match(reference, predicted) for predicted in others.values()]
+    return dict(zip(others, accuracy.judge_many(matched, max_drop_pp=profile.max_drop_pp), strict=True))
 
 
 def _with_budgets(

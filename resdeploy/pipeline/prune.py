@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
     from resdeploy.train.loop import Plan
 
-BATCH = 64  # images a query where blocks are tried
+BATCH = 64  # images per query where blocks are tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +139,7 @@ def _learned(plan: PrunePlan, tested: Dataset) -> Dataset:
     """
     from resdeploy.data import datasets
 
-    fix = "Give --train-data images of their own, or leave --epochs away"
+    fix = "Give --train-data images of their own, or leave --epochs out"
     images = datasets.open_dataset(plan.train_data or plan.data, split="train")
     if plan.train_data is None and images.split != "train":
         raise UsageError(

@@ -103,7 +103,7 @@ def network(request: Request) -> Network:
     if stored is not None and stored.name == spec.name:
         if request.classes not in (None, stored.classes):
             raise WeightsMismatch(
-                f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes away"
+                f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes out"
             )
         spec = stored
     return Network(spec=request.sight.applied_to(spec), weights=record, path=path, code=_code(request.model))
@@ -219,7 +219,7 @@ def _refuse_changes(request: Request) -> None:
     """A file has its weights and classes."""
     for option, given in (("--weights", request.weights != "random"), ("--classes", request.classes is not None)):
         if given:
-            raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it away")
+            raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it out")
 
 
 def _foreign_onnx(path: Path) -> Artifact:

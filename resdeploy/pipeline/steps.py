@@ -2,7 +2,7 @@
 
 A run's folder travels (a CI cache, a shared disk), and whoever can write there can plant results. So what is remembered
 of a file is signed with the user's own key, its digest with it (`signing`), and a model's record too
-(`store.load_own`). What does not verify is made again, with a word.
+(`store.load_own`). What does not verify is made again, with a warning, as in the cache.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from resdeploy import signing, store
+from resdeploy import places, signing, store
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
 Note = Callable[[str], None]
-Vouched = Callable[[str], None]  # raises unless this user made a file of that digest there
+CheckDigest = Callable[[str], None]  # raises unless this user made a file of that digest there
 
 
 class Steps:
@@ -32,14 +32,14 @@ class Steps:
             try:
                 self._keys = store.read(dict[str, str], self._file)
             except MalformedInput:
-                note(f"{self._file} is damaged, and what the files were made from is not known: all are made again")
+                places.log.warning("%s is damaged: all files that it spoke of are made again", self._file)
 
     def artifact(self, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
         """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""
 
-        def load(path: Path, vouched: Vouched) -> Artifact:
+        def load(path: Path, check: CheckDigest) -> Artifact:
             found = store.load_own(path)
-            vouched(found.sha256)
+            check(found.sha256)
             return found
 
         return self._kept(name, key, load, make_it)
@@ -47,27 +47,27 @@ class Steps:
     def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
         """What the file `name` holds, likewise."""
 
-        def verified(path: Path, vouched: Vouched) -> T:
-            vouched(store.digest(path))
+        def verified(path: Path, check: CheckDigest) -> T:
+            check(store.digest(path))
             return load(path)
 
         return self._kept(name, key, verified, make_it)
 
-    def _kept(self, name: str, key: Any, load: Callable[[Path, Vouched], T], make_it: Callable[[Path], T]) -> T:
+    def _kept(self, name: str, key: Any, load: Callable[[Path, CheckDigest], T], make_it: Callable[[Path], T]) -> T:
         path, wanted = self._folder / name, store.fingerprint(key)
         made_from, signature = self._known(name)
 
-        def vouched(sha256: str) -> None:
+        def check(sha256: str) -> None:
             if not signing.good(signature, "step", name, wanted, sha256):
                 raise IntegrityError(f"{path} is not what you made there")
 
         if made_from == wanted:
             try:
-                found = load(path, vouched)
+                found = load(path, check)
             except MissingInput:
                 pass
             except (UnsafeInput, IntegrityError) as e:
-                self._note(f"{e.what}: it is made again")
+                places.log.warning("%s: it is made again", e.what)
             else:
                 self._say("unchanged", name)
                 return found

@@ -63,12 +63,12 @@ def train(request: Request, how: How, out: Path, *, progress: Progress, watch: C
     if how.strict and request.weights == "random" and sources.format_of(request.model) is None:
         raise UsageError(
             "--strict compares with the accuracy before, and random weights have none",
-            fix="Add --weights FILE, or leave --strict away",
+            fix="Add --weights FILE, or leave --strict out",
         )
     if how.resume and out.is_file() and kept(out) is None:
         raise UsageError(
             f"there is nothing to resume: {out} is finished",
-            fix="Leave --resume away to train it anew, or name another file with -o",
+            fix="Train it anew without --resume, or name another file with -o",
         )
     if not how.qat:
         from resdeploy.train import curves, loop
@@ -110,7 +110,7 @@ def _refuse_ignored(how: How) -> None:
         for option, given in of_int8:
             if given:
                 raise UsageError(
-                    f"{option} is that of the INT8 file which --qat trains", fix="Add --qat, or leave it away"
+                    f"{option} is that of the INT8 file which --qat trains", fix="Add --qat, or leave it out"
                 )
         return
     of_floats = (
@@ -123,7 +123,7 @@ def _refuse_ignored(how: How) -> None:
     )
     for option, given in of_floats:
         if given:
-            raise UsageError(f"{option} does not go with --qat", fix="Leave it away")
+            raise UsageError(f"{option} does not go with --qat", fix="Leave it out")
     from resdeploy.train import distributed
 
     if (size := distributed.started()) > 1:
@@ -176,7 +176,7 @@ class Outcome:
             return f"top-1 {self.after:.2f} % on {self.images:,} images"
         found = f"top-1 {self.before:.2f} % before, {self.after:.2f} % after, on {self.images:,} images"
         lower = (lr or defaults.FINE_TUNING_LR) / 10
-        return f"{found}: the training made it worse; try --lr {lower:g}, or more images" if self.fell else found
+        return f"{found}: it fell on these images; try --lr {lower:g}, or more images" if self.fell else found
 
 
 def outcome(trained: Artifact) -> Outcome | None:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from resdeploy.graph.qdq import Placement, Weight, WeightSite
     from resdeploy.quantize.calibrate import Runner
 
-# Images kept: 16 of 224 x 224 at most, whose last maps still give 784 values a channel.
+# Images kept: 16 of 224 x 224 at most, whose last maps still give 784 values per channel.
 IMAGE_ELEMENTS = 16 * 3 * 224 * 224
 # Images whose mean corrects a layer on the spot, and all that are run: both networks, in float, take long. RMS logit
 # errors of CIFAR's ResNet-20 and -56 as shares of those from 256 images (means of three sets): from 6 images, which

@@ -10,7 +10,6 @@ not of this machine's kernels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from onnx import numpy_helper
 from resdeploy.errors import BackendCrash, BackendMissing, MalformedInput, OutputLost, ResdeployError, UsageError
 from resdeploy.graph.residual import Index, node_name
 from resdeploy.quantize import bias, calibrate, overflow, simulated
-from resdeploy.records import Artifact
+from resdeploy.records import Artifact, Likeness
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,34 +37,28 @@ ALIKE = 1e-3
 LOST = "its output has nothing to do with its source's"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Likeness:
-    """How like its source's a file's output is, as its record tells it."""
+def checks(like: Likeness) -> dict[str, float]:
+    """The figure, for a record's `checks`."""
+    return {} if like.snr_db is None else {"snr_db": like.snr_db}
 
-    snr_db: float | None  # from -LIMIT_DB to LIMIT_DB; None: it could not be told
-    images: int = 0
-    where: str = ""  # the layer where it breaks; looked for below LOST_DB only
-    why: str = ""  # it could not be told
 
-    @property
-    def checks(self) -> dict[str, float]:
-        return {} if self.snr_db is None else {"snr_db": self.snr_db}
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        if self.snr_db is None:
-            return (f"its output was not compared with its source's: {self.why}",)
-        how = "it is not finite" if self.snr_db == -LIMIT_DB else f"{self.snr_db:.1f} dB of signal to noise"
-        seen = f"{how} on {self.images} images" if self.images > 1 else f"{how} on one image"
-        if self.snr_db < LOST_DB:
-            return (f"{LOST}: {seen}" + (f"; it breaks at {self.where}" if self.where else ""),)
-        if self.snr_db < POOR_DB:
-            return (f"its output differs much from its source's: {seen}, where 8-bit files should have 20 dB or more",)
+def notes(like: Likeness | None) -> tuple[str, ...]:
+    """What a reader must know of it; None: nothing was compared."""
+    if like is None:
         return ()
+    if like.snr_db is None:
+        return (f"its output was not compared with its source's: {like.why}",)
+    how = "it is not finite" if like.snr_db == -LIMIT_DB else f"{like.snr_db:.1f} dB of signal to noise"
+    seen = f"{how} on {like.images} images" if like.images > 1 else f"{how} on one image"
+    if like.snr_db < LOST_DB:
+        return (f"{LOST}: {seen}" + (f"; it breaks at {like.where}" if like.where else ""),)
+    if like.snr_db < POOR_DB:
+        return (f"its output differs much from its source's: {seen}, where 8-bit files should have 20 dB or more",)
+    return ()
 
 
-def count(elements: int) -> int:
-    """How many images of so many elements are compared: as many as a batch of bias correction, two at least."""
+def images_to_compare(elements: int) -> int:
+    """How many are compared, by the elements of one: as many as a batch of bias correction, two at least."""
     return max(2, min(bias.MAX_BATCH_SIZE, bias.BATCH_ELEMENTS // elements))
 
 
@@ -78,7 +71,7 @@ def compare(
     search: bool = True,
     run: Runner = calibrate.in_lane,
 ) -> Likeness:
-    """Runs both on a seeded choice of `count` of the images.
+    """Runs both on a seeded choice of `images_to_compare` of the images.
 
     Args:
         source: the float graph.
@@ -90,7 +83,7 @@ def compare(
     """
     if not len(images):
         return Likeness(snr_db=None, why="there are no images")
-    chosen = sorted(np.random.default_rng(0).permutation(len(images))[: count(images[0].size)])
+    chosen = sorted(np.random.default_rng(0).permutation(len(images))[: images_to_compare(images[0].size)])
     batch = np.stack([images[k] for k in chosen])
     plain = simulated.in_float(lowered)
     snr = snr_db(_values(source, batch, run) if exact is None else exact[chosen], _values(plain, batch, run))
@@ -127,12 +120,13 @@ def refuse_lost(record: Artifact, *, force: bool = False, fix: str = "") -> None
     timing_only = (record.weights is not None and record.weights.random) or (
         record.calibration is not None and record.calibration.synthetic
     )
-    if force or timing_only or record.checks.get("snr_db", LOST_DB) >= LOST_DB:
+    snr = record.likeness.snr_db if record.likeness is not None else None
+    if force or timing_only or snr is None or snr >= LOST_DB:
         return
     name = record.model.name if record.model is not None else record.path
     half = record.precision != "int8"
     raise OutputLost(
-        f"{name} in {record.precision.upper()} is not written: {next(n for n in record.notes if n.startswith(LOST))}",
+        f"{name} in {record.precision.upper()} is not written: {notes(record.likeness)[0]}",
         cause="Its values leave the range of the precision"
         if half
         else "The integers cannot hold the values there, or the images are not what the network was trained on",
@@ -166,11 +160,6 @@ def snr_db(source: NDArray[Any], lowered: NDArray[Any]) -> float | None:
 def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exactly zero where all images agree, however large the value: a border of -FLT_MAX is no signal."""
     return np.where((values == values[0]).all(axis=0), 0.0, values - values.mean(axis=0))
-
-
-def others(notes: Sequence[str]) -> tuple[str, ...]:
-    """The notes that are not a comparison's: what is made from a file inherits these."""
-    return tuple(note for note in notes if not note.startswith("its output "))
 
 
 def _values(model: onnx.ModelProto, images: NDArray[Any], run: Runner) -> NDArray[np.float32]:

@@ -175,9 +175,10 @@ def write(
         checks={
             "residual_adds": float(len(placement.blocks)),
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
-            **like.checks,
+            **fidelity.checks(like),
         },
-        notes=(*source.notes, *notes(placement, seen, reduced, corrected), *like.notes),
+        notes=(*source.notes, *notes(placement, seen, reduced, corrected), *fidelity.notes(like)),
+        likeness=like,
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
     fidelity.refuse_lost(record, force=force)

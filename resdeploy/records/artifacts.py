@@ -30,7 +30,7 @@ class Preprocessing:
 
 @dataclass(frozen=True, kw_only=True)
 class Repeats:
-    """Names in a set of images that are not counted, since what they lead to is there under another name too."""
+    """Duplicates in a set of images: of equal contents one counts, and none where their labels differ."""
 
     __pydantic_config__ = STRICT
     again: tuple[str, ...] = ()  # `NAME is NAME`, the second of which counts; a folder's name where links lead to one
@@ -103,6 +103,17 @@ class Calibration:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """How like its source's a low-precision file's output is (`quantize.fidelity`)."""
+
+    __pydantic_config__ = STRICT
+    snr_db: float | None  # signal to noise, bounded; None: it could not be told
+    images: int = 0  # compared on
+    where: str = ""  # the layer where a lost output breaks
+    why: str = ""  # it could not be told
+
+
+@dataclass(frozen=True, kw_only=True)
 class Artifact:
     """A model file and everything known about it: the sidecar `<file>.json`.
 
@@ -122,6 +133,7 @@ class Artifact:
     machine: str | None = None  # CPU ISA or GPU this file is tied to; None: portable
     checks: Mapping[str, float] = field(default_factory=dict)  # e.g. max_abs_error against torch float64
     notes: tuple[str, ...] = ()  # what a reader must know: kept-float layers, unfusable blocks, reduced range
+    likeness: Likeness | None = None  # None: no low-precision file, or one that resdeploy did not make
     tools: Mapping[str, str] = field(default_factory=dict)  # package -> version
 
 

@@ -14,7 +14,7 @@ from resdeploy.records.vocabulary import STRICT, BackendName, Precision, Scenari
 class Block:
     """One uninterrupted stretch of queries on one lane; the unit of resampling.
 
-    `put_s`, `run_s` and `get_s` have one entry a query: host to device, compute, device to host.
+    `put_s`, `run_s` and `get_s` have one entry per query: host to device, compute, device to host.
     """
 
     __pydantic_config__ = STRICT
@@ -63,7 +63,7 @@ class Measurement:
     notes: tuple[str, ...] = ()  # what a reader must know of the model that ran: FP16 computed in FP32
     disturbances: tuple[str, ...] = ()  # what disturbed the machine meanwhile: no speed is claimed then
     scope: Scope = "compute"
-    replays: tuple[Replay, ...] = ()  # one a process
+    replays: tuple[Replay, ...] = ()  # one per process
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ def _exact(ratio: Fraction) -> str:
 
 
 def basic(found: Iterable[Counterfactual]) -> Json:
-    """`--against basic`: both comparisons, apart: a row a stage, and one for the network."""
+    """`--against basic`: both comparisons, apart: a row per stage, and one for the network."""
     rows: dict[str, list[Json]] = {"outer": [], "quarter": []}
     for network in found:
         stages = dict.fromkeys(block.stage for block in network.blocks)

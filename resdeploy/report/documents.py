@@ -218,7 +218,7 @@ def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = F
     """`cost`: counts a model, and a stage and block of it; with `per_layer` a layer too.
 
     Args:
-        costs: one a row.
+        costs: one per row.
         environment: of this machine.
         per_layer: whether to list the layers.
         parts: further tables and notes, as `costing` makes them.
@@ -300,7 +300,7 @@ def models(entries: Iterable[Entry], environment: Environment) -> Json:
 
 
 def cache(folder: str, parts: Iterable[Any], environment: Environment) -> Json:
-    """What the cache holds, a row a folder of it."""
+    """What the cache holds: one row for each of its folders."""
     rows = [{"part": part.name, "entries": part.entries, "size_bytes": part.size_bytes} for part in parts]
     total = sum(row["size_bytes"] for row in rows)
     return document("cache", environment, rows, folder=folder, notes=[f"{folder}: {total / 1e6:.1f} MB"])

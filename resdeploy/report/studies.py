@@ -67,14 +67,14 @@ def _lesion(lesion: Lesion) -> Json:
 
 
 def lesion(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], environment: Environment) -> Json:
-    """`study lesion`: a row a block that was deleted, and the curves of several deletions and of shuffles."""
+    """`study lesion`: a row per block that was deleted, and the curves of several deletions and of shuffles."""
     return documents.document("study lesion", environment, [dict(row) for row in rows], **curves)
 
 
 def degradation(
     rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], environment: Environment, **parts: Any
 ) -> Json:
-    """`study degradation`: a row a network, the differences that depth makes, and the curves of every training."""
+    """`study degradation`: a row per network, the differences that depth makes, and the curves of every training."""
     return documents.document(
         "study degradation",
         environment,

@@ -1,6 +1,6 @@
 """A Q/DQ graph in torch, trainable: every rounding of the file is there, and lets gradients through.
 
-The graph that runs is the file's own, so what is trained is what is deployed: the same placement, one scale a channel
+The graph that runs is the file's own, so what is trained is what is deployed: the same placement, one scale per channel
 of the weights, batch normalisations folded. The scales of activations are learned too (Esser et al. 2019,
 arXiv:1902.08153: with the straight-through estimator of Bengio et al. 2013 the gradient of a scale follows by the
 product rule), by logarithms of factors, so that they stay positive, one learning rate fits all of them, and what was
@@ -173,7 +173,7 @@ class Graph(nn.Module):
 
 
 def _spread(scale: Tensor | NDArray[Any], ndim: int, op: Op) -> list[int]:
-    """The shape in which a scale, one or one a channel, meets a tensor of `ndim` axes."""
+    """The shape in which a scale, one or one per channel, meets a tensor of `ndim` axes."""
     if scale.ndim == 0:
         return [1] * ndim
     shape = [1] * ndim

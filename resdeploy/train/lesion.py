@@ -38,7 +38,7 @@ class Point:
     """The network without `blocks` of its blocks, or with so many pairs of them swapped, chosen at random."""
 
     blocks: int
-    errors: tuple[float, ...]  # percent, one a random choice
+    errors: tuple[float, ...]  # percent, one per random choice
     tau: float | None = None  # Kendall's rank correlation of the order with the original, the mean
 
 

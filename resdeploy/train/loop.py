@@ -53,7 +53,7 @@ class Plan:
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
     lr: float | None = None  # peak learning rate; one of `defaults` by what the network has to learn
-    batch_size: int = 64  # images a step, of all processes together
+    batch_size: int = 64  # images per step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"
     augmentation: Augmentation | None = None  # shift-only for `digits`, crop from 96 pixels on, else shift
@@ -184,7 +184,7 @@ def _fit(spec: ModelSpec, train_data: Dataset, test_data: Dataset) -> tuple[Mode
     train_data, test_data = datasets.align(train_data, spec.labels), datasets.align(test_data, spec.labels)
     for data in (train_data, test_data):
         if not data.labelled:
-            raise UsageError(f"{data.name} has no labels", fix="Give images in one folder a class")
+            raise UsageError(f"{data.name} has no labels", fix="Give images in one folder per class")
         if data.labels.max() >= spec.classes:
             raise UsageError(
                 f"{data.name} has {data.labels.max() + 1} classes, the model {spec.classes}",

@@ -93,13 +93,15 @@ def train(
     result = program.with_constants(model, student.constants())
     like = fidelity.compare(files.load_model(Path(teacher.path)), result, _some(samples, sight), search=False)
     notes = [f"left out of training, unreadable: {name}" for name in unread]
+    inherited = [note for note in start.notes if note not in fidelity.notes(start.likeness)]
     about = f"trained for {plan.epochs} epochs on {len(samples):,} images of {images.name}"
     record = dataclasses.replace(
         start,
         path=str(out),
         parent=start.sha256,
-        checks={"distillation_loss": loss, **like.checks},
-        notes=(*fidelity.others(start.notes), about, *notes, *like.notes),
+        checks={"distillation_loss": loss, **fidelity.checks(like)},
+        notes=(*inherited, about, *notes, *fidelity.notes(like)),
+        likeness=like,
         tools={**start.tools, "torch": torch.__version__},
     )
     fidelity.refuse_lost(record, fix=f"Train with --lr {plan.lr / 10:g}, or for more epochs")
@@ -110,7 +112,7 @@ def train(
 def _some(samples: Samples, sight: Preprocessing) -> list[NDArray[Any]]:
     """Training images to compare the two files on, as the networks take them."""
     height, width, channels = samples.pixels.shape[1:]
-    most = fidelity.count(channels * height * width)
+    most = fidelity.images_to_compare(channels * height * width)
     chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
     return list(normalise(samples.pixels[chosen], sight).contiguous().numpy())
 

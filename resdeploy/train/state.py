@@ -23,12 +23,15 @@ from torch import Tensor, nn
 
 from resdeploy import places, signing, store
 from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.records import STRICT
 from resdeploy.train.recipes import Average
 
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
     """One line of the history."""
+
+    __pydantic_config__ = STRICT
 
     epoch: int  # from 1
     steps: int  # so far
@@ -54,10 +57,8 @@ def save(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes the state after an epoch; the one before it is kept."""
-    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
-    tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
-    tensors |= {} if average is None else {f"average.{name}": value for name, value in average.tensors.items()}
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    kept = _tensors(module, optimizer, average)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
     header: dict[str, Any] = {"settings": settings, "history": [asdict(line) for line in history]}
     header["digest"] = _digest(tensors)
     header["signature"] = signing.mac("state", store.fingerprint(header))
@@ -68,15 +69,22 @@ def save(
     store.write_bytes(last, data)
 
 
+def _tensors(module: nn.Module, optimizer: torch.optim.SGD, average: Average | None) -> dict[str, Tensor]:
+    """All that a training changes, by its name in a state: the tensors themselves."""
+    found = {f"model.{name}": value for name, value in module.state_dict().items()}
+    found |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
+    return found | {f"average.{name}": value for name, value in ({} if average is None else average.tensors).items()}
+
+
 def own(out: Path) -> bool:
     """Whether nobody but this user has written the states of `out`; a damaged one is `restore`'s to pass over."""
     for path in paths(out):
         try:
             with safe_open(path, "pt") as file:
-                header = json.loads((file.metadata() or {})["train"])
+                header = _header(file, path)
             if signing.good(header.pop("signature", None), "state", store.fingerprint(header)):
                 continue
-        except (OSError, SafetensorError, ValueError, KeyError, AttributeError, RecursionError):
+        except (OSError, SafetensorError, MalformedInput, RecursionError):
             continue
         places.log.warning("%s is not signed by you: training starts anew", path)
         return False
@@ -98,22 +106,19 @@ def restore(
     Raises:
         UsageError: the state is of other settings or other data.
     """
-    damaged = []
+    damaged, ours = [], _tensors(module, optimizer, average)
     for path in paths(out):
         if not path.is_file():
             continue
         try:
-            tensors, header = _load(path)
-        except (SafetensorError, MalformedInput, ValueError, KeyError, TypeError) as e:
+            tensors, settings_then, history = _load(path, ours)
+        except (SafetensorError, MalformedInput, RecursionError) as e:
             damaged.append(f"{path.name} was damaged ({e})")
             continue
-        _same(header["settings"], settings, path)
-        module.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        for name, parameter in module.named_parameters():
-            optimizer.state[parameter]["momentum_buffer"].copy_(tensors[f"momentum.{name}"])
-        for name, value in ({} if average is None else average.tensors).items():
-            value.copy_(tensors[f"average.{name}"])
-        return header["history"], _told(damaged, "training went on from the epoch before")
+        _same(settings_then, settings, path)
+        for name, value in ours.items():
+            value.copy_(tensors[name])
+        return history, _told(damaged, "training went on from the epoch before")
     return [], _told(damaged, "training started anew")
 
 
@@ -127,18 +132,33 @@ def remove(out: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _header(file: Any, path: Path) -> dict[str, Any]:
+    """What an open state says of its tensors, not yet verified.
+
+    Raises:
+        MalformedInput: nothing that `save` writes.
+    """
+    found = store.parse_json((file.metadata() or {}).get("train", ""), str(path))
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise MalformedInput("its header is no record")
+    return found
+
+
+def _load(path: Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any], list[Epoch]]:
+    """The tensors, of the names and shapes of `ours`, the settings and the history."""
     with safe_open(path, "pt") as file:
-        header = store.parse_json((file.metadata() or {})["train"], str(path))
+        header = _header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
-        msg = "its header is no record"
-        raise ValueError(msg)
-    header["history"] = [Epoch(**line) for line in header["history"]]
-    if _digest(tensors) != header["digest"]:
-        msg = "its tensors do not match their digest"
-        raise ValueError(msg)
-    return tensors, header
+    history = store.parse(list[Epoch], json.dumps(header.get("history")), str(path))
+    if _digest(tensors) != header.get("digest"):
+        raise MalformedInput("its tensors do not match their digest")
+    if _shapes(tensors) != _shapes(ours):
+        raise MalformedInput("its tensors are not those of this network")
+    return tensors, header["settings"], history
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -156,5 +176,5 @@ def _same(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     if changed:
         raise UsageError(
             f"the training in {path} was started with another " + ", ".join(changed),
-            fix="Give the same settings and data to resume it, or leave --resume away to start anew",
+            fix="Give the same settings and data to resume it, or start anew without --resume",
         )

@@ -9,15 +9,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 from onnx.reference import ReferenceEvaluator
 
 from resdeploy import store
-from resdeploy.backends import machine
+from resdeploy.backends import machine, onnxruntime
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Execution
 from tests.backends.conftest import artifact_of
 from tests.graph.test_intent import quantized
+from tests.graph.test_symmetric import answers, network
 
 RUNTIMES = [("onnxruntime", "built.onnx"), ("openvino", "built.xml")]
 
@@ -234,6 +236,23 @@ def test_tensorrt_behind_onnxruntime_gets_no_q_dq_that_it_misreads(tiny: Artifac
         source = dataclasses.replace(artifact_of(tmp_path / f"{target}.onnx"), precision="int8")
         with Lane("onnxruntime") as lane, pytest.raises(error):
             lane.build(source, Execution(provider="tensorrt"), tmp_path / "out.onnx")
+
+
+def test_tensorrt_behind_onnxruntime_gets_the_q_dq_that_were_rewritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """UINT8 at 128 becomes INT8 at 0, with the same answers. The CPU stands for the provider, which is not here."""
+    monkeypatch.setattr(onnxruntime, "_providers", lambda *_: ["CPUExecutionProvider"])
+    model = network(activation=np.uint8(128), weight=np.full(4, 128, np.uint8))
+    onnx.save(model, tmp_path / "m.onnx")
+    source = dataclasses.replace(artifact_of(tmp_path / "m.onnx"), precision="int8")
+    built = onnxruntime.build(
+        source, Execution(provider="tensorrt", batch_size=2, input_shape=(3, 8, 8)), tmp_path / "out.onnx"
+    )
+    found = onnx.load(built.path)
+    assert {t.data_type for t in found.graph.initializer} == {TensorProto.FLOAT, TensorProto.INT8}
+    assert built.sha256 == store.digest(tmp_path / "out.onnx") != source.sha256
+    np.testing.assert_array_equal(answers(found), answers(model))
 
 
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from resdeploy import cache, cli, locks, places, store
-from resdeploy.errors import Locked
+from resdeploy.errors import Locked, UsageError
 from resdeploy.records import Artifact
 
 runner = CliRunner()
@@ -53,6 +53,14 @@ def test_verify_lists_what_will_not_be_used_and_is_exit_5() -> None:
     done = runner.invoke(cli.app, ["cache", "verify"])
     assert "is not the file its sidecar describes" in done.stdout
     assert "1 of 2 entries are whole and yours" in done.stderr
+
+
+@pytest.mark.parametrize("options", [("--format", "json"), ("-o", "x.json"), ("-v",)])
+@pytest.mark.parametrize("verb", ["verify", "clear"])
+def test_an_option_before_the_verb_is_refused_and_not_ignored(verb: str, options: tuple[str, ...]) -> None:
+    done = runner.invoke(cli.app, ["cache", *options, verb])
+    assert isinstance(done.exception, UsageError)
+    assert done.exception.fix == f"Write it after {verb}"
 
 
 def test_clear_says_what_it_freed() -> None:

@@ -159,12 +159,12 @@ def test_the_current_folder_is_searched_for_a_typed_factory_alone(
 
 def test_quiet_silences_what_is_said_of_a_factory(canary: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And a model that is none has nothing said of it."""
-    console.imported(NAME)
+    console.name_program(NAME)
     assert NAME in capsys.readouterr().err
     for model in ("resnet20", "timm:resnet18", "torchvision:resnet18", "a.onnx"):
-        console.imported(model)
+        console.name_program(model)
     CliRunner().invoke(app, ["cost", "no-such-network", "--quiet"])
-    console.imported(NAME)
+    console.name_program(NAME)
     assert capsys.readouterr().err == ""
 
 

@@ -59,7 +59,7 @@ def test_a_network_that_got_worse_is_said_and_is_exit_1_under_strict(trained: Pa
         assert done.exit_code == status, done.output
         checks = store.load(out).checks
         assert checks["test_top1"] < checks["test_top1_before"]
-        assert done.output.splitlines()[-1].endswith("the training made it worse; try --lr 0.3, or more images")
+        assert done.output.splitlines()[-1].endswith("it fell on these images; try --lr 0.3, or more images")
 
 
 def test_a_profile_trains_trained_weights_as_gently(trained: Path, tmp_path: Path) -> None:

@@ -6,14 +6,23 @@ import os
 from pathlib import Path
 
 import numpy as np
+import onnx
+import pytest
 from PIL import Image
 
+from resdeploy.data.datasets import Dataset
+from resdeploy.errors import OutputLost
 from resdeploy.pipeline import make
+from resdeploy.quantize import fidelity
 from resdeploy.records import Artifact
+from tests.backends.conftest import artifact_of, tiny_network
+
+FP32 = Artifact(path="m.onnx", format="onnx", precision="fp32", sha256="0" * 64)
 
 
-def test_calibration_images_are_each_there_once(tmp_path: Path) -> None:
-    """A subset made of links that names one image five times: it does not weigh five times as much."""
+@pytest.fixture
+def linked(tmp_path: Path) -> Path:
+    """Ten files of six contents: a subset made of links that names one image five times."""
     rng = np.random.default_rng(0)
     for name in "ab":
         (tmp_path / "data" / name).mkdir(parents=True)
@@ -21,7 +30,48 @@ def test_calibration_images_are_each_there_once(tmp_path: Path) -> None:
             Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(tmp_path / f"data/{name}/{k}.png")
     for k in range(4):
         os.link(tmp_path / "data/a/0.png", tmp_path / f"data/a/0_{k}.png")
-    source = Artifact(path="m.onnx", format="onnx", precision="fp32", sha256="0" * 64)
-    found = make.calibration_images(source, make.CalibrationPlan(data=str(tmp_path / "data")))
+    return tmp_path / "data"
+
+
+def test_calibration_images_are_each_there_once(linked: Path) -> None:
+    """The one does not weigh five times as much."""
+    found = make.calibration_images(FP32, make.CalibrationPlan(data=str(linked)))
     assert len(found) == 6
     assert len(found.repeats.again) == 4
+
+
+def test_a_hit_of_the_cache_reads_no_calibration_image(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their names, sizes and times are the key, and tell a file that has changed."""
+    plan = make.CalibrationPlan(data=str(linked))
+    monkeypatch.setattr(Dataset, "read", lambda *_: pytest.fail("read"))
+    keys = [make.lowered_key(FP32, precision, "openvino", plan) for precision in ("int8", "fp16")]
+    os.utime(linked / "b/0.png", ns=(0, 0))
+    assert all(
+        make.lowered_key(FP32, precision, "openvino", plan) != key
+        for precision, key in zip(("int8", "fp16"), keys, strict=True)
+    )
+
+
+def test_a_lost_file_is_made_once_and_given_out_to_who_forces_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a name of the user's nothing is written there; in the cache it stays, refused each time."""
+    monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
+    onnx.save(tiny_network(), tmp_path / "m.onnx")
+    source, compare = artifact_of(tmp_path / "m.onnx"), fidelity.compare_half
+    made: list[object] = []
+    monkeypatch.setattr(fidelity, "compare_half", lambda *models: (made.append(models), compare(*models))[1])
+    monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
+    plain, forced = make.CalibrationPlan(), make.CalibrationPlan(force=True)
+
+    def lowered(plan: make.CalibrationPlan, out: Path | None = None) -> Artifact:
+        return make.lowered(source, "fp16", "onnxruntime", plan, out, progress=lambda *_: None)
+
+    for _ in range(2):
+        with pytest.raises(OutputLost):
+            lowered(plain)
+    assert lowered(forced).precision == "fp16"
+    assert len(made) == 1
+    with pytest.raises(OutputLost):
+        lowered(plain, tmp_path / "new/out.onnx")
+    assert not list((tmp_path / "new").iterdir())

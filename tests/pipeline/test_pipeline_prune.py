@@ -67,6 +67,17 @@ def test_training_images_that_choose_or_judge_are_refused_by_their_contents(imag
         assert "--train-data" in found.fix
 
 
+def test_no_image_is_read_twice_before_the_work_begins(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test images are told apart from each other and from the training images by one reading."""
+    read: list[str] = []
+    original = Dataset.read
+    monkeypatch.setattr(
+        Dataset, "read", lambda self, k: (read.append(f"{self.name}/{self.ids[k]}"), original(self, k))[1]
+    )
+    assert "no-such-network" in refused(images, "flat", "split").what
+    assert len(read) == len(set(read)) == 8 + 12
+
+
 def test_an_image_that_is_there_twice_is_not_chosen_on_and_judged_on(
     images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,16 +15,18 @@ def write(path: Path) -> str:
 
 
 @pytest.mark.parametrize("memory", [b"\xff", b"[]", b"[" * 100_000, b'{"f": 3}', b'{"f": ', b"", b'"f"'])
-def test_a_damaged_memory_is_none_and_is_said(tmp_path: Path, memory: bytes) -> None:
+def test_a_damaged_memory_is_none_and_is_said(tmp_path: Path, memory: bytes, caplog: pytest.LogCaptureFixture) -> None:
     """Every step is made again, and remembered from then on."""
     said: list[str] = []
     (tmp_path / "steps.json").write_bytes(memory)
     assert Steps(tmp_path, said.append).step("f", "key", Path.read_text, write) == "made"
-    assert "steps.json is damaged" in said[0]
-    assert said[1:] == ["making     f"]
+    (warned,) = caplog.messages
+    assert "steps.json is damaged" in warned
+    assert said == ["making     f"]
     again = Steps(tmp_path, said.append)
     assert again.step("f", "key", Path.read_text, write) == "made"
-    assert said[2:] == ["unchanged  f"]
+    assert said[1:] == ["unchanged  f"]
+    assert caplog.messages == [warned]
 
 
 def test_a_first_run_has_nothing_to_say(tmp_path: Path) -> None:

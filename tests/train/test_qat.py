@@ -17,7 +17,7 @@ from resdeploy.errors import OutputLost, UsageError
 from resdeploy.graph import export, files, program
 from resdeploy.models import zoo
 from resdeploy.quantize import fidelity, ptq
-from resdeploy.records import Artifact, Calibration, Preprocessing, Weights
+from resdeploy.records import Artifact, Calibration, Likeness, Preprocessing, Weights
 from resdeploy.train import loop, qat
 from resdeploy.train.fake import Graph
 
@@ -174,7 +174,8 @@ def test_a_trained_file_is_compared_with_its_teacher_and_not_written_where_it_is
     """Its own figure stands in the record, and no longer that of the file which it started from."""
     start = quantized(trained, "openvino", tmp_path / "ptq.onnx", portable=True)
     assert start.checks["snr_db"] > 15
-    lost = dataclasses.replace(start, notes=(*start.notes, f"{fidelity.LOST}: 0.0 dB"))
+    like = Likeness(snr_db=0.0, images=8)
+    lost = dataclasses.replace(start, notes=(*start.notes, *fidelity.notes(like)), likeness=like)
     images = choose(open_dataset("digits", split="train"), 64, 0)
     plan = qat.Plan(epochs=1, batch_size=32, threads=1)
     made = qat.train(trained, lost, images, plan, out=tmp_path / "qat.onnx")
