@@ -110,6 +110,7 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
 
     Raises:
         ProfileError: keys that contradict each other.
+        BackendMissing: a backend that the profile names cannot run here.
         Locked: another run of the folder took longer than the time-out.
         ResdeployError: what a step raised; finished steps are kept and skipped the next time.
     """
@@ -138,7 +139,6 @@ def _run(profile: Profile, folder: Path, steps: Steps, progress: Progress, note:
 def _check(profile: Profile) -> None:
     """Refuses what could only fail later, all of it at once."""
     backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
-    missing = {name: backends.load(name).available() for name in backend_names}
     limits_given = (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
     limited = any(limit is not None for limit in limits_given)
     problems = [
@@ -171,9 +171,10 @@ def _check(profile: Profile) -> None:
         )
         if wrong
     ]
-    problems += [f"backends: {name}: {found.reason}" for name, found in missing.items() if not found.ok]
     if problems:
         raise ProfileError(f"profile {profile.name}: " + "; ".join(problems), fix="Correct these keys")
+    for name in backend_names:
+        backends.require(backends.load(name).available(), name)
 
 
 def _is_file_name(name: str) -> bool:

@@ -96,7 +96,11 @@ GATE = ["gate", "--baseline", "m.onnx", "--candidate", "n.onnx", "--max-drop", "
         (
             "openvino",
             "pip install openvino",
-            [["build", "m.onnx", "--backend", "openvino", "-o", "m.xml"], ["bench", "m.onnx", "--backend", "openvino"]],
+            [
+                ["build", "m.onnx", "--backend", "openvino", "-o", "m.xml"],
+                ["bench", "m.onnx", "--backend", "openvino"],
+                ["run", "p.toml"],
+            ],
         ),
         (
             "openvino,onnxruntime",
@@ -121,6 +125,7 @@ def test_a_missing_package_is_exit_6_with_the_command_that_installs_it(
     (tmp_path / "site/sitecustomize.py").write_text(HIDING)
     classifier(tmp_path / "m.onnx")
     classifier(tmp_path / "n.onnx")
+    (tmp_path / "p.toml").write_text('name = "p"\nmodel = "m.onnx"\nbackends = ["openvino"]\n')
     path = os.pathsep.join((str(tmp_path / "site"), str(Path(cli.__file__).parents[2])))
     done = subprocess.run(
         [sys.executable, "-c", RUN, json.dumps(commands)],
