@@ -44,7 +44,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
         model, version = opset.upgrade(model), opset.OPSET
     ours = {p.key: p.value for p in model.metadata_props if p.key.startswith("resdeploy.")}
     # A copy, since onnx-ir's values share the proto's tensors and rename them.
-    work = ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+    work = _read(model)
     graph = work.graph
     _check_interface(graph)
     _infer_shapes(work)
@@ -63,6 +63,21 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     _strip(work)
     work.metadata_props.update(ours)
     return _finish(work)
+
+
+def _read(model: onnx.ModelProto) -> ir.Model:
+    """A copy as onnx-ir's model, which cannot hold all that ONNX can: sparse constants, say."""
+    try:
+        return ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+    except ir.serde.SerdeError as e:
+        innermost: BaseException = e
+        while innermost.__cause__ is not None:
+            innermost = innermost.__cause__
+        raise MalformedInput(
+            f"this model holds what cannot be rewritten: {innermost}",
+            cause="Sparse tensors and a few rare types are ONNX, and no graph here is made of them",
+            fix="Export it again with dense constants",
+        ) from e
 
 
 def _check_interface(graph: ir.Graph) -> None:
@@ -95,7 +110,7 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
         image: N, C, H, W.
     """
     version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
-    work = ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+    work = _read(model)
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
     _infer_shapes(work)
     given = rewrite.stored(work.graph)

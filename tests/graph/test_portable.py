@@ -323,3 +323,25 @@ def test_canonicalising_never_changes_the_function(raw: onnx.ModelProto, seed: i
     before = run(raw, x)
     assert np.abs(run(model, x) - before).max() <= 1e-4 * max(1.0, np.abs(before).max())
     assert portable.canonicalise(model).SerializeToString() == model.SerializeToString()
+
+
+def test_a_sparse_constant_is_refused_in_words() -> None:
+    """Valid ONNX that onnx-ir cannot hold is the file's, not a defect of ours."""
+    values = helper.make_tensor("v", TensorProto.FLOAT, [2], [1.0, 2.0])
+    places = helper.make_tensor("i", TensorProto.INT64, [2], [0, 5])
+    weights = helper.make_node("Constant", [], ["w"], sparse_value=helper.make_sparse_tensor(values, places, [10, 3]))
+    nodes = [
+        weights,
+        helper.make_node("GlobalAveragePool", ["x"], ["p"]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w"], ["y"], transB=1),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes, "g", [value("x", TensorProto.FLOAT, ["n", 3, 8, 8])], [value("y", TensorProto.FLOAT, ["n", 10])]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.checker.check_model(model, full_check=True)
+    with pytest.raises(MalformedInput, match="cannot be rewritten") as refused:
+        portable.canonicalise(model)
+    assert refused.value.exit_status == 4
