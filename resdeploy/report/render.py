@@ -75,8 +75,8 @@ def to_json(document: Document) -> str:
 def inert(text: str) -> str:
     """Text that no terminal, log viewer or CI runner acts upon; whatever is not printable is shown escaped."""
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    # A command begins its line or a cell; what follows a letter, as in `torchvision::nms`, is none.
-    return re.sub(r"(?<!\w):(?=:)", ": ", shown).replace("##[", "## [")
+    # Inside a word too, as in `torchvision::nms`: a terminal that breaks its lines may begin one there.
+    return re.sub(r":(?=:)", ": ", shown).replace("##[", "## [")
 
 
 def markdown(text: str) -> str:

@@ -12,6 +12,7 @@ import re
 import numpy as np
 import pytest
 
+from resdeploy.cache import Doubt, Part
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
@@ -173,6 +174,8 @@ def all_documents(name):
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
         *study_documents(name, cost),
         documents.compare([changed(name)], [name], ENVIRONMENT),
+        documents.cache(name, [Part(name=name, entries=2, size_bytes=3_000_000)], ENVIRONMENT),
+        documents.cache_verify(2, [Doubt(file=name, state="damaged", why=name)], ENVIRONMENT),
     ]
 
 
@@ -393,9 +396,3 @@ def test_no_two_columns_of_a_table_have_one_title(command: str) -> None:
     for table in TABLES[command]:
         titles = [column.title for column in table.columns]
         assert len(set(titles)) == len(titles), table.key
-
-
-def test_a_name_of_cpp_is_shown_as_it_is() -> None:
-    """What follows a letter begins no command of a CI runner."""
-    assert inert("operator torchvision::nms does not exist") == "operator torchvision::nms does not exist"
-    assert not inert("::error::x").startswith("::")
