@@ -111,11 +111,14 @@ def restore(
         if not path.is_file():
             continue
         try:
-            tensors, settings_then, history = _load(path, ours)
+            tensors, settings_then, history = _load(path)
         except (SafetensorError, MalformedInput, RecursionError) as e:
             damaged.append(f"{path.name} was damaged ({e})")
             continue
         _same(settings_then, settings, path)
+        if _shapes(tensors) != _shapes(ours):
+            damaged.append(f"{path.name} was damaged (its tensors are not those of this network)")
+            continue
         for name, value in ours.items():
             value.copy_(tensors[name])
         return history, _told(damaged, "training went on from the epoch before")
@@ -144,16 +147,14 @@ def _header(file: Any, path: Path) -> dict[str, Any]:
     return found
 
 
-def _load(path: Path, ours: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any], list[Epoch]]:
-    """The tensors, of the names and shapes of `ours`, the settings and the history."""
+def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Epoch]]:
+    """The tensors, the settings and the history."""
     with safe_open(path, "pt") as file:
         header = _header(file, path)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     history = store.parse(list[Epoch], json.dumps(header.get("history")), str(path))
     if _digest(tensors) != header.get("digest"):
         raise MalformedInput("its tensors do not match their digest")
-    if _shapes(tensors) != _shapes(ours):
-        raise MalformedInput("its tensors are not those of this network")
     return tensors, header["settings"], history
 
 
