@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy import cache, locks, places, scratch, signing, store
+from resdeploy import cache, locks, places, scratch, signing, store, waiting
 from resdeploy.records import Artifact, Roof
 
 KEY = {"what": "it depends on"}
@@ -230,7 +230,7 @@ def test_a_download_under_way_is_no_damaged_one(folder: Path) -> None:
 
 def test_who_finds_an_entry_whole_waits_for_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of one CI machine that read the same entry do not queue."""
-    monkeypatch.setenv(locks.VARIABLE, "0")
+    monkeypatch.setenv(waiting.VARIABLE, "0")
     made = cache.cached(KEY, ".onnx", making())
     with locks.held(Path(made.path).with_suffix(".lock"), "it"):
         assert cache.cached(KEY, ".onnx", refuse) == made

@@ -114,7 +114,7 @@ def test_a_full_disk_behind_stdout_is_exit_6(tmp_path: Path) -> None:
             [*COMMAND, "models"], cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 6
-    assert re.fullmatch(r"error\[E-ENVIRONMENT\]: standard output .*\n", done.stderr)
+    assert re.fullmatch(r"error\[E-DISK-FULL\]: standard output .*\n", done.stderr)
 
 
 def test_auto_says_which_backend_it_took_and_why(resdeploy: Run, digits_onnx: Path) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from test_bad_input import files_in, refused
 from typer.testing import CliRunner
 
-from resdeploy import places, store
+from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.errors import OutputLost, ResdeployError
 from resdeploy.pipeline import make, mixed
@@ -217,7 +217,7 @@ def lost(path: Path) -> None:
 def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     resdeploy: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The layer is named, what was at -o stays, the cache keeps nothing; with --force the record says what it is."""
+    """The layer is named, what was at -o stays, the cache gives nothing out; --force writes it and the record tells."""
     lost(tmp_path / "a.onnx")
     (tmp_path / "x.onnx").write_bytes(b"before")
     before = files_in(tmp_path)
@@ -230,9 +230,9 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
         progress=lambda *_: None,
     )
     plan = make.CalibrationPlan(data="digits", samples=8)
-    with pytest.raises(OutputLost):
-        make.lowered(source, "int8", "openvino", plan, progress=lambda *_: None)
-    assert not list(places.cache_dir().rglob("*.onnx*"))
+    for _ in ("made", "found in the cache"):
+        with pytest.raises(OutputLost):
+            make.lowered(source, "int8", "openvino", plan, progress=lambda *_: None)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*map(str, arguments), "--force"])
     assert done.exit_code == 0, done.stderr

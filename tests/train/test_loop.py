@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import errno
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save
 from resdeploy import defaults, store
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, open_dataset
-from resdeploy.errors import DiskFull, UsageError, WeightsMismatch
+from resdeploy.errors import DiskFull, MissingInput, UsageError, WeightsMismatch
 from resdeploy.models import weights, zoo
 from resdeploy.records import Artifact, Preprocessing, Weights
 from resdeploy.train import distributed, loop, recipes, state
@@ -465,8 +466,11 @@ def test_a_full_disk_loses_nothing(
             made = run(out, few, epochs=2)
         except DiskFull:
             failed += 1
-            assert out.exists() == store.sidecar(out).exists() is False
             monkeypatch.undo()
+            # Nothing, or the whole: the sync that fails may be the one after the file is in place.
+            with contextlib.suppress(MissingInput):
+                assert tensors(store.load(out)) == whole
+            assert out.exists() == store.sidecar(out).exists()
             made = run(out, few, epochs=2, resume=True)
         monkeypatch.undo()
         assert tensors(made) == whole
