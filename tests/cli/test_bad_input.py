@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run
 from PIL import Image
 from typer.testing import CliRunner
 
 from resdeploy.cli import app
 from resdeploy.errors import ProfileError
+from tests.cli.conftest import Run
 
 
 def files_in(folder: Path) -> set[Path]:

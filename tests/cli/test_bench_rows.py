@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
 from PIL import Image
+
+from tests.cli.conftest import Run
 
 PROFILE = """
 name = "faulty"

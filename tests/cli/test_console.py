@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
 from PIL import Image
 
 from resdeploy.cli import console
 from resdeploy.report import documents
+from tests.cli.conftest import Run
 
 COMMAND = [sys.executable, "-m", "resdeploy"]
 

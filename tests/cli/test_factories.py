@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
 from typer.testing import CliRunner
+
+from tests.cli.conftest import Run
 
 torch = pytest.importorskip("torch")
 

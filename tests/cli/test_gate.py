@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
 from onnx import numpy_helper
+
+from tests.cli.conftest import Run
 
 IMAGES = 200
 LABELS = np.arange(IMAGES) % 10

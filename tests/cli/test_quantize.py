@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from conftest import Run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from test_bad_input import files_in, refused
@@ -25,6 +24,7 @@ from resdeploy.records import Precision
 from resdeploy.report import mixed as report
 from resdeploy.report import render
 from resdeploy.search import mixed as search
+from tests.cli.conftest import Run
 
 
 def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(

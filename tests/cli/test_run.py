@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run, left_by
+
+from tests.cli.conftest import Run, left_by
 
 PROFILE = """
 name = "tiny"

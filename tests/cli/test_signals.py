@@ -10,7 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import left_by, workers_of
+
+from tests.cli.conftest import left_by, workers_of
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from conftest import Run
 from onnx import numpy_helper
 from PIL import Image
 
@@ -18,6 +17,7 @@ from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, content_hash, open_dataset
 from resdeploy.records import Preprocessing
 from resdeploy.search.prune import halves
+from tests.cli.conftest import Run
 
 TRAINING, TEST = 100, 40
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import Run
 
 from resdeploy.measure import predictions
+from tests.cli.conftest import Run
 
 
 @pytest.fixture
