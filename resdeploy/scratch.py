@@ -107,11 +107,10 @@ os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
 def _mark() -> str:
     """Tells this boot of this machine from others."""
     try:
-        return re.sub("[^0-9a-f]", "", Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8"))[:8].rjust(
-            8, "f"
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8")
     except OSError:
         return UNMARKED
+    return re.sub("[^0-9a-f]", "", boot)[:8].rjust(8, "f")
 
 
 def sweep(base: Path) -> int:

@@ -249,13 +249,17 @@ def test_the_refusal_is_exit_4_in_one_paragraph(checkpoint: Path, canary: Path, 
     assert not canary.exists()
 
 
+def saying(name: str, folder: Path) -> Path:
+    """A checkpoint that says this of its network."""
+    path = folder / "w.safetensors"
+    weights.save(zoo.create(zoo.spec("resnet20")), dataclasses.replace(SPEC, name=name), path, Weights(source="w"))
+    return path
+
+
 @pytest.mark.parametrize("name", ["stranger:net; touch canary", ":", "stranger:", "./stranger:net", "timm :x"])
 def test_a_name_that_is_none_is_not_put_into_a_command(canary: Path, name: str) -> None:
     """What a person is told to type holds nothing of the file's."""
-    net = zoo.create(zoo.spec("resnet20"))
-    weights.save(
-        net, dataclasses.replace(SPEC, name=name), path := canary.with_name("w.safetensors"), Weights(source="w")
-    )
+    path = saying(name, canary.parent)
     with pytest.raises(FactoryRefused) as refused:
         sources.network(Request(model=str(path)))
     assert "`resdeploy export package.module:factory --weights " in refused.value.fix
@@ -265,10 +269,7 @@ def test_a_name_that_is_none_is_not_put_into_a_command(canary: Path, name: str) 
 @pytest.mark.parametrize("name", ["../../x", "", "resnet5O", "timm:hf-hub:evil/model", "torchvision:../x"])
 def test_a_checkpoint_of_a_network_that_nobody_has_is_named(canary: Path, name: str) -> None:
     """The file is at fault and not what was typed: exit 4, its name, and no advice to try a factory."""
-    net = zoo.create(zoo.spec("resnet20"))
-    weights.save(
-        net, dataclasses.replace(SPEC, name=name), path := canary.with_name("w.safetensors"), Weights(source="w")
-    )
+    path = saying(name, canary.parent)
     with pytest.raises(MalformedInput, match=r"w\.safetensors says") as refused:
         sources.network(Request(model=str(path)))
     assert "factory" not in str(refused.value)
