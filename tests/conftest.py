@@ -17,7 +17,9 @@ import pytest
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # `make fast` leaves out the rooms whose tests start commands, train or make whole networks, and files that use torch.
 SLOW_ROOMS = ("cli", "train", "models", "gpu")
-USES_TORCH = re.compile(r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b", re.MULTILINE)
+USES_TORCH = re.compile(
+    r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|import symbolic\b", re.MULTILINE
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
