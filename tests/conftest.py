@@ -18,7 +18,8 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # `make fast` leaves out the rooms whose tests start commands, train or make whole networks, and files that use torch.
 SLOW_ROOMS = ("cli", "train", "models", "gpu")
 USES_TORCH = re.compile(
-    r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|import symbolic\b|models\.resnet", re.MULTILINE
+    r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|import symbolic\b|models\.resnet",
+    re.MULTILINE,
 )
 
 
