@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import re
@@ -18,9 +19,19 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 # `make fast` leaves out the rooms whose tests start commands, train or make whole networks, and files that use torch.
 SLOW_ROOMS = ("cli", "train", "models", "gpu")
 USES_TORCH = re.compile(
-    r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|import symbolic\b|models\.resnet",
-    re.MULTILINE,
+    r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
+# What tests share with each other.
+OF_OTHERS = re.compile(r"^\s*from (?:tests\.(?:\w+\.)*)?(test_\w+) import|import (symbolic)\b", re.MULTILINE)
+
+
+@functools.cache
+def uses_torch(path: Path) -> bool:
+    """Whether a test file imports torch, itself or by way of another one's helpers."""
+    text = path.read_text(encoding="utf-8")
+    others = {f"{name or symbolic}.py" for name, symbolic in OF_OTHERS.findall(text)}
+    found = (other for other in Path(__file__).parent.rglob("*.py") if other.name in others)
+    return bool(USES_TORCH.search(text)) or any(uses_torch(other) for other in found)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -30,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
-    slow = collection_path.parent.name in SLOW_ROOMS or USES_TORCH.search(collection_path.read_text(encoding="utf-8"))
+    slow = collection_path.parent.name in SLOW_ROOMS or uses_torch(collection_path)
     return True if slow and collection_path.name.startswith("test_") else None
 
 
