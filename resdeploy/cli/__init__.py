@@ -104,6 +104,7 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", is_eager=True, callback=_print_version
     ),
@@ -117,6 +118,7 @@ def _root(
     ),
 ) -> None:
     waiting.set_timeout(lock_timeout)
+    context.call_on_close(lambda: waiting.set_timeout(None))  # a second command in this process starts anew
     console.show_warnings()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from resdeploy import cache, cli, locks, places, store
+from resdeploy import cache, cli, locks, places, store, waiting
 from resdeploy.errors import Locked, UsageError
 from resdeploy.records import Artifact
 
@@ -84,6 +84,7 @@ def test_a_second_run_of_a_folder_waits_and_says_for_whom(tmp_path: Path, monkey
     assert isinstance(done.exception, Locked)
     assert str(done.exception).startswith(f"error[E-LOCKED]: the folder runs/p is in use by process {os.getpid()} on ")
     assert sorted(path.name for path in (tmp_path / "runs/p").iterdir()) == [".lock"]
+    assert waiting.timeout_s() == waiting.TIMEOUT_S  # the option held for that command alone
 
 
 def test_without_home_or_a_cache_that_can_be_written_commands_work_and_say_so(
