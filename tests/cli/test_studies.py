@@ -16,7 +16,7 @@ from PIL import Image
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, content_hash, open_dataset
 from resdeploy.records import Preprocessing
-from resdeploy.search.prune import halves
+from resdeploy.verbs.block_search import halves
 from tests.cli.conftest import Run
 
 TRAINING, TEST = 100, 40

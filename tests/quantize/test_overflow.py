@@ -10,7 +10,8 @@ from test_ptq import here
 from test_sensitivity import network
 
 from resdeploy.errors import MissingInput
-from resdeploy.graph import cast, portable
+from resdeploy.graph import cast
+from resdeploy.graph.canonical import form
 from resdeploy.quantize import overflow
 
 
@@ -24,7 +25,7 @@ def loud(gain: float) -> onnx.ModelProto:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         if tensor.name == "w6":
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / np.float32(gain), "w6"))
-    return portable.canonicalise(model)
+    return form.canonicalise(model)
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

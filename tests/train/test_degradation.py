@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from resdeploy.data.datasets import choose, open_dataset
 from resdeploy.models import zoo
 from resdeploy.records import ModelSpec, Preprocessing
-from resdeploy.train import curves, degradation, loop
+from resdeploy.study import degradation
+from resdeploy.train import curves, loop
 
 PLAN = loop.Plan(epochs=2, batch_size=16, recipe="paper", threads=1)
 STEPS = 4  # of a network: two epochs of 40 images
@@ -39,7 +40,9 @@ class Counter:
 def study(folder: Path, progress: Callable[[str, int, int], None], plan: loop.Plan = PLAN) -> list[object]:
     """Networks of 20 and 32 layers, one seed; curves without the times."""
     train, test = (choose(open_dataset("digits", split=s), n, 0) for s, n in (("train", 40), ("test", 10)))
-    found = degradation.run(spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress)
+    found = degradation.train_networks(
+        spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress
+    )
     return [(t.name, t.seed, [dataclasses.replace(line, seconds=0.0) for line in t.history]) for t in found]
 
 
