@@ -10,8 +10,8 @@ INT8 and FP16 at batch 1 and 128 with audit and agreement; the CIFAR nets' agree
 other batches, networks and FP32; then ResNet-50 built again, three times in all, since kernels are chosen by timing and
 the choice differs from build to build.
 
-Engines of one network and batch are timed interleaved in one run (`measure.interleaved`): compute by CUDA events and by the
-clock under a CUDA graph, and end to end with the copies.
+Engines of one network and batch are timed interleaved in one run (`measure.interleaved`): compute by CUDA events and by
+the clock under a CUDA graph, and end to end with the copies.
 """
 
 from __future__ import annotations

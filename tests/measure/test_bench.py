@@ -252,7 +252,7 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
 
 
 def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
-    """On x86 ONNX Runtime runs an FP16 convolution in FP32; OpenVINO in BF16 or FP32 on CPUs without FP16; in silence."""
+    """On x86 ONNX Runtime runs an FP16 convolution in FP32, OpenVINO without FP16 in BF16 or FP32, silently."""
     onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     if platform.machine() != "x86_64":
