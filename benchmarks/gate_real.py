@@ -23,13 +23,13 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy import store
-from resdeploy.deploy import calibration, export, lower
+from resdeploy.deploy import calibration, candidates, export, lower
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.graph import files, residual
 from resdeploy.judge import accuracy, pairs
-from resdeploy.measure import environment, predictions
+from resdeploy.measure import environment, predictions, run_images
 from resdeploy.records import Artifact, Judged, Predictions
-from resdeploy.verbs import evaluate, gate
+from resdeploy.verbs import gate
 from resdeploy.verbs.verdict import Limits
 
 HERE = Path(__file__).resolve().parent
@@ -241,8 +241,8 @@ def main() -> int:
         fp32[net] = export.to_onnx(Request(model=net, weights=str(weights)), folder / f"{net}.onnx", progress=quiet)
         baselines[net] = folder / f"{net}.npz"
         if not baselines[net].exists():
-            evaluation = evaluate.EvalPlan(data=data, backend="openvino")
-            predictions.save(evaluate.predict(fp32[net], "openvino", evaluation, progress=quiet), baselines[net])
+            candidate = candidates.candidate(fp32[net], "openvino", batch_size=32)
+            predictions.save(run_images.predict_test_split(candidate, data, progress=quiet), baselines[net])
     document = {
         "command": f"python benchmarks/gate_real.py --data FOLDER --limit {arguments.limit:g}",
         "limit_pp": arguments.limit,

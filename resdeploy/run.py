@@ -23,12 +23,14 @@ from resdeploy.errors import (
     ResdeployError,
 )
 from resdeploy.judge import accuracy, budgets, pairs
-from resdeploy.measure import environment, interleaved, summary
+from resdeploy.measure import environment, interleaved, run_images, summary
+from resdeploy.measure.one_run import Bench, Row, compare_rows, time_rows
 from resdeploy.measure.predictions import load, save, score
 from resdeploy.records import (
     Artifact,
     BackendName,
     Check,
+    Execution,
     Failure,
     Measurement,
     Precision,
@@ -38,8 +40,7 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.report.documents import RunRow
-from resdeploy.verbs import evaluate, prune, verdict
-from resdeploy.verbs.bench import Bench, Row, compare_rows, time_rows
+from resdeploy.verbs import prune, verdict
 from resdeploy.verbs.train import outcome_of, train_float
 
 
@@ -212,7 +213,7 @@ def _trained(profile: Profile, data: str, request: Request, steps: Steps, progre
         profile.epochs,
         profile.lr,
         [reuse.data_signature(data, split) for split in ("train", "test")],
-        reuse.versions("torch"),
+        reuse.versions("torch", by_verb=True),
     )
 
     def train(path: Path) -> Artifact:
@@ -238,7 +239,14 @@ def _pruned(profile: Profile, steps: Steps, fp32: Artifact, progress: Progress) 
     signatures = [reuse.data_signature(data, split) for split in ("train", "test")]
     return steps.artifact(
         "model.pruned.fp32.onnx",
-        ("prune", fp32.sha256, drop_pp, profile.seed, signatures, reuse.versions("onnx", "onnxruntime", "pillow")),
+        (
+            "prune",
+            fp32.sha256,
+            drop_pp,
+            profile.seed,
+            signatures,
+            reuse.versions("onnx", "onnxruntime", "pillow", by_verb=True),
+        ),
         lambda path: prune.cut(fp32, data, drop_pp, profile.seed, path, progress=progress),
     )
 
@@ -300,27 +308,33 @@ def _variant(
 ) -> Variant:
     """One backend's model in one precision: lowered, built, and run on the held-out images; its files have `stem`."""
     source = _lowered(profile, steps, fp32, stem, backend, precision, progress)
-    execution = candidates.execution_for(source, batch_size=profile.batch_size, threads=profile.threads)
-    built = steps.artifact(
-        f"{backend}{stem}.{precision}{build.suffix_of(backend)}",
-        build.build_key(source, backend, execution),
-        lambda path: build.build(source, backend, execution, path),
+
+    def make(source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
+        return steps.artifact(
+            f"{backend}{stem}.{precision}{build.suffix_of(backend)}",
+            build.build_key(source, backend, execution),
+            lambda path: build.build(source, backend, execution, path),
+        )
+
+    label = _label(profile, stem, backend, precision)
+    candidate = candidates.candidate(
+        source, backend, label=label, batch_size=profile.batch_size, threads=profile.threads, make=make
     )
-    candidate = interleaved.Candidate(
-        label=_label(profile, stem, backend, precision),
-        backend=backend,
-        artifact=built,
-        execution=execution,
-        macs=candidates.cost_of(source).macs,
-    )
+    candidate = dataclasses.replace(candidate, macs=candidates.cost_of(source).macs)
     predictions = None
     if profile.data is not None:
         data = profile.data
         predictions = steps.step(
             f"{backend}{stem}.{precision}.predictions.npz",
-            ("eval", built.sha256, execution, reuse.data_signature(data, "test"), reuse.versions(backend, "pillow")),
+            (
+                "eval",
+                candidate.artifact.sha256,
+                candidate.execution,
+                reuse.data_signature(data, "test"),
+                reuse.versions(backend, "pillow"),
+            ),
             load,
-            lambda path: _saved(evaluate.predict_built(candidate, data, progress=progress), path),
+            lambda path: _saved(run_images.predict_test_split(candidate, data, progress=progress), path),
         )
     return Variant(
         backend=backend,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from resdeploy import backends, packages, store
-from resdeploy.deploy import calibration, export, lower, model_files, model_string
+from resdeploy.deploy import build, export, lower, model_files, model_string
+from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendMissing, UsageError
+from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -32,7 +35,7 @@ def source_for(
     request: Request,
     backend: BackendName,
     precision: Precision | None,
-    calibration: calibration.CalibrationPlan,
+    calibration: CalibrationPlan,
     *,
     target: Target | None = None,
     progress: Progress,
@@ -68,6 +71,39 @@ def source_for(
     artifact = export.to_onnx(request, progress=progress)
     target = target or lower.TARGETS[backend]
     return lower.lower(artifact, precision or artifact.precision, target, calibration, progress=progress)
+
+
+def candidate(
+    source: Artifact,
+    backend: BackendName,
+    *,
+    label: str | None = None,
+    batch_size: int = 1,
+    threads: int | None = None,
+    execution: Execution | None = None,
+    make: Callable[[Artifact, BackendName, Execution], Artifact] = build.build,
+) -> Candidate:
+    """`source` built for a backend, and how to run it.
+
+    Args:
+        source: the file to build from.
+        backend: what is to run it.
+        label: its name among others; None: the file's stem and the backend.
+        batch_size: images per query.
+        threads: of one stream; None: what the backend chooses.
+        execution: all of how to run it, where batch size and threads are not enough.
+        make: builds it; by default a file in the cache.
+
+    Raises:
+        UsageError: a precision or a file that the backend cannot run.
+    """
+    execution = execution or execution_for(source, batch_size=batch_size, threads=threads)
+    return Candidate(
+        label=label or f"{model_string.stem(source.path)} {backend}",
+        backend=backend,
+        artifact=make(source, backend, execution),
+        execution=execution,
+    )
 
 
 def execution_for(source: Artifact, *, batch_size: int, threads: int | None, streams: int = 1) -> Execution:

@@ -14,12 +14,12 @@ from typing import Any
 
 from resdeploy import store
 from resdeploy.backends import choose
-from resdeploy.deploy import build, calibration, model_string
-from resdeploy.deploy.candidates import execution_for, source_for
+from resdeploy.deploy import calibration, model_string
+from resdeploy.deploy.candidates import candidate, source_for
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
 from resdeploy.errors import UsageError
 from resdeploy.judge import accuracy, budgets, hints, pairs
-from resdeploy.measure import interleaved, results
+from resdeploy.measure import interleaved, one_run, results
 from resdeploy.measure.predictions import SUFFIXES, load, save
 from resdeploy.records import (
     Artifact,
@@ -33,7 +33,6 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
-from resdeploy.verbs import bench
 from resdeploy.verbs.saved_benches import judge_saved
 from resdeploy.verbs.verdict import Limits, check_runs, compares_nothing
 
@@ -218,17 +217,15 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
         found = load(Path(given))
         pairs.refuse_leak(found)
         return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
-    from resdeploy.verbs import evaluate  # it brings the image decoder, which saved predictions do not need
+    from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = Request(model=given, seed=plan.seed, sight=plan.sight)
     name, _ = choose.pick(backend, "fp32")
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
     if plan.data is not None:
-        evaluation = evaluate.EvalPlan(
-            data=plan.data, backend=name, batch_size=plan.batch_size, threads=plan.threads, skip_bad=plan.skip_bad
-        )
-        predictions = evaluate.predict(source, name, evaluation, progress=progress)
+        shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
+        predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
     return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)
 
@@ -293,10 +290,8 @@ def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, prog
         return one
     from resdeploy.verbs import misread_input
 
-    execution = execution_for(side.source, batch_size=plan.batch_size, threads=plan.threads)
-    built = build.build(side.source, side.backend, execution)
-    candidate = interleaved.Candidate(label=side.name, backend=side.backend, artifact=built, execution=execution)
-    if found := misread_input.cause(candidate, pair, plan.data, progress=progress):
+    shown = candidate(side.source, side.backend, label=side.name, batch_size=plan.batch_size, threads=plan.threads)
+    if found := misread_input.cause(shown, pair, plan.data, progress=progress):
         first = dataclasses.replace(first, note=f"{first.note} {found}.")
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
@@ -346,16 +341,24 @@ def _check_fusion(side: GateSide, plan: GatePlan) -> tuple[Check, ...]:
     """What the executed layers say of the fusion that the graph asks for."""
     if not plan.limits.fused or side.source is None or side.backend is None:
         return ()
-    from resdeploy.verbs import audit
+    from resdeploy.deploy import executed
+    from resdeploy.judge import fusion
 
-    return budgets.fused(audit.audit_file(side.source, side.backend, audit.AuditPlan(threads=plan.threads)))
+    audit = fusion.judge(
+        f"{model_string.stem(side.source.path)} on {side.backend}",
+        executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
+        intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
+        asked=side.source.precision,
+        runtime=side.backend,
+    )
+    return budgets.fused(audit)
 
 
 def _measure(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[tuple[Check, ...], ...]:
     """The checks of time and memory of each candidate, from one interleaved run, one image a query."""
-    table: dict[str, bench.Row] = {}
+    table: dict[str, one_run.Row] = {}
     for k, side in enumerate(candidates):
         assert side.source is not None
         assert side.backend is not None
@@ -365,7 +368,7 @@ def _measure(
             request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
-    outcomes = bench.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    outcomes = one_run.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
     found: dict[str, Measurement] = {}
     for outcome in outcomes:
         found[outcome.label] = interleaved.measurement_or_raise(outcome)
@@ -373,11 +376,10 @@ def _measure(
     return check_runs(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
 
 
-def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> bench.Row:
-    execution = execution_for(source, batch_size=1, threads=plan.threads)
-    built = build.build(source, backend, execution)
-    candidate = interleaved.Candidate(label=label, backend=backend, artifact=built, execution=execution)
-    return bench.Row(source=source, candidate=candidate, baselines=())
+def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> one_run.Row:
+    return one_run.Row(
+        source=source, candidate=candidate(source, backend, label=label, threads=plan.threads), baselines=()
+    )
 
 
 def _subject(side: GateSide) -> Subject:
