@@ -18,11 +18,12 @@ from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, source_for
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
 from resdeploy.errors import UsageError
-from resdeploy.judge import accuracy, budgets, hints, pairs
+from resdeploy.judge import accuracy, hints, pairs
 from resdeploy.measure import interleaved, one_run, results
 from resdeploy.measure.predictions import SUFFIXES, load, save
 from resdeploy.records import (
     Artifact,
+    Audit,
     BackendName,
     Check,
     Gate,
@@ -33,8 +34,9 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
+from resdeploy.verbs import verdict
 from resdeploy.verbs.saved_benches import judge_saved
-from resdeploy.verbs.verdict import Limits, check_runs, compares_nothing
+from resdeploy.verbs.verdict import Evidence, Limits, Times, compares_nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,35 +247,36 @@ def _judge(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
     """All checks of all candidates, and what must be known of the comparison."""
-    matched = [
-        pairs.match(baseline.predictions, side.predictions)
-        for side in candidates
-        if baseline.predictions is not None and side.predictions is not None
-    ]
-    assert len(matched) in (0, len(candidates))  # `_check` has refused a mixture
-    verdicts: Sequence[Verdict | None] = [None] * len(candidates)
-    if matched:
-        verdicts = accuracy.judge_many(
-            matched,
-            max_drop_pp=plan.limits.drop_pp,
-            max_top5_drop_pp=plan.limits.top5_drop_pp,
-            confidence=plan.confidence,
-        )
-    measured = _measure(baseline, candidates, plan, progress) if plan.limits.of_runs else ((),) * len(candidates)
+    runs = _measure(baseline, candidates, plan, progress)
+    evidence = [_look_at(baseline, side, runs.get(side.name), plan) for side in candidates]
+    verdicts = verdict.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
     judged = []
-    for k, side in enumerate(candidates):
-        verdict = verdicts[k]
-        of_accuracy = verdict or Verdict(checks=())
-        checks = (*of_accuracy.checks, *measured[k], *_check_size(side, plan.limits), *_check_fusion(side, plan))
-        one = Judged(candidate=_subject(side), verdict=dataclasses.replace(of_accuracy, checks=checks))
-        if matched:
-            one = _explain(one, side, matched[k], plan, progress)
-            flips = pairs.flips(matched[k])
-            unchanged = matched[k].images - len(flips)
-            classes = accuracy.class_drops(matched[k])
-            one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
-        judged.append(one)
+    for side, seen, one in zip(candidates, evidence, verdicts, strict=True):
+        answer = Judged(candidate=_subject(side), verdict=one)
+        judged.append(answer if seen.answers is None else _with_images(answer, side, seen.answers, plan, progress))
     return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
+
+
+def _look_at(
+    baseline: GateSide | None, side: GateSide, run: tuple[Measurement | None, Measurement] | None, plan: GatePlan
+) -> Evidence:
+    """What the limits that were given need to know of a candidate."""
+    limits, source = plan.limits, side.source
+    before = None if baseline is None else baseline.predictions
+    return Evidence(
+        answers=None if before is None or side.predictions is None else pairs.match(before, side.predictions),
+        times=None if run is None else Times.of_run(*run),
+        peak_rss_bytes=None if run is None else run[1].peak_rss_bytes,
+        size_bytes=store.size_bytes(Path(source.path)) if source is not None and limits.size_mb is not None else None,
+        audit=_audit(side, plan) if limits.fused else None,
+    )
+
+
+def _with_images(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
+    """With the images whose answers changed, the classes that lose, and the likely cause of a failure."""
+    flips = pairs.flips(pair)
+    one = _explain(one, side, pair, plan, progress)
+    return dataclasses.replace(one, flips=flips, unchanged=pair.images - len(flips), classes=accuracy.class_drops(pair))
 
 
 def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
@@ -331,33 +334,28 @@ def _content(side: GateSide) -> str:
     return store.fingerprint((side.source.sha256, side.source.model))
 
 
-def _check_size(side: GateSide, limits: Limits) -> tuple[Check, ...]:
-    if limits.size_mb is None or side.source is None:
-        return ()
-    return (budgets.size(store.size_bytes(Path(side.source.path)), max_mb=limits.size_mb),)
-
-
-def _check_fusion(side: GateSide, plan: GatePlan) -> tuple[Check, ...]:
-    """What the executed layers say of the fusion that the graph asks for."""
-    if not plan.limits.fused or side.source is None or side.backend is None:
-        return ()
+def _audit(side: GateSide, plan: GatePlan) -> Audit | None:
+    """The layers that the backend executes, held against the graph."""
+    if side.source is None or side.backend is None:
+        return None
     from resdeploy.deploy import executed
     from resdeploy.judge import fusion
 
-    audit = fusion.judge(
+    return fusion.judge(
         f"{model_string.stem(side.source.path)} on {side.backend}",
         executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
         intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
         asked=side.source.precision,
         runtime=side.backend,
     )
-    return budgets.fused(audit)
 
 
 def _measure(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
-) -> tuple[tuple[Check, ...], ...]:
-    """The checks of time and memory of each candidate, from one interleaved run, one image a query."""
+) -> dict[str, tuple[Measurement | None, Measurement]]:
+    """Each candidate, by its name, and its baseline, from one interleaved run, one image per query."""
+    if not plan.limits.of_runs:
+        return {}
     table: dict[str, one_run.Row] = {}
     for k, side in enumerate(candidates):
         assert side.source is not None
@@ -369,11 +367,10 @@ def _measure(
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
     outcomes = one_run.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
-    found: dict[str, Measurement] = {}
-    for outcome in outcomes:
-        found[outcome.label] = interleaved.measurement_or_raise(outcome)
-    timed = [(found.get(f"baseline {side.backend}"), found[f"candidate {k}"]) for k, side in enumerate(candidates)]
-    return check_runs(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
+    times = {outcome.label: interleaved.measurement_or_raise(outcome) for outcome in outcomes}
+    return {
+        side.name: (times.get(f"baseline {side.backend}"), times[f"candidate {k}"]) for k, side in enumerate(candidates)
+    }
 
 
 def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> one_run.Row:
@@ -413,10 +410,13 @@ def _subject(side: GateSide) -> Subject:
 def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> GateRun:
     """Stores the first baseline, unless the candidate breaks a limit that needs none."""
     assert candidate.predictions is not None
-    checks = (*_check_size(candidate, plan.limits), *_check_fusion(candidate, plan))
-    if plan.limits.memory_mb is not None:
-        alone = dataclasses.replace(plan, limits=Limits(memory_mb=plan.limits.memory_mb))
-        checks = (*checks, *_measure(candidate, [candidate], alone, progress)[0])
+    limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
+    alone = dataclasses.replace(plan, limits=limits)
+    run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
+    (found,) = verdict.judge(
+        [_look_at(None, candidate, run, alone)], limits, confidence=plan.confidence, seed=plan.seed
+    )
+    checks = found.checks
     good = all(check.state == "pass" for check in checks)
     if good:
         save(candidate.predictions, Path(plan.baseline))

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,10 @@ from resdeploy.cli import app
 from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure.predictions import load, save
-from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions, Profile
-from resdeploy.verbs import gate
+from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
+from resdeploy.verbs import gate, verdict
 from resdeploy.verbs.gate import GatePlan
-from resdeploy.verbs.verdict import Limits, check_runs
+from resdeploy.verbs.verdict import Evidence, Limits, Times
 
 DROP = Limits(drop_pp=1.0)
 
@@ -198,8 +199,8 @@ def test_saved_benches_are_judged_on_speed_size_and_memory(tmp_path: Path) -> No
     for one in found.judged:
         assert [(c.name, c.state) for c in one.verdict.checks] == [
             ("slowdown", "fail"),
-            ("size", "pass"),
             ("memory", "fail"),
+            ("size", "pass"),
         ]
         assert one.verdict.checks[0].observed == pytest.approx(10, abs=0.5)
     assert "in runs of their own" in found.notes[0]
@@ -332,12 +333,18 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
     return Measurement(**known | fields)
 
 
+def judged_runs(timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits) -> list[tuple[Check, ...]]:
+    """The checks of candidates of which only a run with their baselines was seen."""
+    evidence = [Evidence(times=Times.of_run(old, new), peak_rss_bytes=new.peak_rss_bytes) for old, new in timed]
+    return [one.checks for one in verdict.judge(evidence, limits, confidence=0.95, seed=0)]
+
+
 def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
     """Twice as fast passes a demanded speed-up of a third, an equal one fails it; memory is the candidate's own."""
     fp32 = measurement("fp32", 0.01, 0)
     timed = [(fp32, measurement("a", 0.005, 1)), (fp32, measurement("b", 0.01, 2, peak_rss_bytes=0))]
     limits = Limits(slowdown_pct=-33, memory_mb=100)
-    found = check_runs(timed, limits, confidence=0.95, seed=0)
+    found = judged_runs(timed, limits)
     assert [[(check.name, check.state) for check in one] for one in found] == [
         [("slowdown", "pass"), ("memory", "pass")],
         [("slowdown", "fail"), ("memory", "inconclusive")],
@@ -347,7 +354,7 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
 
 def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
     """A limit of speed was asked for; a baseline that failed on this backend leaves it open."""
-    ((check,),) = check_runs([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3), confidence=0.95, seed=0)
+    ((check,),) = judged_runs([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3))
     assert (check.name, check.state) == ("slowdown", "inconclusive")
 
 
@@ -374,9 +381,11 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
-    limited = run._of_accuracy(Profile(name="p", max_drop_pp=1.0), {}, "int8 openvino")
-    assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive")]
-    assert not run._of_accuracy(Profile(name="p"), {}, "int8 openvino").checks
+    (limited,) = verdict.judge([Evidence(size_bytes=1)], Limits(drop_pp=1.0, size_mb=1.0), confidence=0.95, seed=0)
+    assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive"), ("size", "pass")]
+    assert limited.state == "inconclusive"
+    (free,) = verdict.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)
+    assert free.state == "pass"
 
 
 def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -> None:
