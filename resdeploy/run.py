@@ -10,8 +10,8 @@ from typing import Any
 
 from resdeploy import backends, locks, store
 from resdeploy.backends import machine
-from resdeploy.deploy import build, calibration, candidates, export, lower, model_files, model_string, networks, reuse
-from resdeploy.deploy.model_string import PreprocessingOverride, Request
+from resdeploy.deploy import build, calibration, candidates, export, lower, model_files, networks, reuse
+from resdeploy.deploy.model_string import ForeignName, OnnxFile, PreprocessingOverride, Request, ZooName
 from resdeploy.deploy.resume import Note, Steps
 from resdeploy.errors import (
     BackendCrash,
@@ -194,11 +194,11 @@ class Making:
         request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=override)
         if profile.epochs and profile.data is not None:
             trained = self.trained(request, profile.data)
-            if model_string.format_of(profile.model) is None:  # a factory may be named by the profile alone
+            if isinstance(request.named, (ZooName, ForeignName)):  # a factory may be named by the profile alone
                 request = dataclasses.replace(request, weights=trained.path)
             else:
                 request = Request(model=trained.path, seed=profile.seed)
-        if model_string.format_of(request.model) == "onnx":
+        if isinstance(request.named, OnnxFile):
             made_from: Any = model_files.open_model(request)
         else:
             made_from = dataclasses.replace(networks.resolve(request), path=None)  # its hash is in `weights`

@@ -9,7 +9,7 @@ from pathlib import Path
 from resdeploy import backends, packages, store
 from resdeploy.deploy import build, export, lower, model_files, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import CompiledFile, Request
 from resdeploy.errors import BackendMissing, UsageError
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
@@ -44,9 +44,8 @@ def source_for(
 
     INT8 follows the fusion rules of `target` (None: the backend's own).
     """
-    if model_string.format_of(request.model) in ("openvino", "engine"):
-        path = Path(request.model)
-        if model_string.format_of(request.model) == "engine" and path.is_file() and not store.sidecar(path).is_file():
+    if isinstance(named := request.named, CompiledFile):
+        if named.format == "engine" and named.path.is_file() and not store.sidecar(named.path).is_file():
             return model_files.foreign_engine(request, precision)
         compiled = model_files.open_model(request)
         if precision not in (None, compiled.precision):
@@ -56,7 +55,7 @@ def source_for(
             )
         return compiled
     if backends.load(backend).SOURCE == "checkpoint":
-        if not model_string.can_give(request, "checkpoint"):
+        if not request.can_give("checkpoint"):
             if not any(backends.load(name).available().ok for name in ("tensorrt", "openvino", "onnxruntime")):
                 raise BackendMissing(
                     f"nothing here runs {request.model}: no runtime for ONNX files is installed",

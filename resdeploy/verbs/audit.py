@@ -8,7 +8,7 @@ from pathlib import Path
 from resdeploy.backends import choose, inspector
 from resdeploy.deploy import candidates, executed, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import CompiledFile, Request
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.judge import fusion
 from resdeploy.records import Audit, BackendName, Precision, Progress
@@ -39,8 +39,8 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
         return _saved(Path(request.model), plan)
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
-    kind = model_string.format_of(request.model)
-    if kind in COMPILED:
+    kind = request.named.format if isinstance(request.named, CompiledFile) else None
+    if kind is not None:
         backend, _ = choose.pick(COMPILED[kind], plan.precision or "fp32")
     else:
         backend, _ = choose.pick(plan.backend, plan.precision or "fp32")

@@ -239,4 +239,4 @@ def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
         picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
         return tuple(dict.fromkeys(picked))
     able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
-    return tuple(name for name in able if model_string.can_give(request, backends.load(name).SOURCE))
+    return tuple(name for name in able if request.can_give(backends.load(name).SOURCE))

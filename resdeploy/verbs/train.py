@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy import store, vocabulary
-from resdeploy.deploy import export, lower, model_string, networks
+from resdeploy.deploy import export, lower, networks
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import ForeignName, Request, ZooName
 from resdeploy.errors import UsageError
 from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
 
@@ -64,7 +64,7 @@ def train(
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
     _refuse_ignored(how)
-    if how.strict and request.weights == "random" and model_string.format_of(request.model) is None:
+    if how.strict and request.random and isinstance(request.named, (ZooName, ForeignName)):
         raise UsageError(
             "--strict compares with the accuracy before, and random weights have none",
             fix="Add --weights FILE, or leave --strict out",
