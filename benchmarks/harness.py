@@ -30,7 +30,7 @@ from resdeploy.backends.lane import Lane
 from resdeploy.deploy import build, candidates, export
 from resdeploy.deploy.model_string import Request
 from resdeploy.graph import drop, files
-from resdeploy.measure import environment, one_run, summary
+from resdeploy.measure import environment, interleaved, one_run, summary
 from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec, Progress
 from resdeploy.report import documents
 from resdeploy.verbs import compare
@@ -83,7 +83,11 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
         again = saved(folder / "again.json", less, arguments, 2)
         more = saved(folder / "more.json", whole, arguments, 3)
         pair = [_row(artifact, arguments) for artifact in (less, whole)]
-        outcomes = one_run.time_rows(pair, duration_s=10 * arguments.duration, seed=4, progress=Silent)
+        outcomes = one_run.time_rows(
+            pair,
+            interleaved.Schedule(duration_s=10 * arguments.duration, seed=4),
+            interleaved.Listener(progress=Silent),
+        )
         shorter, longer = (o for o in outcomes if isinstance(o, Measurement))
         truth = 1 / summary.compare(shorter, longer).speedup
         same, slower = (compare.compare(first, other).changes[0] for other in (again, more))
@@ -112,7 +116,12 @@ def _row(artifact: Artifact, arguments: argparse.Namespace) -> one_run.Row:
 def saved(out: Path, artifact: Artifact, arguments: argparse.Namespace, seed: int) -> Path:
     """One run by itself, as `bench --format json -o` saves it."""
     row = [_row(artifact, arguments)]
-    found = one_run.compare_rows(row, one_run.time_rows(row, duration_s=arguments.duration, seed=seed, progress=Silent))
+    found = one_run.compare_rows(
+        row,
+        one_run.time_rows(
+            row, interleaved.Schedule(duration_s=arguments.duration, seed=seed), interleaved.Listener(progress=Silent)
+        ),
+    )
     store.write_json(out, documents.bench(one_run.summaries(found.outcomes), found.comparisons, environment.capture()))
     return out
 

@@ -137,7 +137,7 @@ def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
             candidates.append(
                 interleaved.Candidate(label=f"{backend}: {name}", backend=backend, artifact=built, execution=execution)
             )
-    outcomes = interleaved.run(candidates, duration_s=duration_s)
+    outcomes = interleaved.run(candidates, interleaved.Schedule(duration_s=duration_s))
     found = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     ratios = []
     for backend, (mine, *peers) in ROWS.items():

@@ -274,9 +274,8 @@ def main() -> None:
 
         outcomes = interleaved.run(
             [candidate for *_, candidate in made.values()],
-            duration_s=arguments.duration,
-            extensions=arguments.extensions,
-            watch=watch,
+            interleaved.Schedule(duration_s=arguments.duration, extensions=arguments.extensions),
+            interleaved.Listener(watch=watch),
         )
         save(made, outcomes, request.model, arguments.output)
 

@@ -134,7 +134,10 @@ def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ..
         artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
         candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
     found = interleaved.run(
-        candidates, duration_s=DURATION_S, seed=seed, open_lane=lambda _: SyntheticLane(named), look=lambda: QUIET
+        candidates,
+        interleaved.Schedule(duration_s=DURATION_S, seed=seed),
+        open_lane=lambda _: SyntheticLane(named),
+        look=lambda: QUIET,
     )
     return tuple(outcome for outcome in found if isinstance(outcome, Measurement))
 

@@ -367,7 +367,9 @@ class Making:
 
         def measure(path: Path) -> Measurements:
             outcomes = one_run.time_rows(
-                table, duration_s=profile.duration_s, seed=profile.seed, progress=self.progress
+                table,
+                interleaved.Schedule(duration_s=profile.duration_s, seed=profile.seed),
+                interleaved.Listener(progress=self.progress),
             )
             kept = Measurements(
                 measurements=tuple(m for m in outcomes if isinstance(m, Measurement)),

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from resdeploy.backends import lane
 from resdeploy.measure import interleaved, summary
+from resdeploy.measure.interleaved import Listener, Schedule
 from resdeploy.records import (
     Artifact,
     Comparison,
     Failure,
     Measurement,
-    Progress,
     Summary,
 )
 
@@ -47,22 +47,16 @@ def summaries(outcomes: Iterable[Measurement | Failure]) -> tuple[Summary | Fail
 
 def time_rows(
     rows: Sequence[Row],
+    schedule: Schedule,
+    listener: Listener,
     *,
-    duration_s: float,
-    seed: int,
-    progress: Progress,
-    watch: interleaved.Watch | None = None,
-    starting: interleaved.Starting | None = None,
     timeout_s: float = lane.TIMEOUT_S,
 ) -> tuple[Measurement | Failure, ...]:
     """Raw times of built rows from one interleaved run."""
     return interleaved.run(
         [row.candidate for row in rows],
-        duration_s=duration_s,
-        seed=seed,
-        progress=progress,
-        watch=watch,
-        starting=starting,
+        schedule,
+        listener,
         open_lane=functools.partial(lane.Lane, timeout_s=timeout_s),
     )
 

@@ -100,11 +100,8 @@ def bench(
     with journal.keeping(plan.journal, failures) as keep:
         outcomes = one_run.time_rows(
             rows,
-            duration_s=plan.duration_s,
-            seed=plan.seed,
-            progress=progress,
-            watch=_both(keep, watch),
-            starting=starting,
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Listener(progress=progress, watch=_both(keep, watch), starting=starting),
             timeout_s=plan.timeout_s,
         )
         found = one_run.compare_rows(rows, outcomes)

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from resdeploy import store
 from resdeploy.backends import choose
@@ -38,6 +38,9 @@ from resdeploy.verbs import verdict
 from resdeploy.verbs.saved_benches import judge_saved
 from resdeploy.verbs.verdict import Evidence, Limits, Times, compares_nothing
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
 
 @dataclass(frozen=True, kw_only=True)
 class GatePlan:
@@ -58,48 +61,68 @@ class GatePlan:
     update_baseline: bool = False
 
 
-def plan_of(
-    baseline: str,
-    candidates: Sequence[str],
-    *,
-    img_size: int | None = None,
-    resize: int | None = None,
-    interpolation: Interpolation | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    max_drop: float | None = None,
-    max_top5_drop: float | None = None,
-    max_slowdown: float | None = None,
-    max_size: float | None = None,
-    max_memory: float | None = None,
-    require_fused: bool = False,
-    backend: str = "auto",
-    duration: float = 3.0,
-    **options: Any,
-) -> GatePlan:
-    """The plan that options of the command line's names describe; the others are `GatePlan`'s own."""
+class GateOptions(TypedDict, total=False):
+    """Limits and options by the names that the command line gives them; None is what the command has without it."""
+
+    max_drop: float | None
+    max_top5_drop: float | None
+    max_slowdown: float | None
+    max_size: float | None
+    max_memory: float | None
+    require_fused: bool
+    data: str | None
+    confidence: float
+    backend: str
+    batch_size: int
+    duration: float
+    threads: int | None
+    skip_bad: bool
+    img_size: int | None
+    resize: int | None
+    interpolation: Interpolation | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
+    update_baseline: bool
+
+
+def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
+    """The plan that options of the command line's names describe.
+
+    Raises:
+        UsageError: an option of no such name.
+    """
+    if unknown := sorted(options.keys() - GateOptions.__annotations__):
+        raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
     limits = Limits(
-        drop_pp=max_drop,
-        top5_drop_pp=max_top5_drop,
-        slowdown_pct=max_slowdown,
-        size_mb=max_size,
-        memory_mb=max_memory,
-        fused=require_fused,
+        drop_pp=options.get("max_drop"),
+        top5_drop_pp=options.get("max_top5_drop"),
+        slowdown_pct=options.get("max_slowdown"),
+        size_mb=options.get("max_size"),
+        memory_mb=options.get("max_memory"),
+        fused=options.get("require_fused", False),
     )
+    mean, std = options.get("mean"), options.get("std")
     return GatePlan(
         baseline=baseline,
         candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
         limits=limits,
+        data=options.get("data"),
         sight=PreprocessingOverride(
-            img_size=img_size,
-            resize=resize,
-            interpolation=interpolation,
+            img_size=options.get("img_size"),
+            resize=options.get("resize"),
+            interpolation=options.get("interpolation"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
         ),
-        backends=tuple(dict.fromkeys(backend.split(","))),
-        duration_s=duration,
-        **options,
+        skip_bad=options.get("skip_bad", False),
+        confidence=options.get("confidence", GatePlan.confidence),
+        backends=tuple(dict.fromkeys(options.get("backend", "auto").split(","))),
+        batch_size=options.get("batch_size", GatePlan.batch_size),
+        threads=options.get("threads"),
+        duration_s=options.get("duration", GatePlan.duration_s),
+        seed=options.get("seed", GatePlan.seed),
+        update_baseline=options.get("update_baseline", False),
     )
 
 
@@ -366,7 +389,11 @@ def _measure(
             request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
-    outcomes = one_run.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    outcomes = one_run.time_rows(
+        list(table.values()),
+        interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+        interleaved.Listener(progress=progress),
+    )
     times = {outcome.label: interleaved.measurement_or_raise(outcome) for outcome in outcomes}
     return {
         side.name: (times.get(f"baseline {side.backend}"), times[f"candidate {k}"]) for k, side in enumerate(candidates)

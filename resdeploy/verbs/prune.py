@@ -220,7 +220,14 @@ def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progres
             label=label, backend=backend, artifact=build.build(source, backend, execution), execution=execution
         )
         table.append(Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
-    return compare_rows(table, time_rows(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress))
+    return compare_rows(
+        table,
+        time_rows(
+            table,
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Listener(progress=progress),
+        ),
+    )
 
 
 def tuning(epochs: int, lr: float, seed: int) -> Plan | None:
