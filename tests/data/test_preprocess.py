@@ -12,6 +12,7 @@ from PIL import Image
 
 from resdeploy.data import preprocess
 from resdeploy.errors import UsageError
+from resdeploy.pipeline.request import Interpolation
 from resdeploy.records import Preprocessing
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
@@ -24,7 +25,7 @@ def photographs(shared: Path) -> list[Path]:
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (235, 224), (330, 299)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_it_equals_torchvision_on_photographs(
-    shared: Path, torchvision: ModuleType, resize: int, crop: int, interpolation: str
+    shared: Path, torchvision: ModuleType, resize: int, crop: int, interpolation: Interpolation
 ) -> None:
     """V1 (256/224), V2 (232/224) and others give torchvision's tensor exactly, at odd native sizes."""
     transforms = torchvision.transforms
