@@ -27,6 +27,7 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
     monkeypatch.setattr(profile, "_variant", made)
     asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
     steps = Steps(tmp_path, lambda _: None)
-    variants, (failure,) = profile._variants(asked, steps, fp32, None, lambda *_: None)
+    told: Any = profile._variants(asked, steps, fp32, None, lambda *_: None)
+    variants, (failure,) = told
     assert variants == ("fp32",)
     assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")
