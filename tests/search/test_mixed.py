@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.errors import BackendCrash
+from resdeploy.measure import bench
 from resdeploy.measure.bench import Candidate
 from resdeploy.records import (
     Artifact,
@@ -148,7 +149,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float | None]]
                 for one in candidates
             )
 
-        monkeypatch.setattr(mixed.bench, "run", run)
+        monkeypatch.setattr(bench, "run", run)
         return asked
 
     return known
