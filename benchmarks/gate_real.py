@@ -22,9 +22,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy import store
+from resdeploy import stats, store
 from resdeploy.graph import files, residual
-from resdeploy.judge import accuracy, pairs
+from resdeploy.judge import pairs
 from resdeploy.measure import environment
 from resdeploy.measure import predictions as saved
 from resdeploy.pipeline import gate, judge, make
@@ -158,7 +158,7 @@ def contradictions(before: Predictions, after: Predictions, limit: float) -> dic
     for _ in range(PARTS):
         part = change_of[rng.choice(len(change_of), PART_IMAGES, replace=False)]
         lost, gained = int((part > 0).sum()), int((part < 0).sum())
-        score = float(accuracy.stats.tango_score(lost, gained, PART_IMAGES, limit / 100))
+        score = float(stats.tango_score(lost, gained, PART_IMAGES, limit / 100))
         state = "pass" if score <= -1.6448536 else "fail" if score >= 1.6448536 else "inconclusive"
         found[state] += 1
     wrong = found["pass"] if over else found["fail"]
@@ -187,6 +187,7 @@ def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: 
     found = gate.gate(plan, progress=quiet).gate
     check = found.judged[0].verdict.checks[0]
     assert check.interval is not None
+    assert check.observed is not None
     before = saved.load(baseline)
     after = answers(before, found.judged[0])
     return {
