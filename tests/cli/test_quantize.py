@@ -11,12 +11,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from test_bad_input import files_in, refused
 from typer.testing import CliRunner
 
 from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.errors import OutputLost, ResdeployError
+from resdeploy.measure import bench
 from resdeploy.pipeline import make, mixed
 from resdeploy.pipeline.request import Request, Sight
 from resdeploy.quantize import fidelity
@@ -25,6 +25,7 @@ from resdeploy.report import mixed as report
 from resdeploy.report import render
 from resdeploy.search import mixed as search
 from tests.cli.conftest import Run
+from tests.cli.test_bad_input import files_in, refused
 
 
 def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
@@ -32,7 +33,7 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
 ) -> None:
     """The model chosen is shown to be within the budget, is the fastest measured, and says how it was chosen."""
     monkeypatch.setattr(search, "SHARES", (1 / 4,))
-    monkeypatch.setattr(search.bench, "run", functools.partial(search.bench.run, blocks=2, processes=1, extensions=0))
+    monkeypatch.setattr(bench, "run", functools.partial(bench.run, blocks=2, processes=1, extensions=0))
     source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
     plan = make.CalibrationPlan(data="digits", samples=64)
     wanted = mixed.Wanted(max_drop_pp=5.0, data="digits", duration_s=0.1)
@@ -49,6 +50,7 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
     assert chosen["timing"]["latency_ms"]["p50"] == min(timed)
     assert {row["kind"] for row in document["layers"]} == {"Conv", "Gemm", "block"}
     record = store.load(out)
+    assert record is not None
     assert any("chosen by search" in note for note in record.notes)
     assert record.checks["drop_at_most_pp"] == pytest.approx(chosen["check"]["interval"][1])
     assert set(files_in(tmp_path)) == {Path("m.onnx"), Path("m.onnx.json")}
@@ -239,6 +241,7 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     assert "nothing to do with its source's" in done.stderr
     assert "snr_db" in done.stderr
     record = store.load(tmp_path / "x.onnx")
+    assert record is not None
     assert record.checks["snr_db"] < 3
     assert any("pool (MaxPool)" in note for note in record.notes)
 
@@ -266,7 +269,9 @@ def test_an_fp16_file_that_overflows_is_refused_and_images_mend_it(
     done = CliRunner().invoke(app, [*arguments, "--calib-data", "digits", "--calib-samples", "8", *map(str, SEEN)])
     assert done.exit_code == 0, done.stderr
     assert "kept in FP32, their values overflow: loud" in done.stderr
-    assert store.load(tmp_path / "x.onnx").checks["snr_db"] > 40
+    record = store.load(tmp_path / "x.onnx")
+    assert record is not None
+    assert record.checks["snr_db"] > 40
 
 
 def test_a_search_does_not_write_a_lost_candidate(
