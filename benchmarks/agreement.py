@@ -25,9 +25,9 @@ from typing import Any
 from resdeploy import stats, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.measure import bench, environment
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
+from resdeploy.deploy import build, export
+from resdeploy.deploy.model_string import Request
+from resdeploy.measure import environment, interleaved
 from resdeploy.records import Artifact, BackendName, Execution
 
 RESULT = Path(__file__).parent / "results" / "agreement.json"
@@ -54,7 +54,7 @@ print(statistics.median(times))
 def ours(backend: BackendName, built: Artifact, seconds: float) -> float:
     with Lane(backend) as lane:
         lane.open(built, Execution())
-        bench.warm_up(lane)
+        interleaved.warm_up(lane)
         return statistics.median(lane.block(1, seconds=seconds).run_s)
 
 
@@ -77,12 +77,12 @@ def perf_test(built: Artifact, seconds: float) -> float:
 
 
 def agreement(model: str, rounds: int, seconds: float) -> list[dict[str, Any]]:
-    source = make.onnx_fp32(Request(model=model), progress=lambda *_: None)
+    source = export.to_onnx(Request(model=model), progress=lambda *_: None)
     theirs: dict[BackendName, tuple[str, Callable[[Artifact, float], float]]] = {
         "openvino": ("benchmark_app -hint latency", benchmark_app),
         "onnxruntime": ("session.run in a loop", perf_test),
     }
-    built = {backend: make.built(source, backend, Execution()) for backend in theirs}
+    built = {backend: build.build(source, backend, Execution()) for backend in theirs}
     times: dict[tuple[BackendName, bool], list[float]] = {(b, mine): [] for b in theirs for mine in (True, False)}
     order = random.Random(0)
     for _ in range(rounds):

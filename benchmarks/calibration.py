@@ -42,9 +42,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peer_static import quantize_static
 from resdeploy import stats, store
 from resdeploy.data import datasets
+from resdeploy.deploy import calibration, export, lower
+from resdeploy.deploy.model_string import Request
 from resdeploy.measure import environment
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
 from resdeploy.records import Preprocessing
 
 SIGHT = Preprocessing(size=(224, 224), resize=256)
@@ -71,9 +71,9 @@ def photographs(samples: Path, folder: Path, count: int) -> None:
 
 def ours(method: str) -> Callable[[Path, Path, int, Path], None]:
     def build(fp32: Path, folder: Path, count: int, out: Path) -> None:
-        plan = make.CalibrationPlan(data=str(folder), samples=count, method=method)
-        source = make.onnx_fp32(Request(model=str(fp32)), progress=lambda *_: None)
-        make.lowered(source, "int8", "openvino", plan, out, progress=lambda *_: None)
+        plan = calibration.CalibrationPlan(data=str(folder), samples=count, method=method)
+        source = export.to_onnx(Request(model=str(fp32)), progress=lambda *_: None)
+        lower.lower(source, "int8", "openvino", plan, out, progress=lambda *_: None)
 
     return build
 
@@ -222,7 +222,7 @@ def main() -> int:
     }
     with tempfile.TemporaryDirectory() as scratch:
         fp32, most = Path(scratch) / "resnet50.onnx", max(count for _, count in runs)
-        make.onnx_fp32(Request(model="resnet50"), fp32, progress=lambda *_: None)
+        export.to_onnx(Request(model="resnet50"), fp32, progress=lambda *_: None)
         (Path(scratch) / "images").mkdir()
         photographs(arguments.photographs, Path(scratch) / "images", most)
         for number in range(rounds):

@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
-from resdeploy.graph import cost
+from resdeploy.graph import counts
 from resdeploy.measure import environment
 from resdeploy.records import ModelSpec
 
@@ -51,7 +51,7 @@ def seconds(model: onnx.ModelProto) -> float:
     """CPU seconds of one count, whose result is checked: every convolution is in it."""
     spec = ModelSpec(name="deep", family="x", classes=CHANNELS, input_shape=(CHANNELS, SIZE, SIZE), preprocessing=None)
     start = time.process_time()
-    counted = cost.count(model, spec)
+    counted = counts.count(model, spec)
     elapsed = time.process_time() - start
     convolutions = sum(node.op_type == "Conv" for node in model.graph.node)
     assert (counted.macs, counted.unknown) == (convolutions * MACS, ())

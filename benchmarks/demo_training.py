@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 from resdeploy import store
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.measure import environment
-from resdeploy.pipeline import training
-from resdeploy.pipeline.request import Request, Sight
 from resdeploy.train.loop import Plan
+from resdeploy.verbs import train
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -28,11 +28,11 @@ def main() -> None:
     assert profile.data is not None
     results = []
     for seed in range(arguments.seeds):
-        request = Request(model=profile.model, seed=seed, sight=Sight(img_size=profile.img_size))
+        request = Request(model=profile.model, seed=seed, sight=PreprocessingOverride(img_size=profile.img_size))
         plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             started, used = time.perf_counter(), time.process_time()
-            artifact = training.trained(
+            artifact = train.train_float(
                 request, profile.data, plan, Path(folder) / "r.safetensors", progress=lambda *_: None
             )
         row = {

@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from resdeploy import store
 from resdeploy.backends import machine
-from resdeploy.measure import bench, environment, summary
-from resdeploy.pipeline import make
-from resdeploy.pipeline.pixels import uint8_input
-from resdeploy.pipeline.request import Request
+from resdeploy.deploy import build, calibration, export, lower
+from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.pixel_input import uint8_input
+from resdeploy.measure import environment, interleaved, summary
 from resdeploy.quantize import ptq
 from resdeploy.records import Artifact, BackendName, Calibration, Effort, Execution, Measurement
 
@@ -58,9 +58,9 @@ def in_process(
 
 
 def quantized(source: Artifact, backend: BackendName, effort: Effort, out: Path) -> Artifact:
-    plan = make.CalibrationPlan(samples=2)
-    (images,) = make.calibration_inputs(source, plan)
-    target = make.TARGETS[backend]
+    plan = calibration.CalibrationPlan(samples=2)
+    (images,) = calibration.calibration_inputs(source, plan)
+    target = lower.TARGETS[backend]
     return ptq.quantize(
         source,
         [images],
@@ -74,15 +74,15 @@ def quantized(source: Artifact, backend: BackendName, effort: Effort, out: Path)
 
 def measure(model: str, backend: BackendName, duration_s: float, folder: Path) -> list[dict[str, Any]]:
     """Latencies and ratios of the variants, float at normal effort first."""
-    source = make.onnx_fp32(Request(model=model), folder / f"{model}.onnx", progress=lambda *_: None)
+    source = export.to_onnx(Request(model=model), folder / f"{model}.onnx", progress=lambda *_: None)
     inside = uint8_input(source, folder / f"{model}-uint8.onnx")
     execution = Execution(threads=machine.usable_cores(), precision="int8")
     candidates = []
     for i, (label, (pixels, effort)) in enumerate(VARIANTS.items()):
         made = quantized(inside if pixels else source, backend, effort, folder / f"{backend}-{i}.onnx")
-        built = make.built(made, backend, execution, folder / f"{backend}-{i}b{make.suffix_of(backend)}")
-        candidates.append(bench.Candidate(label=label, backend=backend, artifact=built, execution=execution))
-    outcomes = [m for m in bench.run(candidates, duration_s=duration_s, seed=0) if isinstance(m, Measurement)]
+        built = build.build(made, backend, execution, folder / f"{backend}-{i}b{build.suffix_of(backend)}")
+        candidates.append(interleaved.Candidate(label=label, backend=backend, artifact=built, execution=execution))
+    outcomes = [m for m in interleaved.run(candidates, duration_s=duration_s, seed=0) if isinstance(m, Measurement)]
     base = summary.summarise(outcomes[0])
     rows = []
     for outcome in outcomes:

@@ -26,11 +26,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quantization import NETWORKS
 from resdeploy import store
 from resdeploy.data import datasets
+from resdeploy.deploy import networks
+from resdeploy.deploy.model_string import Request
 from resdeploy.measure import environment
-from resdeploy.pipeline import sources, training
-from resdeploy.pipeline.request import Request
-from resdeploy.search import prune
 from resdeploy.train import loop
+from resdeploy.verbs import block_search, train
 
 RESULTS = Path(__file__).parent / "results"
 RATES = (0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
@@ -44,7 +44,7 @@ def images(data: Path, count: int, classes: int, *, check: bool) -> tuple[datase
     test = datasets.open_dataset(str(data / "cifar10"), split="test")
     learned, judged = (
         dataclasses.replace(some.subset(np.flatnonzero(some.labels < classes)), classes=some.classes[:classes])
-        for some in (train, prune.halves(test, 0)[check])
+        for some in (train, block_search.halves(test, 0)[check])
     )
     return datasets.choose(learned, min(count, len(learned)), 0), judged
 
@@ -54,10 +54,10 @@ def row(
 ) -> dict[str, Any]:
     learned, judged = images(data, count, classes, check=check)
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
-    start = sources.network(request)
+    start = networks.resolve(request)
     with tempfile.TemporaryDirectory() as folder:
         made = loop.train(
-            training.spec_for(start.spec, learned), learned, judged,
+            train.spec_for(start.spec, learned), learned, judged,
             loop.Plan(epochs=1, lr=lr, seed=seed, threads=threads),
             out=Path(folder) / "x.safetensors", initial=start.path,
         )  # fmt: skip

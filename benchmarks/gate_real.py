@@ -23,21 +23,21 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy import stats, store
+from resdeploy.deploy import calibration, candidates, export, lower
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.graph import files, residual
 from resdeploy.judge import pairs
-from resdeploy.measure import environment
-from resdeploy.measure import predictions as saved
-from resdeploy.pipeline import gate, judge, make
-from resdeploy.pipeline.limits import Limits
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.measure import environment, predictions, run_images
 from resdeploy.records import Artifact, Judged, Predictions
+from resdeploy.verbs import gate
+from resdeploy.verbs.verdict import Limits
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "gate-real.json", HERE.parent / "docs" / "gate.md"
 BEGIN, END = "<!-- gate_real: begin -->", "<!-- gate_real: end -->"
 METHODS = ("minmax", "percentile", "entropy")
 PARTS, PART_IMAGES = 2000, 1000
-WRONG = Sight(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+WRONG = PreprocessingOverride(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 
 
 def quiet(_what: str, _done: int, _total: int) -> None:
@@ -124,27 +124,34 @@ def spoiled(fp32: Artifact, name: str, folder: Path) -> Path:
     return path
 
 
-Case = tuple[str, str, Callable[[], Path], Sight]  # baseline, candidate, its file, how it is told to see images
+Case = tuple[
+    str, str, Callable[[], Path], PreprocessingOverride
+]  # baseline, candidate, its file, how it is told to see images
 
 
 def cases(data: Path, folder: Path, fp32: dict[str, Artifact]) -> Iterator[Case]:
     """All comparisons: INT8, one network against the other, then what was spoiled."""
     for net, artifact in fp32.items():
         for method in METHODS:
-            yield net, f"INT8 {method}", functools.partial(quantized, artifact, data, folder, net, method), Sight()
+            yield (
+                net,
+                f"INT8 {method}",
+                functools.partial(quantized, artifact, data, folder, net, method),
+                PreprocessingOverride(),
+            )
     for before, after in (("resnet56", "resnet20"), ("resnet20", "resnet56")):
-        yield before, after, functools.partial(Path, fp32[after].path), Sight()
+        yield before, after, functools.partial(Path, fp32[after].path), PreprocessingOverride()
     for net, artifact in fp32.items():
         for name in SPOILED:
-            yield net, name, functools.partial(spoiled, artifact, name, folder), Sight()
+            yield net, name, functools.partial(spoiled, artifact, name, folder), PreprocessingOverride()
         yield net, "told mean and std of 0.5", functools.partial(Path, artifact.path), WRONG
 
 
 def quantized(fp32: Artifact, data: Path, folder: Path, net: str, method: str) -> Path:
     path = folder / f"{net}-{method}.onnx"
     if not path.exists():
-        plan = make.CalibrationPlan(data=str(data / "cifar10" / "train"), method=method)
-        make.lowered(fp32, "int8", "openvino", plan, path, progress=quiet)
+        plan = calibration.CalibrationPlan(data=str(data / "cifar10" / "train"), method=method)
+        lower.lower(fp32, "int8", "openvino", plan, path, progress=quiet)
     return path
 
 
@@ -174,7 +181,9 @@ def answers(before: Predictions, judged: Judged) -> Predictions:
     return replace(before, top=top, logits=None)
 
 
-def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: float) -> dict[str, object]:
+def row(
+    name: str, baseline: Path, model: Path, sight: PreprocessingOverride, data: str, limit: float
+) -> dict[str, object]:
     """One gate, with what it counted and said."""
     plan = gate.GatePlan(
         baseline=str(baseline),
@@ -188,11 +197,11 @@ def row(name: str, baseline: Path, model: Path, sight: Sight, data: str, limit: 
     check = found.judged[0].verdict.checks[0]
     assert check.interval is not None
     assert check.observed is not None
-    before = saved.load(baseline)
+    before = predictions.load(baseline)
     after = answers(before, found.judged[0])
     return {
         "candidate": name,
-        "top1": saved.score(after).top1,
+        "top1": predictions.score(after).top1,
         "drop_pp": check.observed,
         "interval_pp": list(check.interval),
         "verdict": check.state,
@@ -230,15 +239,15 @@ def main() -> int:
     fp32, baselines = {}, {}
     for net in ("resnet20", "resnet56"):
         weights = next((arguments.data / "weights").glob(f"{net}-*.th"))
-        fp32[net] = make.onnx_fp32(Request(model=net, weights=str(weights)), folder / f"{net}.onnx", progress=quiet)
+        fp32[net] = export.to_onnx(Request(model=net, weights=str(weights)), folder / f"{net}.onnx", progress=quiet)
         baselines[net] = folder / f"{net}.npz"
         if not baselines[net].exists():
-            evaluation = judge.EvalPlan(data=data, backend="openvino")
-            saved.save(judge.predict(fp32[net], "openvino", evaluation, progress=quiet), baselines[net])
+            candidate = candidates.candidate(fp32[net], "openvino", batch_size=32)
+            predictions.save(run_images.predict_test_split(candidate, data, progress=quiet), baselines[net])
     document = {
         "command": f"python benchmarks/gate_real.py --data FOLDER --limit {arguments.limit:g}",
         "limit_pp": arguments.limit,
-        "images": len(saved.load(baselines["resnet20"]).labels),
+        "images": len(predictions.load(baselines["resnet20"]).labels),
         "parts": {"count": PARTS, "images": PART_IMAGES},
         "environment": environment.capture(),
         "results": [],

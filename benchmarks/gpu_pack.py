@@ -21,8 +21,9 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy import store
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.deploy import export, lower
+from resdeploy.deploy.calibration import CalibrationPlan
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.records import Artifact, Precision
 
 IMAGENET = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152")
@@ -95,14 +96,14 @@ def quiet(_what: str, _done: int, _total: int) -> None:
 
 
 def lowered(source: Artifact, precision: Precision, calibration: str, out: Path) -> Artifact:
-    plan = make.CalibrationPlan(data=calibration, samples=64)
-    return make.lowered(source, precision, "tensorrt", plan, out, progress=quiet)
+    plan = CalibrationPlan(data=calibration, samples=64)
+    return lower.lower(source, precision, "tensorrt", plan, out, progress=quiet)
 
 
 def pack_network(name: str, out: Path, img_size: int | None) -> list[dict[str, Any]]:
     """One ImageNet network in three precisions, without weights."""
     work = out / f".{name}.onnx"
-    source = make.onnx_fp32(Request(model=name, sight=Sight(img_size=img_size)), work, progress=quiet)
+    source = export.to_onnx(Request(model=name, sight=PreprocessingOverride(img_size=img_size)), work, progress=quiet)
     model = onnx.load(work)
     give_seeded_weights(model)
     onnx.save(model, work)
@@ -127,7 +128,7 @@ def pack_network(name: str, out: Path, img_size: int | None) -> list[dict[str, A
 def pack_cifar(name: str, weights: Path, data: Path, out: Path) -> list[dict[str, Any]]:
     """One CIFAR net in three precisions, with its trained weights."""
     work = out / f"{name}.fp32.onnx"
-    source = make.onnx_fp32(Request(model=name, weights=str(weights)), work, progress=quiet)
+    source = export.to_onnx(Request(model=name, weights=str(weights)), work, progress=quiet)
     rows: list[dict[str, Any]] = []
     for precision in ("fp32", "fp16", "int8"):
         if precision != "fp32":

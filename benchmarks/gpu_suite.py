@@ -10,8 +10,8 @@ INT8 and FP16 at batch 1 and 128 with audit and agreement; the CIFAR nets' agree
 other batches, networks and FP32; then ResNet-50 built again, three times in all, since kernels are chosen by timing and
 the choice differs from build to build.
 
-Engines of one network and batch are timed interleaved in one run (`measure.bench`): compute by CUDA events and by the
-clock under a CUDA graph, and end to end with the copies.
+Engines of one network and batch are timed interleaved in one run (`measure.interleaved`): compute by CUDA events and by
+the clock under a CUDA graph, and end to end with the copies.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from benchmarks import gpu_pack
 from resdeploy import store
 from resdeploy.backends import nvml, tensorrt
 from resdeploy.backends.lane import Lane
+from resdeploy.deploy import engines
 from resdeploy.graph import intent
-from resdeploy.judge import audit
-from resdeploy.measure import bench, environment, summary
-from resdeploy.pipeline import engines
+from resdeploy.judge import fusion
+from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import Artifact, Execution, Failure, ModelSpec
 
 BUILDS = 3
@@ -101,7 +101,7 @@ class Suite:
             )
             how = dataclasses.replace(self.execution(network, batch), engine=options)
             out = self.work / f"{network}.{precision}.b{batch}.{number}.engine"
-            self.built[key] = engines.built(self.source(network, precision), how, out, None)
+            self.built[key] = engines.build_engine(self.source(network, precision), how, out, None)
         return self.built[key]
 
     def execution(self, network: str, batch: int) -> Execution:
@@ -126,7 +126,7 @@ def build_and_audit(suite: Suite, network: str, precision: str, batch: int, numb
         lane.block(10)
         layers = lane.layers()
     asked = intent.of(onnx.load(suite.source(network, precision).path))
-    found = audit.judge(f"{network} {precision} b{batch}", layers, intent=asked, asked=precision)  # type: ignore[arg-type]
+    found = fusion.judge(f"{network} {precision} b{batch}", layers, intent=asked, asked=precision)  # type: ignore[arg-type]
     suite.keep(
         {
             "what": "audit",
@@ -177,7 +177,7 @@ def agree(suite: Suite, network: str, precision: str) -> None:
 def timed(suite: Suite, network: str, precisions: tuple[str, ...], batch: int, number: int) -> None:
     """All precisions of one network and batch, interleaved in one run."""
     candidates = [
-        bench.Candidate(
+        interleaved.Candidate(
             label=precision,
             backend="tensorrt",
             artifact=suite.engine(network, precision, batch, number),
@@ -186,7 +186,7 @@ def timed(suite: Suite, network: str, precisions: tuple[str, ...], batch: int, n
         for precision in precisions
     ]
     before = nvml.snapshot()
-    outcomes = bench.run(candidates, duration_s=suite.args.seconds, blocks=8, processes=1, extensions=0)
+    outcomes = interleaved.run(candidates, duration_s=suite.args.seconds, blocks=8, processes=1, extensions=0)
     after = nvml.snapshot()
     for precision, outcome in zip(precisions, outcomes, strict=True):
         row = {"what": "time", **named(network, precision, batch, number), "peer": "resdeploy", "gpu": [before, after]}

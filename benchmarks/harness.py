@@ -27,13 +27,13 @@ import numpy as np
 
 from resdeploy import store
 from resdeploy.backends.lane import Lane
+from resdeploy.deploy import build, candidates, export
+from resdeploy.deploy.model_string import Request
 from resdeploy.graph import drop, files
-from resdeploy.measure import environment, summary
-from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import compare, make
-from resdeploy.pipeline.request import Request
+from resdeploy.measure import environment, one_run, summary
 from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec, Progress
 from resdeploy.report import documents
+from resdeploy.verbs import compare
 
 RESULTS = Path(__file__).parent / "results"
 SLEEP_S, QUERIES = 0.01, 300
@@ -74,16 +74,16 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
     """Two runs of one model, one of a model with one block more, and the true ratio."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        whole = make.onnx_fp32(Request(model=arguments.model), folder / "whole.onnx", progress=Silent)
+        whole = export.to_onnx(Request(model=arguments.model), folder / "whole.onnx", progress=Silent)
         graph = files.load_model(Path(whole.path))
         removed = drop.removable(graph)[0]
         files.save_model(drop.remove(graph, (removed,)), folder / "less.onnx")
-        less = make.onnx_fp32(Request(model=str(folder / "less.onnx")), progress=Silent)
+        less = export.to_onnx(Request(model=str(folder / "less.onnx")), progress=Silent)
         first = saved(folder / "first.json", less, arguments, 1)
         again = saved(folder / "again.json", less, arguments, 2)
         more = saved(folder / "more.json", whole, arguments, 3)
         pair = [_row(artifact, arguments) for artifact in (less, whole)]
-        outcomes = rows.timed(pair, duration_s=10 * arguments.duration, seed=4, progress=Silent)
+        outcomes = one_run.time_rows(pair, duration_s=10 * arguments.duration, seed=4, progress=Silent)
         shorter, longer = (o for o in outcomes if isinstance(o, Measurement))
         truth = 1 / summary.compare(shorter, longer).speedup
         same, slower = (compare.compare(first, other).changes[0] for other in (again, more))
@@ -99,21 +99,21 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _row(artifact: Artifact, arguments: argparse.Namespace) -> rows.Row:
-    from resdeploy.measure.bench import Candidate
+def _row(artifact: Artifact, arguments: argparse.Namespace) -> one_run.Row:
+    from resdeploy.measure.interleaved import Candidate
 
-    execution = rows.execution_for(artifact, batch_size=1, threads=arguments.threads)
-    built = make.built(artifact, arguments.backend, execution)
+    execution = candidates.execution_for(artifact, batch_size=1, threads=arguments.threads)
+    built = build.build(artifact, arguments.backend, execution)
     label = f"{Path(artifact.path).stem} {arguments.backend}"
     candidate = Candidate(label=label, backend=arguments.backend, artifact=built, execution=execution)
-    return rows.Row(source=artifact, candidate=candidate, baselines=())
+    return one_run.Row(source=artifact, candidate=candidate, baselines=())
 
 
 def saved(out: Path, artifact: Artifact, arguments: argparse.Namespace, seed: int) -> Path:
     """One run by itself, as `bench --format json -o` saves it."""
     row = [_row(artifact, arguments)]
-    found = rows.compared(row, rows.timed(row, duration_s=arguments.duration, seed=seed, progress=Silent))
-    store.write_json(out, documents.bench(rows.summaries(found.outcomes), found.comparisons, environment.capture()))
+    found = one_run.compare_rows(row, one_run.time_rows(row, duration_s=arguments.duration, seed=seed, progress=Silent))
+    store.write_json(out, documents.bench(one_run.summaries(found.outcomes), found.comparisons, environment.capture()))
     return out
 
 

@@ -30,10 +30,12 @@ from benchmarks.networks import with_biases
 from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.backends.lane import Lane
-from resdeploy.graph import files, portable, residual
-from resdeploy.measure import bench, environment, summary
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.deploy import calibration, export, lower
+from resdeploy.deploy.build import suffix_of
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
+from resdeploy.graph import files, residual
+from resdeploy.graph.canonical import form
+from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import Artifact, BackendName, Execution, Measurement, Target
 
 NETWORKS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
@@ -44,11 +46,11 @@ Silent: Callable[..., None] = lambda *_: None  # noqa: E731
 
 def fusion(network: str, folder: Path) -> dict[str, Any]:
     """Counts of convolutions and residual additions, and how OpenVINO runs them."""
-    request = Request(model=network, sight=Sight(img_size=FUSION_SIZE))
-    source = make.onnx_fp32(request, folder / f"{network}.onnx", progress=Silent)
-    plan = make.CalibrationPlan(data="synthetic:2")
-    int8 = make.lowered(source, "int8", "openvino", plan, folder / f"{network}.int8.onnx", progress=Silent)
-    graph = portable.canonicalise(files.load_model(Path(source.path)))
+    request = Request(model=network, sight=PreprocessingOverride(img_size=FUSION_SIZE))
+    source = export.to_onnx(request, folder / f"{network}.onnx", progress=Silent)
+    plan = calibration.CalibrationPlan(data="synthetic:2")
+    int8 = lower.lower(source, "int8", "openvino", plan, folder / f"{network}.int8.onnx", progress=Silent)
+    graph = form.canonicalise(files.load_model(Path(source.path)))
     adds = {block.add for block in residual.find_blocks(graph)}
     execution = Execution(input_shape=(3, FUSION_SIZE, FUSION_SIZE))
     with Lane("openvino") as lane:
@@ -97,9 +99,9 @@ def nncf_default(fp32: Path, images: Path, out: Path) -> None:
 
 def ours(target: Target) -> Callable[[Path, Path, Path], None]:
     def build(fp32: Path, images: Path, out: Path) -> None:
-        source = make.onnx_fp32(Request(model=str(fp32)), progress=Silent)
-        plan = make.CalibrationPlan(data=str(images), samples=CALIBRATION_IMAGES)
-        make.lowered(source, "int8", target, plan, out, progress=Silent)
+        source = export.to_onnx(Request(model=str(fp32)), progress=Silent)
+        plan = calibration.CalibrationPlan(data=str(images), samples=CALIBRATION_IMAGES)
+        lower.lower(source, "int8", target, plan, out, progress=Silent)
 
     return build
 
@@ -118,7 +120,7 @@ ROWS: dict[BackendName, tuple[str, ...]] = {
 
 def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
     fp32 = folder / "resnet50.onnx"
-    make.onnx_fp32(with_biases("resnet50", folder), fp32, progress=Silent)
+    export.to_onnx(with_biases("resnet50", folder), fp32, progress=Silent)
     (folder / "images").mkdir()
     photographs(samples, folder / "images", CALIBRATION_IMAGES)
     made: dict[str, Artifact] = {}
@@ -127,17 +129,17 @@ def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
         build(fp32, folder / "images", out)
         made[name] = Artifact(path=str(out), format="onnx", precision="int8", sha256=store.digest(out))
         print(name, file=sys.stderr, flush=True)
-    candidates: list[bench.Candidate] = []
+    candidates: list[interleaved.Candidate] = []
     for backend, names in ROWS.items():
         for name in names:
             execution = Execution(input_shape=(3, 224, 224))
-            out = folder / f"built-{len(candidates)}{make.suffix_of(backend)}"
+            out = folder / f"built-{len(candidates)}{suffix_of(backend)}"
             with Lane(backend) as lane:
                 built = lane.build(made[name], execution, out)
             candidates.append(
-                bench.Candidate(label=f"{backend}: {name}", backend=backend, artifact=built, execution=execution)
+                interleaved.Candidate(label=f"{backend}: {name}", backend=backend, artifact=built, execution=execution)
             )
-    outcomes = bench.run(candidates, duration_s=duration_s)
+    outcomes = interleaved.run(candidates, duration_s=duration_s)
     found = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     ratios = []
     for backend, (mine, *peers) in ROWS.items():

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
+from resdeploy.deploy.model_string import Request
 from resdeploy.models import zoo
-from resdeploy.pipeline.request import Request
 
 
 def with_biases(name: str, folder: Path) -> Request:

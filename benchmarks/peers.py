@@ -39,15 +39,16 @@ from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.graph import files, peak
-from resdeploy.measure import bench, environment, journal, summary
-from resdeploy.pipeline import bench as rows
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
+from resdeploy.cost import peak_graphs
+from resdeploy.deploy import build, calibration, export
+from resdeploy.deploy.candidates import cost_of, source_for
+from resdeploy.deploy.model_string import Request
+from resdeploy.graph import files
+from resdeploy.measure import environment, interleaved, journal, summary
 from resdeploy.records import Artifact, BackendName, Execution, Failure, Measurement, Precision, Progress, Scenario
 
 RESULT = Path(__file__).parent / "results" / "peers.json"
-CALIBRATION = make.CalibrationPlan(data=f"synthetic:{make.SYNTHETIC_SAMPLES}")
+CALIBRATION = calibration.CalibrationPlan(data=f"synthetic:{calibration.SYNTHETIC_SAMPLES}")
 Silent: Progress = lambda *_: None  # noqa: E731
 Who = Literal["ours", "peer", "peak"]
 
@@ -79,11 +80,11 @@ class Way:
 
 def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[Tool]:
     """Every way to run the network, its file made in `folder` or taken from there."""
-    checkpoint = rows.source_for(request, "torch", "fp32", CALIBRATION, progress=Silent)
-    fp32 = make.onnx_fp32(request, progress=Silent)
+    checkpoint = source_for(request, "torch", "fp32", CALIBRATION, progress=Silent)
+    fp32 = export.to_onnx(request, progress=Silent)
     images = folder / "images.npy"
     if not images.exists():
-        np.save(images, np.concatenate(list(make.calibration_inputs(fp32, CALIBRATION))))
+        np.save(images, np.concatenate(list(calibration.calibration_inputs(fp32, CALIBRATION))))
     yield Tool(name="torch eager", who="peer", backend="torch", source=checkpoint)
     yield Tool(name="torch.compile", who="peer", backend="torch", source=checkpoint, compiled=True)
     yield Tool(name="ONNX Runtime FP32", who="peer", backend="onnxruntime", source=fp32)
@@ -102,14 +103,18 @@ def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[T
         yield Tool(name="NNCF in OpenVINO", who="peer", backend="openvino", source=_made(folder / "nncf.onnx", nncf))
     ours: dict[BackendName, str] = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime"}
     for backend, name in ours.items():
-        source = rows.source_for(request, backend, "int8", CALIBRATION, progress=Silent)
+        source = source_for(request, backend, "int8", CALIBRATION, progress=Silent)
         yield Tool(name=f"resdeploy INT8 in {name}", who="ours", backend=backend, source=source)
-    for shape in peak.SHAPES:
-        out = folder / f"{peak.spec(*shape).name}.onnx"
+    for shape in peak_graphs.SHAPES:
+        out = folder / f"{peak_graphs.spec(*shape).name}.onnx"
         if not out.exists():
-            files.save_model(peak.quantized(peak.chain(*shape), "openvino"), out)
+            files.save_model(peak_graphs.quantized(peak_graphs.chain(*shape), "openvino"), out)
         yield Tool(
-            name=peak.spec(*shape).name, who="peak", backend="openvino", source=_made(out), macs=peak.macs(*shape)
+            name=peak_graphs.spec(*shape).name,
+            who="peak",
+            backend="openvino",
+            source=_made(out),
+            macs=peak_graphs.macs(*shape),
         )
 
 
@@ -127,10 +132,12 @@ def _made(out: Path, build: Callable[[Path], None] | None = None) -> Artifact:
     return Artifact(path=str(out), format="onnx", precision="int8", sha256=store.digest(out))
 
 
-def candidates(request: Request, found: list[Tool], ways: list[Way]) -> dict[str, tuple[Tool, Way, bench.Candidate]]:
+def candidates(
+    request: Request, found: list[Tool], ways: list[Way]
+) -> dict[str, tuple[Tool, Way, interleaved.Candidate]]:
     """Every tool in every way, built; peaks only offline."""
-    made: dict[str, tuple[Tool, Way, bench.Candidate]] = {}
-    network = rows.cost_of(make.onnx_fp32(request, progress=Silent)).macs
+    made: dict[str, tuple[Tool, Way, interleaved.Candidate]] = {}
+    network = cost_of(export.to_onnx(request, progress=Silent)).macs
     for way, tool in itertools.product(ways, found):
         if tool.who == "peak" and way.scenario != "offline":
             continue
@@ -147,10 +154,10 @@ def candidates(request: Request, found: list[Tool], ways: list[Way]) -> dict[str
         made[label] = (
             tool,
             way,
-            bench.Candidate(
+            interleaved.Candidate(
                 label=label,
                 backend=tool.backend,
-                artifact=make.built(tool.source, tool.backend, execution),
+                artifact=build.build(tool.source, tool.backend, execution),
                 execution=execution,
                 macs=tool.macs or network,
                 scenario=way.scenario,
@@ -267,7 +274,7 @@ def main() -> None:
             keep(outcome, done, total)
             print(done, total, outcome.label, file=sys.stderr, flush=True)
 
-        outcomes = bench.run(
+        outcomes = interleaved.run(
             [candidate for *_, candidate in made.values()],
             duration_s=arguments.duration,
             extensions=arguments.extensions,
@@ -277,7 +284,7 @@ def main() -> None:
 
 
 def save(
-    made: dict[str, tuple[Tool, Way, bench.Candidate]],
+    made: dict[str, tuple[Tool, Way, interleaved.Candidate]],
     outcomes: Sequence[Measurement | Failure],
     model: str,
     out: Path,

@@ -30,10 +30,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.quantization import NETWORKS, Images, changed, logits, sample
 from resdeploy import store
 from resdeploy.data import datasets
+from resdeploy.deploy import export
+from resdeploy.deploy.calibration import CalibrationPlan
+from resdeploy.deploy.model_string import Request
 from resdeploy.graph import files, program
 from resdeploy.measure import environment
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
 from resdeploy.quantize import ptq, ranges
 from resdeploy.records import Artifact, Calibration, Effort, Target
 from resdeploy.train import qat
@@ -58,7 +59,7 @@ def started(source: Artifact, case: str, train: datasets.Dataset, seed: int, out
     chosen = datasets.choose(train, CALIBRATION_IMAGES, seed)
     stream = (batch.inputs for batch in datasets.batches(chosen, spec, BATCH))
     calibration = Calibration(
-        data="cifar10", count=len(chosen), seed=seed, method=make.CalibrationPlan().method, effort=effort
+        data="cifar10", count=len(chosen), seed=seed, method=CalibrationPlan().method, effort=effort
     )
     return ptq.quantize(source, stream, calibration=calibration, target=target, out=out, portable=True)
 
@@ -91,7 +92,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         request = Request(model="resnet20", weights=str(arguments.data / "weights" / NETWORKS["resnet20"]))
-        source = make.onnx_fp32(request, folder / "fp32.onnx", progress=lambda *_: None)
+        source = export.to_onnx(request, folder / "fp32.onnx", progress=lambda *_: None)
         spec = source.model.preprocessing if source.model is not None else None
         assert spec is not None
         train = datasets.open_dataset(str(arguments.data / "cifar10"), split="train")

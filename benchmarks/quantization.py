@@ -40,11 +40,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.data import datasets
+from resdeploy.deploy import export
+from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.pixel_input import uint8_input
 from resdeploy.judge import accuracy
 from resdeploy.measure import environment, predictions
-from resdeploy.pipeline import make
-from resdeploy.pipeline.pixels import uint8_input
-from resdeploy.pipeline.request import Request
 from resdeploy.quantize import ptq
 from resdeploy.records import Artifact, Calibration, Effort, Predictions, Preprocessing, Target
 
@@ -248,7 +248,7 @@ def measure(
 ) -> Iterator[tuple[float, Row]]:
     """FP32 top-1 in percent and a row, for each calibration set and chosen candidate that is installed."""
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
-    source = make.onnx_fp32(request, folder / f"{network}.onnx", progress=lambda *_: None)
+    source = export.to_onnx(request, folder / f"{network}.onnx", progress=lambda *_: None)
     spec = source.model.preprocessing if source.model is not None else None
     assert spec is not None
     test = datasets.open_dataset(str(data / "cifar10"), split="test")

@@ -4,10 +4,10 @@
     python benchmarks/timing_properties.py --noise bench.json  # also with the noise of a saved `resdeploy bench`
     python benchmarks/timing_properties.py --scale 0.05        # a quick look
 
-Every clock is run by `measure.bench.run` itself: its warm-up, order, processes, extensions and validity rules. Only
-the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times what
-a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the raw
-times of a real run.
+Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, extensions and validity rules.
+Only the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1,
+times what a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is
+estimated from the raw times of a real run.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ import numpy as np
 
 from resdeploy import stats, store
 from resdeploy.backends.lane import Opened
-from resdeploy.measure import bench, environment, summary
+from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec, Replay
 
 RESULT = Path(__file__).parent / "results" / "timing-properties.json"
 BASE_S = 0.02
 DURATION_S = 3.0  # the default of `bench`
-MOST_BLOCKS = bench.BLOCKS + bench.EXTENSIONS * bench.BLOCKS // bench.PROCESSES
+MOST_BLOCKS = interleaved.BLOCKS + interleaved.EXTENSIONS * interleaved.BLOCKS // interleaved.PROCESSES
 QUIET = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
 
 
@@ -133,8 +133,8 @@ def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ..
     for name in named:
         spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8))
         artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
-        candidates.append(bench.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
-    found = bench.run(
+        candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
+    found = interleaved.run(
         candidates, duration_s=DURATION_S, seed=seed, open_lane=lambda _: synthetic(named), look=lambda: QUIET
     )
     return tuple(outcome for outcome in found if isinstance(outcome, Measurement))
@@ -216,7 +216,7 @@ def noise_of(document: dict[str, Any]) -> Noise:
         samplings.append(np.pi / 2 * queries[-1] ** 2 / np.median([len(block) for block in logs]))
         medians.append(np.array([np.median(block) for block in logs]))
     turns, blocks, processes = [], [], []
-    a_process = bench.BLOCKS // bench.PROCESSES
+    a_process = interleaved.BLOCKS // interleaved.PROCESSES
     for (one, own), (other, others) in itertools.combinations(zip(medians, samplings, strict=True), 2):
         turns.append(np.cov(one, other)[0, 1])
         apart = (one - other).reshape(-1, a_process)

@@ -34,12 +34,12 @@ from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets
+from resdeploy.deploy import export
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import ResdeployError
-from resdeploy.graph import export, files, qdq
+from resdeploy.graph import files, from_torch, qdq
 from resdeploy.measure import environment
 from resdeploy.models import zoo
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
 from resdeploy.records import Artifact, BackendName, Execution, ModelSpec, Target
 
 RUNTIMES: tuple[BackendName, ...] = ("onnxruntime", "openvino")
@@ -97,7 +97,7 @@ def measure(name: str, *, quantize: bool) -> dict[str, Any]:
     image = image_for(spec)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        artifact = make.onnx_fp32(Request(model=name), Path(folder) / "model.onnx", progress=progress)
+        artifact = export.to_onnx(Request(model=name), Path(folder) / "model.onnx", progress=progress)
         export_s = time.perf_counter() - start
         net = zoo.create(spec, seed=0).double()
         with torch.no_grad():
@@ -105,7 +105,7 @@ def measure(name: str, *, quantize: bool) -> dict[str, Any]:
         del net
         errors = {backend: error(run(artifact, backend, image, Path(folder)), exact) for backend in RUNTIMES}
         placed = placements(Path(artifact.path)) if quantize else None
-    limit = export.max_rel_error(artifact.checks["torch_fp32_rel_error"])
+    limit = from_torch.max_rel_error(artifact.checks["torch_fp32_rel_error"])
     row = {
         "model": name,
         "params": spec.params,

@@ -52,7 +52,7 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     ) -> Gate:
         __tracebackhide__ = True
         from resdeploy.errors import ResdeployError
-        from resdeploy.pipeline import gate
+        from resdeploy.verbs import gate
 
         sides = [str(baseline), str(candidate), *map(str, more)]
         for name in OPTIONS:

@@ -134,7 +134,7 @@ def test_a_file_that_holds_all_its_tensors_is_read_once_for_its_digest(
     write(tmp_path, in_initializer(outside()))
     whole = store.digest(path)
     for size in range(7, 40):
-        monkeypatch.setattr("resdeploy.store.files.CHUNK_BYTES", size)
+        monkeypatch.setattr("resdeploy.store.atomic.CHUNK_BYTES", size)
         assert store.digest(path) == whole
 
 

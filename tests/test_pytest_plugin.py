@@ -110,7 +110,7 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     import inspect
 
     from resdeploy.cli.gate import gate as command
-    from resdeploy.pipeline import gate
+    from resdeploy.verbs import gate
 
     told = {"junit", "comment", "metrics", "github", "fmt", "output", "quiet", "verbose"}
     named: dict[str, Any] = {

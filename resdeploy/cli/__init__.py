@@ -1,6 +1,6 @@
 """The command line: the only room that talks.
 
-Each verb is one file that parses, calls one function of `resdeploy.pipeline`, and renders. This file holds the list of
+Each verb is one file that parses, calls one function of the rooms below, and renders. This file holds the list of
 verbs and the one place where failures become exit codes (the table is in `resdeploy.errors`).
 
 The verb files do without `from __future__ import annotations`: Typer would evaluate all 150 annotations three times,

@@ -33,17 +33,17 @@ def audit(
 
     Examples: resdeploy audit r50.int8.onnx --backend openvino · resdeploy audit F.graph.json --times F.profile.json
     """
+    from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.measure import environment
-    from resdeploy.pipeline import audit as auditing
-    from resdeploy.pipeline import make
     from resdeploy.report import documents
+    from resdeploy.verbs import audit
 
     request = options.request(model, options.sight(img_size), weights=weights, seed=seed, trust_engine=trust_engine)
-    plan = auditing.AuditPlan(
+    plan = audit.AuditPlan(
         times=times, against=against, backend=backend, precision=precision, batch_size=batch_size, threads=threads
     )
-    calibration = make.CalibrationPlan(data=calib_data, seed=seed)
+    calibration = CalibrationPlan(data=calib_data, seed=seed)
     with console.progress(quiet=quiet) as progress:
-        found = auditing.audit(request, plan, calibration, progress=progress)
+        found = audit.audit(request, plan, calibration, progress=progress)
     console.emit(documents.audit(found, environment.capture()), fmt, output, quiet=quiet)
     raise typer.Exit(EXIT[found.verdict.state])

@@ -69,18 +69,19 @@ def bench(
 
     if backend not in ("auto", "all") and "," not in backend:  # of several, those that are here are measured
         choose.pick(backend, "fp32")  # what cannot run here is said before its imports
-    from resdeploy.measure import environment, journal
-    from resdeploy.pipeline import bench as timing
-    from resdeploy.pipeline import make, sources
+    from resdeploy.deploy import model_string
+    from resdeploy.deploy.calibration import CalibrationPlan
+    from resdeploy.measure import environment, journal, one_run
     from resdeploy.records import Summary
     from resdeploy.report import documents
+    from resdeploy.verbs import bench
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
     requests = [
         options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in (model or ["resnet50"])
     ]
-    plan = timing.BenchPlan(
+    plan = bench.BenchPlan(
         precision=precision,
         backends=tuple(backend.split(",")),
         batch_sizes=options.positive_integers(
@@ -97,19 +98,19 @@ def bench(
         seed=seed,
         journal=journal.of_this_run(),
     )
-    calibration = make.CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
-    sources.refuse_missing(requests)
+    calibration = CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
+    model_string.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)
     if "all" in backend.split(","):
         console.note(choose.left_out(), quiet=quiet)
     try:
         with console.live(quiet=quiet) as (progress, watch, starting):
-            result = timing.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
+            result = bench.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
     except interrupts.Interrupted:
         console.note("what was measured so far: resdeploy show", quiet=quiet)
         raise
     console.announce(*result.sources, quiet=quiet)
-    outcomes = timing.summaries(result.outcomes)
+    outcomes = one_run.summaries(result.outcomes)
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output, quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))

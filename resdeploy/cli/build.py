@@ -38,20 +38,20 @@ def build(
 
     if backend != "auto":
         choose.pick(backend, "fp32")  # what cannot run here is said before long work, and before its imports
-    from resdeploy.pipeline import bench, make
+    from resdeploy.deploy import build, candidates, export
 
     built_with = engine.options(
         batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
         strip_weights, refit_from, timing_cache,
     )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
-        source = make.onnx_fp32(options.request(model, options.sight(img_size)), progress=progress)
+        source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision)
         console.note(f"{name}: {why}", quiet=quiet)
         engine.refuse_elsewhere(built_with, name)
-        execution = bench.execution_for(source, batch_size=batch_size, threads=threads)
+        execution = candidates.execution_for(source, batch_size=batch_size, threads=threads)
         execution = dataclasses.replace(execution, engine=built_with)
-        out = output or options.beside(model, f".{name}{make.suffix_of(name)}")
-        artifact = make.built(source, name, execution, out, progress=progress)
+        out = output or options.beside(model, f".{name}{build.suffix_of(name)}")
+        artifact = build.build(source, name, execution, out, progress=progress)
     console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

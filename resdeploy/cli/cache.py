@@ -23,13 +23,12 @@ def cache(
         if (fmt, output, verbose) != ("table", None, 0):
             raise UsageError(f"an option before {verb} is one of `cache` alone", fix=f"Write it after {verb}")
         return
-    from resdeploy import cache as kept
-    from resdeploy import places
+    from resdeploy import cache, places
     from resdeploy.measure import environment
     from resdeploy.report import documents
 
     folder = str(places.cache_dir())
-    console.emit(documents.cache(folder, kept.contents(), environment.capture()), fmt, output)
+    console.emit(documents.cache(folder, cache.contents(), environment.capture()), fmt, output)
 
 
 @app.command()
@@ -45,11 +44,11 @@ def verify(
 
     Examples: resdeploy cache verify · resdeploy cache verify --format json
     """
-    from resdeploy import cache as kept
+    from resdeploy import cache
     from resdeploy.measure import environment
     from resdeploy.report import documents
 
-    checked, doubts = kept.doubts()
+    checked, doubts = cache.doubts()
     console.emit(documents.cache_verify(checked, doubts, environment.capture()), fmt, output)
     advice = f"; {len(doubts)} will be made again where they are needed, or: resdeploy cache clear" if doubts else ""
     console.note(f"{checked - len(doubts)} of {checked} entries are whole and yours{advice}", quiet=quiet)
@@ -69,8 +68,7 @@ def clear(
 
     Examples: resdeploy cache clear · resdeploy cache clear --older-than 30
     """
-    from resdeploy import cache as kept
-    from resdeploy import places
+    from resdeploy import cache, places
 
-    count, freed = kept.clear(older_than_s=older_than * DAY_S)
+    count, freed = cache.clear(older_than_s=older_than * DAY_S)
     console.note(f"removed {count} files from {places.cache_dir()}: {freed / 1e6:.1f} MB", quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resdeploy import defaults
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 
 
@@ -15,7 +15,7 @@ def compare(
     noise: Annotated[
         float,
         typer.Option(min=0.0, max=100.0, help="What two runs differ by anyway, in percent: widens intervals of times."),
-    ] = defaults.NOISE_PCT,
+    ] = vocabulary.NOISE_PCT,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     output: options.Output = None,
@@ -27,10 +27,10 @@ def compare(
     Example: resdeploy compare main.json branch.json, each from resdeploy bench r50.onnx --format json -o FILE
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import compare as pipeline
     from resdeploy.report import documents
+    from resdeploy.verbs import compare
 
-    found = pipeline.compare(baseline, candidate, noise_pct=noise, seed=seed)
+    found = compare.compare(baseline, candidate, noise_pct=noise, seed=seed)
     for warning in found.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
     console.emit(

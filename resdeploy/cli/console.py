@@ -21,7 +21,7 @@ from resdeploy.errors import DiskFull, EnvironmentFailure, OutOfMemory, Resdeplo
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
 
-    from resdeploy.measure.bench import Starting, Watch
+    from resdeploy.measure.interleaved import Starting, Watch
     from resdeploy.records import Artifact, Failure, Measurement, Precision, Progress
 
 verbosity = 0  # how often -v was given

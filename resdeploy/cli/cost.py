@@ -70,15 +70,15 @@ def cost(
     resdeploy cost resnet50 --convention fvcore · resdeploy cost resnet50 --against basic --measure ·
     resdeploy cost resnet50 --roofline machine --measure --per-layer --chart roofs.svg
     """
+    from resdeploy.cost import cost
     from resdeploy.measure import environment
-    from resdeploy.pipeline import bench
-    from resdeploy.pipeline import cost as costs
     from resdeploy.report import documents
+    from resdeploy.verbs.bench import BenchPlan
 
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
-    plan = bench.BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration)
-    wanted = costs.RoofPlan(
+    plan = BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration)
+    wanted = cost.RoofPlan(
         machine=roofline,
         precisions=options.precisions(precision),
         refresh=refresh,
@@ -86,13 +86,13 @@ def cost(
         per_layer=per_layer,
         chart=chart,
     )
-    costs.refuse(requests, wanted, against)
+    cost.refuse(requests, wanted, against)
     with console.progress(quiet=quiet) as progress:
-        counted = costs.counts(requests, batch_sizes=sizes, progress=progress)
-        roofed = costs.roofed(requests, counted, wanted, plan, progress=progress)
+        counted = cost.count(requests, batch_sizes=sizes, progress=progress)
+        roofed = cost.put_under_roofs(requests, counted, wanted, plan, progress=progress)
         timed = plan if measure and roofline is None else None
-        compared = costs.compared(requests, against, timed, progress=progress)
+        compared = cost.compare(requests, against, timed, progress=progress)
     if chart is not None:
         console.note(f"wrote {chart}", quiet=quiet)
-    parts = costs.joined(compared, costs.reconciled(counted, convention), roofed)
+    parts = cost.join(compared, cost.reconcile(counted, convention), roofed)
     console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output, quiet=quiet)

@@ -44,11 +44,13 @@ def evaluate(
 
     Example: resdeploy eval resnet20 --weights resnet20.th --data cifar10/test --backend torch
     """
+    from resdeploy.deploy import model_string
+    from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.errors import UsageError
     from resdeploy.measure import environment
-    from resdeploy.measure import predictions as saved
-    from resdeploy.pipeline import judge, make, sources
+    from resdeploy.measure.predictions import SUFFIXES, save, score
     from resdeploy.report import documents
+    from resdeploy.verbs import evaluate
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
     requests = [
@@ -57,12 +59,12 @@ def evaluate(
     ]
     if predictions is not None and len(requests) > 1:
         raise UsageError("--predictions saves one model's predictions", fix="Name one model")
-    if predictions is not None and predictions.suffix not in saved.SUFFIXES:
-        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(saved.SUFFIXES)}")
-    calibration = make.CalibrationPlan(
+    if predictions is not None and predictions.suffix not in SUFFIXES:
+        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(SUFFIXES)}")
+    calibration = CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
-    plan = judge.EvalPlan(
+    plan = evaluate.EvalPlan(
         data=data,
         backend=backend,
         precision=precision,
@@ -71,14 +73,14 @@ def evaluate(
         skip_bad=skip_bad,
         keep_logits=predictions is not None,
     )
-    sources.refuse_missing(requests)
+    model_string.refuse_missing(requests)
     console.chosen(backend, precision, quiet=quiet)
     results = []
     with console.progress(quiet=quiet) as progress:
         for request in requests:
-            results.append(judge.evaluate(request, plan, calibration, progress=progress))
+            results.append(evaluate.evaluate(request, plan, calibration, progress=progress))
             console.announce(results[-1].source, quiet=quiet)
     if predictions is not None:
-        saved.save(results[0].predictions, predictions)
-    rows = [(r.predictions, saved.score(r.predictions), r.backend, r.source.precision) for r in results]
+        save(results[0].predictions, predictions)
+    rows = [(r.predictions, score(r.predictions), r.backend, r.source.precision) for r in results]
     console.emit(documents.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)

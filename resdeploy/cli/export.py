@@ -24,15 +24,15 @@ def export(
 
     Examples: resdeploy export resnet50 --input uint8 · resdeploy export resnet56 --weights resnet56.th -o r56.onnx
     """
-    from resdeploy.pipeline import make, pixels, sources
+    from resdeploy.deploy import export, model_string, pixel_input
 
     sight = options.sight(img_size, resize, interpolation, mean, std)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
-    out = output or Path(f"{sources.stem(model)}.onnx")
+    out = output or Path(f"{model_string.stem(model)}.onnx")
     with console.progress(quiet=quiet) as progress:
         if input_type == "uint8":
-            artifact = pixels.uint8_input(make.onnx_fp32(request, progress=progress), out)
+            artifact = pixel_input.uint8_input(export.to_onnx(request, progress=progress), out)
         else:
-            artifact = make.onnx_fp32(request, out, progress=progress)
+            artifact = export.to_onnx(request, out, progress=progress)
     console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

@@ -85,12 +85,12 @@ def gate(
     Example: resdeploy gate --baseline r56.onnx --candidate r56.int8.onnx --data cifar10/test --max-drop 0.5
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import gate as pipeline
     from resdeploy.report import ci, documents
+    from resdeploy.verbs import gate
 
     options.distinct((output, junit, comment, metrics), (baseline, *candidate))
     with console.told_of_errors(junit, github=github):
-        plan = pipeline.plan_of(
+        plan = gate.plan_of(
             baseline,
             candidate,
             max_drop=max_drop,
@@ -117,7 +117,7 @@ def gate(
         for side in (baseline, *candidate):
             console.name_program(side)
         with console.progress(quiet=quiet) as progress:
-            found = pipeline.gate(plan, progress=progress)
+            found = gate.gate(plan, progress=progress)
         document = documents.gate(found.gate, environment.capture())
     if found.sources:
         console.chosen(backend, None, quiet=quiet)

@@ -37,9 +37,9 @@ def models(
         raise UsageError("--latencies are drawn in a chart", fix="Add --chart F.svg")
     if chart is not None:
         from resdeploy import store
-        from resdeploy.pipeline import costcharts
+        from resdeploy.cost import charts
 
-        svg = costcharts.of_entries(entries) if latencies is None else costcharts.over_latency(latencies)
+        svg = charts.of_entries(entries) if latencies is None else charts.over_latency(latencies)
         store.write_bytes(chart, svg.encode())
         console.note(f"wrote {chart}")
     console.emit(documents.models(entries, environment.capture()), fmt, output)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from resdeploy import records
-    from resdeploy.pipeline.request import Request, Sight
+    from resdeploy.deploy.model_string import PreprocessingOverride, Request
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
@@ -93,7 +93,7 @@ Backends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas b
 SomeBackends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas between them.")]
 Precision = Annotated[Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help="Arithmetic of the model.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the usable cores.")]
-# Of `measure.bench`, 16 blocks of 5,000; written out, since --help must not load what that needs.
+# Of `measure.interleaved`, 16 blocks of 5,000; written out, since --help must not load what that needs.
 Duration = Annotated[
     float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least, or about 80,000 queries.")
 ]
@@ -216,11 +216,11 @@ def sight(
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
     mean: str | None = None,
     std: str | None = None,
-) -> Sight:
-    """The `Sight` that the shared options describe."""
-    from resdeploy.pipeline.request import Sight
+) -> PreprocessingOverride:
+    """The `PreprocessingOverride` that the shared options describe."""
+    from resdeploy.deploy.model_string import PreprocessingOverride
 
-    return Sight(
+    return PreprocessingOverride(
         img_size=img_size,
         resize=resize,
         interpolation=interpolation,
@@ -231,7 +231,7 @@ def sight(
 
 def request(
     model: str,
-    sight: Sight,
+    sight: PreprocessingOverride,
     *,
     weights: str = "random",
     classes: int | None = None,
@@ -239,7 +239,7 @@ def request(
     trust_engine: bool = False,
 ) -> Request:
     """The `Request` that the shared options describe; of a model that is a program, it is said."""
-    from resdeploy.pipeline.request import Request
+    from resdeploy.deploy.model_string import Request
 
     console.name_program(model)
     return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
@@ -247,7 +247,7 @@ def request(
 
 def beside(model: str, suffix: str) -> Path:
     """Where a file made from MODEL goes by default: beside it, or in the current folder for a zoo name."""
-    from resdeploy.pipeline import sources
+    from resdeploy.deploy import model_string
 
-    folder = Path(model).parent if sources.format_of(model) else Path()
-    return folder / (sources.stem(model) + suffix)
+    folder = Path(model).parent if model_string.format_of(model) else Path()
+    return folder / (model_string.stem(model) + suffix)

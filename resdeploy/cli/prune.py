@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resdeploy import defaults
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 from resdeploy.cli.gate import EXIT
 
@@ -18,7 +18,9 @@ def prune(
     confidence: options.Confidence = 0.95,
     blocks: Annotated[int | None, typer.Option(min=1, help="Remove so many, whatever they cost.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tune so long afterwards.")] = 0,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")] = defaults.ADAPTING_LR,
+    lr: Annotated[
+        float, typer.Option(min=1e-9, help="Peak learning rate of the fine-tuning.")
+    ] = vocabulary.ADAPTING_LR,
     train_data: Annotated[
         str | None, typer.Option(help="Images to fine-tune on; default: the training split of --data.")
     ] = None,
@@ -46,20 +48,20 @@ def prune(
     resdeploy prune r56.onnx --data cifar10 --max-drop 1 -o r56-pruned.onnx
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import prune as pruning
-    from resdeploy.search.prune import Budget
+    from resdeploy.verbs import prune
+    from resdeploy.verbs.block_search import Budget
 
     request = options.request(
         model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
     )
-    plan = pruning.PrunePlan(
+    plan = prune.PrunePlan(
         data=data, budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks), train_data=train_data,
-        training=pruning.tuning(epochs, lr, seed), backend=backend, threads=threads, duration_s=duration, seed=seed,
+        training=prune.tuning(epochs, lr, seed), backend=backend, threads=threads, duration_s=duration, seed=seed,
         predictions=predictions,
     )  # fmt: skip
     with console.progress(quiet=quiet) as progress:
-        found = pruning.prune(request, plan, output, progress=progress)
+        found = prune.prune(request, plan, output, progress=progress)
     console.announce(found.written, quiet=quiet)
     console.wrote(found.written, quiet=quiet)
-    console.emit(pruning.document(found, environment.capture()), fmt)
+    console.emit(prune.document(found, environment.capture()), fmt)
     raise typer.Exit(EXIT[found.pruned.verdict.state])

@@ -45,14 +45,15 @@ def quantize(
     Examples: resdeploy quantize r56.onnx --calib-data cifar10/train · resdeploy quantize r50.onnx --precision fp16 ·
     resdeploy quantize r56.onnx --calib-data cifar10/train --data cifar10/test --max-drop 0.3
     """
+    from resdeploy.deploy import calibration, export, pixel_input
     from resdeploy.measure import environment
-    from resdeploy.pipeline import make, mixed, pixels
-    from resdeploy.report import mixed as report
+    from resdeploy.report import mixed
+    from resdeploy.verbs import quantize
 
     request = options.request(
         model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
     )
-    plan = make.CalibrationPlan(
+    plan = calibration.CalibrationPlan(
         data=calib_data,
         samples=calib_samples,
         method=calib_method,
@@ -63,17 +64,17 @@ def quantize(
         force=force,
     )
     out = output or options.beside(model, f".{precision}.onnx")
-    wanted = mixed.Wanted(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
+    wanted = quantize.QuantizeGoal(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
     with console.progress(quiet=quiet) as progress:
-        source = make.onnx_fp32(request, progress=progress)
+        source = export.to_onnx(request, progress=progress)
         if input_type == "uint8":
-            source = pixels.uint8_input(source)
-        done = mixed.quantized(source, precision, target, plan, out, wanted, progress=progress)
+            source = pixel_input.uint8_input(source)
+        done = quantize.quantize(source, precision, target, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)
     if done.candidates:
-        console.emit(report.search(model, done.candidates, done.layers, environment.capture()), fmt)
+        console.emit(mixed.search(model, done.candidates, done.layers, environment.capture()), fmt)
     elif done.layers:
-        console.emit(report.sensitivity(model, done.layers, environment.capture()), fmt)
+        console.emit(mixed.sensitivity(model, done.layers, environment.capture()), fmt)
     if done.found is False:
         raise typer.Exit(1)

@@ -25,18 +25,17 @@ def run(
 
     Example: resdeploy run profiles/quickstart.toml
     """
-    from resdeploy import store
-    from resdeploy.pipeline import profile as profiles
+    from resdeploy import run, store
     from resdeploy.report import documents
 
     wanted = store.read_profile(profile)
     console.name_program(wanted.model)
     with console.progress(quiet=quiet) as progress:
-        result = profiles.run(
+        result = run.run(
             wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)
         )
     console.announce(*result.bench.sources, quiet=quiet)
-    document = documents.run(wanted.name, profiles.result_rows(result), result.verdict, result.environment)
+    document = documents.run(wanted.name, run.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)
     console.emit(document, fmt, output, quiet=quiet)
     console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy import defaults
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ def degradation(
     depths: Annotated[str, typer.Option(help="Two or more of 20, 32, 44, 56, 110.")] = "20,56",
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each network.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,
-    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = defaults.LR,
+    lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = vocabulary.LR,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images per step.")] = 64,
     recipe: Annotated[Literal["fast", "paper"], typer.Option(help="As of train.")] = "paper",
     img_size: options.ImgSize = 8,
@@ -41,15 +41,15 @@ def degradation(
     Examples: resdeploy study degradation · resdeploy study degradation --data cifar10 --full
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import study
+    from resdeploy.study import degradation
     from resdeploy.train.loop import Plan
 
     numbers = options.positive_integers(depths, "--depths")
     training = Plan(epochs=epochs, lr=lr, batch_size=batch_size, recipe=recipe, threads=threads)
-    plan = study.DegradationPlan(data=data, depths=numbers, seeds=seeds, training=training, img_size=img_size)
+    plan = degradation.DegradationPlan(data=data, depths=numbers, seeds=seeds, training=training, img_size=img_size)
     with console.progress(quiet=quiet) as progress:
-        document = study.degradation(
-            study.full(data) if full else plan, folder, environment.capture(), progress=progress,
+        document = degradation.study_depths(
+            degradation.papers_plan(data) if full else plan, folder, environment.capture(), progress=progress,
             watch=lambda t: console.note(f"{t.name} seed {t.seed}: loss {t.history[-1].train_loss:.4f}", quiet=quiet),
         )  # fmt: skip
     console.note(f"wrote {folder}/degradation.svg and .json", quiet=quiet)
@@ -76,10 +76,10 @@ def lesion(
     resdeploy study lesion resnet20.safetensors plain20.safetensors --data digits
     """
     from resdeploy.measure import environment
-    from resdeploy.pipeline import study
+    from resdeploy.study import lesion
 
     requests = [options.request(name, options.sight(img_size), weights=weights, seed=seed) for name in models]
-    plan = study.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
+    plan = lesion.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
     with console.progress(quiet=quiet) as progress:
-        document = study.lesion(requests, plan, environment.capture(), output, progress=progress)
+        document = lesion.study_lesions(requests, plan, environment.capture(), output, progress=progress)
     console.emit(document, fmt)

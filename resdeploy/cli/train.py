@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy import defaults, interrupts
+from resdeploy import interrupts, vocabulary
 from resdeploy.cli import console, options
 
 HOW = "How to train"
@@ -24,8 +24,8 @@ def train(
         float | None,
         typer.Option(
             min=1e-9,
-            help=f"Peak learning rate; default {defaults.LR:g}, from trained weights {defaults.FINE_TUNING_LR:g} "
-            f"(with a new last layer {defaults.ADAPTING_LR:g}), with --qat {defaults.QAT_LR:g}.",
+            help=f"Peak learning rate; default {vocabulary.LR:g}, from trained weights {vocabulary.FINE_TUNING_LR:g} "
+            f"(with a new last layer {vocabulary.ADAPTING_LR:g}), with --qat {vocabulary.QAT_LR:g}.",
             rich_help_panel=HOW,
         ),
     ] = None,
@@ -80,11 +80,11 @@ def train(
     resdeploy train resnet20 --weights r20.th --data cifar10 --qat --epochs 2 -o r20.int8.onnx ·
     torchrun --nproc-per-node 2 -m resdeploy train resnet20 --data cifar10 --epochs 30 -o r20.safetensors
     """
-    from resdeploy.pipeline import training
+    from resdeploy.verbs import train
 
     sight = options.sight(img_size, resize, None, mean, std)
     request = options.request(model, sight, weights=weights, seed=seed)
-    how = training.How(
+    how = train.TrainOptions(
         data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
         qat=qat, target=target, portable=portable, effort=effort, strict=strict,
@@ -98,15 +98,15 @@ def train(
 
     try:
         with console.progress(quiet=quiet) as progress:
-            artifact = training.train(request, how, output, progress=progress, watch=watch)
+            artifact = train.train(request, how, output, progress=progress, watch=watch)
     except interrupts.Interrupted:
-        if epochs and (kept := training.kept(output)) is not None:
+        if epochs and (kept := train.left_state(output)) is not None:
             console.note(f"kept {kept}: the same command with --resume goes on from it", quiet=quiet)
         raise
     if artifact.sha256:  # else another process of torchrun's has written it
         console.announce(artifact, quiet=quiet)
         console.wrote(artifact, quiet=quiet)
-        if (outcome := training.outcome(artifact)) is not None:
+        if (outcome := train.outcome_of(artifact)) is not None:
             console.note(outcome.told(how.lr), quiet=quiet)
             if strict and (outcome.before is None or outcome.fell):
                 raise typer.Exit(1 if outcome.fell else 3)

@@ -40,7 +40,7 @@ def to_half(
         model: FP32, in the canonical form.
         precision: of all weights and of all values but the input and the output.
         keep: names of nodes that run in FP32, with casts around them.
-        pairs: whether the model may hold Q/DQ nodes, whose scales are then cast too (opset 19; `graph.lower`).
+        pairs: whether the model may hold Q/DQ nodes, whose scales are then cast too (opset 19; `graph.for_tensorrt`).
 
     Raises:
         UnknownName: `keep` names a node that is not there.

@@ -38,7 +38,7 @@ class Ties:
 
 
 def ties(model: onnx.ModelProto) -> Ties:
-    """The ties of a float graph whose tensors have known channel counts (`portable.canonicalise` infers them)."""
+    """The ties of a float graph whose tensors have known channel counts (`canonical.form.canonicalise` infers them)."""
     return _Walk(model).result()
 
 

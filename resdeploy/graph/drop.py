@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx
 
 from resdeploy.errors import UsageError
-from resdeploy.graph.cost import place
+from resdeploy.graph.counts import place
 from resdeploy.graph.residual import MOVES, Index, ResidualBlock, find_blocks, has_subgraph
 
 # Zero and above stay so through what only moves values or adds zeros.

@@ -21,7 +21,8 @@ from onnx import helper, numpy_helper
 
 from resdeploy import packages, scratch
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
-from resdeploy.graph import files, portable
+from resdeploy.graph import files
+from resdeploy.graph.canonical import form
 from resdeploy.quantize.histogram import Histogram
 from resdeploy.quantize.ranges import Range
 from resdeploy.records import Arithmetic, Artifact, BackendName, Execution, Progress
@@ -229,7 +230,7 @@ def sampled(
     """
     shapes, random = _shapes(model, image_shape), np.random.default_rng(seed)
     if not shapes.keys() >= set(tensors):  # written as arithmetic
-        shapes = _shapes(portable.fold_constants(model, (1, *image_shape)), image_shape)
+        shapes = _shapes(form.fold_constants(model, (1, *image_shape)), image_shape)
     found = []
     for tensor in tensors:
         if tensor not in shapes:

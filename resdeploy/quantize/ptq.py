@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from resdeploy import store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
-from resdeploy.graph import portable as portable_form
+from resdeploy.graph.canonical import form
 from resdeploy.graph.residual import Index, node_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Progress, Target
@@ -75,13 +75,13 @@ def quantize(
         OutputLost: its output has nothing to do with the source's, which is neither random nor seen on synthetic
             images; nothing is written.
     """
-    seen = calibrated(
+    seen = run_calibration(
         source, batches, calibration=calibration, target=target, keep_float=keep_float, run=run, progress=progress
     )
     return write(seen, out, portable=portable, keep_float=keep_float, force=force, run=run, progress=progress)
 
 
-def calibrated(
+def run_calibration(
     source: Artifact,
     batches: Iterable[NDArray[np.float32]],
     *,
@@ -93,7 +93,7 @@ def calibrated(
 ) -> Calibrated:
     """Runs the calibration images through the float graph; arguments and errors as in `quantize`."""
     methods.refuse_unknown(calibration.method)
-    model = portable_form.canonicalise(files.load_model(Path(source.path)))
+    model = form.canonicalise(files.load_model(Path(source.path)))
     refuse_bad_weights(model)
     spec = source.model.preprocessing if source.model is not None else None
     prepared = prepare.exact_input(model, spec, target, calibration.effort)

@@ -39,8 +39,8 @@ from resdeploy.records.judged import (
     Verdict,
 )
 from resdeploy.records.plans import Lesion, Mixed, Profile, Sensitivity
-from resdeploy.records.timing import Block, Change, Comparison, Failure, Measurement, Replay, Summary
-from resdeploy.records.vocabulary import (
+from resdeploy.records.times import Block, Change, Comparison, Failure, Measurement, Replay, Summary
+from resdeploy.vocabulary import (
     BYTES,
     PRECISIONS,
     STRICT,

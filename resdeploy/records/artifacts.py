@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resdeploy.records.vocabulary import STRICT, Arithmetic, Effort, Format, Precision, Target
+from resdeploy.vocabulary import STRICT, Arithmetic, Effort, Format, Precision, Target
 
 
 @dataclass(frozen=True, kw_only=True)

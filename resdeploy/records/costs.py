@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from resdeploy.records.vocabulary import BYTES, STRICT, Precision
+from resdeploy.vocabulary import BYTES, STRICT, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

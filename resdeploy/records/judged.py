@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy.records.artifacts import Calibration, Layer, Preprocessing, Repeats
-from resdeploy.records.vocabulary import STRICT, Precision, State
+from resdeploy.vocabulary import STRICT, Precision, State
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from resdeploy.records.judged import Check
-from resdeploy.records.timing import Comparison, Summary
-from resdeploy.records.vocabulary import STRICT, Arithmetic, BackendName, Precision
+from resdeploy.records.times import Comparison, Summary
+from resdeploy.vocabulary import STRICT, Arithmetic, BackendName, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -221,7 +221,7 @@ def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = F
         costs: one per row.
         environment: of this machine.
         per_layer: whether to list the layers.
-        parts: further tables and notes, as `costing` makes them.
+        parts: further tables and notes, as `cost.json_parts` makes them.
     """
     rows, stages, layers, notes = [], [], [], []
     for counted in costs:

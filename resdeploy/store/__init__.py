@@ -1,17 +1,7 @@
 """What lies on disk: `files` (atomic), `documents` (records from text), `artifacts` (models and their records)."""
 
 from resdeploy.disk import disk_errors, make_folder, probe
-from resdeploy.store.artifacts import (
-    UNSIGNED,
-    checked_digest,
-    copied,
-    load,
-    load_own,
-    publish,
-    sidecar,
-)
-from resdeploy.store.documents import fingerprint, parse, parse_json, read, read_profile
-from resdeploy.store.files import (
+from resdeploy.store.atomic import (
     CHUNK_BYTES,
     atomic_path,
     companions,
@@ -21,6 +11,8 @@ from resdeploy.store.files import (
     write_bytes,
     write_json,
 )
+from resdeploy.store.publishing import UNSIGNED, checked_digest, copied, load, load_own, publish, sidecar
+from resdeploy.store.typed_json import fingerprint, parse, parse_json, read, read_profile
 
 __all__ = [
     "CHUNK_BYTES",

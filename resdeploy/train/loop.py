@@ -27,12 +27,12 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from resdeploy import defaults, store
+from resdeploy import store, vocabulary
 from resdeploy.backends import machine
 from resdeploy.data import datasets
 from resdeploy.errors import UsageError
-from resdeploy.models import weights as checkpoints
 from resdeploy.models import zoo
+from resdeploy.models.weights import load_into, save
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
 from resdeploy.train import curves, distributed, recipes, state
 from resdeploy.train.images import Augmentation, Samples, Step, load, load_to_judge, normalise, steps_of, suited
@@ -242,7 +242,7 @@ def _start(
             fix="Give a larger --batch-size",
         )
     net = zoo.create(spec, seed=plan.seed)
-    whole = initial is not None and checkpoints.load_into(net, initial, new_head=True)
+    whole = initial is not None and load_into(net, initial, new_head=True)
     if initial is None and plan.recipe == "fast":
         recipes.start_at_identity(net)
     placed: dict[str, Any] = {"device": group.device, "dtype": torch.float64 if plan.precision == "fp64" else None}
@@ -268,8 +268,8 @@ def _start(
 
 def _default_rate(initial: Path | None, knowing: bool) -> float:
     if initial is None:
-        return defaults.LR
-    return defaults.FINE_TUNING_LR if knowing else defaults.ADAPTING_LR
+        return vocabulary.LR
+    return vocabulary.FINE_TUNING_LR if knowing else vocabulary.ADAPTING_LR
 
 
 def _precision(group: distributed.Group) -> Literal["fp32", "bf16"]:
@@ -371,7 +371,7 @@ def _judged(run: _Run, line: state.Epoch, held_out: Samples, spec: ModelSpec, ou
     if run.plan.hold_out and top1 > best and run.group.writes:
         checks = {"held_out_top1": top1, "epoch": float(line.epoch)}
         trained = Weights(source="trained", seed=run.plan.seed)
-        checkpoints.save(net, spec, best_path(out), trained, checks=checks)
+        save(net, spec, best_path(out), trained, checks=checks)
     return replace(line, held_out_loss=loss, held_out_top1=top1)
 
 
@@ -431,6 +431,6 @@ def _finish(
         best = max(run.history, key=lambda line: (line.held_out_top1 or 0.0, -line.epoch))
         checks |= {"held_out_top1": last.held_out_top1, "best_epoch": float(best.epoch)}
     parent = store.digest(initial) if initial else None
-    artifact = checkpoints.save(net.float(), spec, out, weights, parent=parent, checks=checks, notes=tuple(notes))
+    artifact = save(net.float(), spec, out, weights, parent=parent, checks=checks, notes=tuple(notes))
     state.remove(out)
     return artifact

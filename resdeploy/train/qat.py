@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 
-from resdeploy import defaults, store
+from resdeploy import store, vocabulary
 from resdeploy.errors import UsageError
 from resdeploy.graph import files, program
 from resdeploy.quantize import fidelity, ranges
@@ -43,7 +43,7 @@ class Plan:
     """How to train the INT8 file."""
 
     epochs: int
-    lr: float = defaults.QAT_LR  # peak, of weights and biases (Adam)
+    lr: float = vocabulary.QAT_LR  # peak, of weights and biases (Adam)
     batch_size: int = 64
     seed: int = 0
     augmentation: Augmentation | None = None  # as `loop.Plan`

@@ -220,11 +220,11 @@ def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
 
 def test_onnxruntime_on_a_device_keeps_inputs_and_outputs_there(tiny: Artifact, images: np.ndarray) -> None:
     """The session for CUDA, with the CPU as its device: the same answers as the plain one."""
-    from resdeploy.backends import onnxruntime as ours
+    from resdeploy.backends import onnxruntime
 
-    with ours.open(tiny, Execution(batch_size=5)) as loaded:
+    with onnxruntime.open(tiny, Execution(batch_size=5)) as loaded:
         plain = loaded.session()
-        held = ours._DeviceSession(plain.session, loaded.inputs, loaded.outputs, device="cpu")
+        held = onnxruntime._DeviceSession(plain.session, loaded.inputs, loaded.outputs, device="cpu")
         answers = []
         for session in (plain, held):
             session.put({"input": images})

@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from resdeploy import backends, store
 from resdeploy.backends import cuda, tensorrt, trt_builder, worker
+from resdeploy.deploy import engines
 from resdeploy.errors import (
     BackendCrash,
     BackendMissing,
@@ -27,9 +28,8 @@ from resdeploy.errors import (
     OutOfMemory,
     UsageError,
 )
-from resdeploy.graph import cast, intent, lower
-from resdeploy.judge import audit
-from resdeploy.pipeline import engines
+from resdeploy.graph import cast, for_tensorrt, intent
+from resdeploy.judge import fusion
 from resdeploy.records import Artifact, EngineOptions, Execution
 from tests.backends.conftest import artifact_of, tiny_network
 from tests.doubles import cuda_runtime
@@ -63,7 +63,7 @@ class Bench:
         return double
 
     def source(self, model: onnx.ModelProto, precision: str, major: int) -> Artifact:
-        return self.stored(lower.lower(model, major).SerializeToString(), precision)
+        return self.stored(for_tensorrt.lower(model, major).SerializeToString(), precision)
 
     def stored(self, data: bytes, precision: str) -> Artifact:
         path = self.folder / f"{precision}.onnx"
@@ -85,7 +85,7 @@ def model_of(precision: str) -> onnx.ModelProto:
 
 @functools.cache
 def lowered(precision: str, major: int) -> bytes:
-    return lower.lower(model_of(precision), major).SerializeToString()
+    return for_tensorrt.lower(model_of(precision), major).SerializeToString()
 
 
 @functools.cache
@@ -127,7 +127,7 @@ def plan(bench: Bench, double: Double, precision: str, images: np.ndarray) -> tu
     with tensorrt.open(built, how, trace=True) as loaded:
         loaded.session().run()
         layers = loaded.layers()
-    told = audit.judge("tiny", layers, intent=asked(precision), asked=precision)  # type: ignore[arg-type]
+    told = fusion.judge("tiny", layers, intent=asked(precision), asked=precision)  # type: ignore[arg-type]
     capabilities = trt_builder.capabilities(double.module)
     facts = (device_s is not None, str(refused.value), len(double.calls))
     return capabilities, tuple(heard), tuple(answers[0].ravel()), settings, told, facts, tuple(double.calls)
@@ -256,7 +256,7 @@ def test_a_quantized_graph_too_new_for_8_says_what_to_do() -> None:
     model = model_of("int8")
     model.opset_import[0].version = 19
     with pytest.raises(MalformedInput, match="opset 19"):
-        lower.lower(model, 8)
+        for_tensorrt.lower(model, 8)
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -265,7 +265,7 @@ def test_q_dq_for_another_runtime_never_reach_the_builder(bench: Bench, version:
     double = bench.use(version, execute=False)
     source = bench.stored(quantized(tiny_network(), "openvino").SerializeToString(), "int8")
     with pytest.raises(MalformedInput, match="has UINT8 with a zero point of 0") as refused:
-        engines.built(source, execution(bench.folder), bench.folder / "e.engine", None)
+        engines.build_engine(source, execution(bench.folder), bench.folder / "e.engine", None)
     assert refused.value.exit_status == 4
     assert "--target tensorrt" in refused.value.fix
     assert not double.calls
@@ -301,7 +301,7 @@ def test_weights_keep_their_integers_on_fp16_scales(value: float) -> None:
 
 
 def test_a_weight_scale_too_small_for_fp16_is_raised_and_stays_fused() -> None:
-    lowered = lower.lower(with_scale("conv2/weight/scale", 1e-6), 10)
+    lowered = for_tensorrt.lower(with_scale("conv2/weight/scale", 1e-6), 10)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in lowered.graph.initializer}
     assert held["conv2/weight/scale"].dtype == np.float16
     assert (held["conv2/weight/scale"] == np.float16(2**-17)).all()
@@ -309,7 +309,7 @@ def test_a_weight_scale_too_small_for_fp16_is_raised_and_stays_fused() -> None:
 
 
 def test_an_activation_scale_too_small_for_fp16_keeps_its_pair_in_fp32() -> None:
-    lowered = lower.lower(with_scale("input/scale", 1e-6), 10)
+    lowered = for_tensorrt.lower(with_scale("input/scale", 1e-6), 10)
     assert set(cast.kept(lowered)) == {"input/QuantizeLinear", "input/DequantizeLinear"}
     onnx.checker.check_model(lowered, full_check=True)
 
@@ -317,7 +317,7 @@ def test_an_activation_scale_too_small_for_fp16_keeps_its_pair_in_fp32() -> None
 @pytest.mark.parametrize(("precision", "major"), [("fp32", 10), ("fp16", 10), ("fp16", 8), ("int8", 8)])
 def test_what_needs_no_lowering_is_left_alone(precision: str, major: int) -> None:
     model = model_of(precision)
-    assert lower.lower(model, major) is model
+    assert for_tensorrt.lower(model, major) is model
 
 
 # The timing cache

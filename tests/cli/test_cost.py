@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from resdeploy import store
 from resdeploy.cli import app
-from resdeploy.graph import peak
+from resdeploy.cost import peak_graphs
 from resdeploy.records import Artifact
 
 SHAPE = (16, 8, 2, 3)
@@ -23,7 +23,7 @@ SHAPE = (16, 8, 2, 3)
 @pytest.fixture
 def model(tmp_path: Path) -> str:
     path = tmp_path / "chain.onnx"
-    onnx.save(peak.chain(*SHAPE), path)
+    onnx.save(peak_graphs.chain(*SHAPE), path)
     return str(path)
 
 
@@ -43,7 +43,7 @@ def test_the_roofs_of_a_gpu_bound_a_network_and_are_drawn(model: str, tmp_path: 
     (row,) = document["rooflines"]
     layers = document["roofline_layers"]
     assert row["allowed_ms"] == pytest.approx(sum(layer["allowed_ms"] for layer in layers))
-    assert row["allowed_ms"] >= 2e3 * peak.macs(*SHAPE) / 65e12
+    assert row["allowed_ms"] >= 2e3 * peak_graphs.macs(*SHAPE) / 65e12
     assert row["p50_ms"] is None
     assert any("from memory" in note for note in document["notes"])
     bf16 = next(roof for roof in document["roofs"] if roof["of"] == "arithmetic in bf16")
@@ -98,10 +98,11 @@ def test_accuracies_of_larger_images_are_not_drawn_over_the_macs_of_smaller_ones
 def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--against basic --measure`: the counts, then both networks in one run, compared with the bottlenecks."""
     torch = pytest.importorskip("torch")
-    from resdeploy.graph import files, portable
-    from resdeploy.measure import bench as timing
+    from resdeploy.deploy import export
+    from resdeploy.graph import files
+    from resdeploy.graph.canonical import form
+    from resdeploy.measure import interleaved
     from resdeploy.models import resnet, zoo
-    from resdeploy.pipeline import make
     from tests.graph import symbolic
 
     def small(request, out=None, **_: object) -> Artifact:
@@ -109,12 +110,12 @@ def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeyp
         spec, path = zoo.spec(request.model), tmp_path / f"{request.model}.onnx"
         with torch.device("meta"):
             net = resnet.ResNet(dataclasses.replace(resnet.VARIANTS[request.model], depths=(1, 1, 1)), 10).eval()
-        files.save_model(portable.canonicalise(symbolic.graph(net, spec.input_shape, values=True)), path)
+        files.save_model(form.canonicalise(symbolic.graph(net, spec.input_shape, values=True)), path)
         return Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=spec)
 
-    monkeypatch.setattr(make, "onnx_fp32", small)
+    monkeypatch.setattr(export, "to_onnx", small)
     monkeypatch.setattr(zoo, "COUNTERFACTUALS", {"resnet164": ("resnet20_b",)})
-    monkeypatch.setattr(timing, "run", functools.partial(timing.run, blocks=8, processes=1, extensions=0))
+    monkeypatch.setattr(interleaved, "run", functools.partial(interleaved.run, blocks=8, processes=1, extensions=0))
     options = ("--against", "basic", "--measure", "--backend", "null", "--duration", "0.1", "--format", "json")
     done = run("resnet164", *options)
     assert done.exit_code == 0, done.output

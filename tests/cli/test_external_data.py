@@ -12,13 +12,12 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from resdeploy import store
+from resdeploy import run, store
 from resdeploy.cli import app
 from resdeploy.data import datasets
+from resdeploy.deploy.resume import Steps
 from resdeploy.graph import files, metadata
-from resdeploy.measure import predictions as saved
-from resdeploy.pipeline import profile
-from resdeploy.pipeline.steps import Steps
+from resdeploy.measure import predictions
 from resdeploy.records import Profile
 from tests.cli.conftest import Run
 
@@ -74,7 +73,7 @@ def test_the_weights_as_they_are_now_are_judged(apart: Path, digits_onnx: Path, 
         if changed:
             answer_zero(apart)
         told("eval", apart, *on, "--predictions", tmp_path / "p.npz")
-        found = saved.load(tmp_path / "p.npz")
+        found = predictions.load(tmp_path / "p.npz")
         np.testing.assert_array_equal(found.top[:, 0], oracle(apart))
         seen.append(found.sha256)
     assert seen[0] != seen[1]
@@ -116,7 +115,7 @@ def test_a_run_makes_its_file_anew_after_a_weight_changed(apart: Path, tmp_path:
     plan = Profile(name="p", model=str(apart), data=None)
     said: list[str] = []
     for _ in range(3):
-        made = profile._fp32(plan, Steps(tmp_path / "runs", said.append), lambda *_: None, said.append)
+        made = run._fp32(plan, Steps(tmp_path / "runs", said.append), lambda *_: None, said.append)
         if len(said) == 2:
             answer_zero(apart)
     assert [line.split()[0] for line in said] == ["making", "unchanged", "making"]

@@ -23,15 +23,15 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from resdeploy import store  # noqa: E402
+from resdeploy import run, store  # noqa: E402
 from resdeploy.backends.lane import Lane  # noqa: E402
 from resdeploy.cli import app, console  # noqa: E402
+from resdeploy.deploy import export, model_files, networks  # noqa: E402
+from resdeploy.deploy.model_string import Request  # noqa: E402
 from resdeploy.errors import FactoryRefused, MalformedInput, MissingInput, ResdeployError, UsageError  # noqa: E402
 from resdeploy.graph import metadata  # noqa: E402
 from resdeploy.measure import journal, predictions  # noqa: E402
 from resdeploy.models import foreign, weights, zoo  # noqa: E402
-from resdeploy.pipeline import make, profile, sources  # noqa: E402
-from resdeploy.pipeline.request import Request  # noqa: E402
 from resdeploy.records import (  # noqa: E402
     Artifact,
     Block,
@@ -150,11 +150,11 @@ def test_the_current_folder_is_searched_for_a_typed_factory_alone(
     here = str(canary.parent)
     for model in ("resnet20", str(checkpoint)):
         try:
-            sources.network(Request(model=model))
+            networks.resolve(Request(model=model))
         except FactoryRefused:
             assert model == str(checkpoint)
         assert here not in sys.path
-    sources.network(Request(model=NAME, weights=str(checkpoint)))
+    networks.resolve(Request(model=NAME, weights=str(checkpoint)))
     assert sys.path[-1] == here
 
 
@@ -176,7 +176,7 @@ def test_a_profile_may_name_a_factory_and_its_folder_may_not(checkpoint: Path, c
         precisions=("fp32",), backends=("null",), duration_s=0.1,
     )  # fmt: skip
     folder = Path("runs/tiny")
-    first = profile.run(wanted, folder, progress=no_one, note=no_one)
+    first = run.run(wanted, folder, progress=no_one, note=no_one)
     assert canary.exists()
     (whole,) = first.variants
     assert whole.source.model is not None
@@ -186,10 +186,10 @@ def test_a_profile_may_name_a_factory_and_its_folder_may_not(checkpoint: Path, c
     canary.with_name("other.py").write_text(canary.with_name("stranger.py").read_text())
     plant(folder, NAME, "other:net")
     with contextlib.suppress(ResdeployError):  # files that say otherwise may be refused or made again
-        profile.run(wanted, folder, progress=no_one, note=no_one)
+        run.run(wanted, folder, progress=no_one, note=no_one)
     # The trained checkpoint alone, as a profile that starts from a file would take it up.
     with pytest.raises(FactoryRefused):
-        sources.network(Request(model=str(plant(folder, NAME, "other:net"))))
+        networks.resolve(Request(model=str(plant(folder, NAME, "other:net"))))
     assert not canary.exists()
 
 
@@ -261,7 +261,7 @@ def test_a_name_that_is_none_is_not_put_into_a_command(canary: Path, name: str) 
     """What a person is told to type holds nothing of the file's."""
     path = saying(name, canary.parent)
     with pytest.raises(FactoryRefused) as refused:
-        sources.network(Request(model=str(path)))
+        networks.resolve(Request(model=str(path)))
     assert "`resdeploy export package.module:factory --weights " in refused.value.fix
     assert not canary.exists()
 
@@ -271,7 +271,7 @@ def test_a_checkpoint_of_a_network_that_nobody_has_is_named(canary: Path, name: 
     """The file is at fault and not what was typed: exit 4, its name, and no advice to try a factory."""
     path = saying(name, canary.parent)
     with pytest.raises(MalformedInput, match=r"w\.safetensors says") as refused:
-        sources.network(Request(model=str(path)))
+        networks.resolve(Request(model=str(path)))
     assert "factory" not in str(refused.value)
     assert refused.value.exit_status == 4
 
@@ -282,7 +282,7 @@ def test_weights_that_name_a_factory_are_tensors_for_another_network(canary: Pat
     weights.save(
         net, dataclasses.replace(SPEC, name=NAME), path := canary.with_name("w.safetensors"), Weights(source="w")
     )
-    made = make.checkpoint(Request(model="resnet20", weights=str(path)))
+    made = export.to_checkpoint(Request(model="resnet20", weights=str(path)))
     assert made.model is not None
     assert made.model.name == "resnet20"
     assert not canary.exists()
@@ -293,11 +293,11 @@ def test_a_checkpoints_sidecar_names_nothing(canary: Path) -> None:
     spec = zoo.spec("resnet20")
     weights.save(zoo.create(spec), spec, path := canary.with_name("w.safetensors"), Weights(source="w"))
     with_sidecar(path, format="checkpoint")
-    assert sources.network(Request(model=str(path))).spec == spec
+    assert networks.resolve(Request(model=str(path))).spec == spec
     torch.save(zoo.create(spec).state_dict(), bare := canary.with_name("w.pth"))
     with_sidecar(bare, format="checkpoint")
     with pytest.raises(UsageError):
-        sources.network(Request(model=str(bare)))
+        networks.resolve(Request(model=str(bare)))
     assert not canary.exists()
 
 
@@ -308,7 +308,7 @@ def test_a_sidecars_path_is_not_followed(graph: Path, canary: Path) -> None:
     document = json.loads(record.read_text()) | {"path": "../elsewhere.onnx"}
     del document["seal"]  # as a stranger's tool writes it
     record.write_text(json.dumps(document))
-    found = sources.model_file(Request(model=str(graph)))
+    found = model_files.open_model(Request(model=str(graph)))
     assert found.path == str(graph)
 
 
@@ -329,7 +329,7 @@ def test_a_factory_runs_in_the_child_where_it_was_typed_and_from_a_cached_record
     checkpoint: Path, canary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The child imports what the parent was told to, and not what an artifact beside a fitting sidecar names."""
-    artifact = make.checkpoint(Request(model=NAME, weights=str(checkpoint)))
+    artifact = export.to_checkpoint(Request(model=NAME, weights=str(checkpoint)))
     assert canary.exists()
     canary.unlink()
     with Lane("torch") as lane:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import resdeploy
 from resdeploy import pytest_plugin
 from resdeploy.cli import app
-from resdeploy.measure import bench
+from resdeploy.measure import interleaved
 
 VERBS = vars(typer.main.get_command(app))["commands"]
 # A verb with verbs of its own (`study`) stands for those.
@@ -42,7 +42,7 @@ def test_advice_names_only_options_that_exist(source: Path) -> None:
 def test_the_search_for_advice_finds_it() -> None:
     """The test above would see a wrong name: right ones are found where they are known to be."""
     found = {str(path.relative_to(SOURCES[0].parent)): named_in(path) for path in SOURCES}
-    assert {"--mean", "--std", "--resize"} <= found["pipeline/sources.py"]
+    assert {"--mean", "--std", "--resize"} <= found["deploy/model_files.py"]
     assert "--duration" in found["measure/summary.py"]
 
 
@@ -62,7 +62,7 @@ def test_a_foreign_file_can_be_told_how_it_sees(verb: str) -> None:
 def test_the_queries_after_which_a_row_ends_are_the_harness_own(verb: str) -> None:
     """`--help` cannot load the constants, and so states their product."""
     (duration,) = (param for param in COMMANDS[verb].params if param.name == "duration")
-    assert f"about {bench.BLOCKS * bench.MAX_QUERIES:,} queries" in duration.help
+    assert f"about {interleaved.BLOCKS * interleaved.MAX_QUERIES:,} queries" in duration.help
 
 
 @pytest.mark.parametrize("value", ["0.5", "1.0"])

@@ -260,7 +260,7 @@ def test_a_gate_that_breaks_tells_ci_why(
     save_answers: Callable[[str, int], None],
 ) -> None:
     """Any error, a defect of ours too, and options that contradict each other: JUnit file and annotation."""
-    from resdeploy.pipeline import gate
+    from resdeploy.verbs import gate
 
     save_answers("a", 1)
     args = ["gate", "--baseline", "a.npz", "--candidate", "a.npz", "--junit", "g.xml", "--github"]

@@ -15,15 +15,14 @@ from typer.testing import CliRunner
 
 from resdeploy import store
 from resdeploy.cli import app
+from resdeploy.deploy import calibration, export, lower
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import OutputLost, ResdeployError
-from resdeploy.measure import bench
-from resdeploy.pipeline import make, mixed
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.measure import interleaved
 from resdeploy.quantize import fidelity
 from resdeploy.records import Precision
-from resdeploy.report import mixed as report
-from resdeploy.report import render
-from resdeploy.search import mixed as search
+from resdeploy.report import mixed, render
+from resdeploy.verbs import precision_ladder, quantize
 from tests.cli.conftest import Run
 from tests.cli.test_bad_input import files_in, refused
 
@@ -32,15 +31,16 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
     tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model chosen is shown to be within the budget, is the fastest measured, and says how it was chosen."""
-    monkeypatch.setattr(search, "SHARES", (1 / 4,))
-    monkeypatch.setattr(bench, "run", functools.partial(bench.run, blocks=2, processes=1, extensions=0))
-    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
-    plan = make.CalibrationPlan(data="digits", samples=64)
-    wanted = mixed.Wanted(max_drop_pp=5.0, data="digits", duration_s=0.1)
+    monkeypatch.setattr(precision_ladder, "SHARES", (1 / 4,))
+    quick = functools.partial(interleaved.run, blocks=2, processes=1, extensions=0)
+    monkeypatch.setattr(interleaved, "run", quick)
+    source = export.to_onnx(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = calibration.CalibrationPlan(data="digits", samples=64)
+    wanted = quantize.QuantizeGoal(max_drop_pp=5.0, data="digits", duration_s=0.1)
     out = tmp_path / "m.onnx"
-    done = mixed.quantized(source, "int8", "openvino", plan, out, wanted, progress=lambda *_: None)
+    done = quantize.quantize(source, "int8", "openvino", plan, out, wanted, progress=lambda *_: None)
     assert done.found is True
-    document = report.search("digits", done.candidates, done.layers, {})
+    document = mixed.search("digits", done.candidates, done.layers, {})
     json.loads(render.render(document, "json"))
     assert [row["label"] for row in document["results"]][::2] == ["fp16", "int8"]
     (chosen,) = [row for row in document["results"] if row["chosen"]]
@@ -75,26 +75,26 @@ def test_judging_on_the_calibration_images_is_refused(digits_onnx: Path, tmp_pat
         (images / str(label)).mkdir(parents=True)
         pixels = np.random.default_rng(label).integers(0, 255, (16, 16), np.uint8)
         Image.fromarray(pixels).save(images / str(label) / "0.png")
-    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
-    plan = make.CalibrationPlan(data=str(images))
-    wanted = mixed.Wanted(max_drop_pp=1.0, data=str(images))
+    source = export.to_onnx(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = calibration.CalibrationPlan(data=str(images))
+    wanted = quantize.QuantizeGoal(max_drop_pp=1.0, data=str(images))
     with pytest.raises(ResdeployError, match="also used to calibrate"):
-        mixed.quantized(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
+        quantize.quantize(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
     assert not list(tmp_path.glob("x.onnx*"))
 
 
 @pytest.mark.parametrize(
     ("wanted", "precision", "plan", "word"),
     [
-        (mixed.Wanted(max_drop_pp=1.0), "int8", make.CalibrationPlan(), "--data"),
-        (mixed.Wanted(data="digits"), "int8", make.CalibrationPlan(), "--max-drop"),
-        (mixed.Wanted(sensitivity=True), "fp16", make.CalibrationPlan(), "INT8"),
-        (mixed.Wanted(), "fp16", make.CalibrationPlan(data="digits", method="mse"), "--calib-method"),
-        (mixed.Wanted(), "bf16", make.CalibrationPlan(effort="high"), "--effort"),
+        (quantize.QuantizeGoal(max_drop_pp=1.0), "int8", calibration.CalibrationPlan(), "--data"),
+        (quantize.QuantizeGoal(data="digits"), "int8", calibration.CalibrationPlan(), "--max-drop"),
+        (quantize.QuantizeGoal(sensitivity=True), "fp16", calibration.CalibrationPlan(), "INT8"),
+        (quantize.QuantizeGoal(), "fp16", calibration.CalibrationPlan(data="digits", method="mse"), "--calib-method"),
+        (quantize.QuantizeGoal(), "bf16", calibration.CalibrationPlan(effort="high"), "--effort"),
     ],
 )
 def test_options_that_make_no_sense_together_are_refused(
-    wanted: mixed.Wanted, precision: Precision, plan: make.CalibrationPlan, word: str
+    wanted: quantize.QuantizeGoal, precision: Precision, plan: calibration.CalibrationPlan, word: str
 ) -> None:
     """Before any work, exit 2."""
     with pytest.raises(ResdeployError) as caught:
@@ -227,14 +227,16 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     refused(resdeploy(*arguments), 1, "E-OUTPUT-LOST", "pool (MaxPool)", "256 steps", "--force")
     assert files_in(tmp_path) == before
     assert (tmp_path / "x.onnx").read_bytes() == b"before"
-    source = make.onnx_fp32(
-        Request(model=str(tmp_path / "a.onnx"), sight=Sight(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)),
+    source = export.to_onnx(
+        Request(
+            model=str(tmp_path / "a.onnx"), sight=PreprocessingOverride(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)
+        ),
         progress=lambda *_: None,
     )
-    plan = make.CalibrationPlan(data="digits", samples=8)
+    plan = calibration.CalibrationPlan(data="digits", samples=8)
     for _ in ("made", "found in the cache"):
         with pytest.raises(OutputLost):
-            make.lowered(source, "int8", "openvino", plan, progress=lambda *_: None)
+            lower.lower(source, "int8", "openvino", plan, progress=lambda *_: None)
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(app, [*map(str, arguments), "--force"])
     assert done.exit_code == 0, done.stderr
@@ -278,11 +280,11 @@ def test_a_search_does_not_write_a_lost_candidate(
     tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A candidate that is lost only loses; where the best one is, nothing is written."""
-    monkeypatch.setattr(search, "SHARES", (1 / 4,))
+    monkeypatch.setattr(precision_ladder, "SHARES", (1 / 4,))
     monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
-    source = make.onnx_fp32(Request(model=str(digits_onnx)), progress=lambda *_: None)
-    plan = make.CalibrationPlan(data="digits", samples=20)
-    wanted = mixed.Wanted(max_drop_pp=0.1, data="digits")
+    source = export.to_onnx(Request(model=str(digits_onnx)), progress=lambda *_: None)
+    plan = calibration.CalibrationPlan(data="digits", samples=20)
+    wanted = quantize.QuantizeGoal(max_drop_pp=0.1, data="digits")
     with pytest.raises(OutputLost, match="FP16"):
-        mixed.quantized(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
+        quantize.quantize(source, "int8", "openvino", plan, tmp_path / "x.onnx", wanted, progress=lambda *_: None)
     assert not files_in(tmp_path)

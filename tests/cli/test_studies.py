@@ -18,7 +18,7 @@ from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, content_hash, open_dataset
 from resdeploy.data.folder import Split
 from resdeploy.records import Preprocessing
-from resdeploy.search.prune import halves
+from resdeploy.verbs.block_search import halves
 from tests.cli.conftest import Run
 
 TRAINING, TEST = 100, 40

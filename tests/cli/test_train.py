@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from resdeploy import store
+from resdeploy import run, store
 from resdeploy.cli import app
-from resdeploy.pipeline import profile
-from resdeploy.pipeline.request import Request
-from resdeploy.pipeline.steps import Steps
+from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.resume import Steps
 from resdeploy.records import Profile
 from resdeploy.train import curves
 
@@ -73,7 +72,7 @@ def test_a_profile_trains_trained_weights_as_gently(trained: Path, tmp_path: Pat
     said: list[str] = []
     asked = Profile(name="p", model=str(trained), data="digits", epochs=1)
     steps = Steps(tmp_path / "run", said.append)
-    made = profile._trained(asked, "digits", Request(model=str(trained)), steps, lambda *_: None, said.append)
+    made = run._trained(asked, "digits", Request(model=str(trained)), steps, lambda *_: None, said.append)
     rates = [curves.read(path)[-1].lr for path in (Path(made.path), tmp_path / "ft.safetensors")]
     assert rates[0] == rates[1]
     assert said[-1].startswith(f"top-1 {checks_of(trained)['test_top1']:.2f} % before, ")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from resdeploy.data import preprocess
+from resdeploy.deploy.model_string import Interpolation
 from resdeploy.errors import UsageError
-from resdeploy.pipeline.request import Interpolation
 from resdeploy.records import Preprocessing
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}

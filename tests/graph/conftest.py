@@ -42,7 +42,7 @@ def ours() -> Callable[[str], onnx.ModelProto]:
     @functools.cache
     def made(name: str) -> onnx.ModelProto:
         torch = pytest.importorskip("torch")
-        from resdeploy.graph import portable
+        from resdeploy.graph.canonical import form
         from resdeploy.models import zoo
 
         spec = zoo.spec(name)
@@ -51,6 +51,6 @@ def ours() -> Callable[[str], onnx.ModelProto]:
             for child, found in list(module.named_children()):
                 if isinstance(found, torch.nn.LocalResponseNorm):  # control flow, in this exporter
                     setattr(module, child, torch.nn.Identity())
-        return portable.canonicalise(_torchscript(net, spec.input_shape, folded=False), whole=True)
+        return form.canonicalise(_torchscript(net, spec.input_shape, folded=False), whole=True)
 
     return made

@@ -1,4 +1,4 @@
-"""graph/against.py against closed forms, published counts, and the networks that it talks about."""
+"""cost/counterfactuals.py against closed forms, published counts, and the networks that it talks about."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
+from resdeploy.cost import conventions, counterfactuals, json_parts  # noqa: E402
 from resdeploy.errors import UsageError  # noqa: E402
-from resdeploy.graph import against, conventions, cost, export  # noqa: E402
+from resdeploy.graph import counts, from_torch  # noqa: E402
 from resdeploy.models import resnet, zoo  # noqa: E402
-from resdeploy.report import costing, documents, render  # noqa: E402
+from resdeploy.report import documents, render  # noqa: E402
 from tests.graph.test_intent import TARGETS, quantized  # noqa: E402
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 
 
-def compared(model, name: str) -> against.Counterfactual:
+def compared(model, name: str) -> counterfactuals.Counterfactual:
     spec = zoo.spec(name)
-    return against.basic(model, spec)
+    return counterfactuals.basic(model, spec)
 
 
 def test_every_identity_block_saves_exactly_288_17ths_and_costs_17_18ths(ours) -> None:
@@ -83,10 +84,10 @@ def test_standing_batch_norms_and_exporters_arithmetic_change_nothing(ours, torc
     """The same blocks, MACs and parameters from TorchScript's file with its batch norms, and from torch's raw graph."""
     spec = zoo.spec("resnet50", input_shape=(3, 64, 64))
     net = zoo.create(spec)
-    expected = against.basic(ours("resnet50"), spec)
-    for model in (torchscript(net, spec.input_shape, folded=False), export._trace(net, spec)):
+    expected = counterfactuals.basic(ours("resnet50"), spec)
+    for model in (torchscript(net, spec.input_shape, folded=False), from_torch._trace(net, spec)):
         assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 53
-        found = against.basic(model, spec)
+        found = counterfactuals.basic(model, spec)
         own, known = ([dataclasses.replace(b, stage="") for b in c.blocks] for c in (found, expected))
         assert own == known  # the raw graph's node names tell no stage
         assert dataclasses.replace(found, blocks=()) == dataclasses.replace(expected, blocks=())
@@ -98,7 +99,7 @@ def test_deeper_and_grouped_networks_too(ours, torchscript) -> None:
 
     model = torchscript(zoo.create(zoo.spec("resnet101")), (3, 224, 224))
     spec = metadata.spec_of(model, Path("foreign.onnx"))
-    found = against.basic(model, spec)
+    found = counterfactuals.basic(model, spec)
     wide = dataclasses.replace(resnet.VARIANTS["basic101"], width=256)
     with torch.device("meta"), mock.patch.object(torch.nn.init, "kaiming_normal_"):
         net = resnet.ResNet(wide).eval()
@@ -111,7 +112,7 @@ def test_deeper_and_grouped_networks_too(ours, torchscript) -> None:
 
 def test_the_report_states_both_apart(ours) -> None:
     """288/17 in (a) only, 17/18 in (b) only."""
-    document = costing.basic([compared(ours("resnet50"), "resnet50")])
+    document = json_parts.basic([compared(ours("resnet50"), "resnet50")])
     wide, narrow = document["against_outer_width"], document["against_quarter_width"]
     assert {row["block_ratio_exact"] for row in wide[:-1]} == {"288/17"}
     assert {row["block_share_exact"] for row in narrow[:-1]} == {"17/18"}
@@ -123,9 +124,9 @@ def test_the_report_states_both_apart(ours) -> None:
 def test_tables_show_both_answers_and_other_tools_count(ours) -> None:
     """In every form; the exact ratios stand in the tables, fvcore's figure beside ours."""
     spec = zoo.spec("resnet50")
-    counted = cost.count(ours("resnet50"), spec)
-    parts = costing.basic([compared(ours("resnet50"), "resnet50")])
-    parts |= costing.conventions([counted], conventions.CONVENTIONS["fvcore"])
+    counted = counts.count(ours("resnet50"), spec)
+    parts = json_parts.basic([compared(ours("resnet50"), "resnet50")])
+    parts |= json_parts.conventions([counted], conventions.CONVENTIONS["fvcore"])
     document = documents.cost([counted], {}, per_layer=True, **parts)
     for form in ("table", "md"):
         shown = render.render(document, form)
@@ -138,7 +139,7 @@ def test_inception_modules_with_and_without_their_reductions(ours) -> None:
     """All nine of GoogLeNet 2014, each large kernel's branch and the module, against table 1's arithmetic."""
     spec = zoo.spec("googlenet2014")
     model = ours("googlenet2014")
-    compared = against.naive(model, spec)
+    compared = counterfactuals.naive(model, spec)
     assert len(compared.reductions) == 18
     found = {m.name: m for m in compared.modules}
     for name, known in FACTS["inception_modules"].items():
@@ -153,7 +154,7 @@ def test_inception_modules_with_and_without_their_reductions(ours) -> None:
 
 def test_networks_without_either_say_so(ours) -> None:
     """ResNet-18 has no bottlenecks; ResNet-50 has no Inception modules, its own 1x1 belong to residual blocks."""
-    for compare, name in ((against.basic, "resnet18"), (against.naive, "resnet50")):
+    for compare, name in ((counterfactuals.basic, "resnet18"), (counterfactuals.naive, "resnet50")):
         spec = zoo.spec(name)
         with pytest.raises(UsageError, match=name):
             compare(ours(name), spec)

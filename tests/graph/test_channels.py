@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import channels, portable
+from resdeploy.graph import channels
+from resdeploy.graph.canonical import form
 from resdeploy.models import zoo
 
 pytest.importorskip("torch")
@@ -28,7 +29,7 @@ def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)
-    return portable.canonicalise(onnx.load_from_string(buffer.getvalue()))
+    return form.canonicalise(onnx.load_from_string(buffer.getvalue()))
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

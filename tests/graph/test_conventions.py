@@ -1,4 +1,4 @@
-"""graph/cost.py and graph/conventions.py against the tools themselves, other exporters, and closed forms."""
+"""graph/counts.py and cost/conventions.py against the tools themselves, other exporters, and closed forms."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import conventions, cost, metadata, portable
+from resdeploy.cost import conventions, json_parts
+from resdeploy.graph import counts, metadata
+from resdeploy.graph.canonical import form
 from resdeploy.records import Cost, ModelSpec
-from resdeploy.report import costing
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 # What each convention's figure is called among the facts, which the tools themselves printed.
@@ -34,7 +35,7 @@ def test_other_tools_figures_are_reproduced(name: str, ours) -> None:
     """To the last digit, from the folded graph; torchvision's own metadata rounds the first."""
     from resdeploy.models import zoo
 
-    counted = cost.count(ours(name), zoo.spec(name))
+    counted = counts.count(ours(name), zoo.spec(name))
     found = {tool: conventions.CONVENTIONS[tool].count(counted) for tool in PRINTED}
     assert found == {tool: FACTS["tools"][name][key] for tool, key in PRINTED.items()}
     assert round(conventions.CONVENTIONS["torchvision"].count(counted) / 1e9, 3) == {"resnet18": 1.814}.get(name, 4.089)
@@ -60,7 +61,7 @@ def test_clipped_activations_count_nothing_where_the_tool_counts_nothing(torchsc
     """MobileNet v2, whose figures the tools printed; thop and ptflops-pytorch are not asked."""
     net = torchvision.models.mobilenet_v2(weights=None).eval()
     spec = ModelSpec(name="m", family="x", classes=1000, input_shape=(3, 224, 224), preprocessing=None)
-    found = cost.count(torchscript(net, spec.input_shape, folded=False), spec)
+    found = counts.count(torchscript(net, spec.input_shape, folded=False), spec)
     assert sum(layer.op == "Clip" for layer in found.layers) == 35
     told = {name: one.count(found) for name, one in conventions.CONVENTIONS.items() if not one.doubt(found)}
     assert told == {"torchvision": 300_774_272, "fvcore": 314_193_216, "ptflops": 300_775_272}
@@ -83,11 +84,11 @@ def test_a_convention_says_nothing_of_operators_that_it_was_not_compared_on() ->
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
         spec = ModelSpec(name="m", family="foreign", classes=2, input_shape=(3, 4, 4), preprocessing=None)
-        return cost.count(model, spec)
+        return counts.count(model, spec)
 
     known, other, unknown = made("Relu"), made("Softmax"), made("Einsum", equation="nchw->nchw")
     for convention in conventions.CONVENTIONS.values():
-        parts = costing.conventions([known, other, unknown], convention)
+        parts = json_parts.conventions([known, other, unknown], convention)
         figures = [row["count"] for row in parts["conventions"]]
         assert (figures[0] is None, figures[2]) == (False, None)
         assert any("Einsum" in note for note in parts["notes"])
@@ -99,7 +100,7 @@ def test_pools_and_biases_that_folding_removed_are_remembered(ours) -> None:
     """AlexNet's adaptive pool does nothing at 224 pixels and is dropped, but fvcore and thop count it."""
     from resdeploy.models import zoo
 
-    counted = cost.count(ours("alexnet"), zoo.spec("alexnet"))
+    counted = counts.count(ours("alexnet"), zoo.spec("alexnet"))
     found = {tool: conventions.CONVENTIONS[tool].count(counted) for tool in PRINTED}
     assert found == {tool: FACTS["tools"]["alexnet"][key] for tool, key in PRINTED.items()}
 
@@ -110,13 +111,13 @@ def test_the_canonical_form_keeps_what_it_remembers(ours) -> None:
     removed = metadata.removed(model)
     assert removed is not None
     assert (len(removed.norms), removed.biased, removed.pools) == (20, (), ())
-    assert portable.canonicalise(model).SerializeToString() == model.SerializeToString()
+    assert form.canonicalise(model).SerializeToString() == model.SerializeToString()
 
 
 def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> None:
     """TorchScript's, dynamo's as users call it and its raw graph, timm's network: the same MACs, none unknown."""
     timm = pytest.importorskip("timm")
-    from resdeploy.graph import export
+    from resdeploy.graph import from_torch
     from resdeploy.models import zoo
 
     spec = zoo.spec("resnet18", input_shape=(3, 64, 64))
@@ -125,15 +126,15 @@ def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> 
     for module in net.modules():
         if hasattr(module, "running_mean"):  # as if trained: dynamo drops the zeros that an untrained one folds to
             module.running_mean += 1
-    expected = cost.count(ours("resnet18"), spec)
+    expected = counts.count(ours("resnet18"), spec)
     files = {
         "torchscript": torchscript(net, spec.input_shape),
-        "dynamo": export._trace(net, spec),
+        "dynamo": from_torch._trace(net, spec),
         "dynamo's default": dynamo(net, spec.input_shape),
         "timm": torchscript(timm.create_model("resnet18").eval(), spec.input_shape),
     }
     for name, file in files.items():
-        found = cost.count(file, foreign)
+        found = counts.count(file, foreign)
         assert (found.macs, found.unknown, found.activations) == (expected.macs, (), expected.activations), name
         assert found.params is None  # a folded graph cannot say
         blocks = {layer.block for layer in found.layers if layer.macs and layer.block.startswith("layer")}
@@ -141,11 +142,11 @@ def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> 
             assert len(blocks) == 8, name
     # The exporter folded the batch norms and nobody wrote that down, so fvcore's count is not to be had from its file.
     for name in ("torchscript", "dynamo's default"):
-        assert not cost.count(files[name], foreign).norms_known
-    assert cost.count(files["dynamo"], foreign).norms_known
+        assert not counts.count(files[name], foreign).norms_known
+    assert counts.count(files["dynamo"], foreign).norms_known
     # The zeros that dynamo writes where a convolution has no bias are none: the linear layer alone has one.
-    assert sum(layer.own_bias for layer in cost.count(files["dynamo"], foreign).layers) == 1
-    unfolded = conventions.CONVENTIONS["fvcore"].count(cost.count(files["dynamo"], foreign))
+    assert sum(layer.own_bias for layer in counts.count(files["dynamo"], foreign).layers) == 1
+    unfolded = conventions.CONVENTIONS["fvcore"].count(counts.count(files["dynamo"], foreign))
     assert unfolded == conventions.CONVENTIONS["fvcore"].count(expected)
 
 
@@ -161,14 +162,14 @@ def dynamo(module, shape: tuple[int, ...]):
 
 def test_bottlenecks_of_another_exporters_file_are_compared(ours) -> None:
     """Dynamo's default file of ResNet-50, its names telling nothing: the MACs of ours, and no guess at parameters."""
-    from resdeploy.graph import against
+    from resdeploy.cost import counterfactuals
     from resdeploy.models import zoo
 
     spec = zoo.spec("resnet50", input_shape=(3, 64, 64))
     model = dynamo(zoo.create(spec), spec.input_shape)
     assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
-    found = against.basic(model, dataclasses.replace(spec, params=None))
-    expected = against.basic(ours("resnet50"), spec)
+    found = counterfactuals.basic(model, dataclasses.replace(spec, params=None))
+    expected = counterfactuals.basic(ours("resnet50"), spec)
     for side in ("own_macs", "outer_macs", "quarter_macs"):
         assert getattr(found, side) == getattr(expected, side)
     assert [(b.own, b.outer, b.quarter) for b in found.blocks] == [(b.own, b.outer, b.quarter) for b in expected.blocks]
@@ -200,7 +201,7 @@ def test_what_has_only_the_name_of_a_convolution_or_hides_one_is_unknown() -> No
     graph = helper.make_graph(nodes, "g", inputs, outputs, held)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]
     spec = ModelSpec(name="m", family="foreign", classes=2, input_shape=(3, 4, 4), preprocessing=None)
-    counted = cost.count(helper.make_model(graph, opset_imports=opsets), spec)
+    counted = counts.count(helper.make_model(graph, opset_imports=opsets), spec)
     assert counted.unknown == ("theirs (Conv)", "branch (If)")
     assert counted.macs == 16 * 2 * 3
 
@@ -215,10 +216,10 @@ def test_a_file_whose_norms_were_folded_in_part_does_not_claim_to_know_them(torc
     spec = ModelSpec(name="preresnet20", family="x", classes=10, input_shape=(3, 32, 32), preprocessing=None)
     folded, whole = (torchscript(net, spec.input_shape, folded=folded) for folded in (True, False))
     assert 0 < sum(node.op_type == "BatchNormalization" for node in folded.graph.node) < 19
-    for partly in (folded, portable.canonicalise(folded)):
+    for partly in (folded, form.canonicalise(folded)):
         assert metadata.removed(partly) is None
-        assert not cost.count(partly, spec).norms_known
-    known = [cost.count(whole, spec), cost.count(portable.canonicalise(whole), spec)]
+        assert not counts.count(partly, spec).norms_known
+    known = [counts.count(whole, spec), counts.count(form.canonicalise(whole), spec)]
     assert all(counted.norms_known for counted in known)
     # shared/facts: 40,551,040 MACs, 188,416 batch norm elements; the pool reads 64 x 8 x 8.
     expected = 40_551_040 + 2 * 188_416 + 64 * 8 * 8
@@ -230,18 +231,18 @@ def test_the_canonical_form_of_a_folded_file_claims_nothing(ours, torchscript) -
     from resdeploy.models import zoo
 
     spec = zoo.spec("resnet18")
-    once = portable.canonicalise(torchscript(zoo.create(spec), spec.input_shape))
+    once = form.canonicalise(torchscript(zoo.create(spec), spec.input_shape))
     assert metadata.removed(once) is None
-    assert not cost.count(once, spec).norms_known
-    assert portable.canonicalise(once).SerializeToString() == once.SerializeToString()
-    assert cost.count(ours("resnet18"), spec).norms_known
+    assert not counts.count(once, spec).norms_known
+    assert form.canonicalise(once).SerializeToString() == once.SerializeToString()
+    assert counts.count(ours("resnet18"), spec).norms_known
 
 
 def test_bytes_and_intensity_follow_their_definition(ours) -> None:
     """A 1x1 convolution and an addition by hand; INT8 is a quarter but for biases; weights are read once a batch."""
     from resdeploy.models import zoo
 
-    counted = cost.count(ours("resnet18"), zoo.spec("resnet18"))
+    counted = counts.count(ours("resnet18"), zoo.spec("resnet18"))
     layers = {layer.name: layer for layer in counted.layers}
     projection = layers["layer2.0.downsample.0"]
     assert projection.macs == 28 * 28 * 128 * 64
@@ -276,7 +277,7 @@ def test_outputs_are_counted_whatever_their_first_dimension_is(batch_size: int) 
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     spec = ModelSpec(name="w", family="foreign", classes=5, input_shape=(3, 8, 8), preprocessing=None)
-    counted = cost.count(model, spec)
+    counted = counts.count(model, spec)
     layers = {layer.name: layer for layer in counted.layers}
     assert (layers["conv"].output_shape, layers["product"].output_shape) == ((1, 6, 8, 8), (4, 16, 5))
     assert counted.activations == 64 * 6 + 64 * 5
@@ -303,7 +304,7 @@ def test_quantized_operators_of_onnx_runtime_are_counted_as_their_originals() ->
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     spec = ModelSpec(name="q", family="foreign", classes=4, input_shape=(3, 8, 8), preprocessing=None)
-    counted = cost.count(model, spec)
+    counted = counts.count(model, spec)
     assert (counted.macs, counted.params_deployed, counted.unknown) == (8 * 8 * 4 * 27, 108, ())
 
 
@@ -326,11 +327,11 @@ def test_files_that_onnx_runtime_has_optimised_cost_what_they_did(int8: bool, ou
     optimised = onnx.load(tmp_path / "optimised.onnx")
     kinds = {node.op_type for node in optimised.graph.node if node.domain == "com.microsoft"}
     assert kinds >= ({"QLinearAdd", "QGemm", "QLinearGlobalAveragePool"} if int8 else {"FusedConv"})
-    before, after = cost.count(model, spec), cost.count(optimised, spec)
+    before, after = counts.count(model, spec), counts.count(optimised, spec)
     assert (after.macs, after.unknown) == (40_551_040, ())
     assert (after.params_deployed, after.activations) == (before.params_deployed, before.activations)
     if not int8:  # shapes for 32 pixels say nothing of 64
-        other = cost.count(optimised, dataclasses.replace(spec, input_shape=(3, 64, 64)))
+        other = counts.count(optimised, dataclasses.replace(spec, input_shape=(3, 64, 64)))
         assert "conv1 (FusedConv)" in other.unknown
         assert not any(layer.macs for layer in other.layers)
 
@@ -352,5 +353,5 @@ def test_a_graph_of_ten_thousand_nodes_is_counted_exactly() -> None:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
     spec = ModelSpec(name="deep", family="foreign", classes=4, input_shape=(4, 2, 2), preprocessing=None)
-    counted = cost.count(model, spec)
+    counted = counts.count(model, spec)
     assert (counted.macs, counted.params_deployed, len(counted.layers)) == (5000 * 4 * 4 * 4, 16, 10_000)

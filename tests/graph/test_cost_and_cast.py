@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UnknownName, UsageError
-from resdeploy.graph import cast, cost, metadata, portable
+from resdeploy.graph import cast, counts, metadata
+from resdeploy.graph.canonical import form
 from resdeploy.records import ModelSpec
 
 # facts/resnet.md section 1: asserted equal to torch.utils.flop_counter / 2 there.
@@ -44,7 +45,7 @@ def network(op: str = "Relu", scale: float = 1.0) -> onnx.ModelProto:
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ("n", 5))],
         [numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()],
     )
-    return portable.canonicalise(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    return form.canonicalise(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
 
 
 def spec_of(model: onnx.ModelProto, tmp_path: Path) -> ModelSpec:
@@ -68,8 +69,8 @@ def test_multiply_accumulates_equal_the_facts(name: str) -> None:
         warnings.simplefilter("ignore")
         image = torch.zeros(1, *spec.input_shape)
         torch.onnx.export(zoo.create(spec), (image,), buffer, dynamo=False, opset_version=17)
-    model = portable.canonicalise(onnx.load_from_string(buffer.getvalue()))
-    counted = cost.count(model, spec)
+    model = form.canonicalise(onnx.load_from_string(buffer.getvalue()))
+    counted = counts.count(model, spec)
     assert counted.macs == MACS[name] == zoo.find(name).macs
     assert counted.unknown == ()
 
@@ -77,7 +78,7 @@ def test_multiply_accumulates_equal_the_facts(name: str) -> None:
 def test_a_quantized_graph_costs_what_its_original_costs(tmp_path: Path) -> None:
     """Scales and zero points are no parameters, and Q/DQ multiplies nothing."""
     model = network()
-    spec, original = spec_of(model, tmp_path), cost.count(model, spec_of(model, tmp_path))
+    spec, original = spec_of(model, tmp_path), counts.count(model, spec_of(model, tmp_path))
     quantized = onnx.ModelProto()
     quantized.CopyFrom(model)
     conv = next(n for n in quantized.graph.node if n.op_type == "Conv")
@@ -90,7 +91,7 @@ def test_a_quantized_graph_costs_what_its_original_costs(tmp_path: Path) -> None
     dequantize = helper.make_node("DequantizeLinear", [weight.name, "s", "z"], ["dq"], name="dq", axis=0)
     conv.input[1] = "dq"
     quantized.graph.node.insert(0, dequantize)
-    counted = cost.count(quantized, spec)
+    counted = counts.count(quantized, spec)
     assert counted.layers == original.layers
     assert counted.params_deployed == original.params_deployed == 4 * 27 + 4 + 20 + 5
 
@@ -99,10 +100,10 @@ def test_another_image_size_is_counted_or_refused(tmp_path: Path) -> None:
     """The spec's size decides; one that the graph contradicts is an error, not a count."""
     model = network()
     spec = spec_of(model, tmp_path)
-    doubled = cost.count(model, dataclasses.replace(spec, input_shape=(3, 16, 16)))
+    doubled = counts.count(model, dataclasses.replace(spec, input_shape=(3, 16, 16)))
     assert doubled.macs == 16 * 16 * 4 * 27 + 20
     with pytest.raises(MalformedInput):
-        cost.count(model, dataclasses.replace(spec, input_shape=(4, 8, 8)))
+        counts.count(model, dataclasses.replace(spec, input_shape=(4, 8, 8)))
 
 
 def test_a_symbolic_image_size_is_asked_for(tmp_path: Path) -> None:
@@ -112,8 +113,8 @@ def test_a_symbolic_image_size_is_asked_for(tmp_path: Path) -> None:
         dim.dim_param = "side"
     spec = spec_of(model, tmp_path)
     with pytest.raises(UsageError, match="--img-size"):
-        cost.count(model, spec)
-    assert cost.count(model, dataclasses.replace(spec, input_shape=(3, 8, 8))).macs == 8 * 8 * 4 * 27 + 20
+        counts.count(model, spec)
+    assert counts.count(model, dataclasses.replace(spec, input_shape=(3, 8, 8))).macs == 8 * 8 * 4 * 27 + 20
 
 
 def test_an_operator_we_cannot_count_is_named(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_an_operator_we_cannot_count_is_named(tmp_path: Path) -> None:
     model = network()
     relu = model.graph.node[1]
     relu.CopyFrom(helper.make_node("Einsum", relu.input, relu.output, name="e", equation="nchw->nchw"))
-    assert cost.count(model, spec_of(model, tmp_path)).unknown == ("e (Einsum)",)
+    assert counts.count(model, spec_of(model, tmp_path)).unknown == ("e (Einsum)",)
 
 
 @pytest.mark.parametrize("keep", [(), ("c",), ("r", "p"), ("fc",), ("c", "r", "p", "f", "fc")])

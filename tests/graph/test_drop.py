@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from resdeploy.errors import UsageError
-from resdeploy.graph import cost, drop, export, files
+from resdeploy.graph import counts, drop, files, from_torch
 from resdeploy.models import resnet, zoo
 from resdeploy.records import Weights
 
@@ -31,7 +31,7 @@ def exported(
                 assert module.running_mean is not None
                 module.running_mean.normal_(0, 0.2)
     path = tmp_path_factory.mktemp("drop") / "net.onnx"
-    export.export(net, spec, path, weights=Weights(source="random", seed=3))
+    from_torch.export(net, spec, path, weights=Weights(source="random", seed=3))
     return name, net, path
 
 
@@ -74,7 +74,7 @@ def test_a_removed_block_leaves_nothing_behind(exported: tuple[str, torch.nn.Mod
     spec = zoo.spec(name, classes=7, input_shape=(3, 32, 32))
     block = drop.removable(model)[0]
     cut = drop.remove(model, [block])
-    before, after = cost.count(model, spec), cost.count(cut, spec)
+    before, after = counts.count(model, spec), counts.count(cut, spec)
     own = [layer for layer in before.layers if layer.block == block]
     assert before.macs - after.macs == sum(layer.macs for layer in own) > 0
     assert [layer.name for layer in after.layers] == [layer.name for layer in before.layers if layer.block != block]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import cast, cost, export, files, metadata
+from resdeploy.graph import cast, counts, files, from_torch, metadata
 from resdeploy.records import Artifact, ModelSpec, Preprocessing, Weights
 
 pytest.importorskip("torch")
@@ -41,7 +41,7 @@ def exported(torchvision: ModuleType, tmp_path_factory: pytest.TempPathFactory) 
         params=25_557_032,
     )
     out = tmp_path_factory.mktemp("export") / "resnet50.onnx"
-    return export.export(module, spec, out, weights=Weights(source="random", seed=0)), module
+    return from_torch.export(module, spec, out, weights=Weights(source="random", seed=0)), module
 
 
 def test_resnet50_is_122_nodes(exported: tuple[Artifact, torch.nn.Module]) -> None:
@@ -65,7 +65,7 @@ def test_the_file_computes_what_torch_computes_in_float64(exported: tuple[Artifa
     """At two batch sizes, within FP32 rounding; the figures are kept."""
     artifact, module = exported
     samples = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
-    checked = export.verify(artifact, module, run, samples)
+    checked = from_torch.verify(artifact, module, run, samples)
     assert 0 < checked.checks["max_rel_error"] < 3e-5
     assert 0 < checked.checks["torch_fp32_rel_error"] < 3e-5
     assert (checked.checks["batch_size_1"], checked.checks["batch_size_2"]) == (1, 3)
@@ -78,7 +78,7 @@ def test_a_file_that_differs_from_torch_is_refused(exported: tuple[Artifact, tor
     samples = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     for wrong in (lambda p, x: run(p, x) * 1.001, lambda p, x: run(p, x) * np.nan):
         with pytest.raises(MalformedInput, match="off from torch"):
-            export.verify(artifact, module, wrong, samples, sizes=(1, 1))
+            from_torch.verify(artifact, module, wrong, samples, sizes=(1, 1))
 
 
 class Cancelling(torch.nn.Module):
@@ -98,7 +98,7 @@ def test_where_float32_does_not_compute_the_network_no_file_passes() -> None:
     x = np.random.default_rng(0).normal(size=(1, 4, 2, 2)).astype(np.float32)
     for large in (1e8, 1e39):
         with pytest.raises(MalformedInput, match="off from torch"):
-            export.verify(artifact, Cancelling(large), lambda _p, b: 0.5 * b.mean((2, 3)), x, sizes=(1, 1))
+            from_torch.verify(artifact, Cancelling(large), lambda _p, b: 0.5 * b.mean((2, 3)), x, sizes=(1, 1))
 
 
 @pytest.mark.parametrize(("large", "own"), [(0.0, 1e-6), (3e4, 1e-3)])
@@ -111,9 +111,11 @@ def test_a_file_may_round_four_times_as_much_as_torch_itself(large: float, own: 
     def off(relative: float) -> float:
         exact = module(torch.from_numpy(x).double()).numpy()
         error = relative * np.abs(exact).max()
-        return export.verify(artifact, module, lambda _p, b: exact + error, x, sizes=(1, 1)).checks["max_rel_error"]
+        return from_torch.verify(artifact, module, lambda _p, b: exact + error, x, sizes=(1, 1)).checks["max_rel_error"]
 
-    torch_error = export.verify(artifact, module, lambda _p, b: module(torch.from_numpy(b)).numpy(), x, sizes=(1, 1))
+    torch_error = from_torch.verify(
+        artifact, module, lambda _p, b: module(torch.from_numpy(b)).numpy(), x, sizes=(1, 1)
+    )
     measured = torch_error.checks["torch_fp32_rel_error"]
     assert own / 10 < measured < own if large else measured < own
     limit = max(1e-4, 4 * measured)
@@ -134,7 +136,7 @@ def test_resnet50_costs_what_the_facts_say(exported: tuple[Artifact, torch.nn.Mo
     """4,089,184,256 multiply-accumulates and 25,530,472 folded parameters (facts), layer by layer."""
     artifact = exported[0]
     assert artifact.model is not None
-    counted = cost.count(files.load_model(Path(artifact.path)), artifact.model)
+    counted = counts.count(files.load_model(Path(artifact.path)), artifact.model)
     assert (counted.macs, counted.params_deployed, counted.params) == (4_089_184_256, 25_530_472, 25_557_032)
     assert counted.unknown == ()
     assert sum(layer.macs > 0 for layer in counted.layers) == 54
@@ -152,7 +154,7 @@ def test_fp16_keeps_fp32_at_both_ends(exported: tuple[Artifact, torch.nn.Module]
     files.save_model(half, tmp_path / "half.onnx")
     assert half.ByteSize() < 0.51 * model.ByteSize()
     assert artifact.model is not None
-    assert cost.count(files.load_model(tmp_path / "half.onnx"), artifact.model).macs == 4_089_184_256
+    assert counts.count(files.load_model(tmp_path / "half.onnx"), artifact.model).macs == 4_089_184_256
     x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     found, expected = run(tmp_path / "half.onnx", x), run(Path(artifact.path), x)
     assert found.dtype == np.float32
@@ -168,7 +170,7 @@ def test_a_model_torch_cannot_export_is_refused_and_leaves_nothing(tmp_path: Pat
 
     spec = ModelSpec(name="fickle", family="x", classes=3, input_shape=(3, 8, 8), preprocessing=None)
     with pytest.raises(MalformedInput, match="cannot export fickle"):
-        export.export(Fickle(), spec, tmp_path / "f.onnx", weights=Weights(source="random", seed=0))
+        from_torch.export(Fickle(), spec, tmp_path / "f.onnx", weights=Weights(source="random", seed=0))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -178,7 +180,7 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     module = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(4, 2)).train()
     spec = ModelSpec(name="tiny", family="x", classes=2, input_shape=(3, 8, 8), preprocessing=None)
     weights = Weights(source="random", seed=0)
-    first = export.export(module, spec, tmp_path / "a.onnx", weights=weights)
-    second = export.export(module, spec, tmp_path / "b.onnx", weights=weights)
+    first = from_torch.export(module, spec, tmp_path / "a.onnx", weights=weights)
+    second = from_torch.export(module, spec, tmp_path / "b.onnx", weights=weights)
     assert first.sha256 == second.sha256
     assert module.training

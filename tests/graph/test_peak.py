@@ -8,7 +8,8 @@ import onnxruntime
 import pytest
 from onnx import numpy_helper
 
-from resdeploy.graph import cost, peak
+from resdeploy.cost import peak_graphs
+from resdeploy.graph import counts
 
 SMALL = (16, 8, 3, 3)
 
@@ -18,19 +19,19 @@ def run(model: onnx.ModelProto, inputs: np.ndarray) -> np.ndarray:
     return session.run(None, {"input": inputs})[0]
 
 
-@pytest.mark.parametrize("shape", [SMALL, *peak.SHAPES])
+@pytest.mark.parametrize("shape", [SMALL, *peak_graphs.SHAPES])
 def test_a_chain_has_the_multiplications_it_is_said_to_have(shape: tuple[int, int, int, int]) -> None:
     """Counted on its graph, from its shapes alone."""
-    counted = cost.count(peak.chain(*shape), peak.spec(*shape))
-    assert counted.macs == peak.macs(*shape)
+    counted = counts.count(peak_graphs.chain(*shape), peak_graphs.spec(*shape))
+    assert counted.macs == peak_graphs.macs(*shape)
     assert counted.unknown == ()
 
 
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "tensorrt"])
 def test_the_int8_chain_computes_what_the_fp32_chain_does(target) -> None:
     """Its weights are the same numbers; only activations are rounded, to some 255 steps."""
-    model = peak.chain(*SMALL)
-    narrow = peak.quantized(model, target)
+    model = peak_graphs.chain(*SMALL)
+    narrow = peak_graphs.quantized(model, target)
     inputs = np.random.default_rng(1).standard_normal((2, 16, 8, 8)).astype(np.float32)
     exact, found = run(model, inputs), run(narrow, inputs)
     assert 0.1 < exact.std() < 10  # neither dead nor exploding over depth
@@ -47,13 +48,13 @@ def test_the_int8_chain_computes_what_the_fp32_chain_does(target) -> None:
 def test_a_chain_of_another_seed_is_not_quantized_with_this_ones_weights() -> None:
     """The integers come from the seed, so a wrong one would change the network unseen."""
     with pytest.raises(ValueError, match="seed=1"):
-        peak.quantized(peak.chain(*SMALL, seed=0), "openvino", seed=1)
+        peak_graphs.quantized(peak_graphs.chain(*SMALL, seed=0), "openvino", seed=1)
 
 
 def test_a_stream_reads_two_arrays_and_writes_one_of_the_size_asked() -> None:
     """The bytes that a bandwidth is computed from."""
-    model = peak.stream(1 << 20)
+    model = peak_graphs.stream(1 << 20)
     assert [tuple(d.dim_value for d in v.type.tensor_type.shape.dim) for v in model.graph.input] == [
         (1, 64, 4, 1024)
     ] * 2
-    assert 4 * np.prod(peak.stream_shape(1 << 20)) == 1 << 20
+    assert 4 * np.prod(peak_graphs.stream_shape(1 << 20)) == 1 << 20

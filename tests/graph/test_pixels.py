@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.data import preprocess
 from resdeploy.errors import UsageError
-from resdeploy.graph import pixels, portable
+from resdeploy.graph import pixels
+from resdeploy.graph.canonical import form
 from resdeploy.records import Preprocessing
 
 SEEN = Preprocessing(size=(9, 9))
@@ -46,7 +47,7 @@ def network(
         [weight("w", 5, channels, kernel, kernel), weight("b", 5), weight("v", 4, 5)],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    return portable.canonicalise(model)
+    return form.canonicalise(model)
 
 
 def run(model: onnx.ModelProto, images: NDArray[np.generic], tensor: str = "logits") -> NDArray[np.float32]:
@@ -101,7 +102,7 @@ def test_pixels_in_give_the_logits_of_normalised_floats(
     onnx.checker.check_model(taking_pixels, full_check=True)
     np.testing.assert_allclose(run(taking_pixels, raw), expected, **near)
     # Its canonical form is quantized, so the structure must survive that.
-    again = portable.canonicalise(taking_pixels)
+    again = form.canonicalise(taking_pixels)
     for start, images in ((model, normalised), (again, raw)):
         exact = pixels.integral(start, spec, signed=signed)
         assert exact is not None

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import portable
+from resdeploy.graph.canonical import form
 
 pytest.importorskip("torch")
 
@@ -89,7 +89,7 @@ def test_a_torchscript_file_becomes_canonical(resnet18: torch.nn.Module, opset: 
         input_names=["data"],
         dynamic_axes={"data": {0: "n"}},
     )
-    model = portable.canonicalise(raw)
+    model = form.canonicalise(raw)
     assert ops(model) == RESNET18
     assert {o.domain: o.version for o in model.opset_import} == {"": 17}
     assert model.ir_version == 8
@@ -102,7 +102,7 @@ def test_a_torchscript_file_becomes_canonical(resnet18: torch.nn.Module, opset: 
 
 def test_names_are_the_module_paths(resnet18: torch.nn.Module) -> None:
     """From a TorchScript file that kept no weight names, the nodes are named after the modules, and unique."""
-    model = portable.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
+    model = form.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
     names = [node.name for node in model.graph.node]
     block = ["layer1.0.conv1", "layer1.0.relu1", "layer1.0.conv2", "layer1.0.add", "layer1.0.relu2"]
     assert names[:8] == ["conv1", "relu", "maxpool", *block]
@@ -115,7 +115,7 @@ def test_names_are_the_module_paths(resnet18: torch.nn.Module) -> None:
 
 def test_a_fixed_batch_becomes_symbolic(resnet18: torch.nn.Module) -> None:
     """A file exported for batch 1 runs at batch 3 afterwards, since nothing in it depends on the batch."""
-    model = portable.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
+    model = form.canonicalise(torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=17))
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
     assert run(model, np.zeros((3, 3, 64, 64), np.float32)).shape == (3, 1000)
 
@@ -123,9 +123,9 @@ def test_a_fixed_batch_becomes_symbolic(resnet18: torch.nn.Module) -> None:
 def test_the_canonical_form_is_a_fixed_point_and_deterministic(resnet18: torch.nn.Module) -> None:
     """Canonicalising twice, or two equal files, gives the same bytes."""
     raw = torchscript(resnet18, torch.zeros(1, 3, 64, 64), opset_version=13)
-    once = portable.canonicalise(raw)
-    assert portable.canonicalise(raw).SerializeToString() == once.SerializeToString()
-    assert portable.canonicalise(once).SerializeToString() == once.SerializeToString()
+    once = form.canonicalise(raw)
+    assert form.canonicalise(raw).SerializeToString() == once.SerializeToString()
+    assert form.canonicalise(once).SerializeToString() == once.SerializeToString()
 
 
 def graph_model(
@@ -145,7 +145,7 @@ def test_means_over_the_image_become_global_pooling() -> None:
     """ReduceMean with axes as an input (opset 18, misread by TensorRT 8.6) becomes GlobalAveragePool + Flatten."""
     node = helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=0)
     raw = graph_model([node], {"axes": np.array([-1, -2])}, opset=18)
-    model = portable.canonicalise(raw)
+    model = form.canonicalise(raw)
     assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
     assert np.allclose(run(model, x), x.mean((2, 3)), atol=1e-6)
@@ -160,9 +160,7 @@ def test_shape_arithmetic_of_view_is_gone() -> None:
         helper.make_node("Concat", ["n1", "rest"], ["shape"], axis=0),
         helper.make_node("Reshape", ["x", "shape"], ["y"]),
     ]
-    model = portable.canonicalise(
-        graph_model(nodes, {"zero": np.array(0), "axis": np.array([0]), "rest": np.array([-1])})
-    )
+    model = form.canonicalise(graph_model(nodes, {"zero": np.array(0), "axis": np.array([0]), "rest": np.array([-1])}))
     assert ops(model) == {"Flatten": 1}
     assert run(model, np.zeros((5, 3, 8, 8), np.float32)).shape == (5, 192)
 
@@ -175,7 +173,7 @@ def test_option_a_is_two_nodes() -> None:
             return torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 5))
 
     module = Shortcut()
-    model = portable.canonicalise(torchscript(module, torch.zeros(1, 3, 8, 8), opset_version=17))
+    model = form.canonicalise(torchscript(module, torch.zeros(1, 3, 8, 8), opset_version=17))
     assert ops(model) == {"Slice": 1, "Pad": 1}
     x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
     assert np.array_equal(run(model, x), module(torch.from_numpy(x)).numpy())
@@ -187,7 +185,7 @@ def test_a_batch_that_some_node_depends_on_stays_fixed() -> None:
         helper.make_node("Reshape", ["x", "one"], ["r"]),
         helper.make_node("Add", ["x", "r"], ["y"]),
     ]
-    model = portable.canonicalise(graph_model(nodes, {"one": np.array([1, 3, 8, 8])}, x=(1, 3, 8, 8)))
+    model = form.canonicalise(graph_model(nodes, {"one": np.array([1, 3, 8, 8])}, x=(1, 3, 8, 8)))
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
 
 
@@ -200,7 +198,7 @@ def test_a_split_written_as_a_sequence_becomes_split() -> None:
         helper.make_node("Concat", ["b", "a"], ["y"], axis=1),
     ]
     raw = graph_model(nodes, {"two": np.array(2), "first": np.array(0), "second": np.array(1)})
-    model = portable.canonicalise(raw)
+    model = form.canonicalise(raw)
     assert ops(model) == {"Split": 1, "Concat": 1}
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
     assert np.array_equal(run(model, x), x[:, [2, 0, 1]])
@@ -217,7 +215,7 @@ def test_a_batch_norm_whose_input_is_used_elsewhere_stays() -> None:
     weights = {"w": rng.normal(size=(3, 3, 1, 1)).astype(np.float32)}
     weights |= {name: rng.uniform(0.5, 1, 3).astype(np.float32) for name in "abmv"}
     raw = graph_model(nodes, weights)
-    model = portable.canonicalise(raw)
+    model = form.canonicalise(raw)
     assert ops(model) == {"Conv": 1, "BatchNormalization": 1, "Add": 1}
     x = rng.normal(size=(2, 3, 8, 8)).astype(np.float32)
     assert np.allclose(run(model, x), run(raw, x), rtol=1e-6)
@@ -228,7 +226,7 @@ def test_a_tile_bomb_is_not_computed() -> None:
     nodes = [helper.make_node("Tile", ["one", "times"], ["t"]), helper.make_node("Add", ["x", "t"], ["y"])]
     weights = {"one": np.ones((1, 1), np.float32), "times": np.array([10**6, 10**6])}
     raw = graph_model(nodes, weights, x=("n", 3, 1, 1))
-    assert ops(portable.canonicalise(raw))["Tile"] == 1
+    assert ops(form.canonicalise(raw))["Tile"] == 1
 
 
 def test_two_inputs_are_refused() -> None:
@@ -236,7 +234,7 @@ def test_two_inputs_are_refused() -> None:
     model = graph_model([helper.make_node("Add", ["x", "z"], ["y"])], {})
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ("n", 3, 8, 8)))
     with pytest.raises(MalformedInput, match="2 inputs"):
-        portable.canonicalise(model)
+        form.canonicalise(model)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +251,13 @@ def test_scopes_in_a_file_are_read_as_text(scopes: str, name: str) -> None:
     ]
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
-    assert portable.canonicalise(model).graph.node[0].name.startswith(name)
+    assert form.canonicalise(model).graph.node[0].name.startswith(name)
 
 
 def test_an_operator_newer_than_opset_17_is_refused_by_name() -> None:
     """What has no equal in opset 17 is named."""
     with pytest.raises(MalformedInput, match=r"'g' \(Gelu"):
-        portable.canonicalise(graph_model([helper.make_node("Gelu", ["x"], ["y"], name="g")], {}, opset=20))
+        form.canonicalise(graph_model([helper.make_node("Gelu", ["x"], ["y"], name="g")], {}, opset=20))
 
 
 @st.composite
@@ -322,12 +320,12 @@ def residual_nets(draw: st.DrawFn) -> onnx.ModelProto:
 @given(raw=residual_nets(), seed=st.integers(0, 1000))
 def test_canonicalising_never_changes_the_function(raw: onnx.ModelProto, seed: int) -> None:
     """For random residual networks: same results in onnxruntime, canonical operators only, and a fixed point."""
-    model = portable.canonicalise(raw)
+    model = form.canonicalise(raw)
     assert set(ops(model)) <= CANONICAL
     x = np.random.default_rng(seed).normal(size=(2, 3, 8, 8)).astype(np.float32)
     before = run(raw, x)
     assert np.abs(run(model, x) - before).max() <= 1e-4 * max(1.0, np.abs(before).max())
-    assert portable.canonicalise(model).SerializeToString() == model.SerializeToString()
+    assert form.canonicalise(model).SerializeToString() == model.SerializeToString()
 
 
 def test_a_sparse_constant_is_refused_in_words() -> None:
@@ -348,5 +346,5 @@ def test_a_sparse_constant_is_refused_in_words() -> None:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     onnx.checker.check_model(model, full_check=True)
     with pytest.raises(MalformedInput, match="cannot be rewritten") as refused:
-        portable.canonicalise(model)
+        form.canonicalise(model)
     assert refused.value.exit_status == 4

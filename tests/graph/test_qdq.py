@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph import portable, qdq
+from resdeploy.graph import qdq
+from resdeploy.graph.canonical import form
 from resdeploy.graph.residual import Index, node_name
 from resdeploy.models import zoo
 from resdeploy.records import Target
@@ -35,7 +36,7 @@ def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)
-    return portable.canonicalise(onnx.load_from_string(buffer.getvalue()))
+    return form.canonicalise(onnx.load_from_string(buffer.getvalue()))
 
 
 @pytest.fixture(scope="module")

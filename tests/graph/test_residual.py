@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import portable
+from resdeploy.graph.canonical import form
 from resdeploy.graph.residual import find_blocks
 from resdeploy.models import zoo
 
@@ -30,7 +30,7 @@ def exported(module: torch.nn.Module, size: int = 64) -> onnx.ModelProto:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)
-    return portable.canonicalise(onnx.load_from_string(buffer.getvalue()))
+    return form.canonicalise(onnx.load_from_string(buffer.getvalue()))
 
 
 def renamed(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import lower
+from resdeploy.graph import for_tensorrt
 from resdeploy.graph.symmetric import symmetric
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
@@ -113,7 +113,7 @@ def test_what_int8_at_zero_holds_is_rewritten_bit_by_bit(case: str) -> None:
     np.testing.assert_array_equal(answers(found), answers(model))
     types = {t.name: t for t in found.graph.initializer}
     assert not any(t.data_type == TensorProto.UINT8 for t in types.values())
-    pairs = [node for node in found.graph.node if node.op_type in lower.PAIR]
+    pairs = [node for node in found.graph.node if node.op_type in for_tensorrt.PAIR]
     assert not any(numpy_helper.to_array(types[node.input[2]]).any() for node in pairs if len(node.input) > 2)
     assert symmetric(found) is found
 
@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_what_has_no_equal_is_refused_with_the_next_command(case: str, major: int) -> None:
     how, words = REFUSED[case]
     with pytest.raises(MalformedInput, match=words) as refused:
-        lower.lower(network(**{"weight": np.zeros(4, np.int8), **how}), major)
+        for_tensorrt.lower(network(**{"weight": np.zeros(4, np.int8), **how}), major)
     assert "quantize F.onnx --target tensorrt" in refused.value.fix
 
 
@@ -156,7 +156,7 @@ def test_unsigned_files_differ_from_what_the_parser_makes_of_them() -> None:
 def test_quantizers_of_ours_for_tensorrt_pass_as_they_are(major: int) -> None:
     model = quantized(onnx.shape_inference.infer_shapes(tiny_network()), "tensorrt")
     assert symmetric(model) is model
-    lower.lower(model, major)
+    for_tensorrt.lower(model, major)
 
 
 @pytest.mark.parametrize("how", ["an input", "a cast"])
@@ -184,7 +184,7 @@ def test_quantizers_in_other_types_are_left_to_the_parser() -> None:
 
 def test_typed_networks_get_the_rewritten_pairs() -> None:
     """For 10 and 11 the same file goes on to FP16 around its Q/DQ."""
-    lowered = lower.lower(network(activation=MIDDLE, weight=np.zeros(4, np.int8)), 10)
+    lowered = for_tensorrt.lower(network(activation=MIDDLE, weight=np.zeros(4, np.int8)), 10)
     held = {t.name: t.data_type for t in lowered.graph.initializer}
-    assert all(held[n.input[2]] == TensorProto.INT8 for n in lowered.graph.node if n.op_type in lower.PAIR)
+    assert all(held[n.input[2]] == TensorProto.INT8 for n in lowered.graph.node if n.op_type in for_tensorrt.PAIR)
     assert TensorProto.FLOAT16 in held.values()

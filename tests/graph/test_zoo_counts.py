@@ -13,7 +13,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from resdeploy.graph import against, cost, portable  # noqa: E402
+from resdeploy.cost import counterfactuals  # noqa: E402
+from resdeploy.graph import counts  # noqa: E402
+from resdeploy.graph.canonical import form  # noqa: E402
 from resdeploy.models import zoo  # noqa: E402
 from resdeploy.records import Cost  # noqa: E402
 from tests.graph import symbolic  # noqa: E402
@@ -61,7 +63,7 @@ def graph(name: str, *, values: bool = False) -> onnx.ModelProto:
 
 @functools.cache
 def counted(name: str) -> Cost:
-    return cost.count(graph(name), zoo.spec(name))
+    return counts.count(graph(name), zoo.spec(name))
 
 
 def elements(found: Cost, op: str) -> int:
@@ -111,7 +113,7 @@ def test_the_stride_in_the_3x3_costs_the_same_in_every_depth() -> None:
 
 def test_bottlenecks_of_v1_save_14_388_times() -> None:
     """Against the same basic blocks of the outer width, which are 13.574 times v1.5."""
-    found = against.basic(graph("resnet50_v1"), zoo.spec("resnet50_v1"))
+    found = counterfactuals.basic(graph("resnet50_v1"), zoo.spec("resnet50_v1"))
     known = FACTS["bottleneck"]["outer"]
     assert (found.outer_macs, found.outer_params) == (known["macs"], known["params"])
     assert found.outer_macs / found.own_macs == pytest.approx(known["ratio_macs_vs_r50_v1"], rel=1e-12)
@@ -133,7 +135,7 @@ def test_relus_have_their_published_elements(name: str) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet101", "resnet152"])
 def test_folded_graphs_hold_their_published_parameters(name: str) -> None:
     """A bias for each batch norm's four vectors; MACs as before."""
-    found = cost.count(portable.canonicalise(graph(name, values=True)), zoo.spec(name))
+    found = counts.count(form.canonicalise(graph(name, values=True)), zoo.spec(name))
     assert found.params_deployed == FACTS["folded_params"][name]
     assert found.macs == KNOWN[name][1]
     assert not any(layer.op == "BatchNormalization" for layer in found.layers)

@@ -16,7 +16,7 @@ import pytest
 from resdeploy.backends import inspector
 from resdeploy.errors import MalformedInput
 from resdeploy.graph.intent import Intent
-from resdeploy.judge import audit
+from resdeploy.judge import fusion
 from resdeploy.records import Audit, BlockAudit
 
 DATA = Path(__file__).parents[1] / "data/inspector"
@@ -32,7 +32,7 @@ def audited(document: Any, variant: str | None = None, **options: Any) -> Audit:
     layers = found.layers
     if variant:
         layers = inspector.timed(layers, json.dumps(load(variant, "profile")), "test")
-    return audit.judge("test", layers, bindings=found.bindings, **options)
+    return fusion.judge("test", layers, bindings=found.bindings, **options)
 
 
 def state(result: Audit, name: str) -> str:

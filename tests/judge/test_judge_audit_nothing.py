@@ -11,7 +11,7 @@ from onnx import helper
 
 from resdeploy.backends import inspector
 from resdeploy.graph import intent
-from resdeploy.judge import audit, budgets
+from resdeploy.judge import budgets, fusion
 from resdeploy.records import Audit, Layer, Port
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
@@ -42,7 +42,7 @@ def kernels(*names: str, precision: str = "fp32", writes: str = "") -> list[Laye
 @pytest.mark.parametrize("layers", [[], ["a", "b"], [POOL], [REFORMAT], [SUM], [POOL, SUM]], ids=json.dumps)
 def test_no_check_passes_on_nothing(layers: list[Any], asked: Any) -> None:
     """Neither in `audit` nor in `gate --require-fused`, whatever was asked for; each says why."""
-    result = audit.judge("e", inspector.parse(json.dumps({"Layers": layers}), "e").layers, asked=asked)
+    result = fusion.judge("e", inspector.parse(json.dumps({"Layers": layers}), "e").layers, asked=asked)
     assert result.verdict.state != "pass"
     blind = [c for c in result.verdict.checks if c.observed == 0 and c.name != "Q/DQ left over as kernels"]
     assert blind
@@ -55,13 +55,13 @@ def test_layers_that_say_nothing_leave_q_dq_open() -> None:
     """Bare names tell of no kernel whether it only quantizes."""
     for layers in ([], ["Conv_1 + Relu_2", "Gemm_3"]):
         found = inspector.parse(json.dumps({"Layers": layers}), "e").layers
-        assert state(audit.judge("e", found, asked="int8"), "Q/DQ left over") == "inconclusive"
+        assert state(fusion.judge("e", found, asked="int8"), "Q/DQ left over") == "inconclusive"
 
 
 def test_int8_asked_of_a_graph_without_it_fails() -> None:
     """All convolutions run as the float graph has them, and none as was asked."""
     graph = intent.of(tiny_network())
-    result = audit.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8")
+    result = fusion.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8")
     assert result.verdict.state == "fail"
     check = next(c for c in result.verdict.checks if c.name.startswith("convolutions in"))
     assert (check.state, check.observed, check.limit) == ("fail", 0, 2)
@@ -71,7 +71,7 @@ def test_int8_asked_of_a_graph_without_it_fails() -> None:
 
 def test_no_convolution_in_int8_is_no_pass_of_what_they_write() -> None:
     graph = intent.of(quantized(tiny_network(), "openvino"))
-    result = audit.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8", runtime="openvino")
+    result = fusion.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8", runtime="openvino")
     check = next(c for c in result.verdict.checks if c.name == "INT8 convolutions that write INT8")
     assert (check.state, check.observed, check.limit) == ("inconclusive", 0, 0)
     assert "no convolution is known to run in INT8" in check.note
@@ -89,7 +89,7 @@ def test_a_network_without_residual_adds_passes_on_its_convolutions() -> None:
         *kernels("conv1", "fc", "pool"),
         Layer(name="c", kind="Conv", precision="fp32", sources=("conv2", "relu2")),
     ]
-    result = audit.judge("plain", layers, intent=intent.of(model), asked="fp32")
+    result = fusion.judge("plain", layers, intent=intent.of(model), asked="fp32")
     assert result.verdict.state == "pass"
     assert not any("residual" in check.name for check in result.verdict.checks)
     assert "this network has no residual adds to judge" in result.notes
@@ -101,7 +101,7 @@ def test_a_network_without_convolutions_is_not_judged() -> None:
     nodes = [helper.make_node("Flatten", ["input"], ["f"], name="flatten"), model.graph.node[-1]]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    result = audit.judge("mlp", kernels("fc"), intent=intent.of(model), asked="fp32")
+    result = fusion.judge("mlp", kernels("fc"), intent=intent.of(model), asked="fp32")
     assert result.verdict.state == "inconclusive"
     assert "the graph has no convolution" in result.verdict.checks[0].note
     assert "--against" not in result.verdict.checks[0].note
@@ -126,7 +126,7 @@ def test_kernels_that_only_quantize_are_counted_by_the_graph() -> None:
     graph = intent.of(model)
     inner = sorted(graph.pairs - graph.edges)[:3]
     found = inspector.parse(json.dumps({"Layers": quantizers(inner)}), "e").layers
-    result = audit.judge(
+    result = fusion.judge(
         "e", [*kernels("conv1", "conv2", "fc", "pool", precision="int8"), *found], intent=graph, asked="int8"
     )
     assert [layer.sources[0] for layer in result.superfluous] == inner
@@ -137,7 +137,7 @@ def test_kernels_that_only_quantize_are_counted_by_their_names() -> None:
     """Where no graph is at hand."""
     names = ["layer1.0/QuantizeLinear", "/conv1/DequantizeLinear_1", "QuantizeLinear_15_quantize_scale_node"]
     found = inspector.parse(json.dumps({"Layers": quantizers(names)}), "e").layers
-    assert len(audit.judge("e", found, asked="int8").superfluous) == 3
+    assert len(fusion.judge("e", found, asked="int8").superfluous) == 3
 
 
 def test_float_adds_of_an_int8_file_are_not_called_int8() -> None:
@@ -155,7 +155,7 @@ def test_float_adds_of_an_int8_file_are_not_called_int8() -> None:
             outputs=(Port(name="o", precision="int8"),),
         ),
     ]  # fmt: skip
-    names = [check.name for check in audit.judge("f", layers, intent=graph, asked="int8").verdict.checks]
+    names = [check.name for check in fusion.judge("f", layers, intent=graph, asked="int8").verdict.checks]
     assert "residual adds in the precision asked for" in names
     assert "residual adds in int8" not in names
 

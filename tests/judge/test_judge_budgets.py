@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from resdeploy.errors import UsageError
-from resdeploy.judge import audit, budgets
-from resdeploy.records import Audit, Check, Verdict
-from resdeploy.records.vocabulary import State
+from resdeploy.judge import budgets, fusion
+from resdeploy.records import Audit, Check, State, Verdict
 
 
 def test_a_file_of_the_limit_passes_and_one_byte_more_fails() -> None:
@@ -59,6 +58,6 @@ def test_the_audits_checks_are_the_gates_with_their_states() -> None:
 def test_a_backend_that_tells_no_layers_is_not_a_pass() -> None:
     """Nothing was looked at: inconclusive."""
     for asked in (None, "fp32", "int8"):
-        states = [check.state for check in budgets.fused(audit.judge("x", (), asked=asked))]
+        states = [check.state for check in budgets.fused(fusion.judge("x", (), asked=asked))]
         assert states
         assert set(states) == {"inconclusive"}

@@ -14,7 +14,7 @@ from resdeploy import store
 from resdeploy.backends.lane import Lane, Opened
 from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
 from resdeploy.graph import cast
-from resdeploy.measure import bench, environment, summary
+from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -127,7 +127,7 @@ def artifact(tmp_path):
 def candidates(artifact):
     def make(*names, **execution):
         return [
-            bench.Candidate(label=name, backend="null", artifact=artifact(name), execution=Execution(**execution))
+            interleaved.Candidate(label=name, backend="null", artifact=artifact(name), execution=Execution(**execution))
             for name in names
         ]
 
@@ -139,12 +139,12 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 
     def order(seed):
         machine = Machine({name: steady(0.01) for name in "abc"})
-        bench.run(candidates("a", "b", "c"), duration_s=1, seed=seed, extensions=0, open_lane=machine)
+        interleaved.run(candidates("a", "b", "c"), duration_s=1, seed=seed, extensions=0, open_lane=machine)
         return machine.timed
 
     first = order(1)
     rounds = [tuple(first[i : i + 3]) for i in range(0, len(first), 3)]
-    assert len(rounds) == bench.BLOCKS
+    assert len(rounds) == interleaved.BLOCKS
     assert all(sorted(r) == ["a", "b", "c"] for r in rounds)
     assert len(set(rounds)) > 2
     assert order(1) == first
@@ -154,10 +154,10 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
     """Two lanes a candidate over a clean run, none left open."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
-    results = bench.run(candidates("a", "b"), duration_s=2, open_lane=machine)
+    results = interleaved.run(candidates("a", "b"), duration_s=2, open_lane=machine)
     assert not machine.open_lanes
     lanes = {name: {n for event, m, n in machine.log if m == name and event == "block"} for name in "ab"}
-    assert all(len(numbers) >= bench.PROCESSES for numbers in lanes.values())
+    assert all(len(numbers) >= interleaved.PROCESSES for numbers in lanes.values())
     measured = [m for m in results if isinstance(m, Measurement)]
     assert [m.peak_rss_bytes for m in measured] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
 
@@ -165,7 +165,7 @@ def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
 def test_raw_times_of_at_least_the_duration_are_kept(candidates):
     """The sum of timed queries reaches the floor; warm-up queries are not among them."""
     slow_at_first = {"a": lambda n: 0.5 if n < 3 else 0.010}
-    (result,) = bench.run(candidates("a"), duration_s=2, extensions=0, open_lane=Machine(slow_at_first))
+    (result,) = interleaved.run(candidates("a"), duration_s=2, extensions=0, open_lane=Machine(slow_at_first))
     assert isinstance(result, Measurement)
     times = [t for block in result.blocks for t in block.run_s]
     assert sum(times) >= 2
@@ -179,7 +179,7 @@ def test_raw_times_of_at_least_the_duration_are_kept(candidates):
 def test_warm_up_lasts_until_queries_get_no_faster(candidates):
     """A model that takes 60 queries to reach its speed shows none of them in its samples."""
     warming = {"a": lambda n: 0.01 * (1 + max(0, 60 - n) / 60)}
-    (result,) = bench.run(candidates("a"), duration_s=1, extensions=0, open_lane=Machine(warming))
+    (result,) = interleaved.run(candidates("a"), duration_s=1, extensions=0, open_lane=Machine(warming))
     assert isinstance(result, Measurement)
     assert max(t for block in result.blocks for t in block.run_s) == pytest.approx(0.01, rel=0.02)
 
@@ -189,15 +189,15 @@ def test_warm_up_is_bounded_for_a_model_that_never_settles(candidates):
     machine = Machine({"a": lambda n: 0.05 * 0.98**n + 1e-5})
     lane = machine("null")
     lane.open(candidates("a")[0].artifact, Execution())
-    assert bench.warm_up(lane) > 0
-    assert machine.now < 2 * bench.WARM_LIMIT_S
+    assert interleaved.warm_up(lane) > 0
+    assert machine.now < 2 * interleaved.WARM_LIMIT_S
 
 
 def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
     """The failed candidate has its code and message and is not asked again; the other has all its blocks."""
     crash = BackendCrash("it died of SIGSEGV", cause="A bug", fix="Try another --backend")
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("block", 3, crash)})
-    failed, fine = bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine)
+    failed, fine = interleaved.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine)
     assert failed == Failure(
         label="a",
         model="a",
@@ -209,7 +209,7 @@ def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
         message="it died of SIGSEGV. A bug. Try another --backend.",
     )
     assert isinstance(fine, Measurement)
-    assert len(fine.blocks) == bench.BLOCKS
+    assert len(fine.blocks) == interleaved.BLOCKS
     assert machine.timed.count("a") == 3
     assert not machine.open_lanes
 
@@ -219,9 +219,9 @@ def test_when_all_fail_the_error_is_raised_with_every_reason(candidates):
     faults = {"a": ("open", 1, OutOfMemory("too large")), "b": ("open", 1, BackendMissing("not here"))}
     machine = Machine({"a": steady(1), "b": steady(1)}, faults)
     with pytest.raises(OutOfMemory, match="a: too large; b: not here"):
-        bench.run(candidates("a", "b"), open_lane=machine)
+        interleaved.run(candidates("a", "b"), open_lane=machine)
     with pytest.raises(BackendMissing, match=r"^error\[E-BACKEND-MISSING\]: not here\.$"):
-        bench.run(candidates("b"), open_lane=machine)
+        interleaved.run(candidates("b"), open_lane=machine)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, 
     machine = Machine({"a": steady(0.01)})
     machine.layers = [Layer(name=str(n), kind="Conv", precision=p) for n, p in enumerate(layers)]
     machine.layers.append(Layer(name="out", kind="Cast", precision="fp32"))
-    (result,) = bench.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    (result,) = interleaved.run([candidate], duration_s=1, extensions=0, open_lane=machine)
     assert isinstance(result, Measurement)
     assert result.notes == ((said,) if said else ())
     assert not machine.open_lanes
@@ -251,14 +251,14 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
     (candidate,) = candidates("a")
     candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision="fp16"))
     machine = Machine({"a": steady(0.01)}, {"a": ("trace", 1, BackendCrash("it died"))})
-    (result,) = bench.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    (result,) = interleaved.run([candidate], duration_s=1, extensions=0, open_lane=machine)
     assert isinstance(result, Measurement)
-    assert len(result.blocks) == bench.BLOCKS
+    assert len(result.blocks) == interleaved.BLOCKS
     assert result.notes == ("in which precision it computes could not be seen: it died",)
 
 
 def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
-    """On x86 ONNX Runtime runs an FP16 convolution in FP32, OpenVINO on CPUs without FP16, and both say nothing."""
+    """On x86 ONNX Runtime runs an FP16 convolution in FP32, OpenVINO without FP16 in BF16 or FP32, silently."""
     onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     if platform.machine() != "x86_64":
@@ -280,8 +280,8 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
         pytest.importorskip(name)
         with Lane(name) as lane:
             built = lane.build(source, execution, tmp_path / file)
-        rows.append(bench.Candidate(label=name, backend=name, artifact=built, execution=execution))
-    for result in bench.run(rows, duration_s=0.1, blocks=2, processes=1, extensions=0):
+        rows.append(interleaved.Candidate(label=name, backend=name, artifact=built, execution=execution))
+    for result in interleaved.run(rows, duration_s=0.1, blocks=2, processes=1, extensions=0):
         wide = (f"stored in FP16, computed in FP32 by {result.backend} on this machine (1 of 1 convolutions)",)
         able = result.backend == "openvino" and "FP16" in openvino.Core().get_property(
             "CPU", "OPTIMIZATION_CAPABILITIES"
@@ -293,7 +293,7 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
 def test_where_weights_and_calibration_come_from_is_kept(candidates):
     """Times of random weights or synthetic ranges can be told from real ones."""
     (plain,) = candidates("a")
-    (result,) = bench.run([plain], duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    (result,) = interleaved.run([plain], duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
     assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == (None, None)
     calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
@@ -301,7 +301,7 @@ def test_where_weights_and_calibration_come_from_is_kept(candidates):
         plain.artifact, weights=Weights(source="random", seed=0), calibration=calibration, precision="int8"
     )
     rows = [dataclasses.replace(plain, artifact=artifact)]
-    (result,) = bench.run(rows, duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    (result,) = interleaved.run(rows, duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
     assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == ("random", "synthetic")
 
@@ -309,24 +309,24 @@ def test_where_weights_and_calibration_come_from_is_kept(candidates):
 def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
     """A drifting model is measured in three further processes, a steady one in none."""
     stable = Machine({"a": steady(0.01)})
-    bench.run(candidates("a"), duration_s=2, open_lane=stable)
-    assert len(stable.timed) == bench.BLOCKS
+    interleaved.run(candidates("a"), duration_s=2, open_lane=stable)
+    assert len(stable.timed) == interleaved.BLOCKS
     drifting = Machine({"a": steady(0.01)})
     drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
-    (result,) = bench.run(candidates("a"), duration_s=2, open_lane=drifting)
+    (result,) = interleaved.run(candidates("a"), duration_s=2, open_lane=drifting)
     assert isinstance(result, Measurement)
-    assert len(result.blocks) == bench.BLOCKS * (1 + bench.EXTENSIONS / bench.PROCESSES)
+    assert len(result.blocks) == interleaved.BLOCKS * (1 + interleaved.EXTENSIONS / interleaved.PROCESSES)
     assert not summary.summarise(result).valid
 
 
 def test_several_streams_are_the_offline_scenario(candidates):
     """Throughput counts the images of all sessions over the wall time."""
-    (result,) = bench.run(
+    (result,) = interleaved.run(
         candidates("a", streams=2, batch_size=4), duration_s=2, extensions=0, open_lane=Machine({"a": lambda _n: 0.01})
     )
     assert isinstance(result, Measurement)
     assert result.scenario == "offline"
-    assert min(len(block.run_s) for block in result.blocks) >= 2 * bench.QUERIES_PER_STREAM
+    assert min(len(block.run_s) for block in result.blocks) >= 2 * interleaved.QUERIES_PER_STREAM
     assert summary.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
 
 
@@ -334,8 +334,10 @@ def test_progress_counts_to_its_total(candidates):
     """The last report of a generation says that all is done."""
     seen = []
     machine = Machine({"a": steady(0.01), "b": steady(0.01)})
-    bench.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, progress=lambda *a: seen.append(a))
-    assert seen[-1] == ("timing", 2 * bench.BLOCKS, 2 * bench.BLOCKS)
+    interleaved.run(
+        candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, progress=lambda *a: seen.append(a)
+    )
+    assert seen[-1] == ("timing", 2 * interleaved.BLOCKS, 2 * interleaved.BLOCKS)
     done = [done for _, done, _ in seen]
     assert done == sorted(done)
 
@@ -344,11 +346,11 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
     """The watcher sees each row grow by one block, and a failure once."""
     seen = []
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"b": ("block", 2, BackendCrash("it died"))})
-    (whole, failed) = bench.run(
+    (whole, failed) = interleaved.run(
         candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, watch=lambda o, *_: seen.append(o)
     )
     sizes = [len(o.blocks) for o in seen if isinstance(o, Measurement) and o.label == "a"]
-    assert sorted(set(sizes)) == list(range(bench.BLOCKS + 1))
+    assert sorted(set(sizes)) == list(range(interleaved.BLOCKS + 1))
     assert isinstance(whole, Measurement)
     assert [o.blocks for o in seen if o.label == "a"][-1] == whole.blocks
     assert [o for o in seen if isinstance(o, Failure)] == [failed]
@@ -358,10 +360,10 @@ def test_every_row_is_named_before_it_runs(candidates):
     """The label is told before the lane is opened and before each block: with the machine's log in step."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
     told: list[str] = []
-    bench.run(candidates("a", "b"), extensions=0, open_lane=machine, starting=told.append)
-    assert told.count("a") == told.count("b") == bench.BLOCKS + bench.PROCESSES
+    interleaved.run(candidates("a", "b"), extensions=0, open_lane=machine, starting=told.append)
+    assert told.count("a") == told.count("b") == interleaved.BLOCKS + interleaved.PROCESSES
     assert told[:2] == ["a", "b"]
-    half = bench.BLOCKS // bench.PROCESSES * 2
+    half = interleaved.BLOCKS // interleaved.PROCESSES * 2
     blocks = [*told[2 : 2 + half], *told[4 + half :]]
     assert blocks == machine.timed
 
@@ -371,9 +373,9 @@ def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candida
     quiet = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
     looks = iter([quiet, *(dataclasses.replace(quiet, clock_s=n, busy_s=0.8 * n) for n in range(1, 9))])
     machine = Machine({"a": steady(0.01)})
-    (result,) = bench.run(candidates("a"), duration_s=2, open_lane=machine, look=lambda: next(looks))
+    (result,) = interleaved.run(candidates("a"), duration_s=2, open_lane=machine, look=lambda: next(looks))
     assert isinstance(result, Measurement)
-    assert len(result.blocks) == bench.BLOCKS
+    assert len(result.blocks) == interleaved.BLOCKS
     assert result.disturbances[0].startswith("other processes took 40%")
     assert not summary.summarise(result).valid
 
@@ -382,15 +384,15 @@ def test_labels_must_differ(candidates):
     """Two rows of one name, or none at all, cannot be told apart."""
     one = candidates("a")
     with pytest.raises(UsageError):
-        bench.run([*one, *one], open_lane=Machine({}))
+        interleaved.run([*one, *one], open_lane=Machine({}))
     with pytest.raises(UsageError):
-        bench.run([], open_lane=Machine({}))
+        interleaved.run([], open_lane=Machine({}))
 
 
 def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
-    (result,) = bench.run(candidates("a"), duration_s=0.4, extensions=0)
+    (result,) = interleaved.run(candidates("a"), duration_s=0.4, extensions=0)
     assert isinstance(result, Measurement)
     found = summary.summarise(result)
     assert found.latency_s["min"] is not None
@@ -398,7 +400,7 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     assert found.latency_s["min"] >= 0.01
     assert found.end_to_end_p50_s is not None
     assert found.latency_s["p50"] <= found.end_to_end_p50_s
-    assert len(result.blocks) == bench.BLOCKS
+    assert len(result.blocks) == interleaved.BLOCKS
     assert result.peak_rss_bytes > 1_000_000
     assert result.first_s >= 0.01
 
@@ -419,7 +421,7 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
         lane.open = open_  # type: ignore[method-assign,assignment]
         return lane
 
-    failed, fine = bench.run(candidates("a", "b"), duration_s=0.2, extensions=0, open_lane=one_that_crashes)
+    failed, fine = interleaved.run(candidates("a", "b"), duration_s=0.2, extensions=0, open_lane=one_that_crashes)
     assert isinstance(failed, Failure)
     assert failed.exit_status == 7
     assert "SIGSEGV" in failed.message
@@ -429,5 +431,5 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
 def test_a_foreign_file_is_named_by_its_stem(artifact):
     """Without a description the file's stem is the model's name."""
     bare = dataclasses.replace(artifact("thing"), model=None)
-    candidate = bench.Candidate(label="x", backend="null", artifact=bare, execution=Execution())
+    candidate = interleaved.Candidate(label="x", backend="null", artifact=bare, execution=Execution())
     assert candidate.model == Path(bare.path).stem

@@ -17,7 +17,7 @@ from PIL import Image
 from resdeploy import store
 from resdeploy.data import datasets, loading, preprocess
 from resdeploy.errors import BackendCrash, UsageError
-from resdeploy.measure import bench, evaluate, predictions
+from resdeploy.measure import interleaved, predictions, run_images
 from resdeploy.records import Artifact, Execution, ModelSpec, Preprocessing
 
 CLASSES = ("bird", "cat", "dog")
@@ -57,7 +57,9 @@ def linear(tmp_path):
         model = ModelSpec(name="linear", family="f", classes=outputs, input_shape=(3, 6, 6), labels=labels, **spec)
         artifact = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=model)
         execution = Execution(batch_size=4)
-        return bench.Candidate(label="row", backend="onnxruntime", artifact=artifact, execution=execution), weights
+        return interleaved.Candidate(
+            label="row", backend="onnxruntime", artifact=artifact, execution=execution
+        ), weights
 
     return make
 
@@ -71,7 +73,7 @@ def test_predictions_are_those_of_numpy_image_by_image(folder, linear):
     """Batches of 5 through a model of batch 4, 21 images: logits, order and labels are right."""
     candidate, weights = linear()
     dataset = datasets.open_dataset(str(folder))
-    found = evaluate.predict(candidate, dataset, SPEC, batch_size=5)
+    found = run_images.predict(candidate, dataset, SPEC, batch_size=5)
     assert found.logits is not None
     np.testing.assert_allclose(found.logits, expected(dataset, weights), rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(found.top[:, 0], expected(dataset, weights).argmax(axis=1))
@@ -85,7 +87,7 @@ def test_predictions_are_those_of_numpy_image_by_image(folder, linear):
 def test_classes_are_matched_by_name_where_orders_differ(folder, linear):
     """A model that counts dog first is right about a dog when it says 0."""
     candidate, _ = linear(labels=("dog", "bird", "cat"))
-    found = evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
+    found = run_images.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
     np.testing.assert_array_equal(found.labels, np.repeat([1, 2, 0], 7))
 
 
@@ -95,14 +97,14 @@ def test_another_number_of_classes_is_refused(folder, linear):
     for outputs in (2, 5):
         candidate, _ = linear(labels=(), outputs=outputs)
         with pytest.raises(UsageError, match=f"tells {outputs} classes apart, .* has 3"):
-            evaluate.predict(candidate, dataset, SPEC)
+            run_images.predict(candidate, dataset, SPEC)
 
 
 def test_unknown_preprocessing_names_the_options(folder, linear):
     """A foreign file cannot say how it sees images, so the user must."""
     candidate, _ = linear()
     with pytest.raises(UsageError) as caught:
-        evaluate.predict(candidate, datasets.open_dataset(str(folder)), None)
+        run_images.predict(candidate, datasets.open_dataset(str(folder)), None)
     assert all(option in str(caught.value) for option in ("--img-size", "--mean", "--std", "--resize"))
 
 
@@ -112,7 +114,7 @@ def test_unreadable_images_are_named_and_the_rest_keep_their_labels(folder, line
     (folder / "cat" / "3.png").write_bytes((folder / "cat" / "3.png").read_bytes()[:40])
     candidate, _ = linear()
     dataset = datasets.open_dataset(str(folder))
-    found = evaluate.predict(candidate, dataset, SPEC, batch_size=4)
+    found = run_images.predict(candidate, dataset, SPEC, batch_size=4)
     assert len(found.ids) == len(found.images) == len(found.top) == 19
     assert sorted(name.split(":")[0] for name in found.unreadable) == ["bird/0.png", "cat/3.png"]
     np.testing.assert_array_equal(found.labels, [0] * 6 + [1] * 6 + [2] * 7)
@@ -121,12 +123,12 @@ def test_unreadable_images_are_named_and_the_rest_keep_their_labels(folder, line
 def test_every_image_counts_once_whatever_its_names(folder, linear):
     """A copy, a hard link, a link to a file and to a folder: answers, score and fingerprint of the set without them."""
     candidate, _ = linear()
-    clean = evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
+    clean = run_images.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
     (folder / "cat" / "copy.png").write_bytes((folder / "cat" / "5.png").read_bytes())
     os.link(folder / "dog" / "0.png", folder / "dog" / "hard.png")
     (folder / "bird" / "soft.png").symlink_to("3.png")
     (folder / "dog" / "again").symlink_to(".")
-    found = evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC, batch_size=4)
+    found = run_images.predict(candidate, datasets.open_dataset(str(folder)), SPEC, batch_size=4)
     assert found.ids == clean.ids
     assert found.images == clean.images
     assert found.data_fingerprint == clean.data_fingerprint
@@ -147,7 +149,7 @@ def test_every_image_counts_once_whatever_its_names(folder, linear):
 def test_an_image_of_two_classes_counts_for_neither(folder, linear):
     """Nobody knows which answer would be right."""
     (folder / "dog" / "other.png").write_bytes((folder / "cat" / "5.png").read_bytes())
-    found = evaluate.predict(linear()[0], datasets.open_dataset(str(folder)), SPEC)
+    found = run_images.predict(linear()[0], datasets.open_dataset(str(folder)), SPEC)
     assert found.logits is not None
     assert len(found.ids) == len(found.top) == len(found.logits) == 20
     assert not {"dog/other.png", "cat/5.png"} & set(found.ids)
@@ -158,17 +160,17 @@ def test_logits_that_overflow_are_an_error_and_no_prediction(folder, linear):
     """argmax of infinities would be class 0, silently."""
     candidate, _ = linear(scale=1e38)
     with pytest.raises(BackendCrash, match="NaN or infinite") as caught:
-        evaluate.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
+        run_images.predict(candidate, datasets.open_dataset(str(folder)), SPEC)
     assert caught.value.code == "E-NOT-FINITE"
 
 
 def test_equal_images_have_equal_data_fingerprints_in_every_model(folder, linear):
     """What pairs two models' predictions is the images, their labels and names, and nothing of the model."""
     dataset = datasets.open_dataset(str(folder))
-    one, two = (evaluate.predict(linear(scale=s)[0], dataset, SPEC) for s in (1.0, -1.0))
+    one, two = (run_images.predict(linear(scale=s)[0], dataset, SPEC) for s in (1.0, -1.0))
     assert one.data_fingerprint == two.data_fingerprint
     assert not np.array_equal(one.top, two.top)
-    fewer = evaluate.predict(linear()[0], dataset.subset(range(20)), SPEC)
+    fewer = run_images.predict(linear()[0], dataset.subset(range(20)), SPEC)
     assert fewer.data_fingerprint != one.data_fingerprint
 
 
@@ -179,7 +181,7 @@ def test_a_model_without_a_description_is_evaluated_too(folder, linear):
     execution = Execution(batch_size=4, input_shape=(3, 6, 6))
     foreign = dataclasses.replace(candidate, artifact=bare, execution=execution)
     dataset = datasets.open_dataset(str(folder))
-    found = evaluate.predict(foreign, dataset, SPEC)
+    found = run_images.predict(foreign, dataset, SPEC)
     np.testing.assert_array_equal(found.top[:, 0], expected(dataset, weights).argmax(axis=1))
     assert found.model == "linear"
 
@@ -194,7 +196,7 @@ from resdeploy.backends import child
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets
 from resdeploy.graph import files
-from resdeploy.measure import bench, evaluate
+from resdeploy.measure import interleaved, run_images
 from resdeploy.quantize import calibrate
 from resdeploy.records import Artifact, Execution, ModelSpec, Preprocessing
 
@@ -202,7 +204,7 @@ IMAGES, FEWER, PATH = 2000, 400, Path(sys.argv[1])
 spec = Preprocessing(size=(6, 6))
 model = ModelSpec(name="linear", family="f", classes=3, input_shape=(3, 6, 6))
 artifact = Artifact(path=str(PATH), format="onnx", precision="fp32", sha256=store.digest(PATH), model=model)
-row = bench.Candidate(label="row", backend="null", artifact=artifact, execution=Execution())
+row = interleaved.Candidate(label="row", backend="null", artifact=artifact, execution=Execution())
 pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 6, 6, 3), np.uint8)
 images = datasets.Dataset(name="noise", split="test", ids=tuple(map(str, range(IMAGES))), classes=(),
                           labels=np.arange(IMAGES) % 3, items=pixels)
@@ -217,7 +219,7 @@ def look(_what, done, total):
         seen.append(counts + [len(Path(who, "maps").read_text().splitlines()) for who in ("/proc/self", worker)])
 
 
-found = evaluate.predict(row, images, spec, batch_size=1, keep_logits=False, progress=look)
+found = run_images.predict(row, images, spec, batch_size=1, keep_logits=False, progress=look)
 assert found.logits is None and len(found.top) == IMAGES
 batches = (pixels[k : k + 1].transpose(0, 3, 1, 2).astype(np.float32) for k in range(FEWER))
 graph = files.load_model(PATH)

@@ -10,8 +10,9 @@ import pytest
 
 from resdeploy import backends
 from resdeploy.backends import machine
+from resdeploy.cost import peaks
 from resdeploy.errors import BackendCrash, BackendMissing
-from resdeploy.measure import bench, peaks
+from resdeploy.measure import interleaved
 from resdeploy.records import Artifact, Availability, BackendName, Block, Execution, Measurement, Peaks, Roof
 
 SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
@@ -24,13 +25,13 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
     monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
-    run, runs = bench.run, []
+    run, runs = interleaved.run, []
 
-    def shortened(candidates: list[bench.Candidate], **options: Any) -> object:
+    def shortened(candidates: list[interleaved.Candidate], **options: Any) -> object:
         runs.append([candidate.label for candidate in candidates])
         return run(candidates, **options | {"blocks": 8, "processes": 1, "extensions": 0})
 
-    monkeypatch.setattr(bench, "run", shortened)
+    monkeypatch.setattr(interleaved, "run", shortened)
     options: dict[str, Any] = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}
     found = peaks.of_this_machine(**options)
     heats, final = runs
@@ -81,10 +82,10 @@ def test_the_largest_cache_is_read_and_an_unknown_one_is_zero(tmp_path: Path) ->
 def test_a_chain_that_crashes_without_memory_times_is_raised_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no roofs without the memory's, and what went wrong is said in its own words."""
 
-    def run(candidates: list[bench.Candidate], **_: object) -> tuple[object, ...]:
-        return tuple(bench.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+    def run(candidates: list[interleaved.Candidate], **_: object) -> tuple[object, ...]:
+        return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(interleaved, "run", run)
     monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
     with pytest.raises(BackendCrash, match="SIGSEGV"):
@@ -116,10 +117,10 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
         if name in failing:
             raise BackendCrash(f"{name} cannot build it")
         source = Artifact(path="stream.onnx", format="onnx", precision="fp32", sha256="0")
-        candidate = bench.Candidate(label="stream", backend=name, artifact=source, execution=Execution())
+        candidate = interleaved.Candidate(label="stream", backend=name, artifact=source, execution=Execution())
         return peaks._Entrant(candidate=candidate, precision=None, work=10)
 
-    def run(candidates: list[bench.Candidate], **_: object) -> tuple[object, ...]:
+    def run(candidates: list[interleaved.Candidate], **_: object) -> tuple[object, ...]:
         block = Block(put_s=(0.1,), run_s=(0.5,), get_s=(0.1,), started_s=0, wall_s=0.7, cpu_s=0.7)
         return tuple(
             Measurement(
@@ -131,7 +132,7 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
 
     monkeypatch.setattr(peaks, "_stream", stream)
     monkeypatch.setattr(peaks, "_chains", lambda *_: [])
-    monkeypatch.setattr(bench, "run", run)
+    monkeypatch.setattr(interleaved, "run", run)
     if len(failing) == 1:
         found = peaks.measure(("openvino", "onnxruntime"), 1, (SHAPE,), 0.05, progress=None)
         assert found.bandwidth.rate == pytest.approx(20)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from resdeploy.graph import cost, peak
-from resdeploy.measure import gpus, roofline
+from resdeploy.cost import gpus, json_parts, peak_graphs, roofline
+from resdeploy.graph import counts
 from resdeploy.records import Layer, Peaks, Roof
-from resdeploy.report import costing
 
 SHAPE = (16, 8, 2, 3)
 # A convolution of it: 2 x 16 x 16 x 9 x 64 FLOPs; in FP32 it reads and writes 1,024 elements and has 2,304 weights.
@@ -19,7 +18,7 @@ def machine(flops_s: float, bytes_s: float) -> Peaks:
 
 
 def counted():
-    return cost.count(peak.chain(*SHAPE), peak.spec(*SHAPE))
+    return counts.count(peak_graphs.chain(*SHAPE), peak_graphs.spec(*SHAPE))
 
 
 def test_the_slower_roof_bounds_a_layer() -> None:
@@ -73,10 +72,10 @@ def test_operators_that_nobody_counted_make_the_time_a_lower_bound() -> None:
     partly = dataclasses.replace(counted(), unknown=("e (Einsum)", "f (Einsum)"))
     peaks = Peaks(name="m", source="s", roofs={p: Roof(rate=1.0) for p in ("fp32", "int8")}, bandwidth=Roof(rate=1.0))
     found = [roofline.roofline(cost, peaks, p) for cost in (counted(), partly) for p in ("fp32", "int8")]
-    document = costing.rooflines(found, peaks, per_layer=False)
+    document = json_parts.rooflines(found, peaks, per_layer=False)
     (note,) = (note for note in document["notes"] if "lower bound" in note)
     assert "2 operators" in note
-    assert not any("lower" in note for note in costing.rooflines(found[:2], peaks, per_layer=False)["notes"])
+    assert not any("lower" in note for note in json_parts.rooflines(found[:2], peaks, per_layer=False)["notes"])
     units = {row["of"]: row.get("unit") for row in document["roofs"]}
     assert units["arithmetic in fp32"] == "GFLOP/s"
     assert units["arithmetic in int8"] == "GOP/s"

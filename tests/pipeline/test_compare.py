@@ -13,9 +13,9 @@ import pytest
 from resdeploy import stats
 from resdeploy.errors import MalformedInput, MissingInput, UsageError
 from resdeploy.measure.summary import summarise
-from resdeploy.pipeline.compare import compare
 from resdeploy.records import Block, Change, Execution, Measurement
 from resdeploy.report import documents
+from resdeploy.verbs.compare import compare
 
 HERE = {"cpu": {"model": "Xeon", "usable_cores": 2}, "packages": {"openvino": "2026.4"}, "resdeploy": "0.1"}
 

@@ -13,11 +13,12 @@ from types import ModuleType
 
 import pytest
 
-from resdeploy.measure import predictions as saved
-from resdeploy.pipeline import gate, judge, make
-from resdeploy.pipeline.limits import Limits
-from resdeploy.pipeline.request import Request, Sight
+from resdeploy.deploy import candidates, export
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
+from resdeploy.measure import predictions, run_images
 from resdeploy.records import Artifact, Check
+from resdeploy.verbs import gate
+from resdeploy.verbs.verdict import Limits
 
 PER_CLASS = 60
 
@@ -50,20 +51,21 @@ def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
             shutil.copy(image, folder / "images" / source.name)
     weights = next((shared / "data/weights").glob("resnet20-*.th"))
     request = Request(model="resnet20", weights=str(weights))
-    artifact = make.onnx_fp32(request, folder / "resnet20.onnx", progress=quiet)
-    plan = judge.EvalPlan(data=str(folder / "images"), backend="onnxruntime")
-    saved.save(judge.predict(artifact, "onnxruntime", plan, progress=quiet), folder / "base.npz")
+    artifact = export.to_onnx(request, folder / "resnet20.onnx", progress=quiet)
+    candidate = candidates.candidate(artifact, "onnxruntime", batch_size=32)
+    answers = run_images.predict_test_split(candidate, str(folder / "images"), progress=quiet)
+    predictions.save(answers, folder / "base.npz")
     return artifact
 
 
-def judged(fp32: Artifact, candidate: Path, sight: Sight | None = None) -> Check:
+def judged(fp32: Artifact, candidate: Path, sight: PreprocessingOverride | None = None) -> Check:
     folder = Path(fp32.path).parent
     plan = gate.GatePlan(
         baseline=str(folder / "base.npz"),
         candidates=(str(candidate),),
         limits=Limits(drop_pp=1.0),
         data=str(folder / "images"),
-        sight=sight or Sight(),
+        sight=sight or PreprocessingOverride(),
         backends=("onnxruntime",),
     )
     (one,) = gate.gate(plan, progress=quiet).gate.judged
@@ -72,7 +74,7 @@ def judged(fp32: Artifact, candidate: Path, sight: Sight | None = None) -> Check
 
 def test_the_baseline_is_the_network_that_was_published(fp32: Artifact) -> None:
     """81 % of these JPEG copies are right (weights' README): the spoiled networks are held against the real one."""
-    score = saved.score(saved.load(Path(fp32.path).with_name("base.npz")))
+    score = predictions.score(predictions.load(Path(fp32.path).with_name("base.npz")))
     assert score.total == 10 * PER_CLASS
     assert score.top1_ci95[0] < 81.03 < score.top1_ci95[1]
 
@@ -102,7 +104,7 @@ def test_a_spoiled_network_fails_and_a_cause_that_can_be_known_is_named(
 
 def test_a_wrong_mean_and_std_are_told_by_the_fingerprint(fp32: Artifact) -> None:
     """The settings that differ are named with both values."""
-    wrong = Sight(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    wrong = PreprocessingOverride(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     check = judged(fp32, Path(fp32.path), wrong)
     assert check.state == "fail"
     assert "mean 0.485,0.456,0.406 and 0.5,0.5,0.5, std 0.229,0.224,0.225 and 0.5,0.5,0.5" in check.note

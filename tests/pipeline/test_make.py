@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from resdeploy.data.datasets import Dataset
+from resdeploy.deploy import calibration, lower
 from resdeploy.errors import OutputLost
-from resdeploy.pipeline import make
 from resdeploy.quantize import fidelity
 from resdeploy.records import Artifact, Precision
 from tests.backends.conftest import artifact_of, tiny_network
@@ -36,20 +36,20 @@ def linked(tmp_path: Path) -> Path:
 
 def test_calibration_images_are_each_there_once(linked: Path) -> None:
     """The one does not weigh five times as much."""
-    found = make.calibration_images(FP32, make.CalibrationPlan(data=str(linked)))
+    found = calibration.calibration_images(FP32, calibration.CalibrationPlan(data=str(linked)))
     assert len(found) == 6
     assert len(found.repeats.again) == 4
 
 
 def test_a_hit_of_the_cache_reads_no_calibration_image(linked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Their names, sizes and times are the key, and tell a file that has changed."""
-    plan = make.CalibrationPlan(data=str(linked))
+    plan = calibration.CalibrationPlan(data=str(linked))
     monkeypatch.setattr(Dataset, "read", lambda *_: pytest.fail("read"))
     precisions: tuple[Precision, ...] = ("int8", "fp16")
-    keys = [make.lowered_key(FP32, precision, "openvino", plan) for precision in precisions]
+    keys = [lower.lower_key(FP32, precision, "openvino", plan) for precision in precisions]
     os.utime(linked / "b/0.png", ns=(0, 0))
     assert all(
-        make.lowered_key(FP32, precision, "openvino", plan) != key
+        lower.lower_key(FP32, precision, "openvino", plan) != key
         for precision, key in zip(precisions, keys, strict=True)
     )
 
@@ -69,10 +69,10 @@ def test_a_lost_file_is_made_once_and_given_out_to_who_forces_it(
 
     monkeypatch.setattr(fidelity, "compare_half", compared)
     monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
-    plain, forced = make.CalibrationPlan(), make.CalibrationPlan(force=True)
+    plain, forced = calibration.CalibrationPlan(), calibration.CalibrationPlan(force=True)
 
-    def lowered(plan: make.CalibrationPlan, out: Path | None = None) -> Artifact:
-        return make.lowered(source, "fp16", "onnxruntime", plan, out, progress=lambda *_: None)
+    def lowered(plan: calibration.CalibrationPlan, out: Path | None = None) -> Artifact:
+        return lower.lower(source, "fp16", "onnxruntime", plan, out, progress=lambda *_: None)
 
     for _ in range(2):
         with pytest.raises(OutputLost):

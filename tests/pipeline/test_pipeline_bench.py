@@ -8,10 +8,11 @@ from typing import Any
 import onnx
 import pytest
 
+from resdeploy.deploy import calibration, lower
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import MalformedInput
-from resdeploy.pipeline import bench, make
-from resdeploy.pipeline.request import Request
 from resdeploy.records import Target
+from resdeploy.verbs.bench import BenchPlan, bench
 from tests.backends.conftest import tiny_network
 
 
@@ -28,9 +29,9 @@ def test_int8_follows_the_rules_of_what_computes(
         asked[precision] = target
         raise MalformedInput("far enough")
 
-    monkeypatch.setattr(make, "lowered", lowered)
+    monkeypatch.setattr(lower, "lower", lowered)
     onnx.save(tiny_network(), tmp_path / "tiny.onnx")
-    plan = bench.BenchPlan(precision="int8", backends=("onnxruntime",), provider=provider)
+    plan = BenchPlan(precision="int8", backends=("onnxruntime",), provider=provider)
     with pytest.raises(MalformedInput, match="far enough"):
-        bench.bench([Request(model=str(tmp_path / "tiny.onnx"))], plan, make.CalibrationPlan(), progress=print)
+        bench([Request(model=str(tmp_path / "tiny.onnx"))], plan, calibration.CalibrationPlan(), progress=print)
     assert asked["int8"] == target

@@ -16,15 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from resdeploy import store
+from resdeploy import run, store
 from resdeploy.cli import app
+from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
-from resdeploy.measure import predictions as saved
-from resdeploy.pipeline import gate, profile
-from resdeploy.pipeline.gate import GatePlan
-from resdeploy.pipeline.limits import Limits, measured_checks
-from resdeploy.pipeline.request import Sight
+from resdeploy.measure.predictions import load, save
 from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions, Profile
+from resdeploy.verbs import gate
+from resdeploy.verbs.gate import GatePlan
+from resdeploy.verbs.verdict import Limits, check_runs
 
 DROP = Limits(drop_pp=1.0)
 
@@ -54,7 +54,7 @@ def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: Any) -
 def files(tmp_path: Path) -> Path:
     """base.npz, good.npz (0.1 points worse) and bad.npz (4 points worse)."""
     for name, lost in (("base", 0), ("good", 5), ("bad", 200)):
-        saved.save(predictions(lost), tmp_path / f"{name}.npz")
+        save(predictions(lost), tmp_path / f"{name}.npz")
     return tmp_path
 
 
@@ -83,7 +83,7 @@ def test_files_of_one_name_are_told_apart(files: Path) -> None:
     """a/p.npz and b/p.npz are named as they were typed."""
     for folder in "ab":
         (files / folder).mkdir()
-        saved.save(predictions(3), files / folder / "p.npz")
+        save(predictions(3), files / folder / "p.npz")
     found = judged(files, "base.npz", "a/p.npz", "b/p.npz")
     assert [one.candidate.name for one in found.judged] == [str(files / "a/p.npz"), str(files / "b/p.npz")]
 
@@ -91,19 +91,19 @@ def test_files_of_one_name_are_told_apart(files: Path) -> None:
 def test_a_saved_file_of_a_model_calibrated_on_noise_is_refused(files: Path) -> None:
     """The calibration travels in the file: synthetic images, or images that are evaluated too, cannot be judged."""
     calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
-    saved.save(predictions(5, origin=Origin(calibration=calibration)), files / "noise.npz")
+    save(predictions(5, origin=Origin(calibration=calibration)), files / "noise.npz")
     with pytest.raises(UsageError, match="synthetic"):
         judged(files, "base.npz", "noise.npz")
     images = tuple(f"{k:016x}" for k in range(5000))
     leak = dataclasses.replace(calibration, data="test", images=images[:7])
-    saved.save(dataclasses.replace(predictions(5), images=images, origin=Origin(calibration=leak)), files / "leak.json")
+    save(dataclasses.replace(predictions(5), images=images, origin=Origin(calibration=leak)), files / "leak.json")
     with pytest.raises(UsageError, match="7 of 5000 evaluated images"):
         judged(files, "base.npz", "leak.json")
 
 
 def test_random_weights_in_a_saved_file_are_announced(files: Path) -> None:
     """They can be compared, and what that is worth is said."""
-    saved.save(predictions(5, origin=Origin(weights="random")), files / "r.npz")
+    save(predictions(5, origin=Origin(weights="random")), files / "r.npz")
     assert any("random weights" in note for note in judged(files, "base.npz", "r.npz").notes)
 
 
@@ -115,7 +115,7 @@ def test_the_first_baseline_is_stored_and_the_next_is_judged_against_it(files: P
     assert "are the baseline from now on" in first.judged[0].verdict.checks[0].note
     assert judged(files, "store/baseline.npz", "good.npz", update_baseline=True).notes[-1].endswith("of good")
     before = stored.read_bytes()
-    assert saved.load(stored).top[:5].tolist() == [[1]] * 5
+    assert load(stored).top[:5].tolist() == [[1]] * 5
     refused = judged(files, "store/baseline.npz", "bad.npz", update_baseline=True)
     assert refused.verdict.state == "fail"
     assert "left as it is" in refused.notes[-1]
@@ -135,11 +135,11 @@ def test_a_baseline_from_another_machine_is_said(files: Path) -> None:
     """Machine and versions of a stored baseline are compared with those of now; other data is refused."""
     old = Origin(machine="Xeon (avx512-vnni)", backend="openvino", tools={"openvino": "2025.4"})
     new = Origin(machine="EPYC (avx2)", backend="openvino", tools={"openvino": "2026.4"})
-    saved.save(predictions(0, origin=old), files / "old.npz")
-    saved.save(predictions(5, origin=new), files / "new.npz")
+    save(predictions(0, origin=old), files / "old.npz")
+    save(predictions(5, origin=new), files / "new.npz")
     (note,) = judged(files, "old.npz", "new.npz").notes
     assert "machine: Xeon (avx512-vnni) before, EPYC (avx2) now; openvino: 2025.4 before, 2026.4 now" in note
-    saved.save(predictions(5, data_fingerprint="e"), files / "other.npz")
+    save(predictions(5, data_fingerprint="e"), files / "other.npz")
     with pytest.raises(UsageError, match=r"different data.*--update-baseline"):
         judged(files, "old.npz", "other.npz")
 
@@ -299,14 +299,14 @@ def test_a_size_that_is_not_told_is_not_passed(tmp_path: Path) -> None:
 def test_images_for_saved_predictions_are_refused(tmp_path: Path) -> None:
     """They would be ignored."""
     for name in ("a.npz", "b.npz"):
-        saved.save(predictions(0), tmp_path / name)
+        save(predictions(0), tmp_path / name)
     with pytest.raises(UsageError, match="--data"):
         judged(tmp_path, "a.npz", "b.npz", data="digits")
 
 
 def test_a_missing_side_is_named(tmp_path: Path) -> None:
     """Exit 2 with the path."""
-    saved.save(predictions(0), tmp_path / "a.npz")
+    save(predictions(0), tmp_path / "a.npz")
     with pytest.raises(MissingInput, match=r"b\.npz"):
         judged(tmp_path, "a.npz", "b.npz")
 
@@ -338,7 +338,7 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
     fp32 = measurement("fp32", 0.01, 0)
     timed = [(fp32, measurement("a", 0.005, 1)), (fp32, measurement("b", 0.01, 2, peak_rss_bytes=0))]
     limits = Limits(slowdown_pct=-33, memory_mb=100)
-    found = measured_checks(timed, limits, confidence=0.95, seed=0)
+    found = check_runs(timed, limits, confidence=0.95, seed=0)
     assert [[(check.name, check.state) for check in one] for one in found] == [
         [("slowdown", "pass"), ("memory", "pass")],
         [("slowdown", "fail"), ("memory", "inconclusive")],
@@ -348,7 +348,7 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
 
 def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
     """A limit of speed was asked for; a baseline that failed on this backend leaves it open."""
-    ((check,),) = measured_checks([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3), confidence=0.95, seed=0)
+    ((check,),) = check_runs([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3), confidence=0.95, seed=0)
     assert (check.name, check.state) == ("slowdown", "inconclusive")
 
 
@@ -375,16 +375,16 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
-    limited = profile._of_accuracy(Profile(name="p", max_drop_pp=1.0), {}, "int8 openvino")
+    limited = run._of_accuracy(Profile(name="p", max_drop_pp=1.0), {}, "int8 openvino")
     assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive")]
-    assert not profile._of_accuracy(Profile(name="p"), {}, "int8 openvino").checks
+    assert not run._of_accuracy(Profile(name="p"), {}, "int8 openvino").checks
 
 
 def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -> None:
     """FP32 alone is what others are compared with: nothing would be judged, and that must not end in 0."""
     alone = Profile(name="p", data="digits", precisions=("fp32",), backends=("onnxruntime",), max_drop_pp=1.0)
     with pytest.raises(ProfileError, match="one beside fp32"):
-        profile.run(alone, tmp_path, progress=lambda *_: None, note=lambda _: None)
+        run.run(alone, tmp_path, progress=lambda *_: None, note=lambda _: None)
 
 
 @pytest.fixture
@@ -418,7 +418,7 @@ def test_repeated_images_change_neither_the_verdict_nor_the_count_and_are_told(m
 
     Of the two images in two classes neither counts on either side.
     """
-    sight = Sight(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
+    sight = PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
     asked: dict[str, Any] = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
     clean = judged(models, "base.onnx", "other.onnx", **asked)
     for path in sorted((models / "images" / "b").iterdir()):
@@ -447,11 +447,11 @@ def test_an_old_baseline_with_repeated_images_is_counted_once(files: Path) -> No
     """Files that were saved before they were looked for: the interval is that of the images that differ."""
     contents = tuple(f"{k:016x}" for k in range(5000))
     for name, lost in (("base", 0), ("good", 5)):
-        saved.save(dataclasses.replace(predictions(lost), images=contents), files / f"{name}.npz")
+        save(dataclasses.replace(predictions(lost), images=contents), files / f"{name}.npz")
     clean = judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0]
     for name, lost in (("base", 0), ("good", 5)):
         once = predictions(lost)
         twice: dict[str, Any] = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
         ids = (*once.ids, *(f"again/{i}" for i in once.ids))
-        saved.save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
+        save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
     assert judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0] == clean

@@ -14,11 +14,10 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 from resdeploy.data.datasets import Dataset, contents
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
-from resdeploy.pipeline import prune
-from resdeploy.pipeline.request import Request
-from resdeploy.search import prune as search
-from resdeploy.search.prune import Budget
+from resdeploy.verbs import block_search, prune
+from resdeploy.verbs.block_search import Budget
 
 pytest.importorskip("torch")
 
@@ -99,8 +98,8 @@ def test_an_image_that_is_there_twice_is_not_chosen_on_and_judged_on(
         divided.append(original(found, seed))
         raise RuntimeError
 
-    original = search.halves
-    monkeypatch.setattr(search, "halves", halves)
+    original = block_search.halves
+    monkeypatch.setattr(block_search, "halves", halves)
     plan = prune.PrunePlan(data=str(images / "flat"), budget=Budget(max_drop_pp=2))
     with pytest.raises(RuntimeError):
         prune.prune(Request(model=str(images / "m.onnx")), plan, images / "out.onnx", progress=lambda *_: None)

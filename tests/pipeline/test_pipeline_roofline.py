@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from resdeploy.cost import peak_graphs, under_roofs
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendCrash
-from resdeploy.graph import peak
-from resdeploy.measure import bench as timing
-from resdeploy.pipeline import bench, roofline
-from resdeploy.pipeline.request import Request
+from resdeploy.measure import interleaved
 from resdeploy.records import Failure, Peaks, Roof
+from resdeploy.verbs.bench import BenchPlan
 
 SHAPE = (32, 16, 3, 3)
 
@@ -24,14 +24,14 @@ def test_every_kernel_that_multiplies_is_found_and_timed(
 ) -> None:
     """Whatever name the backend gives to a convolution with its activation inside."""
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(roofline, "TRACED_S", 0.02)
-    quick = functools.partial(timing.run, blocks=8, processes=1, extensions=0)
-    monkeypatch.setattr(timing, "run", quick)
+    monkeypatch.setattr(under_roofs, "TRACED_S", 0.02)
+    quick = functools.partial(interleaved.run, blocks=8, processes=1, extensions=0)
+    monkeypatch.setattr(interleaved, "run", quick)
     path = tmp_path / "chain.onnx"
-    onnx.save(peak.chain(*SHAPE), path)
+    onnx.save(peak_graphs.chain(*SHAPE), path)
     roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))
-    plan = bench.BenchPlan(backends=(backend,), duration_s=0.05)
-    (found,) = roofline.under(
+    plan = BenchPlan(backends=(backend,), duration_s=0.05)
+    (found,) = under_roofs.time_under_roofs(
         [Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None
     )
     convolutions = [layer for layer in found.layers if layer.flops]
@@ -39,7 +39,7 @@ def test_every_kernel_that_multiplies_is_found_and_timed(
     assert all(layer.measured_s and layer.reached for layer in convolutions)
     assert found.backend == backend
     assert found.p50_s is not None
-    assert found.reached == pytest.approx(2 * peak.macs(*SHAPE) / 1e12 / found.p50_s, rel=1e-3)
+    assert found.reached == pytest.approx(2 * peak_graphs.macs(*SHAPE) / 1e12 / found.p50_s, rel=1e-3)
 
 
 def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
@@ -48,12 +48,14 @@ def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
     """Asked for a measurement, the command must not end well without one."""
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
 
-    def crashes(candidates: list[timing.Candidate], **_: object) -> tuple[Failure, ...]:
-        return tuple(timing.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+    def crashes(candidates: list[interleaved.Candidate], **_: object) -> tuple[Failure, ...]:
+        return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
-    monkeypatch.setattr(timing, "run", crashes)
-    onnx.save(peak.chain(*SHAPE), path := tmp_path / "chain.onnx")
+    monkeypatch.setattr(interleaved, "run", crashes)
+    onnx.save(peak_graphs.chain(*SHAPE), path := tmp_path / "chain.onnx")
     roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))
-    plan = bench.BenchPlan(backends=("onnxruntime",), duration_s=0.05)
+    plan = BenchPlan(backends=("onnxruntime",), duration_s=0.05)
     with pytest.raises(BackendCrash, match="SIGSEGV"):
-        roofline.under([Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None)
+        under_roofs.time_under_roofs(
+            [Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None
+        )

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from resdeploy import run
+from resdeploy.deploy.resume import Steps
 from resdeploy.errors import OutputLost
-from resdeploy.pipeline import profile
-from resdeploy.pipeline.steps import Steps
 from resdeploy.records import Artifact, Profile
 
 
@@ -24,10 +24,10 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
             raise OutputLost("lost")
         return precision
 
-    monkeypatch.setattr(profile, "_variant", made)
+    monkeypatch.setattr(run, "_variant", made)
     asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
     steps = Steps(tmp_path, lambda _: None)
-    told: Any = profile._variants(asked, steps, fp32, None, lambda *_: None)
+    told: Any = run._variants(asked, steps, fp32, None, lambda *_: None)
     variants, (failure,) = told
     assert variants == ("fp32",)
     assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.pipeline.steps import Steps
+from resdeploy.deploy.resume import Steps
 
 
 def write(path: Path) -> str:

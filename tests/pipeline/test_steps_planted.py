@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy import store
-from resdeploy.pipeline.steps import Steps
+from resdeploy.deploy.resume import Steps
 from resdeploy.records import Artifact
 
 KEY = ["what it is made from"]

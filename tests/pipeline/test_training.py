@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
-from resdeploy.pipeline import training
-from resdeploy.pipeline.request import Request
+from resdeploy.verbs import train
 
 pytest.importorskip("torch")
 
@@ -17,10 +17,10 @@ pytest.importorskip("torch")
 def refusal(folder: Path, **options: Any) -> UsageError:
     """The error of training a network that does not exist."""
     weights = str(options.pop("weights", "random"))
-    how = training.How(**{"data": "digits", "epochs": 1, **options})
+    how = train.TrainOptions(**{"data": "digits", "epochs": 1, **options})
     out = folder / ("out.onnx" if how.qat else "out.safetensors")
     with pytest.raises(UsageError) as caught:
-        training.train(
+        train.train(
             Request(model="no-such-network", weights=weights), how, out, progress=lambda *_: None, watch=lambda _: None
         )
     assert not list(folder.iterdir())

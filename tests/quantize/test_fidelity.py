@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import OutputLost
-from resdeploy.graph import cast, files, portable
+from resdeploy.graph import cast, files
+from resdeploy.graph.canonical import form
 from resdeploy.quantize import fidelity, overflow, ptq
 from resdeploy.records import Artifact, Likeness, Target, Weights
 from tests.quantize.test_overflow import logits, loud
@@ -105,7 +106,7 @@ def test_half_precisions_are_compared_as_onnx_defines_them(images: Images, preci
 
     ONNX's reference rounds what it sums too, which runtimes do not: with BF16's 8 bits that tells.
     """
-    model = portable.canonicalise(network())
+    model = form.canonicalise(network())
     half = cast.to_half(model, precision)  # type: ignore[arg-type]
     found = fidelity.compare(model, half, list(images), run=here).snr_db
     expected = ratio_db(as_written(model, images), np.asarray(logits(half, images), np.float64))

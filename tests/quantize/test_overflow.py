@@ -10,7 +10,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from resdeploy.errors import MissingInput
-from resdeploy.graph import cast, portable
+from resdeploy.graph import cast
+from resdeploy.graph.canonical import form
 from resdeploy.quantize import overflow
 from tests.quantize.test_ptq import here
 from tests.quantize.test_sensitivity import network
@@ -26,7 +27,7 @@ def loud(gain: float) -> onnx.ModelProto:
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
         if tensor.name == "w6":
             tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor) / np.float32(gain), "w6"))
-    return portable.canonicalise(model)
+    return form.canonicalise(model)
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:

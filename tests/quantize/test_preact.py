@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from resdeploy.backends import machine
 from resdeploy.data import datasets
-from resdeploy.graph import export, files, portable, qdq
+from resdeploy.graph import files, from_torch, qdq
+from resdeploy.graph.canonical import form
 from resdeploy.quantize import ptq
 from resdeploy.records import Artifact, ModelSpec, Preprocessing, Target, Weights
 from tests.graph.conftest import torchscript as torchscript
@@ -76,7 +77,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def made(name: str) -> Artifact:
         out = tmp_path_factory.mktemp(name) / "fp32.onnx"
-        return export.export(network(name), spec(name), out, weights=Weights(source="random", seed=0))
+        return from_torch.export(network(name), spec(name), out, weights=Weights(source="random", seed=0))
 
     return made
 
@@ -149,7 +150,7 @@ def test_the_sums_that_no_int8_kernel_takes_in_are_those_that_a_runtime_leaves_o
     name: str, images: NDArray[np.float32], torchscript: Any, tmp_path: Path
 ) -> None:
     """The plan of each target by name; what OpenVINO and ONNX Runtime execute is what the plan says."""
-    model = portable.canonicalise(torchscript(network(name), (3, 32, 32), folded=False), whole=True)
+    model = form.canonicalise(torchscript(network(name), (3, 32, 32), folded=False), whole=True)
     for target in get_args(Target):
         assert set(qdq.plan(model, target).unfusable) == UNFUSABLE[name].get(target, set())
     sums = {node.name for node in model.graph.node if node.op_type == "Add"}

@@ -15,9 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.data import datasets, preprocess
-from resdeploy.graph import files, metadata, pixels, portable, qdq
-from resdeploy.pipeline import make
-from resdeploy.pipeline.request import Request
+from resdeploy.deploy import export
+from resdeploy.deploy.model_string import Request
+from resdeploy.graph import files, metadata, pixels, qdq
+from resdeploy.graph.canonical import form
 from resdeploy.quantize import prepare, ptq
 from resdeploy.records import Artifact, Calibration, Effort, ModelSpec, Preprocessing, Target
 
@@ -77,7 +78,7 @@ def network() -> onnx.ModelProto:
         stored,
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    model = portable.canonicalise(model)
+    model = form.canonicalise(model)
     metadata.attach(model, SPEC)
     return model
 
@@ -188,7 +189,7 @@ def test_what_the_first_convolution_reads_is_exact_and_the_targets_rules_hold(
 def test_high_effort_takes_a_tenth_off_the_error_of_a_trained_network(tmp_path: Path, shared: Path) -> None:
     """ResNet-20 for TensorRT, from few images; the RMS logit error on others, in exact arithmetic."""
     request = Request(model="resnet20", weights=str(shared / "data" / "weights" / "resnet20-12fca82f.th"))
-    source = make.onnx_fp32(request, tmp_path / "fp32.onnx", progress=lambda *_: None)
+    source = export.to_onnx(request, tmp_path / "fp32.onnx", progress=lambda *_: None)
     assert source.model is not None
     assert source.model.preprocessing is not None
     train = datasets.open_dataset(f"{shared / 'data' / 'cifar10'}", split="train")

@@ -24,7 +24,8 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, UsageError
-from resdeploy.graph import files, portable, qdq
+from resdeploy.graph import files, qdq
+from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
 from resdeploy.records import Artifact, Calibration, Target
@@ -66,7 +67,7 @@ def export(module: torch.nn.Module, out: Path, size: int = 32) -> Artifact:
             input_names=["input"],
             dynamic_axes=axes,
         )
-    files.save_model(portable.canonicalise(onnx.load_from_string(buffer.getvalue())), out)
+    files.save_model(form.canonicalise(onnx.load_from_string(buffer.getvalue())), out)
     return Artifact(path=str(out), format="onnx", precision="fp32", sha256=store.digest(out))
 
 

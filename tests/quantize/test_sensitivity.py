@@ -76,7 +76,7 @@ def images() -> Images:
 def calibrated(model: onnx.ModelProto, path: Path, images: Images, target: Target) -> Calibrated:
     onnx.save(model, path)
     source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
-    return ptq.calibrated(source, [images], calibration=calibration(len(images)), target=target, run=here)
+    return ptq.run_calibration(source, [images], calibration=calibration(len(images)), target=target, run=here)
 
 
 def logits(model: onnx.ModelProto, images: Images) -> NDArray[np.float64]:

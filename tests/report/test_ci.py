@@ -13,8 +13,7 @@ from xml.etree import ElementTree as ET
 import pytest
 import xmlschema
 
-from resdeploy.records import Check, Reported, Verdict
-from resdeploy.records.vocabulary import State
+from resdeploy.records import Check, Reported, State, Verdict
 from resdeploy.report import ci, render
 from tests.report.test_render import HOSTILE, gated
 

@@ -43,10 +43,12 @@ from resdeploy.records import (
     Summary,
     Verdict,
 )
-from resdeploy.report import documents, mixed, render, studies
+from resdeploy.report import documents, mixed, pruning, render
 from resdeploy.report.render import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.tables import TABLES
+from resdeploy.study import degradation
+from resdeploy.study.lesion import lesion_document
 
 ENVIRONMENT = {
     "os": "Debian", "kernel": "Linux 6", "machine": "x86_64", "python": "CPython 3.11", "memory_bytes": 8_000_000_000,
@@ -199,12 +201,14 @@ def study_documents(name, cost):
     deleted = {"model": name, "block": name, "shortcut": name, "error": 17.0, "rise_pp": 0.4}
     trained = {"model": name, "depth": 20, "seeds": 3, "train_loss": 0.1, "train_loss_ci95": [0.0, 0.2]}
     return [
-        studies.prune(
+        pruning.prune(
             [name], [lesion], [lesion], lesion, (cost, cost), (summary(name), failed(name)), [faster(name)],
             (scored(name), scored(name)), verdict(name), ENVIRONMENT,
         ),
-        studies.lesion([deleted], {"several": [], "shuffled": []}, ENVIRONMENT),
-        studies.degradation([trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT),
+        lesion_document([deleted], {"several": [], "shuffled": []}, ENVIRONMENT),
+        degradation.degradation_document(
+            [trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT
+        ),
     ]  # fmt: skip
 
 

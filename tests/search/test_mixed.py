@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.errors import BackendCrash
-from resdeploy.measure import bench
-from resdeploy.measure.bench import Candidate
+from resdeploy.measure import interleaved
+from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
     Block,
@@ -25,7 +25,7 @@ from resdeploy.records import (
     Predictions,
     Sensitivity,
 )
-from resdeploy.search import mixed
+from resdeploy.verbs import precision_ladder
 
 
 def layer(name: str, noise: float, kind: str = "Conv") -> Sensitivity:
@@ -40,7 +40,7 @@ def test_rungs_are_nested_and_keep_their_promise(found: list[tuple[float, int]])
     """Each has all the float layers of the next, no more noise than its share, and none is all float."""
     tried = [layer(f"l{i}", noise) for i, (noise, _) in enumerate(found)]
     macs = {f"l{i}": count for i, (_, count) in enumerate(found)}
-    half, *rungs = mixed.ladder([*tried, layer("block", 5.0, "block")], macs)
+    half, *rungs = precision_ladder.ladder([*tried, layer("block", 5.0, "block")], macs)
     assert (half.precision, half.keep_float) == ("fp16", ())
     assert (rungs[-1].label, rungs[-1].keep_float, rungs[-1].noise_share) == ("int8", (), 1.0)
     total = sum(trial.noise for trial in tried)
@@ -55,13 +55,13 @@ def test_rungs_are_nested_and_keep_their_promise(found: list[tuple[float, int]])
 
 def test_noise_for_little_arithmetic_goes_first() -> None:
     """Of two layers of the same noise, the one of fewer multiplications is left in float."""
-    rungs = mixed.ladder([layer("big", 1.0), layer("small", 1.1)], {"big": 100, "small": 1})
+    rungs = precision_ladder.ladder([layer("big", 1.0), layer("small", 1.1)], {"big": 100, "small": 1})
     assert ("small",) in [rung.keep_float for rung in rungs]
 
 
 def test_a_network_without_noise_has_one_int8_model() -> None:
     """Nothing to gain from leaving a layer in float."""
-    rungs = mixed.ladder([layer("a", 0.0), layer("b", 0.0)], {})
+    rungs = precision_ladder.ladder([layer("a", 0.0), layer("b", 0.0)], {})
     assert [rung.label for rung in rungs] == ["fp16", "int8"]
 
 
@@ -95,7 +95,9 @@ def test_judging_goes_down_the_ladder_and_ends_with_the_first_that_is_not_shown_
         ran.append(candidate.label)
         return predictions(lost[candidate.label])
 
-    found = mixed.judged([rung(name) for name in lost], predictions(0), predict, max_drop_pp=1.0, confidence=0.95)
+    found = precision_ladder.judge_rungs(
+        [rung(name) for name in lost], predictions(0), predict, max_drop_pp=1.0, confidence=0.95
+    )
     assert ran == ["a", "b", "c"]
     assert [candidate.check and candidate.check.state for candidate in found] == ["pass", "pass", "fail", None]
 
@@ -149,7 +151,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float | None]]
                 for one in candidates
             )
 
-        monkeypatch.setattr(bench, "run", run)
+        monkeypatch.setattr(interleaved, "run", run)
         return asked
 
     return known
@@ -160,7 +162,7 @@ def test_the_fastest_within_the_budget_is_chosen(times: Callable[[dict[str, floa
     asked = times({"fp32": 4e-3, "fp16": 4e-3, "some": 1e-3, "more": 2e-3})
     rungs = [rung("fp16", check=check("pass")), rung("some", check=check("pass")), rung("more", check=check("pass"))]
     rungs += [rung("int8", check=check("inconclusive"))]
-    found = mixed.timed(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
     assert asked == ["fp32", "fp16", "some", "more"]
     assert [one.label for one in found if one.chosen] == ["some"]
     assert found[1].speedup is not None
@@ -174,7 +176,7 @@ def test_without_any_within_the_budget_the_least_doubtful_is_kept_untimed(
     """Nobody measures what will not be used."""
     asked = times({})
     rungs = [rung("a", check=check("inconclusive", 0.9)), rung("b")]
-    found = mixed.timed(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
     assert [one.label for one in found if one.chosen] == ["a"]
     assert asked == []
 
@@ -185,8 +187,8 @@ def test_a_candidate_that_cannot_be_timed_is_not_chosen(
     """It fails; where all fail, the failure is the result."""
     rungs = [rung("a", check=check("pass")), rung("b", check=check("pass"))]
     times({"fp32": 1e-3, "a": 2e-3, "b": None})
-    found = mixed.timed(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
     assert [one.label for one in found if one.chosen] == ["a"]
     times({"fp32": 1e-3, "a": None, "b": None})
     with pytest.raises(BackendCrash, match="it died"):
-        mixed.timed(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+        precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)

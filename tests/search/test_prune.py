@@ -11,10 +11,10 @@ import pytest
 
 from resdeploy.data.datasets import Dataset, open_dataset
 from resdeploy.errors import UsageError
-from resdeploy.graph import drop, export, files
+from resdeploy.graph import drop, files, from_torch
 from resdeploy.models import zoo
 from resdeploy.records import Artifact, Predictions, Preprocessing, Weights
-from resdeploy.search import prune
+from resdeploy.verbs import block_search
 
 SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 
@@ -23,12 +23,12 @@ SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 def source(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     spec = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
     path = tmp_path_factory.mktemp("prune") / "r.onnx"
-    return export.export(zoo.create(spec), spec, path, weights=Weights(source="random", seed=0))
+    return from_torch.export(zoo.create(spec), spec, path, weights=Weights(source="random", seed=0))
 
 
 @pytest.fixture(scope="module")
 def images() -> tuple[Dataset, Dataset]:
-    return prune.halves(open_dataset("digits", split="all"), 0)
+    return block_search.halves(open_dataset("digits", split="all"), 0)
 
 
 class World:
@@ -68,9 +68,11 @@ WORTH = {
 }
 
 
-def go(world: World, source: Artifact, images: tuple[Dataset, Dataset], out: Path, **budget: Any) -> prune.Pruned:
-    limits = prune.Budget(**{"max_drop_pp": 2.0, **budget})
-    return prune.prune(source, *images, limits, predict=world, out=out)
+def go(
+    world: World, source: Artifact, images: tuple[Dataset, Dataset], out: Path, **budget: Any
+) -> block_search.Pruned:
+    limits = block_search.Budget(**{"max_drop_pp": 2.0, **budget})
+    return block_search.prune(source, *images, limits, predict=world, out=out)
 
 
 def test_the_cheapest_blocks_go_in_order_and_no_more_than_the_budget_allows(
@@ -125,7 +127,7 @@ def test_a_budget_of_nothing_removes_nothing_and_says_so(
     with pytest.raises(UsageError, match="there are 7"):
         go(World(source, WORTH), source, images, tmp_path / "x.onnx", blocks=8)
     spec = zoo.spec("plain20", classes=10, preprocessing=SIGHT)
-    plain = export.export(zoo.create(spec), spec, tmp_path / "plain.onnx", weights=Weights(source="random", seed=0))
+    plain = from_torch.export(zoo.create(spec), spec, tmp_path / "plain.onnx", weights=Weights(source="random", seed=0))
     with pytest.raises(UsageError, match="no residual block"):
         go(World(source, WORTH), plain, images, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()
@@ -137,8 +139,8 @@ def test_divergence_is_scipys_mean_of_relative_entropies() -> None:
 
     a, b = np.random.default_rng(0).normal(size=(2, 50, 10)).astype(np.float32)
     p, q = softmax(a.astype(np.float64), 1), softmax(b.astype(np.float64), 1)
-    assert prune.divergence(a, b) == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-6)
-    assert prune.divergence(a, a) == 0
+    assert block_search.divergence(a, b) == pytest.approx(rel_entr(p, q).sum(1).mean(), rel=1e-6)
+    assert block_search.divergence(a, a) == 0
 
 
 def test_a_pruned_description_makes_the_same_network(source: Artifact, tmp_path: Path) -> None:

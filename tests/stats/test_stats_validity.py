@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linprog
 
 from resdeploy import stats
+from resdeploy.stats import validity
 
 Blocks = list[NDArray[np.float64]]
 
@@ -138,7 +139,7 @@ def test_the_dips_quantiles_are_the_published_ones() -> None:
     rng = np.random.default_rng(7)
     dips = np.array([stats.dip(rng.uniform(size=100)) for _ in range(2000)])
     assert np.quantile(dips, 0.9) == pytest.approx(0.0471, rel=0.02)
-    assert np.mean(dips * 10 > stats.validity.DIP_LIMIT) <= 0.003
+    assert np.mean(dips * 10 > validity.DIP_LIMIT) <= 0.003
 
 
 def test_a_result_that_is_kept_is_found_and_noise_is_not():

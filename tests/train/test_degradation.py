@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from resdeploy.data.datasets import choose, open_dataset
 from resdeploy.models import zoo
 from resdeploy.records import ModelSpec, Preprocessing
-from resdeploy.train import curves, degradation, loop
+from resdeploy.study import degradation
+from resdeploy.train import curves, loop
 
 PLAN = loop.Plan(epochs=2, batch_size=16, recipe="paper", threads=1)
 STEPS = 4  # of a network: two epochs of 40 images
@@ -40,7 +41,9 @@ def study(folder: Path, progress: Callable[[str, int, int], None], plan: loop.Pl
     """Networks of 20 and 32 layers, one seed; curves without the times."""
     train, test = (open_dataset("digits", split=split) for split in ("train", "test"))
     train, test = choose(train, 40, 0), choose(test, 10, 0)
-    found = degradation.run(spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress)
+    found = degradation.train_networks(
+        spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress
+    )
     return [(t.name, t.seed, [dataclasses.replace(line, seconds=0.0) for line in t.history]) for t in found]
 
 

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from resdeploy.data.datasets import choose, open_dataset
 from resdeploy.models import resnet, zoo
 from resdeploy.records import Preprocessing
-from resdeploy.train import lesion
+from resdeploy.study import lesion
 from resdeploy.train.images import Samples, load, normalise
 
 SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save
 
-from resdeploy import defaults, store
+from resdeploy import store, vocabulary
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, open_dataset
 from resdeploy.errors import DiskFull, MissingInput, UsageError, WeightsMismatch
@@ -420,7 +420,7 @@ def test_weights_of_other_classes_get_a_new_head_and_other_networks_are_refused(
     assert torch.equal(made.layer3.get_submodule("2").conv2.weight, net.layer3.get_submodule("2").conv2.weight)
     lines: list[state.Epoch] = []
     made_anew = run(tmp_path / "r.safetensors", images, epochs=1, initial=first, lr=None, watch=lines.append)
-    assert lines[0].lr == recipes.learning_rate("fast", defaults.ADAPTING_LR, 5, 6)
+    assert lines[0].lr == recipes.learning_rate("fast", vocabulary.ADAPTING_LR, 5, 6)
     assert "test_top1_before" not in made_anew.checks  # of four classes, or of a random last layer: no figure at all
     deeper = zoo.spec("resnet32", classes=10, preprocessing=SPEC.preprocessing)
     weights.save(zoo.create(deeper), deeper, tmp_path / "r32.safetensors", Weights(source="random", seed=0))
@@ -438,7 +438,7 @@ def test_trained_weights_are_judged_first_and_trained_on_gently(
     lines: list[state.Epoch] = []
     tuned = {"initial": Path(first.path), "lr": None, "watch": lines.append}
     whole = run(tmp_path / "whole.safetensors", images, **tuned)
-    peaks = [recipes.learning_rate("fast", defaults.FINE_TUNING_LR, step, 18) for step in (5, 11, 17)]
+    peaks = [recipes.learning_rate("fast", vocabulary.FINE_TUNING_LR, step, 18) for step in (5, 11, 17)]
     assert [line.lr for line in lines] == peaks
     assert whole.checks["test_top1_before"] == first.checks["test_top1"]
     out = tmp_path / "cut.safetensors"

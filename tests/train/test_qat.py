@@ -14,7 +14,7 @@ from onnx import numpy_helper
 from resdeploy import store
 from resdeploy.data.datasets import batches, choose, open_dataset
 from resdeploy.errors import OutputLost, UsageError
-from resdeploy.graph import export, files, program
+from resdeploy.graph import files, from_torch, program
 from resdeploy.models import zoo
 from resdeploy.quantize import fidelity, ptq
 from resdeploy.records import Artifact, Calibration, Effort, Likeness, Preprocessing, Target, Weights
@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     from resdeploy.models import weights
 
     weights.load_into(net, Path(artifact.path))
-    return export.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
+    return from_torch.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
 
 
 def quantized(

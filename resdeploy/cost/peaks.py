@@ -1,0 +1,265 @@
+"""The roofs of a machine: how fast it multiplies in each precision, and how fast it moves memory.
+
+Measured on what a deployment runs: the backends' own kernels, in their lanes, on graphs that do nothing else
+(`peak_graphs`). Which shape and backend is fastest in a precision is found in short heats; the roof is what that one
+then does in one interleaved run with the other precisions' best, so that it is not the luckiest of many results. Where
+a backend silently computes in another precision it has no roof, and the reason is kept instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from resdeploy import backends, cache, packages, scratch, store
+from resdeploy.backends import machine
+from resdeploy.backends.lane import Lane
+from resdeploy.cost import peak_graphs
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError
+from resdeploy.graph import cast, files
+from resdeploy.measure import interleaved
+from resdeploy.measure.summary import summarise
+from resdeploy.records import (
+    PRECISIONS,
+    Artifact,
+    BackendName,
+    Execution,
+    Failure,
+    Measurement,
+    Peaks,
+    Precision,
+    Progress,
+    Roof,
+    Summary,
+    Target,
+)
+
+BACKENDS: dict[BackendName, Target] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+DURATION_S = 1.0  # of timed queries a graph
+HEAT_SHARE, HEAT_BLOCKS = 1 / 4, 4  # of that in a heat: of several graphs only the fastest is measured in full
+# STREAM's rule: each array at least four times the last-level cache (McCalpin, "Run Rules"); bounded, since a virtual
+# machine may report the cache of a whole socket.
+CACHE_TIMES, LEAST_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
+STREAMS = 3  # two arrays read, one written
+VERSION = 2  # of what is measured: another one is measured again
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entrant:
+    """A graph in the run, and the work of one query of it: FLOPs, or bytes."""
+
+    candidate: interleaved.Candidate
+    precision: Precision | None  # None: it moves memory
+    work: int
+
+
+@dataclass(frozen=True)
+class _Timed:
+    """A graph with its times."""
+
+    entrant: _Entrant
+    summary: Summary
+
+    @property
+    def rate(self) -> float:
+        p50_s = self.summary.latency_s["p50"]
+        assert p50_s is not None
+        return self.entrant.work / p50_s
+
+    def roof(self) -> Roof:
+        work, interval_s = self.entrant.work, self.summary.p50_ci95_s
+        return Roof(
+            rate=self.rate,
+            ci95=None if interval_s is None else (work / interval_s[1], work / interval_s[0]),
+            by=self.entrant.candidate.label,
+            valid=self.summary.valid,
+        )
+
+
+def of_this_machine(
+    *,
+    refresh: bool = False,
+    threads: int | None = None,
+    names: Sequence[BackendName] = tuple(BACKENDS),
+    shapes: Sequence[tuple[int, int, int, int]] = peak_graphs.SHAPES,
+    duration_s: float = DURATION_S,
+    progress: Progress | None = None,
+    open_lane: Callable[[BackendName], Lane] = Lane,
+) -> Peaks:
+    """Measured now, or taken from the cache: one entry for each processor, core count and versions of the runtimes.
+
+    Raises:
+        BackendMissing: none of the backends is installed.
+    """
+    cores = threads or machine.usable_cores()
+    states = {name: backends.load(name).available() for name in names}
+    usable = {name: state.version for name, state in states.items() if state.ok}
+    if not usable:
+        raise BackendMissing(
+            "peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install("openvino", "onnxruntime")
+        )
+    cpu = machine.cpu()
+    key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
+    if not refresh and (known := cache.kept(Peaks, cache.PEAKS, key)) is not None:
+        return known
+    found = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
+    if found.valid:  # a disturbed machine has no roof to remember
+        cache.keep(cache.PEAKS, key, found)
+    return found
+
+
+def measure(
+    names: Sequence[BackendName],
+    cores: int,
+    shapes: Sequence[tuple[int, int, int, int]],
+    duration_s: float,
+    *,
+    progress: Progress | None,
+    open_lane: Callable[[BackendName], Lane] = Lane,
+) -> Peaks:
+    """Times every graph briefly, and the fastest of each kind in full.
+
+    Raises:
+        ResdeployError: the memory could not be timed on any backend.
+    """
+    missing: dict[Precision, list[str]] = {}
+    entrants: list[_Entrant] = []
+    unbuilt: list[ResdeployError] = []
+    with scratch.folder() as folder:
+        for name in names:
+            for precision in PRECISIONS:
+                try:
+                    made = _chains(name, precision, shapes, cores, folder, open_lane)
+                except ResdeployError as e:
+                    missing.setdefault(precision, []).append(f"{name}: {e.what}")
+                else:
+                    entrants += made
+            try:
+                entrants.append(_stream(name, cores, folder, open_lane))
+            except ResdeployError as e:  # the other backend's will do
+                unbuilt.append(e)
+        if len(unbuilt) == len(names):
+            raise unbuilt[0]
+
+        def fastest(among: Sequence[_Entrant], duration_s: float, **rest: Any) -> dict[Precision | None, _Timed]:
+            candidates = [entrant.candidate for entrant in among]
+            outcomes = interleaved.run(
+                candidates, duration_s=duration_s, progress=progress, open_lane=open_lane, **rest
+            )
+            return _fastest(among, outcomes, missing)
+
+        heats = fastest(entrants, HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
+        best = fastest([timed.entrant for timed in heats.values()], duration_s)
+    roofs = {p: best[p].roof() for p in PRECISIONS if p in best}
+    return Peaks(
+        name=machine.cpu().model,
+        source=f"measured with {cores} threads",
+        roofs=roofs,
+        bandwidth=best[None].roof(),
+        missing={p: "; ".join(why) for p, why in missing.items() if p not in roofs},
+        notes=_notes(),
+    )
+
+
+def stream_bytes() -> int:
+    """The size of one array of the memory stream here."""
+    return max(LEAST_BYTES, min(MOST_BYTES, CACHE_TIMES * machine.last_level_cache_bytes()))
+
+
+def _notes() -> tuple[str, ...]:
+    cache = machine.last_level_cache_bytes()
+    if stream_bytes() >= CACHE_TIMES * cache > 0:
+        return ()
+    known = f"{cache >> 20} MiB" if cache else "of unknown size"
+    return (f"the arrays of the memory stream, {stream_bytes() >> 20} MiB each, are not 4 times the cache ({known})",)
+
+
+def _chains(
+    name: BackendName,
+    precision: Precision,
+    shapes: Sequence[tuple[int, int, int, int]],
+    cores: int,
+    folder: Path,
+    open_lane: Callable[[BackendName], Lane],
+) -> list[_Entrant]:
+    """The chains of convolutions in one precision, each shown to be computed in it.
+
+    Raises:
+        UsageError: the backend does not take the precision, or computes in another one.
+        ResdeployError: whatever it says itself.
+    """
+    if precision not in backends.load(name).ACCEPTS:
+        raise UsageError("does not take it")
+    entrants = []
+    for shape in shapes:
+        model, spec = peak_graphs.chain(*shape), peak_graphs.spec(*shape)
+        if precision == "int8":
+            model = peak_graphs.quantized(model, BACKENDS[name])
+        elif precision != "fp32":
+            model = cast.to_half(model, precision)
+        path = folder / f"{name}-{precision}-{spec.name}.onnx"
+        files.save_model(model, path)
+        source = Artifact(path=str(path), format="onnx", precision=precision, sha256=store.digest(path), model=spec)
+        arithmetic: Precision = "fp32" if precision == "int8" else precision
+        execution = Execution(threads=cores, precision=arithmetic, input_shape=spec.input_shape)
+        candidate = _built(source, name, execution, open_lane)
+        _refuse_another(candidate, open_lane)
+        entrants.append(_Entrant(candidate=candidate, precision=precision, work=2 * peak_graphs.macs(*shape)))
+    return entrants
+
+
+def _refuse_another(candidate: interleaved.Candidate, open_lane: Callable[[BackendName], Lane]) -> None:
+    """Looks into what the backend executes.
+
+    Raises:
+        UsageError: convolutions in another precision.
+    """
+    with open_lane(candidate.backend) as lane:
+        lane.open(candidate.artifact, candidate.execution, trace=True)
+        ran = {layer.precision for layer in lane.layers() if "Conv" in layer.kind}
+    if ran != {candidate.artifact.precision}:
+        raise UsageError(f"computes it in {' and '.join(sorted(ran)).upper() or 'something unknown'}")
+
+
+def _stream(name: BackendName, cores: int, folder: Path, open_lane: Callable[[BackendName], Lane]) -> _Entrant:
+    size = stream_bytes()
+    path = folder / f"{name}-stream.onnx"
+    files.save_model(peak_graphs.stream(size), path)
+    source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    candidate = _built(source, name, Execution(threads=cores), open_lane)
+    return _Entrant(candidate=candidate, precision=None, work=STREAMS * 4 * math.prod(peak_graphs.stream_shape(size)))
+
+
+def _built(
+    source: Artifact, name: BackendName, execution: Execution, open_lane: Callable[[BackendName], Lane]
+) -> interleaved.Candidate:
+    path = Path(source.path)
+    out = path.with_name(f"{path.stem}-built{'.xml' if name == 'openvino' else '.onnx'}")
+    with open_lane(name) as lane:
+        built = lane.build(source, execution, out)
+    return interleaved.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)
+
+
+def _fastest(
+    entrants: Sequence[_Entrant], outcomes: Sequence[Measurement | Failure], missing: dict[Precision, list[str]]
+) -> dict[Precision | None, _Timed]:
+    """The highest rate of each kind; what failed goes to `missing`.
+
+    Raises:
+        ResdeployError: the memory could not be timed on any backend.
+    """
+    best: dict[Precision | None, _Timed] = {}
+    for entrant, outcome in zip(entrants, outcomes, strict=True):
+        if isinstance(outcome, Measurement):
+            timed = _Timed(entrant, summarise(outcome))
+            best[entrant.precision] = max(best.get(entrant.precision, timed), timed, key=lambda each: each.rate)
+        elif entrant.precision is not None:
+            missing.setdefault(entrant.precision, []).append(f"{entrant.candidate.backend}: {outcome.message}")
+    if None not in best:
+        interleaved.measurement_or_raise(
+            next(o for e, o in zip(entrants, outcomes, strict=True) if e.precision is None)
+        )
+    return best

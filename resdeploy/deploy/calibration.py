@@ -1,0 +1,142 @@
+"""Which images INT8 ranges come from, and what they show of a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from resdeploy import backends
+from resdeploy.backends import machine
+from resdeploy.deploy import model_files
+from resdeploy.errors import UsageError
+from resdeploy.records import (
+    Arithmetic,
+    Artifact,
+    Calibration,
+    Effort,
+    Progress,
+    Target,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.quantize.ptq import Calibrated
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationPlan:
+    """How INT8 ranges are to be found. `data=None`: synthetic images for random weights, an error for others."""
+
+    data: str | None = None
+    samples: int = 300
+    method: str = "percentile"
+    portable: bool | None = None  # None: what this CPU needs
+    effort: Effort = "normal"
+    arithmetic: Arithmetic | None = None  # None: BF16 where this machine has it
+    seed: int = 0
+    force: bool = False  # make the file even where its output has nothing to do with the source's
+
+    def portable_here(self) -> bool:
+        """Whether weights must be in 7 bits: asked for, or this CPU has no VNNI and would saturate."""
+        return not machine.cpu().vnni if self.portable is None else self.portable
+
+    def arithmetic_here(self) -> Arithmetic:
+        """In what the network is watched: asked for, or the fastest that this machine has."""
+        if self.arithmetic is not None:
+            return self.arithmetic
+        return "bf16" if machine.cpu().bf16 and backends.load("openvino").available().ok else "fp32"
+
+
+def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDArray[Any]]:
+    """The calibration images as the network sees them, in batches; those that cannot be read are left out."""
+    from resdeploy.data import datasets
+
+    images = calibration_images(source, plan)
+    return (batch.inputs for batch in datasets.batches(images, model_files.preprocessing_of(source), CALIBRATION_BATCH))
+
+
+def calibrate(source: Artifact, target: Target, plan: CalibrationPlan, *, progress: Progress) -> Calibrated:
+    """What the calibration images show of an FP32 file, with the record of these images.
+
+    Raises:
+        UsageError: no images given for weights that are not random, or nothing to quantize.
+    """
+    from resdeploy.data import datasets
+    from resdeploy.quantize import ptq
+
+    images = calibration_images(source, plan)
+    hashes: list[str] = []
+    used: list[int] = []
+    unreadable: list[str] = []
+
+    def inputs() -> Iterator[NDArray[Any]]:
+        for batch in datasets.batches(images, model_files.preprocessing_of(source), CALIBRATION_BATCH):
+            hashes.extend(batch.hashes)
+            used.extend(batch.indices.tolist())
+            unreadable.extend(batch.unreadable)
+            yield batch.inputs
+
+    seen = ptq.run_calibration(
+        source,
+        inputs(),
+        calibration=Calibration(
+            data="synthetic" if images.synthetic else images.name,
+            count=len(images),
+            seed=plan.seed,
+            method=plan.method,
+            effort=plan.effort,
+            arithmetic=plan.arithmetic_here(),
+        ),
+        target=target,
+        progress=progress,
+    )
+    found = images.subset(used)
+    record = dataclasses.replace(
+        seen.calibration,
+        images=tuple(hashes),
+        fingerprint=None if images.synthetic else datasets.fingerprint(found.ids, found.labels, hashes),
+    )
+    notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
+    notes += [f"to calibrate on: {told}" for told in images.repeats.told]
+    return dataclasses.replace(
+        seen, calibration=record, source=dataclasses.replace(source, notes=(*source.notes, *notes))
+    )
+
+
+def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
+    """The images that INT8 ranges will come from: of the training split, spread over the classes, seeded, each once.
+
+    Raises:
+        UsageError: no images given for weights that are not random.
+    """
+    from resdeploy.data import datasets
+
+    return datasets.distinct(listed_images(source, plan))
+
+
+def listed_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
+    """As `calibration_images`, with those that are there twice, which only reading them tells."""
+    from resdeploy.data import datasets
+
+    data = plan.data
+    if data is None:
+        if source.weights is None or not source.weights.random:
+            raise UsageError(
+                "INT8 needs images to calibrate on",
+                cause="Ranges from random data would lose accuracy unseen",
+                fix="Add --calib-data DIR (a few hundred images like those the model will see)",
+            )
+        data = f"synthetic:{min(plan.samples, SYNTHETIC_SAMPLES)}"
+    images = datasets.open_dataset(data, split="train", need_labels=False)
+    return datasets.choose(images, min(plan.samples, len(images)), plan.seed)
+
+
+CALIBRATION_BATCH = 16
+
+
+# Ranges from noise mean nothing, so a few images are enough to time a model whose weights are random too.
+SYNTHETIC_SAMPLES = 16

@@ -1,0 +1,96 @@
+"""What TensorRT alone needs of a build: its lowering, its timing cache, and whose engines are refitted."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from resdeploy import backends, cache, places, scratch, store
+from resdeploy.backends.lane import Lane
+from resdeploy.deploy import model_files
+from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.records import Artifact, EngineOptions, Execution, Progress
+
+# The parser of 8.6 gives a node's number alone.
+NUMBERED = re.compile(r"node #(\d+)")
+
+
+def build_engine(source: Artifact, execution: Execution, out: Path, progress: Progress | None) -> Artifact:
+    """An engine of an ONNX file: lowered for the TensorRT that is here, built in a lane with the shared timing cache.
+
+    Raises:
+        MalformedInput: the parser refuses a node, which is named.
+        UsageError: `source` is not what the engine to be refitted was built for.
+    """
+    from resdeploy.backends import tensorrt
+    from resdeploy.graph import cast, files, for_tensorrt
+
+    found = tensorrt.available()
+    backends.require(found, "tensorrt")
+    version = found.version or ""
+    if execution.engine.refit_from is not None:
+        _refuse_misfit(source, execution.engine, Path(execution.engine.refit_from))
+    options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, found.devices[0]))
+    execution = dataclasses.replace(execution, engine=options)
+    model = files.load_model(Path(source.path))
+    lowered = for_tensorrt.lower(model, tensorrt.major_of(version))
+    with scratch.folder() as folder:
+        given, notes = source, source.notes
+        if lowered is not model:
+            path = folder / "lowered.onnx"
+            files.save_model(lowered, path)
+            given = dataclasses.replace(source, path=str(path))
+            kept = cast.kept(lowered) if source.precision == "int8" else ()
+            notes += (f"in FP32, scales or weights do not fit FP16: {', '.join(kept)}",) if kept else ()
+        try:
+            with Lane("tensorrt") as lane:
+                made = lane.build(given, execution, out, progress=progress)
+        except MalformedInput as e:
+            what = NUMBERED.sub(
+                lambda m: for_tensorrt.node_at(lowered, int(m[1])), e.what.replace(given.path, source.path)
+            )
+            raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
+    own = made.notes[len(source.notes) :]
+    return dataclasses.replace(made, parent=source.sha256, notes=(*notes, *own))
+
+
+def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None:
+    """Refuses weights of which TensorRT does not promise to notice that they are not the engine's.
+
+    `REFIT_IDENTICAL`, which --strip-weights alone sets, leaves undefined what other weights give. What the record of
+    the engine does not tell, and an engine without one, is TensorRT's to judge.
+    """
+    if dataclasses.replace(options, refit_from=None, timing_cache=None) != EngineOptions():
+        raise UsageError(
+            "--refit-from builds nothing, so other options of the builder would have no effect",
+            fix="Leave them out: the engine keeps those that it was built with",
+        )
+    engine = store.load(path, trusted=True)  # nothing of it is run: one with host code is refused below
+    model_files.refuse_unknown_origin(path, trusted=False)
+    if engine is None:
+        return
+    if engine.precision != source.precision:
+        raise UsageError(
+            f"{path} was built in {engine.precision}, and {source.path} is {source.precision}",
+            fix="Name the ONNX file that the engine was built from",
+        )
+    if engine.tools.get("refit") == "identical" and engine.parent != source.sha256:
+        raise UsageError(
+            f"{path} takes back the weights that it was built with alone, and {source.path} is another file",
+            fix="Name the ONNX file that it was built from, or build it with --strip-weights --refit to take others",
+        )
+    if "version_compatible" in engine.tools:
+        raise UsageError(
+            f"{path} is version-compatible, and such an engine is not refitted",
+            fix="Build it whole: resdeploy build F.onnx --backend tensorrt --version-compatible",
+        )
+
+
+def _timing_cache(execution: Execution, version: str, device: str) -> str | None:
+    """The file that all builds of this TensorRT for this GPU share; "" among the options turns it off."""
+    asked = execution.engine.timing_cache
+    if asked is not None:
+        return asked or None
+    name = re.sub(r"[^\w.]+", "-", f"timing-{version}-{device}").strip("-")
+    return str((places.writable_cache(cache.TENSORRT) / f"{name}.cache").absolute())

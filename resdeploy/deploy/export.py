@@ -1,0 +1,119 @@
+"""A network as a checkpoint or as a canonical ONNX file, compared with torch in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resdeploy import scratch, store
+from resdeploy.deploy import model_files, model_string, networks
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import UsageError
+from resdeploy.records import (
+    Artifact,
+    Execution,
+    Progress,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+from resdeploy.deploy import reuse
+
+
+def to_checkpoint(request: Request, out: Path | None = None) -> Artifact:
+    """The request's network as a safetensors checkpoint."""
+    from resdeploy.models import weights, zoo
+
+    network = networks.resolve(request)
+
+    def make(path: Path) -> Artifact:
+        module = zoo.create(network.spec, seed=request.seed)
+        if network.path is not None:
+            weights.load_into(module, network.path)
+        return weights.save(module, network.spec, path, network.weights)
+
+    return reuse.make_or_reuse(("checkpoint", network, reuse.versions("torch")), ".safetensors", out, make)
+
+
+def to_onnx(request: Request, out: Path | None = None, *, data: str | None = None, progress: Progress) -> Artifact:
+    """The request's network as a canonical ONNX file in FP32, compared with torch in float64.
+
+    Compared on images of `data`, or on synthetic ones; the error is in `checks`. An ONNX file is taken as it is; with
+    `out` its canonical form is written there, its preprocessing inside.
+
+    Raises:
+        UsageError: a compiled file, from which no ONNX can be made.
+    """
+    kind = model_string.format_of(request.model)
+    if kind == "onnx":
+        artifact = model_files.open_model(request)
+        return artifact if out is None else _canonical(artifact, out)
+    if kind not in (None, "checkpoint"):
+        raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
+    network = networks.resolve(request)
+
+    def make(path: Path) -> Artifact:
+        from resdeploy.graph import from_torch
+        from resdeploy.models import weights, zoo
+
+        module = zoo.create(network.spec, seed=request.seed)
+        if network.path is not None:
+            weights.load_into(module, network.path)
+        artifact = from_torch.export(module, network.spec, path, weights=network.weights, progress=progress)
+        return from_torch.verify(artifact, module, run_fp32, check_images(artifact, data))
+
+    key = ("onnx", network, data, reuse.versions("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision"))
+    return reuse.make_or_reuse(key, ".onnx", out, make)
+
+
+def _canonical(source: Artifact, out: Path) -> Artifact:
+    """A user's own ONNX file in the canonical form, carrying what is known of it."""
+    from resdeploy.graph import files, metadata
+    from resdeploy.graph.canonical import form
+
+    assert source.model is not None
+    store.probe(out)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
+    model = form.canonicalise(files.load_model(Path(source.path)))
+    metadata.attach(model, source.model)
+
+    def make(path: Path) -> Artifact:
+        files.save_model(model, path)
+        return dataclasses.replace(
+            source,
+            path=str(path),
+            sha256=store.digest(path),
+            parent=source.sha256,
+            checks={},
+            tools=reuse.versions("onnx"),
+        )
+
+    return store.publish(out, make)
+
+
+def check_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
+    """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra."""
+    from resdeploy.data import datasets
+
+    images = datasets.open_dataset(data or f"synthetic:{CHECK_IMAGES}", need_labels=False)
+    some = images.subset(range(min(CHECK_IMAGES, len(images))))
+    return next(iter(datasets.batches(some, model_files.preprocessing_of(artifact), CHECK_IMAGES))).inputs
+
+
+def run_fp32(path: Path, inputs: NDArray[Any]) -> NDArray[Any]:
+    """Logits of an ONNX file from ONNX Runtime, one batch of whatever size `inputs` has."""
+    from resdeploy.backends.lane import Lane
+
+    execution = Execution(batch_size=len(inputs))
+    artifact = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
+    with scratch.folder() as folder, Lane("onnxruntime") as lane:
+        lane.open(lane.build(artifact, execution, folder / "checked.onnx"), execution)
+        return lane.predict(inputs).astype(np.float32)
+
+
+CHECK_IMAGES = 3

@@ -1,0 +1,141 @@
+"""An FP32 ONNX file in another precision, explicit in its graph."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from resdeploy import store
+from resdeploy.errors import UsageError
+from resdeploy.records import (
+    Artifact,
+    BackendName,
+    Precision,
+    Progress,
+    Target,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+from resdeploy.deploy import calibration, export, reuse
+
+# Whose fusion rules INT8 follows for each backend; torch runs no Q/DQ graph of ours.
+TARGETS: dict[BackendName, Target] = {
+    "tensorrt": "tensorrt",
+    "openvino": "openvino",
+    "onnxruntime": "onnxruntime",
+    "null": "onnxruntime",
+}
+
+
+def lower(
+    source: Artifact,
+    precision: Precision,
+    target: Target,
+    plan: calibration.CalibrationPlan,
+    out: Path | None = None,
+    *,
+    progress: Progress,
+) -> Artifact:
+    """The FP32 ONNX file in another precision, explicit in its graph.
+
+    Raises:
+        UsageError: the file is in a low precision already, or INT8 without calibration images.
+        OutputLost: its output has nothing to do with the source's (`quantize.fidelity`); nothing is written.
+    """
+    from resdeploy.quantize import fidelity, ptq
+
+    if source.precision == precision:
+        return source
+    if source.precision != "fp32" or precision == "fp32":
+        raise UsageError(
+            f"{source.path} is {source.precision} already and cannot become {precision}",
+            fix="Name the FP32 file it was made from",
+        )
+
+    def make(path: Path) -> Artifact:
+        if precision != "int8":
+            return _half(source, precision, plan, path, progress)
+        seen = calibration.calibrate(source, target, plan, progress=progress)
+        return ptq.write(seen, path, portable=plan.portable_here(), force=True, progress=progress)
+
+    def alike(path: Path) -> Artifact:
+        record = make(path)
+        fidelity.refuse_lost(record, force=plan.force)
+        return record
+
+    # The cache keeps a lost file: who forces it, and who trains it further, need not make it again.
+    found = reuse.make_or_reuse(
+        lower_key(source, precision, target, plan), ".onnx", out, make if out is None else alike
+    )
+    fidelity.refuse_lost(found, force=plan.force)
+    return found
+
+
+def _half(
+    source: Artifact,
+    precision: Literal["fp16", "bf16"],
+    plan: calibration.CalibrationPlan,
+    path: Path,
+    progress: Progress,
+) -> Artifact:
+    from resdeploy.graph import cast, files
+    from resdeploy.graph.canonical import form
+    from resdeploy.quantize import fidelity, overflow
+
+    model, keep = form.canonicalise(files.load_model(Path(source.path))), {}
+    if precision == "fp16" and plan.data is not None:
+        images = calibration.calibration_inputs(source, plan)
+        keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
+    half = cast.to_half(model, precision, keep=keep)
+    like = fidelity.compare_half(model, half, _compared_images(source, plan))
+    kept = cast.kept(half)
+    record = dataclasses.replace(
+        source,
+        path=str(path),
+        precision=precision,
+        parent=source.sha256,
+        checks=fidelity.checks(like),
+        notes=(
+            *source.notes,
+            *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else []),
+            *fidelity.notes(like),
+        ),
+        likeness=like,
+        tools=reuse.versions("onnx"),
+    )
+    files.save_model(half, path)
+    return dataclasses.replace(record, sha256=store.digest(path))
+
+
+def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:
+    """Some images to compare a file with its source on: of those given, else a few synthetic ones, or noise."""
+    from resdeploy.quantize import fidelity
+
+    assert source.model is not None
+    if plan.data is None and source.model.preprocessing is None:
+        random, (channels, height, width) = np.random.default_rng(0), source.model.input_shape
+        # Each image has a tint of its own: a network gives nearly the same logits for all images of plain noise.
+        tints = random.standard_normal((export.CHECK_IMAGES, channels, 1, 1), np.float32)
+        return list(tints + random.standard_normal((export.CHECK_IMAGES, channels, height, width), np.float32))
+    if plan.data is None:
+        return list(export.check_images(source, None))
+    most = fidelity.images_to_compare(int(np.prod(source.model.input_shape)))
+    few = dataclasses.replace(plan, samples=min(plan.samples, most))
+    return [image for batch in calibration.calibration_inputs(source, few) for image in batch]
+
+
+def lower_key(source: Artifact, precision: Precision, target: Target, plan: calibration.CalibrationPlan) -> Any:
+    """Everything that the file of `lowered` depends on: `force` says only whether a lost one is given out."""
+    tools = reuse.versions("onnx", "onnxruntime", "openvino", "pillow")
+    if precision != "int8" and plan.data is None:
+        return (precision, reuse.identity(source), tools)
+    images = calibration.listed_images(source, plan).signature()  # of files' times and sizes: a hit reads no image
+    if precision != "int8":
+        return (precision, reuse.identity(source), plan.samples, plan.seed, images, tools)
+    here = (plan.portable_here(), plan.arithmetic_here())
+    return ("int8", reuse.identity(source), target, dataclasses.replace(plan, force=False), here, images, tools)

@@ -1,0 +1,132 @@
+"""Model files: what their records, or the files themselves, tell of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from resdeploy import store
+from resdeploy.backends import openvino
+from resdeploy.deploy import model_string
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import IntegrityError, UsageError
+from resdeploy.records import (
+    Artifact,
+    ModelSpec,
+    Precision,
+    Preprocessing,
+    Weights,
+)
+
+ORIGIN = "user.xdg.origin.url"  # where browsers, curl --xattr and wget --xattr note what a file was fetched from
+
+
+def open_model(request: Request) -> Artifact:
+    """The artifact of an ONNX, OpenVINO or engine file, from its sidecar or from what the file itself tells.
+
+    Raises:
+        MissingInput: no such file.
+        IntegrityError: not the file its sidecar describes, or a downloaded engine, or one with host code of another's.
+        MalformedInput, UnsafeInput: a file that cannot be read, or must not be.
+        UsageError: a compiled file without a sidecar; options that would have to change the file.
+    """
+    path = Path(request.model)
+    model_string.refuse_changes(request)
+    kind = model_string.format_of(request.model)
+    if kind == "engine":
+        refuse_unknown_origin(path, trusted=request.trust_engine)
+    artifact = store.load(path, trusted=request.trust_engine)
+    if kind == "openvino":
+        openvino.check(path)
+    if artifact is None:
+        if kind != "onnx":
+            raise UsageError(
+                f"{path} has no sidecar {store.sidecar(path).name}, and a compiled file cannot say what it classifies",
+                fix="Name the ONNX file it was made from",
+            )
+        artifact = _foreign_onnx(path)
+    if artifact.model is None:
+        raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
+    spec = request.sight.applied_to(artifact.model)
+    if 0 in spec.input_shape:
+        raise UsageError(f"{path} does not fix the size of its images", fix="Add --img-size")
+    return dataclasses.replace(artifact, model=spec)
+
+
+def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
+    """An engine from elsewhere (trtexec, say): its hash is recorded, and what a plan does not tell is asked for.
+
+    Raises:
+        UsageError: the option that is missing.
+    """
+    path, size = Path(request.model), request.sight.img_size
+    refuse_unknown_origin(path, trusted=request.trust_engine)
+    for option, given in (("--img-size", size), ("--precision", precision)):
+        if given is None:
+            raise UsageError(
+                f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
+                fix=f"Add {option}, or name the ONNX file it was made from",
+            )
+    assert size is not None
+    assert precision is not None
+    spec = ModelSpec(
+        name=path.stem, family="foreign", classes=request.classes or 0, input_shape=(3, size, size), preprocessing=None
+    )
+    note = "an engine from elsewhere: its precision is what --precision says, and audit shows what it runs in"
+    return Artifact(
+        path=str(path),
+        format="engine",
+        precision=precision,
+        sha256=store.digest(path),
+        model=request.sight.applied_to(spec) if request.sight.mean else spec,
+        weights=Weights(source=path.name),
+        notes=(note,),
+    )
+
+
+def _foreign_onnx(path: Path) -> Artifact:
+    from resdeploy.graph import files, metadata
+
+    model = files.load_model(path)
+    return Artifact(
+        path=str(path),
+        format="onnx",
+        precision=files.precision_of(model),
+        sha256=store.digest(path),
+        model=metadata.spec_of(model, path),
+        weights=Weights(source=path.name),
+    )
+
+
+def preprocessing_of(artifact: Artifact) -> Preprocessing:
+    """How the model sees images.
+
+    Raises:
+        UsageError: a file that does not say.
+    """
+    if artifact.model is None or artifact.model.preprocessing is None:
+        raise UsageError(
+            f"{artifact.path} does not say how images become its input",
+            cause="Only files that resdeploy wrote carry their preprocessing",
+            fix="Add --mean and --std, and --resize where images are larger than the input",
+        )
+    return artifact.model.preprocessing
+
+
+def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
+    """An engine is a program: one that was downloaded runs only where the user says that it may.
+
+    Raises:
+        IntegrityError: it came from the net, and `--trust-engine` was not given.
+    """
+    try:
+        origin = os.getxattr(path, ORIGIN).decode(errors="replace")
+    except (OSError, AttributeError):  # none noted, a file system without attributes, or not Linux
+        return
+    if not trusted:
+        raise IntegrityError(
+            f"{path} was downloaded from {origin}",
+            cause="An engine is a program, and loading it runs it",
+            fix="Build it from its ONNX file, or add --trust-engine if you trust where it came from",
+        )

@@ -1,0 +1,130 @@
+"""MODEL on the command line: what it names, and how the model is to see images. Nothing is opened here."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resdeploy.errors import MissingInput, UsageError
+from resdeploy.records import Format, ModelSpec, Preprocessing
+
+FORMATS: dict[str, Format] = {
+    ".onnx": "onnx",
+    ".xml": "openvino",
+    ".engine": "engine",
+    ".plan": "engine",
+    ".safetensors": "checkpoint",
+    ".pth": "checkpoint",
+    ".pt": "checkpoint",
+    ".th": "checkpoint",
+}
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+def format_of(name: str) -> Format | None:
+    """The format that a file name's suffix states; None for the name of a network, and for a URL."""
+    return FORMATS.get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
+
+
+def can_give(request: Request, wanted: Format) -> bool:
+    """Whether a file in this format can be made of the request."""
+    found = format_of(request.model) or "checkpoint"
+    return found == wanted or (found == "checkpoint" and wanted == "onnx")
+
+
+def refuse_missing(requests: Iterable[Request]) -> None:
+    """Looks for every model before anything is said or done; not for those that an import alone can find.
+
+    Raises:
+        MissingInput, UnknownName: no such file, no such network in the zoo.
+    """
+    from resdeploy.models import zoo
+
+    for model in (request.model for request in requests):
+        if format_of(model):
+            if not Path(model).is_file():
+                raise MissingInput(f"there is no file {model}", fix="Check the path")
+        elif ":" not in model:
+            zoo.find(model)
+
+
+def stem(model: str) -> str:
+    """A short name for a model's rows and files: `resnet50`, `timm-resnet50d`, or the model file's own stem."""
+    return Path(model).stem if format_of(model) else model.replace(":", "-").replace("/", "-")
+
+
+def refuse_changes(request: Request) -> None:
+    """A file has its weights and classes."""
+    for option, given in (("--weights", request.weights != "random"), ("--classes", request.classes is not None)):
+        if given:
+            raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessingOverride:
+    """Changes to a model's preprocessing; None keeps what the model says. `resize=0` means no resizing."""
+
+    img_size: int | None = None
+    resize: int | None = None
+    interpolation: Interpolation | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def given(self) -> bool:
+        return any(value is not None for value in dataclasses.astuple(self))
+
+    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+        """The spec with these changes.
+
+        A model that does not say how it sees images (a foreign file) needs mean and std from the user; without them its
+        preprocessing stays None.
+
+        Raises:
+            UsageError: mean and std of another length than the channels.
+        """
+        if not self.given:
+            return spec
+        channels, height, width = spec.input_shape
+        size = (self.img_size, self.img_size) if self.img_size else (height, width)
+        before = spec.preprocessing
+        if before is None:
+            if self.mean is None or self.std is None:
+                return dataclasses.replace(spec, input_shape=(channels, *size))
+            before = Preprocessing(size=size, channels="L" if channels == 1 else "RGB")
+        seen = dataclasses.replace(
+            before,
+            size=size,
+            resize=self._resize(before),
+            interpolation=self.interpolation or before.interpolation,
+            mean=self.mean or before.mean,
+            std=self.std or before.std,
+        )
+        for option, values in (("--mean", seen.mean), ("--std", seen.std)):
+            if len(values) != channels:
+                raise UsageError(f"{option} has {len(values)} numbers, but {spec.name} takes {channels} channels")
+        return dataclasses.replace(spec, input_shape=(channels, *size), preprocessing=seen)
+
+    def _resize(self, before: Preprocessing) -> int | None:
+        if self.resize is not None:
+            return self.resize or None
+        if before.resize is None or self.img_size is None:
+            return before.resize
+        # Another crop keeps the share of the image that it shows (timm's crop_pct).
+        return round(before.resize * self.img_size / before.size[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """A model as the command line names it."""
+
+    model: str
+    weights: str = "random"
+    classes: int | None = None
+    seed: int = 0
+    sight: PreprocessingOverride = PreprocessingOverride()
+    trust_engine: bool = False  # run an engine although it was downloaded

@@ -1,0 +1,117 @@
+"""Bringing a graph to opset 17, the highest that TensorRT 8.6 reads."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx.version_converter
+import onnx_ir as ir
+
+from resdeploy.errors import MalformedInput
+from resdeploy.graph.canonical.fold import add_constant, constant, operand
+
+OPSET = 17
+IR_VERSION = 8  # the format version that came with opset 17
+
+# Attributes newer than opset 17 that mean "as before" at this value (ONNX operator changelog).
+_DEFAULTS = {
+    "saturate": 1, "num_outputs": None, "dilations": (1, 1), "antialias": 0, "keep_aspect_ratio_policy": "stretch",
+    "noop_with_empty_axes": 0, "round_mode": "up",
+}  # fmt: skip
+
+
+def upgrade(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model of an older opset, at 17, through onnx's own converter.
+
+    Raises:
+        MalformedInput: the converter refuses it.
+    """
+    try:
+        return onnx.version_converter.convert_version(model, OPSET)
+    except Exception as e:
+        raise MalformedInput(
+            f"this ONNX file cannot be brought to opset {OPSET}: {e}", fix="Export it again with opset 13 to 18"
+        ) from e
+
+
+def downgrade(graph: ir.Graph) -> None:
+    """Rewrites in place what opset 18 and later spell differently; the rest is unchanged by definition.
+
+    Raises:
+        MalformedInput: a node has no equal in opset 17.
+    """
+    opset = graph.opset_imports.get("", OPSET)
+    graph.opset_imports[""] = OPSET
+    if opset <= OPSET:
+        return
+    for node in graph:
+        if node.domain:
+            continue
+        if not onnx.defs.has(node.op_type) or not _exists(node.op_type):
+            _refuse(node, opset)
+        if onnx.defs.get_schema(node.op_type, opset).since_version > OPSET:
+            _respell(graph, node, opset)
+
+
+def _exists(op_type: str) -> bool:
+    try:
+        onnx.defs.get_schema(op_type, OPSET)
+    except onnx.defs.SchemaError:
+        return False
+    return True
+
+
+def _refuse(node: ir.Node, opset: int) -> None:
+    raise MalformedInput(
+        f"node {node.name!r} ({node.op_type} of opset {opset}) has no equal in opset {OPSET}",
+        cause=f"TensorRT 8.6 and this program's passes read opset {OPSET}",
+        fix="Export the model again with opset 18 or lower",
+    )
+
+
+def _respell(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    schema = onnx.defs.get_schema(node.op_type, OPSET)
+    if node.op_type.startswith("Reduce") and node.op_type != "ReduceSum" and len(node.inputs) > 1:
+        axes = constant(node.inputs[1])
+        if axes is None:
+            _refuse(node, opset)
+        else:
+            node.attributes["axes"] = ir.AttrInt64s("axes", [int(a) for a in axes])
+            node.resize_inputs(1)
+    if node.op_type == "Pad" and len(node.inputs) > 3:
+        _pad_all_axes(graph, node, opset)
+    if node.op_type == "Split" and len(node.inputs) == 1:
+        _split_by_sizes(graph, node, opset)
+    for name in tuple(node.attributes):
+        if name not in schema.attributes:
+            value = node.attributes[name].value
+            value = tuple(value) if isinstance(value, (list, tuple)) else value
+            if name not in _DEFAULTS or _DEFAULTS[name] not in (None, value):
+                _refuse(node, opset)
+            node.attributes.pop(name)
+    if len(node.inputs) > schema.max_input:
+        _refuse(node, opset)
+
+
+def _pad_all_axes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    pads, axes, shape = constant(node.inputs[1]), constant(node.inputs[3]), operand(node).shape
+    if pads is None or axes is None or shape is None:
+        _refuse(node, opset)
+        return
+    full = np.zeros((2, len(shape)), dtype=np.int64)
+    full[:, axes] = pads.reshape(2, -1)
+    node.replace_input_with(1, add_constant(graph, "pads", full.ravel()))
+    node.resize_inputs(3)
+
+
+def _split_by_sizes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
+    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    shape, parts = operand(node).shape, len(node.outputs)
+    length = None if shape is None else shape[axis]
+    if not isinstance(length, int):
+        _refuse(node, opset)
+        return
+    size = -(-length // parts)
+    sizes = np.array([*[size] * (parts - 1), length - size * (parts - 1)], dtype=np.int64)
+    node.resize_inputs(2)
+    node.replace_input_with(1, add_constant(graph, "split", sizes))

@@ -1,0 +1,267 @@
+"""Rewrites of an onnx-ir graph, in place, to the few forms every target reads: the portable spelling of a CNN.
+
+Each function looks for one thing that exporters spell in several ways and leaves the one spelling that
+TensorRT 8.6 to 11, OpenVINO and ONNX Runtime agree on. All need inferred shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import numpy as np
+import onnx_ir as ir
+
+from resdeploy.graph.canonical.fold import add_constant, constant, new_node, operand, replace
+
+POOL = "resdeploy.pool"  # a mark on nodes, read before the metadata is stripped (`metadata.Removed`)
+
+
+def drop_no_ops(graph: ir.Graph) -> None:
+    """Removes Identity, inference-mode Dropout, casts to the same type and slices that keep everything."""
+    for node in tuple(graph):
+        if not node.domain and _does_nothing(node):
+            if node.op_type == "AveragePool" and (maker := operand(node).producer()) is not None:
+                maker.metadata_props[POOL] = ""
+            replace(graph, node.outputs[0], operand(node))
+            graph.remove(node, safe=True)
+
+
+def stored(graph: ir.Graph) -> frozenset[str]:
+    """The initialisers, and the names that TorchScript's exporter gives those which are equal to another (Identity)."""
+    names = {str(name) for name in graph.initializers}
+    for node in graph:
+        if node.op_type == "Identity" and not node.domain and operand(node).name in names:
+            names.add(str(node.outputs[0].name))
+    return frozenset(names)
+
+
+def drop_made_up_biases(graph: ir.Graph, given: Collection[str]) -> None:
+    """Removes the zeros that exporters give a convolution without bias; what was stored as a parameter stays.
+
+    Args:
+        graph: with its constants folded.
+        given: what was `stored` before.
+    """
+    for node in graph:
+        if node.domain or node.op_type != "Conv" or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        bias = constant(node.inputs[2])
+        if bias is not None and not bias.any() and node.inputs[2].name not in given:
+            node.resize_inputs(2)
+
+
+def _does_nothing(node: ir.Node) -> bool:
+    if (
+        node.inputs
+        and node.inputs[0] is not None
+        and node.inputs[0].is_graph_input()
+        and node.outputs[0].is_graph_output()
+    ):
+        return False
+    if node.op_type == "Identity":
+        return True
+    if node.op_type == "Dropout":
+        training = constant(node.inputs[2]) if len(node.inputs) > 2 else np.array(0)
+        mask_used = len(node.outputs) > 1 and bool(node.outputs[1].uses())
+        return training is not None and not training.any() and not mask_used
+    if node.op_type == "Cast":
+        return node.attributes["to"].as_int() == operand(node).dtype
+    if node.op_type in ("AveragePool", "MaxPool") and len(node.outputs) == 1:
+        return set(node.attributes["kernel_shape"].as_ints()) == {1} and _is_dense(node)
+    if node.op_type == "Slice":
+        parameters = _slice_parameters(node)
+        return parameters is not None and all(p[:3] == (0, p[1], 1) and p[1] >= p[3] for p in parameters)
+    return False
+
+
+def _is_dense(node: ir.Node) -> bool:
+    """Stride 1 and no padding."""
+    strides, pads = (node.attributes[a].as_ints() if a in node.attributes else () for a in ("strides", "pads"))
+    return set(strides) <= {1} and not any(pads)
+
+
+def _slice_parameters(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
+    """(start, end, step, axis length) of each sliced axis; an unknown length counts as the largest integer."""
+    axes = _slice_axes(node)
+    shape = operand(node).shape
+    if axes is None or shape is None:
+        return None
+    sizes = [shape[a] for a, *_ in axes]
+    lengths = [size if isinstance(size, int) else np.iinfo(np.int64).max for size in sizes]
+    return [(start, end, step, length) for (_, start, end, step), length in zip(axes, lengths, strict=True)]
+
+
+def _slice_axes(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
+    """(axis, start, end, step) of a Slice with constant parameters."""
+    arrays = [constant(v) for v in node.inputs[1:]]
+    if any(a is None for a, v in zip(arrays, node.inputs[1:], strict=True) if v is not None) or len(arrays) < 2:
+        return None
+    starts, ends = ([int(i) for i in np.ravel(a)] for a in arrays[:2] if a is not None)
+    axes = arrays[2] if len(arrays) > 2 and arrays[2] is not None else np.arange(len(starts))
+    steps = arrays[3] if len(arrays) > 3 and arrays[3] is not None else np.ones(len(starts), dtype=np.int64)
+    return list(zip((int(i) for i in axes), starts, ends, (int(i) for i in steps), strict=True))
+
+
+def merge_slices(graph: ir.Graph) -> None:
+    """`x[:, :, ::2, ::2]` is one Slice, not one an axis (shortcut option A)."""
+    for node in tuple(graph):
+        first = node.inputs[0].producer() if node.op_type == "Slice" and node.inputs[0] is not None else None
+        if node.domain or first is None or first.op_type != "Slice" or len(first.outputs[0].uses()) != 1:
+            continue
+        before, after = _slice_axes(first), _slice_axes(node)
+        if before is None or after is None or first.outputs[0].is_graph_output():
+            continue
+        merged = sorted([*before, *after])
+        if any(a < 0 for a, *_ in merged) or len({a for a, *_ in merged}) != len(merged):
+            continue
+        axes, starts, ends, steps = (np.array(column, dtype=np.int64) for column in zip(*merged, strict=True))
+        parameters = tuple(add_constant(graph, "slice", array) for array in (starts, ends, axes, steps))
+        new_node(graph, node, "Slice", (first.inputs[0], *parameters), node.outputs[0])
+        graph.remove([node, first], safe=True)
+
+
+def split_plainly(graph: ir.Graph) -> None:
+    """`torch.split`, which the dynamo exporter writes as a sequence and its elements, becomes Split."""
+    for node in tuple(graph):
+        if node.domain or node.op_type != "SplitToSequence" or len(node.inputs) != 2:
+            continue
+        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        split, shape = constant(node.inputs[1]), operand(node).shape
+        length = None if shape is None else shape[axis]
+        users = [user for user, _ in node.outputs[0].uses()]
+        if split is None or not isinstance(length, int) or any(user.op_type != "SequenceAt" for user in users):
+            continue
+        sizes = split if split.ndim else np.diff([*range(0, length, int(split)), length])
+        positions = [int(np.ravel(p)[0]) for user in users if (p := constant(user.inputs[1])) is not None]
+        if len(positions) < len(users):
+            continue
+        size_input = add_constant(graph, "split", sizes.astype(np.int64))
+        plain = ir.Node(
+            "",
+            "Split",
+            [operand(node), size_input],
+            [ir.AttrInt64("axis", axis)],
+            num_outputs=len(sizes),
+            name=node.name,
+            metadata_props=dict(node.metadata_props),
+        )
+        graph.insert_before(node, plain)
+        for k, part in enumerate(plain.outputs):
+            part.name = f"{node.outputs[0].name}_{k}"
+        for user, position in zip(users, positions, strict=True):
+            part = plain.outputs[position]
+            part.shape, part.type = user.outputs[0].shape, operand(node).type
+            replace(graph, user.outputs[0], part)
+        graph.remove([*users, node], safe=True)
+
+
+def pool_globally(graph: ir.Graph) -> None:
+    """Means over height and width become GlobalAveragePool, plus a Flatten where the axes were dropped.
+
+    TensorRT 8.6 silently misreads ReduceMean's axes given as an input (NVIDIA/TensorRT#3467).
+    """
+    for node in tuple(graph):
+        keeps = _global_mean(node)
+        if keeps is None:
+            continue
+        source, shape = node.inputs[0], operand(node).shape
+        assert shape is not None
+        pooled = new_node(graph, node, "GlobalAveragePool", (source,), node.outputs[0])
+        pooled.shape = ir.Shape((shape[0], shape[1], *[1] * (len(shape) - 2)))
+        if not keeps:
+            flat = ir.Node("", "Flatten", [pooled], [ir.AttrInt64("axis", 1)], name="flatten")
+            flat.outputs[0].shape, flat.outputs[0].type = node.outputs[0].shape, node.outputs[0].type
+            flat.outputs[0].name = f"{pooled.name}flat"
+            replace(graph, pooled, flat.outputs[0])
+            flat.replace_input_with(0, pooled)
+            graph.insert_before(node, flat)
+        graph.remove(node, safe=True)
+
+
+def _global_mean(node: ir.Node) -> bool | None:
+    """Whether the spatial axes are kept, for a node that averages all of them; else None."""
+    if node.domain or node.op_type not in ("ReduceMean", "AveragePool") or node.inputs[0] is None:
+        return None
+    shape = operand(node).shape
+    if shape is None or len(shape) != 4:
+        return None
+    if node.op_type == "AveragePool":
+        kernel = node.attributes["kernel_shape"].as_ints()
+        unpadded = not any(node.attributes["pads"].as_ints()) if "pads" in node.attributes else True
+        automatic = "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() not in ("NOTSET", "VALID")
+        return True if tuple(shape[2:]) == tuple(kernel) and unpadded and not automatic else None
+    axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+    if axes is None and "axes" in node.attributes:
+        axes = np.array(node.attributes["axes"].as_ints())
+    if axes is None or sorted(int(a) % 4 for a in np.ravel(axes)) != [2, 3]:
+        return None
+    return "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
+
+
+def flatten(graph: ir.Graph) -> None:
+    """Reshape and Squeeze that only join all axes but the batch become Flatten."""
+    for node in tuple(graph):
+        if node.domain or node.op_type not in ("Reshape", "Squeeze") or not _joins_all_but_batch(node):
+            continue
+        if len(operand(node).shape or ()) == 2:
+            replace(graph, node.outputs[0], operand(node))
+        else:
+            new_node(graph, node, "Flatten", (operand(node),), node.outputs[0], attributes=(ir.AttrInt64("axis", 1),))
+        graph.remove(node, safe=True)
+
+
+def _joins_all_but_batch(node: ir.Node) -> bool:
+    shape = operand(node).shape
+    if shape is None or len(shape) < 2:
+        return False
+    rest = [d for d in shape[1:] if isinstance(d, int)]
+    joined = int(np.prod(rest)) if len(rest) == len(shape) - 1 else None
+    if node.op_type == "Squeeze":
+        axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
+        named = None if axes is None else sorted(int(a) % len(shape) for a in np.ravel(axes))
+        return named == list(range(2, len(shape))) and all(d == 1 for d in shape[2:])
+    target = constant(node.inputs[1])
+    if target is None or target.size != 2:
+        return False
+    first, second = (int(d) for d in target)
+    zero_copies = "allowzero" not in node.attributes or not node.attributes["allowzero"].as_int()
+    batch_kept = (first == 0 and zero_copies) or (isinstance(shape[0], int) and first == shape[0])
+    return (batch_kept and second in (-1, joined)) or (first == -1 and second == joined and joined is not None)
+
+
+def join_gemms(graph: ir.Graph) -> None:
+    """MatMul by a constant matrix plus a constant vector becomes Gemm; every Gemm holds its weights as (out, in)."""
+    for node in tuple(graph):
+        if node.domain or node.op_type not in ("MatMul", "Gemm") or len(operand(node).shape or ()) != 2:
+            continue
+        weight = constant(node.inputs[1])
+        if weight is None or weight.ndim != 2:
+            continue
+        attributes, bias, last = node.attributes, node.inputs[2] if len(node.inputs) > 2 else None, node
+        if node.op_type == "Gemm" and ("transB" in attributes and attributes["transB"].as_int()):
+            continue
+        if node.op_type == "MatMul":
+            last, bias = _bias_after(node, weight.shape[1])
+        inputs = (node.inputs[0], add_constant(graph, str(operand(node, 1).name), np.ascontiguousarray(weight.T)), bias)
+        kept = tuple(a for a in attributes.values() if a.name != "transB")
+        new_node(
+            graph,
+            last,
+            "Gemm",
+            inputs if bias is not None else inputs[:2],
+            last.outputs[0],
+            attributes=(*kept, ir.AttrInt64("transB", 1)),
+        )
+        graph.remove([last] if last is node else [last, node], safe=True)
+
+
+def _bias_after(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]:
+    """The Add of a constant vector that alone uses the product, and the vector; else the node itself."""
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) == 1 and not node.outputs[0].is_graph_output():
+        add = uses[0][0]
+        other = next((v for v in add.inputs if v is not node.outputs[0]), None)
+        array = constant(other)
+        if add.op_type == "Add" and not add.domain and array is not None and array.shape == (width,):
+            return add, other
+    return node, None

@@ -1,0 +1,106 @@
+"""One graph, lowered for the TensorRT that builds it.
+
+    TensorRT   FP32            FP16                    INT8
+    8.6        as it is        the FP16 file           the Q/DQ file in FP32; the builder's FP16 flag does the rest
+    10, 11     as it is        the FP16 file           cast to FP16 around the Q/DQ, scales too, at opset 19
+
+Q/DQ that are not INT8 with zero point 0 are brought to that where it is exact, else refused (`symmetric`).
+
+From version 10 on networks are strongly typed: a Q/DQ file in FP32 would leave every operator that is not quantized in
+FP32. QuantizeLinear and DequantizeLinear take FP16 scales from opset 19 on; 8.6 reads 17 at most and no such scales.
+
+Below 2^-14 FP16 has fewer bits. A weight on the grid of its scale, q s, is found again as q as long as the rounded
+scale is off by less than half a step at q = 127, 0.39 %: down to 2^-17. Smaller scales of weights are raised to that:
+such a channel's weights are all below 0.001, and its step stays below 0.00001. Smaller scales of activations keep their
+pair in FP32, by name: raising them would cost a whole tensor its resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+import onnx.version_converter
+from onnx import numpy_helper
+
+from resdeploy.errors import MalformedInput
+from resdeploy.graph import cast
+from resdeploy.graph.canonical import form
+from resdeploy.graph.canonical.opset import OPSET
+from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.symmetric import symmetric
+
+TYPED_OPSET, TYPED_IR_VERSION = 19, 9
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+SMALLEST = 2.0**-17
+
+
+def is_typed(major: int) -> bool:
+    """Whether this major version of TensorRT builds strongly typed networks."""
+    return major >= 10
+
+
+def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
+    """The graph for a major version of TensorRT; the same object where nothing is to be done.
+
+    Raises:
+        MalformedInput: Q/DQ in another 8-bit form or at an opset that 8.6 cannot read, or a node that has no equal in
+            opset 17.
+    """
+    quantized = any(node.op_type in PAIR for node in model.graph.node)
+    model = symmetric(model) if quantized else model
+    if is_typed(major):
+        return half_around_pairs(model) if quantized and _in_float(model) else model
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if opset <= OPSET:
+        return model
+    if quantized:
+        raise MalformedInput(
+            f"this Q/DQ file is at opset {opset}, and TensorRT {major} reads {OPSET} at most",
+            fix="Quantize it again: resdeploy quantize F.onnx --target tensorrt",
+        )
+    return form.canonicalise(model)
+
+
+def node_at(model: onnx.ModelProto, number: int) -> str:
+    """The name and type of the node at a position, as parsers count."""
+    if number >= len(model.graph.node):
+        return f"node #{number}"
+    return f"node {node_name(model.graph.node[number])} ({model.graph.node[number].op_type})"
+
+
+def half_around_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A Q/DQ graph in FP32 -> the same in FP16, scales included, with FP32 input and output, at opset 19."""
+    try:
+        converted = onnx.version_converter.convert_version(model, TYPED_OPSET)
+    except Exception as e:
+        raise MalformedInput(f"this ONNX file cannot be brought to opset {TYPED_OPSET}: {e}") from e
+    converted.ir_version = max(converted.ir_version, TYPED_IR_VERSION)
+    _raise_weight_scales(converted)
+    return cast.to_half(converted, "fp16", keep=tuple(_tiny(Index(converted))), pairs=True)
+
+
+def _in_float(model: onnx.ModelProto) -> bool:
+    """Whether any scale is in FP32 still."""
+    held = {t.name: t.data_type for t in model.graph.initializer}
+    scales = (held.get(node.input[1]) for node in model.graph.node if node.op_type in PAIR)
+    return any(kind == onnx.TensorProto.FLOAT for kind in scales)
+
+
+def _raise_weight_scales(model: onnx.ModelProto) -> None:
+    index = Index(model)
+    pairs = [node for node in index.nodes if node.op_type in PAIR and node.output[0] in index.constants]
+    for name in dict.fromkeys(node.input[1] for node in pairs):
+        stored = index.initializers.get(name)
+        if stored is not None:
+            values = np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST))
+            stored.CopyFrom(numpy_helper.from_array(values, name))
+
+
+def _tiny(index: Index) -> Iterator[str]:
+    """The pairs of activations whose scale FP16 cannot hold."""
+    for node in index.nodes:
+        stored = index.value(node.input[1]) if node.op_type in PAIR else None
+        if stored is not None and numpy_helper.to_array(stored).min(initial=1.0) < SMALLEST:
+            yield node.name

@@ -1,0 +1,213 @@
+"""Runs a data set through a model in a lane: per-image predictions, from which every accuracy figure is derived."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resdeploy import __version__, backends
+from resdeploy.backends import Tensor, machine
+from resdeploy.backends.lane import Lane
+from resdeploy.data import datasets, preprocess
+from resdeploy.data.datasets import Dataset
+from resdeploy.errors import BackendCrash, MalformedInput, UsageError
+from resdeploy.measure import predictions
+from resdeploy.measure.interleaved import Candidate
+from resdeploy.records import Origin, Predictions, Preprocessing, Progress
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+DECODED = 32  # images decoded at a time, whatever the batch size of the model
+
+
+def predict(
+    candidate: Candidate,
+    dataset: Dataset,
+    spec: Preprocessing | None,
+    *,
+    batch_size: int = 32,
+    keep_logits: bool = True,
+    progress: Progress | None = None,
+) -> Predictions:
+    """Per-image predictions of a built model, in the data set's order.
+
+    Images stream through in batches; of each only its best classes, its hash and, if wanted, its logits are kept (four
+    bytes per class: 200 MB of 50,000 images and 1,000 classes). Unreadable images have no prediction; they are named in
+    the result. So is what is there more than once by its bytes: it is counted once, or not at all where its labels
+    differ. Classes are matched by name where the model knows names (`datasets.align`), so that a
+    folder in another order than the model's is no silent 10 %.
+
+    Args:
+        candidate: its execution's batch size is what the backend runs; it was built for that.
+        dataset: labelled images.
+        spec: what the model was trained to see.
+        batch_size: images decoded at a time.
+        keep_logits: whether the result has them.
+        progress: what is being done.
+
+    Raises:
+        UsageError: no preprocessing known, or classes that are not the model's.
+        BackendCrash: logits that are NaN or infinite.
+        MalformedInput: no image can be decoded, or every one has several labels.
+        ResdeployError: what the backend or the data raised.
+    """
+    spec, aligned = _known(spec, candidate), _aligned(dataset, candidate)
+    scores: NDArray[np.float32] | None = None
+    top: list[NDArray[np.int64]] = []
+    indices: list[NDArray[np.int64]] = []
+    hashes: list[str] = []
+    unreadable: list[str] = []
+    with Lane(candidate.backend) as lane:
+        opened = lane.open(candidate.artifact, candidate.execution)
+        output = next(iter(opened.outputs.values()))
+        _check_classes(output, aligned, candidate)
+        if keep_logits:
+            scores = np.empty((len(aligned), output.shape[1]), np.float32)
+        for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
+            logits = _finite(lane.predict(batch.inputs), candidate)
+            if scores is not None:
+                scores[len(hashes) : len(hashes) + len(logits)] = logits
+            top.append(predictions.top_classes(logits))
+            indices.append(batch.indices)
+            hashes += batch.hashes
+            unreadable += batch.unreadable
+    kept = aligned.subset(np.concatenate(indices))
+    found = Predictions(
+        model=candidate.model,
+        ids=kept.ids,
+        labels=kept.labels,
+        top=np.concatenate(top),
+        logits=None if scores is None else scores[: len(hashes)],
+        data=dataset.name,
+        data_fingerprint=datasets.fingerprint(kept.ids, kept.labels, hashes),
+        preprocessing_fingerprint=preprocess.fingerprint(spec),
+        sha256=candidate.artifact.sha256,
+        images=tuple(hashes),
+        unreadable=tuple(unreadable),
+        repeats=aligned.repeats,
+        classes=aligned.classes,
+        origin=_origin(candidate, spec),
+    )
+    return predictions.counted_once(found)
+
+
+def shares_right(
+    candidate: Candidate, dataset: Dataset, specs: Sequence[Preprocessing], *, progress: Progress | None = None
+) -> tuple[float, ...]:
+    """The share of right answers with each of several ways to see the images, in one lane; readable images count.
+
+    Raises:
+        ResdeployError: what the backend or the data raised.
+    """
+    aligned = _aligned(dataset, candidate)
+    shares = []
+    with Lane(candidate.backend) as lane:
+        lane.open(candidate.artifact, candidate.execution)
+        for k, spec in enumerate(specs):
+            if progress is not None:
+                progress("looking for the cause", k, len(specs))
+            right = images = 0
+            for batch in datasets.batches(aligned, spec, 32):
+                answers = lane.predict(batch.inputs).argmax(axis=1)
+                right += int((answers == aligned.labels[batch.indices]).sum())
+                images += len(answers)
+            shares.append(right / max(images, 1))
+    if progress is not None:
+        progress("looking for the cause", len(specs), len(specs))
+    return tuple(shares)
+
+
+def _known(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+    if spec is None:
+        raise UsageError(
+            f"{candidate.model} does not say how it sees images",
+            cause="The file was not written by resdeploy and has no preprocessing in its metadata",
+            fix="Give --mean and --std, and --img-size and --resize where images are not of the model's size",
+        )
+    return spec
+
+
+def _aligned(dataset: Dataset, candidate: Candidate) -> Dataset:
+    """With class ids in the model's order."""
+    model = candidate.artifact.model
+    return datasets.align(dataset, model.labels if model else ())
+
+
+def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
+    """Everything besides weights and images that the predictions depend on."""
+    artifact = candidate.artifact
+    found = backends.load(candidate.backend).available()
+    cpu = machine.cpu()
+    tools = {"resdeploy": __version__, "numpy": np.__version__}
+    tools |= {name: version for name, version in {"pillow": backends.installed("PIL", "pillow")}.items() if version}
+    if found.version:
+        tools[candidate.backend] = found.version
+    on_cpu = found.devices in ((), ("CPU",))
+    return Origin(
+        weights=artifact.weights.source if artifact.weights else "",
+        precision=artifact.precision,
+        backend=candidate.backend,
+        machine=f"{cpu.model} ({machine.isa_name(cpu)})" if on_cpu else ", ".join(found.devices),
+        tools=tools,
+        preprocessing=spec,
+        calibration=dataclasses.replace(artifact.calibration, methods={}) if artifact.calibration else None,
+    )
+
+
+def _check_classes(output: Tensor, dataset: Dataset, candidate: Candidate) -> None:
+    if len(output.shape) != 2:
+        raise UsageError(
+            f"{candidate.model} gives an output of shape {list(output.shape)}, not (images, classes)",
+            fix="Give a classifier",
+        )
+    classes = output.shape[1]
+    known = len(dataset.classes) or int(dataset.labels.max()) + 1
+    # Without names, a data set need not have images of the last classes.
+    if known > classes or (dataset.classes and known != classes):
+        raise UsageError(
+            f"{candidate.model} tells {classes} classes apart, {dataset.name} has {known}",
+            fix="Give --data with the model's own classes",
+        )
+
+
+def _finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
+    found = np.asarray(logits, np.float32)
+    if not np.isfinite(found).all():
+        raise BackendCrash(
+            f"{candidate.label} gave logits that are NaN or infinite",
+            cause="Activations overflowed, as FP16 does above 65,504",
+            fix="Use fp32 or bf16, or another --backend",
+            code="E-NOT-FINITE",
+        )
+    return found
+
+
+def predict_test_split(
+    candidate: Candidate, data: str, *, skip_bad: bool = False, keep_logits: bool = True, progress: Progress
+) -> Predictions:
+    """Per-image results of a built model on the data set's test split.
+
+    Raises:
+        MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
+    """
+    images = datasets.open_dataset(data, split="test")
+    model = candidate.artifact.model
+    found = predict(
+        candidate,
+        images,
+        model.preprocessing if model else None,
+        batch_size=max(DECODED, candidate.execution.batch_size),
+        keep_logits=keep_logits,
+        progress=progress,
+    )
+    if found.unreadable and not skip_bad:
+        shown = ", ".join(found.unreadable[:5]) + (" ..." if len(found.unreadable) > 5 else "")
+        raise MalformedInput(
+            f"{len(found.unreadable)} of {len(images)} images cannot be decoded: {shown}",
+            fix="Repair or remove them; eval and gate go on without them with --skip-bad",
+        )
+    return found

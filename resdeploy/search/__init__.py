@@ -1,1 +1,0 @@
-"""What needs several verbs at once: pruning, mixed precision."""

@@ -1,0 +1,261 @@
+"""Depth hurts plain networks and not residual ones: figures 1 and 6 of He et al. 2015 (arXiv:1512.03385).
+
+What degrades is the training error, so it is no overfitting. The study trains plain and residual networks of several
+depths under one budget, several times, and gives the difference that depth makes for each kind, and the difference
+between those, with Student's interval over the seeds: everything else of a seed is shared.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from resdeploy import __version__, stats, store
+from resdeploy.data import datasets
+from resdeploy.deploy import networks
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
+from resdeploy.errors import MalformedInput, ResdeployError, UsageError
+from resdeploy.models import zoo
+from resdeploy.report import chart, documents
+from resdeploy.report.documents import Environment
+from resdeploy.report.rows import Json, finite_interval
+from resdeploy.train import curves, loop, state
+from resdeploy.train.state import Epoch
+from resdeploy.verbs import train
+
+if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.records import ModelSpec, Progress
+    from resdeploy.train.loop import Plan
+
+KINDS = ("plain", "resnet")
+# He et al. 2015, section 4.2: 64k steps of 128 images are 164 epochs of 50,000.
+PAPER_EPOCHS, PAPER_BATCH = 164, 128
+DEPTHS = (20, 32, 44, 56, 110)  # of the plain and residual networks for small images (He et al. 2015, section 4.2)
+PAPER_DEPTHS = DEPTHS[:4]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """One network trained once."""
+
+    kind: str  # plain or resnet
+    depth: int
+    seed: int
+    history: tuple[Epoch, ...]  # held out: the test images, looked at and not chosen on
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}{self.depth}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Of final training losses, the mean over the seeds and its interval."""
+
+    of: str
+    value: float
+    ci95: tuple[float, float]
+
+
+def train_networks(
+    spec_of: Callable[[str], ModelSpec],
+    train_data: Dataset,
+    test_data: Dataset,
+    plan: loop.Plan,
+    *,
+    depths: Sequence[int],
+    seeds: Sequence[int],
+    folder: Path,
+    progress: Progress | None = None,
+    watch: Callable[[Training], None] | None = None,
+) -> tuple[Training, ...]:
+    """Trains every network with every seed; checkpoints go to `folder`, and an interrupted study goes on.
+
+    What is there already and was made with the same settings and data is not trained again: of a finished network the
+    curve is read, and a training that was interrupted is resumed. Anything else is trained anew in its place.
+
+    Args:
+        spec_of: the description of a zoo name.
+        train_data: images to learn from.
+        test_data: images for the test curve.
+        plan: of every training but its seed.
+        depths: 6n + 2 each.
+        seeds: of weights, order and augmentation.
+        folder: where checkpoints and curves go.
+        progress: of the training in hand.
+        watch: called after every training.
+    """
+    found = []
+    for seed in seeds:
+        for depth in depths:
+            for kind in KINDS:
+                zoo.find(f"{kind}{depth}")
+                out = folder / f"{kind}{depth}.{seed}.safetensors"
+                spec, seeded = spec_of(f"{kind}{depth}"), replace(plan, seed=seed)
+                _keep_if_of(out, _settings(spec, train_data, test_data, seeded))
+                if not _finished(out, plan.epochs):
+                    loop.train(
+                        spec, train_data, test_data, seeded, out=out, held_out=test_data, resume=True, progress=progress
+                    )
+                found.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(curves.read(out))))
+                if watch is not None:
+                    watch(found[-1])
+    return tuple(found)
+
+
+def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: loop.Plan) -> str:
+    """Changes with all that the curves depend on; the number of threads changes no more than roundings."""
+    plan = replace(plan, threads=None)
+    data = (train_data.signature(), test_data.signature())
+    return store.fingerprint([asdict(spec), data, asdict(plan), __version__, torch.__version__])
+
+
+def _keep_if_of(out: Path, settings: str) -> None:
+    """Removes checkpoint, curves and state at `out` unless they are of these settings, which are noted beside it."""
+    noted = out.with_name(f"{out.stem}.settings.json")
+    with contextlib.suppress(FileNotFoundError, MalformedInput):
+        if store.parse_json(noted.read_bytes(), str(noted)) == settings:
+            return
+    for path in (out, store.sidecar(out), *curves.paths(out)):
+        path.unlink(missing_ok=True)
+    state.remove(out)
+    store.write_json(noted, settings)
+
+
+def _finished(out: Path, epochs: int) -> bool:
+    """Whether an undamaged checkpoint is there with the curve of all epochs; its state goes last."""
+    if any(path.is_file() for path in state.paths(out)):
+        return False
+    try:
+        return store.load(out) is not None and len(curves.read(out)) == epochs
+    except (ResdeployError, ValueError, TypeError):  # of a damaged file
+        return False
+
+
+def differences(trainings: Sequence[Training]) -> tuple[Difference, ...]:
+    """What depth adds to the final training loss, from the shallowest to the deepest network of each kind."""
+    loss: Mapping[tuple[str, int, int], float] = {
+        (t.kind, t.depth, t.seed): t.history[-1].train_loss for t in trainings
+    }
+    depths, seeds = sorted({t.depth for t in trainings}), sorted({t.seed for t in trainings})
+    shallow, deep = depths[0], depths[-1]
+    added = {kind: [loss[kind, deep, s] - loss[kind, shallow, s] for s in seeds] for kind in KINDS}
+    rows = [(f"{kind}{deep} - {kind}{shallow}", values) for kind, values in added.items()]
+    rows.append(("the first minus the second", [a - b for a, b in zip(added["plain"], added["resnet"], strict=True)]))
+    return tuple(
+        Difference(of=name, value=sum(values) / len(values), ci95=stats.mean_interval(values)) for name, values in rows
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationPlan:
+    """The networks and the budget that all of them share."""
+
+    data: str
+    depths: tuple[int, ...]
+    seeds: int
+    training: Plan
+    img_size: int | None = None
+
+
+def papers_plan(data: str) -> DegradationPlan:
+    """The setting of He et al.'s CIFAR experiments, for a GPU."""
+    from resdeploy.train.loop import Plan
+
+    papers = Plan(epochs=PAPER_EPOCHS, batch_size=PAPER_BATCH, recipe="paper")
+    return DegradationPlan(data=data, depths=PAPER_DEPTHS, seeds=5, training=papers)
+
+
+def study_depths(
+    plan: DegradationPlan,
+    folder: Path,
+    environment: Mapping[str, Any],
+    *,
+    progress: Progress,
+    watch: Callable[[Training], None],
+) -> dict[str, Any]:
+    """Trains the networks into `folder`, draws the chart there, and returns the document.
+
+    Raises:
+        UsageError: depths that the zoo lacks, fewer than two depths or seeds, or a data set without a test split.
+        UnknownName: no network of such a depth.
+    """
+    if unknown := set(plan.depths) - set(DEPTHS):
+        raise UsageError(
+            f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
+            fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
+        )
+    if len(set(plan.depths)) < 2 or plan.seeds < 2:
+        raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
+    train_data, test_data = datasets.training_images(plan.data)
+
+    def spec_of(name: str) -> ModelSpec:
+        request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))
+        return train.spec_for(networks.resolve(request).spec, train_data)
+
+    found = train_networks(
+        spec_of, train_data, test_data, plan.training, depths=plan.depths, seeds=range(plan.seeds),
+        folder=folder, progress=progress, watch=watch,
+    )  # fmt: skip
+    store.write_bytes(folder / "degradation.svg", chart_of(found).encode())
+    document = degradation_document(
+        [_row(name, [t for t in found if t.name == name]) for name in dict.fromkeys(t.name for t in found)],
+        [dataclasses.asdict(one) for one in differences(found)],
+        environment,
+        plan=dataclasses.asdict(plan),
+        trainings=[dataclasses.asdict(one) for one in found],
+    )
+    store.write_json(folder / "degradation.json", document)
+    return document
+
+
+def _row(name: str, trainings: Sequence[Training]) -> dict[str, Any]:
+    last = [t.history[-1] for t in trainings]
+    losses = [line.train_loss for line in last]
+    return {
+        "model": name,
+        "depth": trainings[0].depth,
+        "seeds": len(trainings),
+        "train_loss": float(np.mean(losses)),
+        "train_loss_ci95": list(stats.mean_interval(losses)),
+        "train_error": 100 - float(np.mean([line.train_top1 for line in last])),
+        "test_error": 100 - float(np.mean([line.held_out_top1 or 0.0 for line in last])),
+    }
+
+
+def chart_of(trainings: Sequence[Training]) -> str:
+    """Training losses, the mean over the seeds and their range."""
+    lines = []
+    for name in dict.fromkeys(t.name for t in trainings):
+        values = np.array([[line.train_loss for line in t.history] for t in trainings if t.name == name])
+        lines.append(
+            chart.Line(
+                name=name,
+                xs=[float(i + 1) for i in range(values.shape[1])],
+                ys=values.mean(axis=0).tolist(),
+                low=values.min(axis=0).tolist(),
+                high=values.max(axis=0).tolist(),
+            )
+        )
+    return chart.lines(lines, title="Training loss: mean and range over the seeds", x="epoch", y="loss")
+
+
+def degradation_document(
+    rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], environment: Environment, **parts: Any
+) -> Json:
+    """`study degradation`: a row per network, the differences that depth makes, and the curves of every training."""
+    return documents.document(
+        "study degradation",
+        environment,
+        [{**row, "train_loss_ci95": finite_interval(row["train_loss_ci95"])} for row in rows],
+        differences=[{**one, "ci95": finite_interval(one["ci95"])} for one in differences],
+        **parts,
+    )

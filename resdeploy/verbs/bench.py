@@ -1,0 +1,242 @@
+"""`bench`: which rows a run has, in which files they live, what is compared with what."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from resdeploy import backends
+from resdeploy.backends import choose, lane, machine
+from resdeploy.deploy import candidates, model_string
+from resdeploy.deploy.calibration import CalibrationPlan
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import ResdeployError, UsageError
+from resdeploy.measure import interleaved, journal, one_run
+from resdeploy.records import (
+    BackendName,
+    Failure,
+    Measurement,
+    Precision,
+    Progress,
+    Scenario,
+    Scope,
+    Target,
+)
+
+# What most users run today: every low precision that `--backend auto` measures is compared with it too.
+REFERENCE: BackendName = "onnxruntime"
+IMAGES = 64  # files that the scope `jpeg` decodes in turn; they are in the page cache after the first time
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPlan:
+    """Which rows to measure, and how long."""
+
+    precision: Precision | None = None  # None: what each model is
+    backends: tuple[str, ...] = ("auto",)  # names, `auto`, or `all`
+    batch_sizes: tuple[int, ...] = (1,)
+    provider: Literal["cpu", "cuda", "tensorrt"] = "cpu"  # ONNX Runtime's
+    threads: tuple[int | None, ...] = (None,)
+    scenario: Scenario | None = None  # None: one stream is single-stream, several are offline
+    streams: int | None = None  # None: one; for offline one per core
+    scope: Scope = "compute"
+    data: str | None = None  # whose JPEG files the scope `jpeg` decodes
+    duration_s: float = 3.0
+    timeout_s: float = lane.TIMEOUT_S  # longest that one operation of a row may take: it hangs
+    seed: int = 0
+    journal: Path | None = None  # keeps what has been measured so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """One row that is asked for, whose file is still to be made."""
+
+    request: Request
+    backend: BackendName
+    precision: Precision | None  # None: what the model is
+    batch_size: int
+    threads: int | None
+    label: str
+    baselines: tuple[str, ...]  # labels of the rows that it is compared with
+
+
+def bench(
+    requests: Sequence[Request],
+    plan: BenchPlan,
+    calibration: CalibrationPlan,
+    *,
+    progress: Progress,
+    watch: interleaved.Watch | None = None,
+    starting: interleaved.Starting | None = None,
+) -> one_run.Bench:
+    """Times every model x batch size x threads x backend x precision, interleaved in one run; what fails is a row too.
+
+    Raises:
+        BackendMissing, UsageError: what was asked for cannot run here.
+        ResdeployError: every row failed; of the first one's class.
+    """
+    images = _images(plan)
+    rows: list[one_run.Row] = []
+    failures: list[Failure] = []
+    errors: list[ResdeployError] = []
+    for cell in _cells(requests, plan):
+        try:
+            row = _row(cell, images, plan, calibration, progress)
+        except UsageError:
+            raise
+        except ResdeployError as e:
+            errors.append(e)
+            failures.append(_failure(cell, e))
+        else:
+            # Without a low precision the first row is what the others are compared with.
+            first = (rows[0].candidate.label,) if rows and not cell.baselines else cell.baselines
+            rows.append(dataclasses.replace(row, baselines=first))
+    if not rows:
+        raise errors[0]
+    with journal.keeping(plan.journal, failures) as keep:
+        outcomes = one_run.time_rows(
+            rows,
+            duration_s=plan.duration_s,
+            seed=plan.seed,
+            progress=progress,
+            watch=_both(keep, watch),
+            starting=starting,
+            timeout_s=plan.timeout_s,
+        )
+        found = one_run.compare_rows(rows, outcomes)
+    return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
+
+
+def _both(first: interleaved.Watch | None, second: interleaved.Watch | None) -> interleaved.Watch:
+    def watch(outcome: Measurement | Failure, done: int, total: int) -> None:
+        for tell in (first, second):
+            if tell is not None:
+                tell(outcome, done, total)
+
+    return watch
+
+
+def _images(plan: BenchPlan) -> tuple[Path, ...]:
+    """Files to decode, for the scope `jpeg`.
+
+    Raises:
+        UsageError: the data are no files.
+    """
+    if plan.scope != "jpeg":
+        return ()
+    from resdeploy.data import datasets
+
+    if plan.data is None:
+        raise UsageError("timing from JPEG files needs files", fix="Add --data FOLDER")
+    items = datasets.open_dataset(plan.data, need_labels=False).items
+    files = [item for item in items if isinstance(item, Path)] if isinstance(items, tuple) else []
+    found = tuple(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
+    if not found:
+        raise UsageError(f"{plan.data} holds no JPEG files", fix="Name a folder in ImageFolder layout")
+    return found
+
+
+def _cells(requests: Sequence[Request], plan: BenchPlan) -> Iterator[_Cell]:
+    """Every model x batch size x threads x backend x precision."""
+    names = _names(requests)
+    for request, batch_size, threads in itertools.product(
+        dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes), dict.fromkeys(plan.threads)
+    ):
+        sized = f"b{batch_size}" + (f" t{threads}" if len(set(plan.threads)) > 1 else "")
+        for backend, precision, baselines in _table(request, plan):
+            label, *others = (
+                f"{names[request]} {name}{' ' + wide if wide else ''} {sized}"
+                for name, wide in ((backend, precision), *baselines)
+            )
+            yield _Cell(
+                request=request,
+                backend=backend,
+                precision=precision,
+                batch_size=batch_size,
+                threads=threads,
+                label=label,
+                baselines=tuple(others),
+            )
+
+
+def _names(requests: Sequence[Request]) -> dict[Request, str]:
+    """A name for each model: its stem, or all that was typed where stems are equal."""
+    stems = [model_string.stem(request.model) for request in dict.fromkeys(requests)]
+    return {
+        request: stem if stems.count(stem) == 1 else request.model
+        for request, stem in zip(dict.fromkeys(requests), stems, strict=True)
+    }
+
+
+def _row(
+    cell: _Cell, images: tuple[Path, ...], plan: BenchPlan, calibration: CalibrationPlan, progress: Progress
+) -> one_run.Row:
+    """The cell's file, made and built."""
+    backend, threads = cell.backend, cell.threads
+    on_tensorrt = backend == "onnxruntime" and plan.provider == "tensorrt"
+    target: Target | None = "tensorrt" if on_tensorrt else None
+    source = candidates.source_for(cell.request, backend, cell.precision, calibration, target=target, progress=progress)
+    streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
+    execution = candidates.execution_for(source, batch_size=cell.batch_size, threads=threads, streams=streams)
+    if backend == "onnxruntime":
+        execution = dataclasses.replace(execution, provider=plan.provider)
+    candidate = dataclasses.replace(
+        candidates.candidate(source, backend, label=cell.label, execution=execution),
+        macs=candidates.cost_of(source).macs if source.format == "onnx" else None,
+        scenario=plan.scenario,
+        scope=plan.scope,
+        images=images,
+    )
+    return one_run.Row(source=source, candidate=candidate, baselines=cell.baselines)
+
+
+def _failure(cell: _Cell, error: ResdeployError) -> Failure:
+    return Failure(
+        label=cell.label,
+        model=cell.request.model,
+        backend=cell.backend,
+        precision=cell.precision or "fp32",
+        batch_size=cell.batch_size,
+        error_code=error.code,
+        exit_status=error.exit_status,
+        message=str(error),
+    )
+
+
+Baseline = tuple[BackendName, Precision]
+
+
+def _table(request: Request, plan: BenchPlan) -> list[tuple[BackendName, Precision | None, tuple[Baseline, ...]]]:
+    """Backend, precision, and the rows to compare it with.
+
+    A low precision is compared with FP32 on its own backend; where the backend was left to us, with ONNX Runtime in
+    FP32 too.
+    """
+    names = _backends(request, plan)
+    if plan.precision in (None, "fp32"):
+        return [(name, plan.precision, ()) for name in names]
+    reference: tuple[Baseline, ...] = ()
+    if plan.backends == ("auto",) and names != (REFERENCE,) and backends.load(REFERENCE).available().ok:
+        reference = ((REFERENCE, "fp32"),)
+    table: list[tuple[BackendName, Precision | None, tuple[Baseline, ...]]] = [
+        (name, precision, ()) for name, precision in reference
+    ]
+    for name in names:
+        if plan.precision in backends.load(name).ACCEPTS:
+            table.append((name, "fp32", reference))
+            table.append((name, plan.precision, (*reference, (name, "fp32"))))
+        elif plan.backends != ("all",):
+            raise UsageError(f"{name} does not run {plan.precision}", fix="Leave it out of --backend")
+    return table
+
+
+def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
+    if plan.backends != ("all",):
+        picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
+        return tuple(dict.fromkeys(picked))
+    able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
+    return tuple(name for name in able if model_string.can_give(request, backends.load(name).SOURCE))

@@ -1,0 +1,447 @@
+"""`gate`: whether candidates may replace a baseline, by every limit that was given, in one verdict.
+
+Sides are models, saved predictions, or saved results of `bench`. Models are run here; accuracy is judged on
+predictions, speed on one interleaved run of the baseline and all candidates (or on the saved times).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from resdeploy import store
+from resdeploy.backends import choose
+from resdeploy.deploy import calibration, model_string
+from resdeploy.deploy.candidates import candidate, source_for
+from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
+from resdeploy.errors import UsageError
+from resdeploy.judge import accuracy, budgets, hints, pairs
+from resdeploy.measure import interleaved, one_run, results
+from resdeploy.measure.predictions import SUFFIXES, load, save
+from resdeploy.records import (
+    Artifact,
+    BackendName,
+    Check,
+    Gate,
+    Judged,
+    Measurement,
+    Predictions,
+    Progress,
+    Subject,
+    Verdict,
+)
+from resdeploy.verbs.saved_benches import judge_saved
+from resdeploy.verbs.verdict import Limits, check_runs, compares_nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatePlan:
+    """Who is compared with whom, on what, and how."""
+
+    baseline: str
+    candidates: tuple[str, ...]
+    limits: Limits
+    data: str | None = None
+    sight: PreprocessingOverride = field(default_factory=PreprocessingOverride)
+    skip_bad: bool = False
+    confidence: float = 0.95
+    backends: tuple[str, ...] = ("auto",)
+    batch_size: int = 32
+    threads: int | None = None
+    duration_s: float = 3.0
+    seed: int = 0
+    update_baseline: bool = False
+
+
+def plan_of(
+    baseline: str,
+    candidates: Sequence[str],
+    *,
+    img_size: int | None = None,
+    resize: int | None = None,
+    interpolation: Interpolation | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    max_drop: float | None = None,
+    max_top5_drop: float | None = None,
+    max_slowdown: float | None = None,
+    max_size: float | None = None,
+    max_memory: float | None = None,
+    require_fused: bool = False,
+    backend: str = "auto",
+    duration: float = 3.0,
+    **options: Any,
+) -> GatePlan:
+    """The plan that options of the command line's names describe; the others are `GatePlan`'s own."""
+    limits = Limits(
+        drop_pp=max_drop,
+        top5_drop_pp=max_top5_drop,
+        slowdown_pct=max_slowdown,
+        size_mb=max_size,
+        memory_mb=max_memory,
+        fused=require_fused,
+    )
+    return GatePlan(
+        baseline=baseline,
+        candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
+        limits=limits,
+        sight=PreprocessingOverride(
+            img_size=img_size,
+            resize=resize,
+            interpolation=interpolation,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+        ),
+        backends=tuple(dict.fromkeys(backend.split(","))),
+        duration_s=duration,
+        **options,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateSide:
+    """The baseline, or a candidate on one backend."""
+
+    name: str  # tells it from the other candidates
+    given: str  # as the command line names it
+    source: Artifact | None  # None: saved predictions
+    backend: BackendName | None
+    predictions: Predictions | None  # None: accuracy is not looked at
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateRun:
+    """The result, and the model files that were run for it."""
+
+    gate: Gate
+    sources: tuple[Artifact, ...] = ()
+
+
+def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
+    """Judges every candidate against the baseline.
+
+    Raises:
+        UsageError: no limit; a model without data; a limit that the sides given cannot be judged by; a candidate
+            calibrated on synthetic images or on the evaluation images; predictions of different images.
+    """
+    benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
+    _check(plan, benches)
+    if all(benches):
+        found = judge_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
+        return GateRun(gate=found)
+    if not all(map(is_saved, (plan.baseline, *plan.candidates))):
+        # `auto` beside the backend that it picks is one candidate, not two.
+        picked = dict.fromkeys(choose.pick(name, "fp32")[0] for name in plan.backends)
+        plan = dataclasses.replace(plan, backends=tuple(picked))
+    first = plan.update_baseline and not Path(plan.baseline).exists()
+    baseline = None if first else _side(plan.baseline, plan.backends[0], plan, progress)
+    candidates = _name_apart(
+        [
+            _side(given, name, plan, progress)
+            for given in plan.candidates
+            for name in (plan.backends if not is_saved(given) else plan.backends[:1])
+        ]
+    )
+    if baseline is None:
+        return _first_baseline(plan, candidates[0], progress)
+    judged, notes = _judge(baseline, candidates, plan, progress)
+    found = Gate(
+        baseline=_subject(baseline),
+        judged=judged,
+        confidence=plan.confidence,
+        notes=notes,
+    )
+    if plan.update_baseline:
+        found = _update(plan, found, candidates[0])
+    models = [side.source for side in (baseline, *candidates) if side.source is not None]
+    return GateRun(gate=found, sources=tuple(models))
+
+
+def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
+    """Refuses what could only fail later."""
+    limits = plan.limits
+    if limits == Limits():
+        raise UsageError(
+            "gate was given no limit",
+            fix="Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-size, --max-memory or --require-fused",
+        )
+    if any(benches) and not all(benches):
+        raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
+    if all(benches) and limits.of_accuracy:
+        raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it out, or name models")
+    if all(benches) and plan.update_baseline:
+        raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
+    if all(benches) and limits.fused:
+        raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
+    if plan.update_baseline and not limits.of_accuracy:
+        raise UsageError(
+            "--update-baseline needs a limit of accuracy",
+            cause="What the next candidates are compared with must itself have been judged by it",
+            fix="Add --max-drop or --max-top5-drop",
+        )
+    predictions = [name for name in (plan.baseline, *plan.candidates) if is_saved(name)]
+    if predictions and not any(benches) and limits.slowdown_pct is not None:
+        raise UsageError(
+            f"{predictions[0]} holds predictions, and --max-slowdown needs times",
+            fix="Name two model files, or two saved results of bench",
+        )
+    own = [name for name in plan.candidates if is_saved(name)]
+    if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None or limits.fused):
+        raise UsageError(f"{own[0]} holds predictions, not a model with a size and layers", fix="Name the model file")
+    models = [name for name in (plan.baseline, *plan.candidates) if not is_saved(name)]
+    if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
+        raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
+    if not models and (plan.data is not None or plan.sight != PreprocessingOverride()):
+        raise UsageError(
+            "--data and how images are seen say nothing of saved results, which are of images of their own",
+            fix="Leave them out, or name a model",
+        )
+    if plan.update_baseline and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
+        raise UsageError(
+            "--update-baseline stores one candidate's predictions in the file that --baseline names",
+            fix=f"Name one candidate, and a baseline that ends in {' or '.join(SUFFIXES)}",
+        )
+
+
+def is_saved(name: str) -> bool:
+    """Whether a side is a file of predictions (or of times) rather than a model, by its suffix."""
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateSide:
+    """A model's file and, where there are images, its predictions; or saved predictions alone."""
+    if is_saved(given):
+        found = load(Path(given))
+        pairs.refuse_leak(found)
+        return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
+    from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
+
+    request = Request(model=given, seed=plan.seed, sight=plan.sight)
+    name, _ = choose.pick(backend, "fp32")
+    source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
+    predictions = None
+    if plan.data is not None:
+        shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
+        predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
+        pairs.refuse_leak(predictions)
+    return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)
+
+
+def _name_apart(sides: Sequence[GateSide]) -> list[GateSide]:
+    """Names that tell the candidates apart: the stem, the backend where there are several, else all that was typed."""
+    several = len({side.backend for side in sides}) > 1
+    names = [f"{side.name} {side.backend}" if several and side.backend else side.name for side in sides]
+    full = [f"{side.given} {side.backend}" if several and side.backend else side.given for side in sides]
+    return [
+        dataclasses.replace(side, name=name if names.count(name) == 1 else whole)
+        for side, name, whole in zip(sides, names, full, strict=True)
+    ]
+
+
+def _judge(
+    baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
+) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
+    """All checks of all candidates, and what must be known of the comparison."""
+    matched = [
+        pairs.match(baseline.predictions, side.predictions)
+        for side in candidates
+        if baseline.predictions is not None and side.predictions is not None
+    ]
+    assert len(matched) in (0, len(candidates))  # `_check` has refused a mixture
+    verdicts: Sequence[Verdict | None] = [None] * len(candidates)
+    if matched:
+        verdicts = accuracy.judge_many(
+            matched,
+            max_drop_pp=plan.limits.drop_pp,
+            max_top5_drop_pp=plan.limits.top5_drop_pp,
+            confidence=plan.confidence,
+        )
+    measured = _measure(baseline, candidates, plan, progress) if plan.limits.of_runs else ((),) * len(candidates)
+    judged = []
+    for k, side in enumerate(candidates):
+        verdict = verdicts[k]
+        of_accuracy = verdict or Verdict(checks=())
+        checks = (*of_accuracy.checks, *measured[k], *_check_size(side, plan.limits), *_check_fusion(side, plan))
+        one = Judged(candidate=_subject(side), verdict=dataclasses.replace(of_accuracy, checks=checks))
+        if matched:
+            one = _explain(one, side, matched[k], plan, progress)
+            flips = pairs.flips(matched[k])
+            unchanged = matched[k].images - len(flips)
+            classes = accuracy.class_drops(matched[k])
+            one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
+        judged.append(one)
+    return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
+
+
+def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
+    """With the likely cause of a failure in the first note, where showing the images otherwise reveals it."""
+    first, *others = one.verdict.checks
+    if (
+        first.name not in ("top1", "top5")
+        or first.state != "fail"
+        or side.source is None
+        or side.backend is None
+        or plan.data is None
+        or hints.hints(pair)
+    ):
+        return one
+    from resdeploy.verbs import misread_input
+
+    shown = candidate(side.source, side.backend, label=side.name, batch_size=plan.batch_size, threads=plan.threads)
+    if found := misread_input.cause(shown, pair, plan.data, progress=progress):
+        first = dataclasses.replace(first, note=f"{first.note} {found}.")
+    return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
+
+
+def _notes(baseline: GateSide, candidates: Sequence[GateSide], sight: PreprocessingOverride) -> list[str]:
+    notes = [
+        compares_nothing(side.name)
+        for side in candidates
+        if baseline.backend == side.backend and _content(baseline) == _content(side)
+    ]
+    asked = {name: value for name, value in dataclasses.asdict(sight).items() if value is not None}
+    if asked and baseline.source is not None:
+        told = ", ".join(f"{name} {value}" for name, value in asked.items())
+        notes.append(f"both sides saw images as the command line says ({told}), whatever their files say")
+    for side in candidates:
+        if baseline.predictions is None or side.predictions is None:
+            continue
+        found = pairs.differences(baseline.predictions, side.predictions)
+        if found and (baseline.source is None or side.source is None):
+            notes.append(
+                f"{side.name} and its stored baseline were not made alike, and part of a drop may come from that: "
+                + "; ".join(found)
+            )
+    for side in (baseline, *candidates):
+        if side.predictions is not None:
+            notes += [f"{side.predictions.data or side.name}: {told}" for told in side.predictions.repeats.told]
+        origin = side.predictions.origin if side.predictions and side.source is None else None
+        if origin is not None and origin.weights == "random":
+            notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")
+    return notes
+
+
+def _content(side: GateSide) -> str:
+    """What two equal sides share: what is in their files, and how a model says that images are seen."""
+    if side.source is None:
+        return store.digest(Path(side.given))
+    return store.fingerprint((side.source.sha256, side.source.model))
+
+
+def _check_size(side: GateSide, limits: Limits) -> tuple[Check, ...]:
+    if limits.size_mb is None or side.source is None:
+        return ()
+    return (budgets.size(store.size_bytes(Path(side.source.path)), max_mb=limits.size_mb),)
+
+
+def _check_fusion(side: GateSide, plan: GatePlan) -> tuple[Check, ...]:
+    """What the executed layers say of the fusion that the graph asks for."""
+    if not plan.limits.fused or side.source is None or side.backend is None:
+        return ()
+    from resdeploy.deploy import executed
+    from resdeploy.judge import fusion
+
+    audit = fusion.judge(
+        f"{model_string.stem(side.source.path)} on {side.backend}",
+        executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
+        intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
+        asked=side.source.precision,
+        runtime=side.backend,
+    )
+    return budgets.fused(audit)
+
+
+def _measure(
+    baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
+) -> tuple[tuple[Check, ...], ...]:
+    """The checks of time and memory of each candidate, from one interleaved run, one image a query."""
+    table: dict[str, one_run.Row] = {}
+    for k, side in enumerate(candidates):
+        assert side.source is not None
+        assert side.backend is not None
+        table[f"candidate {k}"] = _row(f"candidate {k}", side.source, side.backend, plan)
+        label = f"baseline {side.backend}"
+        if plan.limits.slowdown_pct is not None and label not in table:
+            request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
+            source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
+            table[label] = _row(label, source, side.backend, plan)
+    outcomes = one_run.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
+    found: dict[str, Measurement] = {}
+    for outcome in outcomes:
+        found[outcome.label] = interleaved.measurement_or_raise(outcome)
+    timed = [(found.get(f"baseline {side.backend}"), found[f"candidate {k}"]) for k, side in enumerate(candidates)]
+    return check_runs(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
+
+
+def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> one_run.Row:
+    return one_run.Row(
+        source=source, candidate=candidate(source, backend, label=label, threads=plan.threads), baselines=()
+    )
+
+
+def _subject(side: GateSide) -> Subject:
+    found, source = side.predictions, side.source
+    subject = Subject(name=side.name, model=side.given)
+    if source is not None:
+        subject = dataclasses.replace(
+            subject,
+            sha256=source.sha256,
+            weights=source.weights.source if source.weights else "",
+            precision=source.precision,
+            backend=side.backend or "",
+        )
+    if found is None:
+        return subject
+    subject = dataclasses.replace(
+        subject,
+        sha256=subject.sha256 or found.sha256,
+        data=found.data,
+        data_fingerprint=found.data_fingerprint,
+        preprocessing_fingerprint=found.preprocessing_fingerprint,
+        images=len(found.labels),
+    )
+    if found.origin is None:
+        return subject
+    told = {name: getattr(found.origin, name) for name in ("weights", "precision", "backend")}
+    kept = {name: getattr(subject, name) or value for name, value in told.items()}
+    return dataclasses.replace(subject, machine=found.origin.machine, tools=found.origin.tools, **kept)
+
+
+def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> GateRun:
+    """Stores the first baseline, unless the candidate breaks a limit that needs none."""
+    assert candidate.predictions is not None
+    checks = (*_check_size(candidate, plan.limits), *_check_fusion(candidate, plan))
+    if plan.limits.memory_mb is not None:
+        alone = dataclasses.replace(plan, limits=Limits(memory_mb=plan.limits.memory_mb))
+        checks = (*checks, *_measure(candidate, [candidate], alone, progress)[0])
+    good = all(check.state == "pass" for check in checks)
+    if good:
+        save(candidate.predictions, Path(plan.baseline))
+    check = Check(
+        name="baseline",
+        limit=None,
+        observed=None,
+        interval=None,
+        state="pass" if good else "inconclusive",
+        note=f"There was no {plan.baseline}: the predictions of {candidate.name} are the baseline from now on."
+        if good
+        else f"There is no {plan.baseline}, and {candidate.name} does not become it: another limit does not pass.",
+    )
+    subject = _subject(candidate)
+    judged = Judged(candidate=subject, verdict=Verdict(checks=(check, *checks)))
+    models = () if candidate.source is None else (candidate.source,)
+    return GateRun(gate=Gate(baseline=subject, judged=(judged,), confidence=plan.confidence), sources=models)
+
+
+def _update(plan: GatePlan, found: Gate, candidate: GateSide) -> Gate:
+    """Stores the candidate as the new baseline if it passes, and says what was done."""
+    assert candidate.predictions is not None
+    if found.verdict.state == "pass":
+        save(candidate.predictions, Path(plan.baseline))
+        note = f"{plan.baseline} was replaced by the predictions of {candidate.name}"
+    else:
+        note = f"{plan.baseline} was left as it is; remove it to accept {candidate.name} all the same"
+    return dataclasses.replace(found, notes=(*found.notes, note))

@@ -1,0 +1,250 @@
+"""`prune`: residual blocks dropped within a budget of accuracy, and what that buys."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resdeploy import scratch, store
+from resdeploy.backends import choose
+from resdeploy.deploy import build, candidates, export, model_files, model_string, networks
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import UsageError
+from resdeploy.measure import interleaved, predictions, run_images
+from resdeploy.measure.one_run import Bench, Row, compare_rows, time_rows
+from resdeploy.measure.summary import summarise
+from resdeploy.records import Artifact, Cost, Failure, Predictions, Progress
+from resdeploy.report import pruning
+from resdeploy.verbs import block_search
+
+if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
+    from resdeploy.train.loop import Plan
+
+BATCH = 64  # images per query where blocks are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunePlan:
+    """What may be lost, on which images, and what is to be written and measured."""
+
+    data: str
+    budget: block_search.Budget
+    training: Plan | None = None  # fine-tuning afterwards; None: none
+    train_data: str | None = None  # None: the training split of `data`
+    backend: str = "auto"  # for the latency
+    threads: int | None = None
+    duration_s: float = 3.0
+    seed: int = 0
+    predictions: Path | None = None  # folder for both files of per-image answers on the images judged on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What was removed, and cost and time before and after."""
+
+    pruned: block_search.Pruned
+    written: Artifact
+    costs: tuple[Cost, Cost]
+    bench: Bench
+
+
+def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -> Outcome:
+    """Prunes a network or an FP32 ONNX file; `out` is a checkpoint or an ONNX file by its suffix.
+
+    Raises:
+        UsageError: no block can be removed, a low-precision file, an unknown suffix, a checkpoint or fine-tuning
+            asked of an ONNX file, or fine-tuning on images that choose or judge.
+    """
+    from resdeploy.data import datasets
+
+    store.probe(out)
+    kind = model_string.format_of(out.name)
+    if kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"):
+        raise UsageError(f"{out} is neither .onnx nor .safetensors", fix="Name the file to write by its suffix")
+    from_onnx = model_string.format_of(request.model) == "onnx"
+    if from_onnx and (kind == "checkpoint" or plan.training is not None):
+        asked = "a checkpoint" if kind == "checkpoint" else "fine-tuning"
+        raise UsageError(
+            f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
+        )
+    images = datasets.distinct(datasets.open_dataset(plan.data, split="test"))
+    learned = None if plan.training is None else _learned(plan, images)
+    source = export.to_onnx(request, progress=progress)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
+    choosing, judging = block_search.halves(images, plan.seed)
+    with scratch.folder() as folder:
+        graph = folder / "pruned.onnx"
+        tuner = None
+        if learned is not None and plan.training is not None:
+            tuner = _Tuner(request, plan.training, learned, choosing, folder, progress)
+        pruned = block_search.prune(
+            source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
+        )
+        written = store.copied(pruned.artifact, out) if kind == "onnx" else _checkpoint(request, pruned, tuner, out)
+        if plan.predictions is not None:
+            predictions.save(pruned.baseline, plan.predictions / "baseline.npz")
+            predictions.save(pruned.candidate, plan.predictions / "pruned.npz")
+        return Outcome(
+            pruned=pruned,
+            written=written,
+            costs=(candidates.cost_of(source), candidates.cost_of(pruned.artifact)),
+            bench=_timed(source, pruned.artifact, plan, progress),
+        )
+
+
+def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *, progress: Progress) -> Artifact:
+    """An FP32 ONNX file without the blocks that training images can spare; the test images are not looked at.
+
+    Raises:
+        UsageError: no block can be removed, or the data set has no training images of its own.
+    """
+    from resdeploy.data import datasets
+
+    train_data, test_data = datasets.training_images(data)
+    test_data = datasets.distinct(test_data)  # as many as will judge
+    choosing = datasets.distinct(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
+    budget = block_search.Budget(max_drop_pp=max_drop_pp)
+    return store.publish(
+        out,
+        lambda path: block_search.cut(
+            source, choosing, len(test_data), budget, predict=_predict, out=path, progress=progress
+        ),
+    )
+
+
+def _predict(artifact: Artifact, images: Dataset) -> Predictions:
+    """Answers of an FP32 file from ONNX Runtime, which takes it as it is."""
+    execution = candidates.execution_for(artifact, batch_size=BATCH, threads=None)
+    candidate = interleaved.Candidate(label="tried", backend="onnxruntime", artifact=artifact, execution=execution)
+    found = run_images.predict(candidate, images, model_files.preprocessing_of(artifact), batch_size=4 * BATCH)
+    if found.unreadable:
+        raise UsageError(
+            f"{len(found.unreadable)} images cannot be decoded, the first is {found.unreadable[0]}",
+            fix="Repair or remove them",
+        )
+    return found
+
+
+def _learned(plan: PrunePlan, tested: Dataset) -> Dataset:
+    """The images to fine-tune on, none of which is among those to choose and to judge on.
+
+    Raises:
+        UsageError: `data` has no training images of its own and no others are named, or some are among `tested`.
+    """
+    from resdeploy.data import datasets
+
+    fix = "Give --train-data images of their own, or leave --epochs out"
+    images = datasets.open_dataset(plan.train_data or plan.data, split="train")
+    if plan.train_data is None and images.split != "train":
+        raise UsageError(
+            f"{plan.data} has no training images: fine-tuning would see those to choose and to judge on", fix=fix
+        )
+    if shared := len(set(datasets.contents(images)) & set(datasets.contents(tested))):
+        raise UsageError(
+            f"{shared} images of {images.name} to fine-tune on are among those of {tested.name} to choose and to judge "
+            "on",
+            fix=fix,
+        )
+    return images
+
+
+class _Tuner:
+    """Trains the network without some blocks to answer as the whole one does."""
+
+    def __init__(
+        self, request: Request, plan: Plan, images: Dataset, choosing: Dataset, folder: Path, progress: Progress
+    ) -> None:
+        self.request, self.plan, self.images, self.choosing = request, plan, images, choosing
+        self.folder, self.progress = folder, progress
+        self.trained: Artifact | None = None
+
+    def __call__(self, removed: tuple[str, ...]) -> Artifact:
+        from resdeploy.graph import from_torch
+        from resdeploy.models import weights, zoo
+        from resdeploy.train import loop
+
+        start = _cut(self.request, removed, self.folder / "cut.safetensors")
+        assert start.model is not None
+        network = networks.resolve(self.request)
+        teacher = zoo.create(network.spec, seed=self.request.seed)
+        if network.path is not None:
+            weights.load_into(teacher, network.path)
+        self.trained = loop.train(
+            start.model, self.images, self.choosing, self.plan,
+            out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
+        )  # fmt: skip
+        # Its test images were those to choose on: no figure to be proud of, and not the verdict's.
+        checks = {name.replace("test_", "choosing_"): x for name, x in self.trained.checks.items()}
+        self.trained = dataclasses.replace(self.trained, checks=checks)
+        assert self.trained.model is not None
+        assert self.trained.weights is not None
+        module = zoo.create(self.trained.model)
+        weights.load_into(module, Path(self.trained.path))
+        return from_torch.export(module, self.trained.model, self.folder / "tuned.onnx", weights=self.trained.weights)
+
+
+def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str, ...] = ()) -> Artifact:
+    """The request's network without these blocks, as a checkpoint."""
+    from resdeploy.models import resnet, weights, zoo
+
+    network = networks.resolve(request)
+    net = zoo.create(network.spec, seed=request.seed)
+    if network.path is not None:
+        weights.load_into(net, network.path)
+    if not isinstance(net, resnet.ResNet):
+        raise UsageError(f"{network.spec.name} is not a network of ours", fix="Write an .onnx file instead")
+    resnet.remove_blocks(net, removed)
+    params = sum(p.numel() for p in net.parameters())
+    spec = dataclasses.replace(network.spec, removed=(*network.spec.removed, *removed), params=params)
+    return weights.save(net, spec, out, network.weights, notes=notes)
+
+
+def _checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
+    notes = pruned.artifact.notes
+    if tuner is None or tuner.trained is None:
+        return _cut(request, pruned.removed, out, notes)
+    return store.copied(tuner.trained, out, notes=notes)
+
+
+def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> Bench:
+    """Both in one interleaved run, one image a query."""
+    backend, _ = choose.pick(plan.backend, "fp32")
+    table = []
+    for label, source in (("before", before), ("after", after)):
+        execution = candidates.execution_for(source, batch_size=1, threads=plan.threads)
+        candidate = interleaved.Candidate(
+            label=label, backend=backend, artifact=build.build(source, backend, execution), execution=execution
+        )
+        table.append(Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
+    return compare_rows(table, time_rows(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress))
+
+
+def tuning(epochs: int, lr: float, seed: int) -> Plan | None:
+    """How to fine-tune: the one cycle at a low rate, without the recipe's start at identity."""
+    if not epochs:
+        return None
+    from resdeploy.train.loop import Plan
+
+    return Plan(epochs=epochs, lr=lr, seed=seed)
+
+
+def document(found: Outcome, environment: dict[str, Any]) -> dict[str, Any]:
+    """The JSON document of a pruning."""
+    pruned = found.pruned
+    outcomes = [o if isinstance(o, Failure) else summarise(o) for o in found.bench.outcomes]
+    return pruning.prune(
+        pruned.removed,
+        pruned.lesions,
+        pruned.path,
+        pruned.tuned,
+        found.costs,
+        (outcomes[0], outcomes[1]),
+        found.bench.comparisons,
+        (predictions.score(pruned.baseline), predictions.score(pruned.candidate)),
+        pruned.verdict,
+        environment,
+    )

@@ -1,0 +1,241 @@
+"""`quantize --sensitivity` and `--max-drop`: what each layer costs, and the fastest model within a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resdeploy import backends, scratch, store
+from resdeploy.deploy import build, calibration, candidates, lower
+from resdeploy.errors import UsageError
+from resdeploy.judge import pairs
+from resdeploy.measure import run_images
+from resdeploy.measure.interleaved import Candidate
+from resdeploy.records import (
+    Artifact,
+    BackendName,
+    Execution,
+    LayerCost,
+    Mixed,
+    Precision,
+    Predictions,
+    Progress,
+    Sensitivity,
+    Target,
+)
+from resdeploy.verbs import precision_ladder
+
+if TYPE_CHECKING:
+    from resdeploy.quantize.ptq import Calibrated
+
+
+BATCH_SIZE = 32  # of the judging; times are taken with one image a query
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizeGoal:
+    """What is asked of `quantize` beyond a file: what every layer costs, or a model within a budget."""
+
+    sensitivity: bool = False
+    max_drop_pp: float | None = None  # None: no search
+    data: str | None = None  # its test split judges
+    confidence: float = 0.95
+    duration_s: float = 3.0  # of timed queries, a candidate
+
+    def refuse_nonsense(self, precision: Precision, plan: calibration.CalibrationPlan) -> None:
+        """Before any work.
+
+        Raises:
+            UsageError: a search without images, images without a search, or for another precision either of them or
+                ranges, which it has none of.
+        """
+        if self.max_drop_pp is not None and self.data is None:
+            raise UsageError("--max-drop needs labelled images to judge on", fix="Add --data DIR")
+        if self.max_drop_pp is None and self.data is not None:
+            raise UsageError("--data judges the search of --max-drop", fix="Add --max-drop 0.5, or use resdeploy eval")
+        if precision != "int8" and (self.sensitivity or self.max_drop_pp is not None):
+            raise UsageError(f"--sensitivity and --max-drop start from INT8, not from {precision}")
+        images = calibration.CalibrationPlan(data=plan.data, samples=plan.samples, seed=plan.seed, force=plan.force)
+        if precision != "int8" and plan != images:
+            raise UsageError(
+                f"--calib-method, --portable, --effort and the like are of INT8's ranges: {precision} has none",
+                fix="Leave them out, or add --precision int8",
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantized:
+    """The model written; of a search every candidate, the most exact first."""
+
+    artifact: Artifact
+    layers: tuple[Sensitivity, ...] = ()
+    candidates: tuple[Mixed, ...] = ()
+
+    @property
+    def found(self) -> bool | None:
+        """Whether the model written is shown to be within the budget; None where there was none."""
+        if not self.candidates:
+            return None
+        return any(c.chosen and c.check is not None and c.check.state == "pass" for c in self.candidates)
+
+
+def quantize(
+    source: Artifact,
+    precision: Precision,
+    target: Target,
+    plan: calibration.CalibrationPlan,
+    out: Path,
+    wanted: QuantizeGoal,
+    *,
+    progress: Progress,
+) -> Quantized:
+    """The FP32 file in another precision, with what was asked for.
+
+    Raises:
+        UsageError: what is asked for makes no sense together; a calibration image is also a judging one; not an FP32
+            file.
+        BackendMissing: a search for a target that cannot run here, so that nothing can be measured.
+        OutputLost: the file's output has nothing to do with the source's; nothing is written.
+    """
+    from resdeploy.quantize import ptq
+
+    wanted.refuse_nonsense(precision, plan)
+    if source.precision != "fp32":
+        raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
+    if not wanted.sensitivity and wanted.max_drop_pp is None:
+        return Quantized(artifact=lower.lower(source, precision, target, plan, out, progress=progress))
+    store.probe(out)
+    if wanted.max_drop_pp is not None:
+        backends.require(backends.load(target).available(), target)
+    seen = calibration.calibrate(source, target, plan, progress=progress)
+    if wanted.max_drop_pp is not None:
+        return _search(seen, plan, wanted, out, progress)
+    layers = _try_layers(seen, plan, progress)
+    artifact = store.publish(out, lambda path: ptq.write(seen, path, portable=plan.portable_here(), force=plan.force))
+    return Quantized(artifact=artifact, layers=layers)
+
+
+def _try_layers(seen: Calibrated, plan: calibration.CalibrationPlan, progress: Progress) -> tuple[Sensitivity, ...]:
+    """Each layer and block alone, on the calibration images."""
+    from resdeploy.quantize import sensitivity
+
+    images = calibration.calibration_inputs(seen.source, plan)
+    return sensitivity.measure(seen, images, portable=plan.portable_here(), progress=progress)
+
+
+def _search(
+    seen: Calibrated, plan: calibration.CalibrationPlan, wanted: QuantizeGoal, out: Path, progress: Progress
+) -> Quantized:
+    """The fastest mixed INT8/FP32 or FP16 model whose drop of top-1 is shown to be within the budget.
+
+    Ranges and the choice of layers come from the calibration images, the verdict from others: the test split.
+
+    Raises:
+        OutputLost: the best of them has an output that has nothing to do with the source's.
+    """
+    from resdeploy.quantize import fidelity
+
+    assert wanted.data is not None
+    assert wanted.max_drop_pp is not None
+    with scratch.folder() as folder:
+        bench = _Bench(seen, plan, wanted.data, folder, progress)
+        baseline = bench.predictions(None)
+        assert baseline.origin is not None
+        pairs.refuse_leak(replace(baseline, origin=replace(baseline.origin, calibration=seen.calibration)))
+        layers = _try_layers(seen, plan, progress)
+        macs = {layer.name: layer.macs for layer in _costs(seen)}
+        judged = precision_ladder.judge_rungs(
+            precision_ladder.ladder(layers, macs),
+            baseline,
+            bench.predictions,
+            max_drop_pp=wanted.max_drop_pp,
+            confidence=wanted.confidence,
+        )
+        timed = precision_ladder.time_rungs(
+            judged,
+            bench.candidate(None),
+            bench.candidate,
+            duration_s=wanted.duration_s,
+            seed=plan.seed,
+            progress=progress,
+        )
+        chosen = next(rung for rung in timed if rung.chosen)
+        made = bench.lowered(chosen.label)
+        fidelity.refuse_lost(made, force=plan.force)
+        artifact = _keep(made, chosen, wanted, baseline.repeats.told, out)
+    return Quantized(artifact=artifact, candidates=timed, layers=layers)
+
+
+def _costs(seen: Calibrated) -> tuple[LayerCost, ...]:
+    """Costs of the canonical graph's layers, whose names calibration uses."""
+    from resdeploy.graph import counts
+
+    assert seen.source.model is not None
+    return counts.count(seen.model, seen.source.model).layers
+
+
+class _Bench:
+    """Makes each candidate once, in a folder of its own, and runs it; None stands for FP32."""
+
+    def __init__(
+        self, seen: Calibrated, plan: calibration.CalibrationPlan, data: str, folder: Path, progress: Progress
+    ) -> None:
+        self.seen, self.data, self.folder, self.progress = seen, data, folder, progress
+        self.plan = replace(plan, force=True)  # a candidate whose output is lost is one that loses
+        self.made: dict[str, Artifact] = {}
+
+    def lowered(self, label: str) -> Artifact:
+        """The ONNX file of a candidate that was made before."""
+        return self.made[label]
+
+    def _onnx(self, rung: Mixed) -> Artifact:
+        from resdeploy.quantize import ptq
+
+        if rung.label not in self.made:
+            path = self._next(".onnx")
+            if rung.precision == "int8":
+                made = ptq.write(
+                    self.seen, path, portable=self.plan.portable_here(), keep_float=rung.keep_float, force=True
+                )
+            else:
+                made = lower.lower(
+                    self.seen.source, rung.precision, self.seen.target, self.plan, path, progress=self.progress
+                )
+            self.made[rung.label] = made
+        return self.made[rung.label]
+
+    def candidate(self, rung: Mixed | None, *, batch_size: int = 1) -> Candidate:
+        """Built for the target's backend."""
+        source, label = (self.seen.source, "fp32") if rung is None else (self._onnx(rung), rung.label)
+        return candidates.candidate(source, self.seen.target, label=label, batch_size=batch_size, make=self._build)
+
+    def _build(self, source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
+        from resdeploy.backends.lane import Lane
+
+        with Lane(backend) as lane:
+            return lane.build(source, execution, self._next(build.suffix_of(backend)))
+
+    def predictions(self, rung: Mixed | None) -> Predictions:
+        """On the judging images."""
+        return run_images.predict_test_split(
+            self.candidate(rung, batch_size=BATCH_SIZE), self.data, progress=self.progress
+        )
+
+    def _next(self, suffix: str) -> Path:
+        return self.folder / f"{len(list(self.folder.iterdir()))}{suffix}"
+
+
+def _keep(made: Artifact, chosen: Mixed, wanted: QuantizeGoal, left_out: Sequence[str], out: Path) -> Artifact:
+    """The chosen candidate at its place, with what was found out about it."""
+    assert chosen.check is not None
+    checks = {"drop_pp": chosen.check.observed or 0.0}
+    if chosen.check.interval is not None:
+        checks["drop_at_most_pp"] = chosen.check.interval[1]
+    notes = [f"to judge on: {told}" for told in left_out]
+    notes.append(
+        f"chosen by search on {wanted.data}: {chosen.check.state} for a drop of at most {wanted.max_drop_pp:g} points "
+        f"at {100 * wanted.confidence:g} % confidence"
+    )
+    return store.copied(made, out, checks={**made.checks, **checks}, notes=(*made.notes, *notes))

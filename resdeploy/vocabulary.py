@@ -1,0 +1,34 @@
+"""The words that records are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Format = Literal["checkpoint", "onnx", "openvino", "engine"]
+BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
+Target = Literal["tensorrt", "openvino", "onnxruntime"]
+Effort = Literal["normal", "high"]
+Arithmetic = Literal["fp32", "bf16"]  # what a network is watched in while it calibrates
+# As MLPerf Inference names them; its fourth, server, would need arrivals at random times.
+Scenario = Literal["single-stream", "multi-stream", "offline"]
+# What a time covers: the inputs on the device already, in host memory, or in JPEG files.
+Scope = Literal["compute", "host", "jpeg"]
+State = Literal["pass", "fail", "inconclusive"]
+# Work over two seconds reports (what, done, total); only the command line draws.
+Progress = Callable[[str, int, int], None]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
+BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of one value
+# pydantic reads this from a plain dataclass: unknown keys are an error, not ignored.
+STRICT = {"extra": "forbid"}
+LR = 0.1  # peak learning rate of a training from random weights
+# Likewise from weights with something to learn anew, a new last layer or the work of blocks that are gone: a tenth of
+# it, "to make progress while not clobbering the initialization" (Girshick et al. 2014, arXiv:1311.2524, section 2.3).
+ADAPTING_LR = 0.01
+# Likewise from weights that know the classes already: measured, docs/training.md.
+FINE_TUNING_LR = 0.003
+QAT_LR = 3e-5  # likewise, of the weights and biases of an INT8 file
+# What separate runs differ by anyway, in percent. Chosen, not measured: above criterion's 1 %, which is for runs that
+# follow each other at once, while these may be days apart. Who knows his machine says --noise.
+NOISE_PCT = 3.0
