@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from resdeploy import store
-from resdeploy.backends.lane import Opened
+from resdeploy.backends.lane import Lane, Opened
 from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
 from resdeploy.graph import cast
 from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import (
     Artifact,
+    BackendName,
     Block,
     Calibration,
     Execution,
@@ -159,7 +160,8 @@ def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
     assert not machine.open_lanes
     lanes = {name: {n for event, m, n in machine.log if m == name and event == "block"} for name in "ab"}
     assert all(len(numbers) >= interleaved.PROCESSES for numbers in lanes.values())
-    assert [m.peak_rss_bytes for m in results] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
+    measured = [m for m in results if isinstance(m, Measurement)]
+    assert [m.peak_rss_bytes for m in measured] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
 
 
 def test_raw_times_of_at_least_the_duration_are_kept(candidates):
@@ -168,6 +170,7 @@ def test_raw_times_of_at_least_the_duration_are_kept(candidates):
     (result,) = interleaved.run(
         candidates("a"), interleaved.Schedule(duration_s=2, extensions=0), open_lane=Machine(slow_at_first)
     )
+    assert isinstance(result, Measurement)
     times = [t for block in result.blocks for t in block.run_s]
     assert sum(times) >= 2
     assert set(times) == {0.010}
@@ -183,6 +186,7 @@ def test_warm_up_lasts_until_queries_get_no_faster(candidates):
     (result,) = interleaved.run(
         candidates("a"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine(warming)
     )
+    assert isinstance(result, Measurement)
     assert max(t for block in result.blocks for t in block.run_s) == pytest.approx(0.01, rel=0.02)
 
 
@@ -245,6 +249,7 @@ def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, 
     machine.layers = [Layer(name=str(n), kind="Conv", precision=p) for n, p in enumerate(layers)]
     machine.layers.append(Layer(name="out", kind="Cast", precision="fp32"))
     (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    assert isinstance(result, Measurement)
     assert result.notes == ((said,) if said else ())
     assert not machine.open_lanes
 
@@ -255,6 +260,7 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
     candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision="fp16"))
     machine = Machine({"a": steady(0.01)}, {"a": ("trace", 1, BackendCrash("it died"))})
     (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.notes == ("in which precision it computes could not be seen: it died",)
 
@@ -277,15 +283,17 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
     )
     execution = Execution(precision="fp16")
     rows = []
-    for name, file in (("onnxruntime", "b.onnx"), ("openvino", "b.xml")):
+    runtimes: tuple[tuple[BackendName, str], ...] = (("onnxruntime", "b.onnx"), ("openvino", "b.xml"))
+    for name, file in runtimes:
         pytest.importorskip(name)
-        with interleaved.Lane(name) as lane:
+        with Lane(name) as lane:
             built = lane.build(source, execution, tmp_path / file)
         rows.append(interleaved.Candidate(label=name, backend=name, artifact=built, execution=execution))
     for result in interleaved.run(rows, interleaved.Schedule(duration_s=0.1, blocks=2, processes=1, extensions=0)):
         has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if result.backend == "openvino" else ()
         computed = next((precision for precision in ("FP16", "BF16") if precision in has), "FP32")
         told = f"stored in FP16, computed in {computed} by {result.backend} on this machine (1 of 1 convolutions)"
+        assert isinstance(result, Measurement)
         assert result.notes == (() if computed == "FP16" else (told,))
 
 
@@ -295,6 +303,7 @@ def test_where_weights_and_calibration_come_from_is_kept(candidates):
     (result,) = interleaved.run(
         [plain], interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
     )
+    assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == (None, None)
     calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
     artifact = dataclasses.replace(
@@ -304,6 +313,7 @@ def test_where_weights_and_calibration_come_from_is_kept(candidates):
     (result,) = interleaved.run(
         rows, interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
     )
+    assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == ("random", "synthetic")
 
 
@@ -315,6 +325,7 @@ def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
     drifting = Machine({"a": steady(0.01)})
     drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
     (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=drifting)
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS * (1 + interleaved.EXTENSIONS / interleaved.PROCESSES)
     assert not summary.summarise(result).valid
 
@@ -326,6 +337,7 @@ def test_several_streams_are_the_offline_scenario(candidates):
         interleaved.Schedule(duration_s=2, extensions=0),
         open_lane=Machine({"a": lambda _n: 0.01}),
     )
+    assert isinstance(result, Measurement)
     assert result.scenario == "offline"
     assert min(len(block.run_s) for block in result.blocks) >= 2 * interleaved.QUERIES_PER_STREAM
     assert summary.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
@@ -358,6 +370,7 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
     )
     sizes = [len(o.blocks) for o in seen if isinstance(o, Measurement) and o.label == "a"]
     assert sorted(set(sizes)) == list(range(interleaved.BLOCKS + 1))
+    assert isinstance(whole, Measurement)
     assert [o.blocks for o in seen if o.label == "a"][-1] == whole.blocks
     assert [o for o in seen if isinstance(o, Failure)] == [failed]
 
@@ -365,7 +378,7 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
 def test_every_row_is_named_before_it_runs(candidates):
     """The label is told before the lane is opened and before each block: with the machine's log in step."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
-    told = []
+    told: list[str] = []
     interleaved.run(
         candidates("a", "b"),
         interleaved.Schedule(extensions=0),
@@ -387,6 +400,7 @@ def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candida
     (result,) = interleaved.run(
         candidates("a"), interleaved.Schedule(duration_s=2), open_lane=machine, look=lambda: next(looks)
     )
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.disturbances[0].startswith("other processes took 40%")
     assert not summary.summarise(result).valid
@@ -405,8 +419,12 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
     (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=0.4, extensions=0))
+    assert isinstance(result, Measurement)
     found = summary.summarise(result)
+    assert found.latency_s["min"] is not None
+    assert found.latency_s["p50"] is not None
     assert found.latency_s["min"] >= 0.01
+    assert found.end_to_end_p50_s is not None
     assert found.latency_s["p50"] <= found.end_to_end_p50_s
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.peak_rss_bytes > 1_000_000
@@ -415,7 +433,7 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
 
 def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
     """One process reads a foreign address; its neighbour in the same run is measured."""
-    real = interleaved.Lane
+    real = Lane
 
     def one_that_crashes(backend):
         lane = real(backend)
@@ -426,7 +444,7 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
                 patch.setenv("RESDEPLOY_NULL_FAULT", "crash" if artifact.model.name == "a" else "")
                 return opened(artifact, execution)
 
-        lane.open = open_
+        lane.open = open_  # type: ignore[method-assign,assignment]
         return lane
 
     failed, fine = interleaved.run(

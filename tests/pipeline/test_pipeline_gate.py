@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,14 +30,14 @@ from resdeploy.verbs.verdict import Evidence, Limits, Times
 DROP = Limits(drop_pp=1.0)
 
 
-def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: object) -> Predictions:
+def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: Any) -> Predictions:
     """A model that answers class 1 wrongly for `lost` images that the baseline (0, 0) has right."""
     labels = np.zeros(images, dtype=np.int64)
     labels[images - gained :] = 2  # the baseline is wrong here
     top = np.zeros(images, dtype=np.int64)
     top[:lost] = 1
     top[images - gained :] = 2
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "model": "m",
         "ids": tuple(f"test/{k:05d}.jpg" for k in range(images)),
         "labels": labels,
@@ -58,7 +59,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP, **options: object) -> Gate:
+def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP, **options: Any) -> Gate:
     plan = GatePlan(
         baseline=str(folder / baseline),
         candidates=tuple(str(folder / name) for name in candidates),
@@ -169,9 +170,9 @@ def test_what_cannot_be_judged_is_a_usage_error(
     assert says in str(caught.value)
 
 
-def bench(times_s: list[float], *, cpu: str = "Xeon", rows: int = 1) -> dict[str, object]:
+def bench(times_s: list[float], *, cpu: str = "Xeon", rows: int = 1) -> dict[str, Any]:
     """A saved bench of 16 blocks, with the keys that `resdeploy bench` writes."""
-    row = {
+    row: dict[str, Any] = {
         "label": "r20 openvino b1", "model": "r20", "backend": "openvino", "precision": "int8", "batch_size": 1,
         "scenario": "single-stream", "samples_ms": [1e3 * t for t in times_s],
         "block_sizes": [len(times_s) // 16] * 16, "size_bytes": 3_000_000, "peak_rss_bytes": 90_000_000, "sha256": "ab",
@@ -248,7 +249,7 @@ def test_times_of_two_machines_decide_nothing(tmp_path: Path) -> None:
         ({"model": "other", "backend": "other"}, None),
     ],
 )
-def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, object], error: type[ResdeployError]) -> None:
+def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, Any], error: type[ResdeployError] | None) -> None:
     """Times that contradict their blocks, no times, only failed rows; the only row of each side needs no equal name."""
     document = bench(clock(0.01, 0))
     write(tmp_path, "a.json", document)
@@ -318,7 +319,7 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
         Block(put_s=(0.0,) * 20, run_s=tuple(part), get_s=(0.0,) * 20, started_s=float(k))
         for k, part in enumerate(times)
     ]
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "label": label,
         "model": "m",
         "backend": "openvino",
@@ -427,7 +428,7 @@ def test_repeated_images_change_neither_the_verdict_nor_the_count_and_are_told(m
     Of the two images in two classes neither counts on either side.
     """
     sight = PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
-    asked = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
+    asked: dict[str, Any] = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
     clean = judged(models, "base.onnx", "other.onnx", **asked)
     for path in sorted((models / "images" / "b").iterdir()):
         os.link(path, path.with_stem(f"{path.stem}_again"))
@@ -459,7 +460,7 @@ def test_an_old_baseline_with_repeated_images_is_counted_once(files: Path) -> No
     clean = judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0]
     for name, lost in (("base", 0), ("good", 5)):
         once = predictions(lost)
-        twice = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
+        twice: dict[str, Any] = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
         ids = (*once.ids, *(f"again/{i}" for i in once.ids))
         save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
     assert judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0] == clean

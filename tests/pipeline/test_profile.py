@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,6 +28,7 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
     asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
     steps = Steps(tmp_path, lambda _: None)
     making = run.Making(profile=asked, steps=steps, progress=lambda *_: None, note=lambda _: None)
-    variants, (failure,) = making.variants(fp32, None)
+    told: Any = making.variants(fp32, None)
+    variants, (failure,) = told
     assert variants == ("fp32",)
     assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")
