@@ -316,9 +316,10 @@ def _variant(
     predictions = None
     if profile.data is not None:
         data = profile.data
+        tools = reuse.versions(*backends.load(backend).PACKAGES, "pillow")
         predictions = steps.step(
             f"{backend}{stem}.{precision}.predictions.npz",
-            ("eval", built.sha256, execution, reuse.data_signature(data, "test"), reuse.versions(backend, "pillow")),
+            ("eval", built.sha256, execution, reuse.data_signature(data, "test"), tools),
             load,
             lambda path: _saved(evaluate.predict_built(candidate, data, progress=progress), path),
         )
@@ -343,7 +344,7 @@ def _lowered(
 ) -> Artifact:
     if precision == "fp32":
         return fp32
-    target = lower.TARGETS[backend]
+    target = backends.load(backend).TARGET
     plan = calibration.CalibrationPlan(
         data=profile.calib_data or profile.data,
         samples=profile.calib_samples,

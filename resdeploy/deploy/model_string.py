@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from resdeploy import backends
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.records import Format, ModelSpec, Preprocessing
+from resdeploy.vocabulary import BACKENDS
 
+# Of networks: what they are compiled to has the suffixes that its backend knows.
 FORMATS: dict[str, Format] = {
     ".onnx": "onnx",
-    ".xml": "openvino",
-    ".engine": "engine",
-    ".plan": "engine",
     ".safetensors": "checkpoint",
     ".pth": "checkpoint",
     ".pt": "checkpoint",
@@ -25,9 +26,16 @@ FORMATS: dict[str, Format] = {
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
+@functools.cache
+def _formats() -> dict[str, Format]:
+    """The format of every suffix."""
+    compiled = {suffix: module.FORMAT for module in map(backends.load, BACKENDS) for suffix in module.SUFFIXES}
+    return {**compiled, **FORMATS}
+
+
 def format_of(name: str) -> Format | None:
     """The format that a file name's suffix states; None for the name of a network, and for a URL."""
-    return FORMATS.get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
+    return _formats().get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
 
 
 def can_give(request: Request, wanted: Format) -> bool:

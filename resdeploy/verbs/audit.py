@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resdeploy import backends
 from resdeploy.backends import choose, inspector
 from resdeploy.backends.lane import Lane
 from resdeploy.deploy import build, calibration, candidates, model_string
@@ -16,7 +17,6 @@ from resdeploy.records import Artifact, Audit, BackendName, Precision, Progress
 
 # Enough runs that a kernel's mean is not its first, cold run.
 TIMED_RUNS = 20
-COMPILED: dict[str, BackendName] = {"openvino": "openvino", "engine": "tensorrt"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,10 @@ def audit(request: Request, plan: AuditPlan, calibration: calibration.Calibratio
         return _saved(Path(request.model), plan)
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
-    kind = model_string.format_of(request.model)
-    if kind in COMPILED:
-        backend, _ = choose.pick(COMPILED[kind], plan.precision or "fp32")
-    else:
-        backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
-    asked = plan.precision if kind != "openvino" else None
+    compiler = backends.compiler_of(model_string.format_of(request.model))
+    backend, _ = choose.pick(compiler or plan.backend, plan.precision or "fp32")
+    # A compiled file's record says in which precision it is; what is asked for may be another, and is then not found.
+    asked = plan.precision if compiler is None or backends.load(compiler).FOREIGN else None
     source = candidates.source_for(request, backend, asked, calibration, progress=progress)
     return audit_file(source, backend, plan)
 
@@ -66,7 +64,7 @@ def audit_file(source: Artifact, backend: BackendName, plan: AuditPlan) -> Audit
         layers,
         intent=_intent(graph),
         asked=plan.precision or source.precision,
-        runtime=backend,
+        target=backends.load(backend).TARGET,
     )
 
 

@@ -29,11 +29,10 @@ from resdeploy.records import (
     Summary,
     Target,
 )
+from resdeploy.vocabulary import PREFERENCE
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"
-
-
 IMAGES = 64  # files that the scope `jpeg` decodes in turn; they are in the page cache after the first time
 
 
@@ -188,13 +187,13 @@ def _row(
     calibration: calibration.CalibrationPlan,
     progress: Progress,
 ) -> Row:
-    on_tensorrt = backend == "onnxruntime" and plan.provider == "tensorrt"
-    target: Target | None = "tensorrt" if on_tensorrt else None
+    has_providers = "provider" in backends.load(backend).HEEDS
+    target: Target | None = "tensorrt" if has_providers and plan.provider == "tensorrt" else None
     source = candidates.source_for(request, backend, precision, calibration, target=target, progress=progress)
     batch_size, threads = size
     streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
     execution = candidates.execution_for(source, batch_size=batch_size, threads=threads, streams=streams)
-    if backend == "onnxruntime":
+    if has_providers:
         execution = dataclasses.replace(execution, provider=plan.provider)
     candidate = interleaved.Candidate(
         label=label,
@@ -293,5 +292,5 @@ def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
     if plan.backends != ("all",):
         picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
         return tuple(dict.fromkeys(picked))
-    able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
+    able = (name for name in PREFERENCE if backends.load(name).available().ok)
     return tuple(name for name in able if model_string.can_give(request, backends.load(name).SOURCE))

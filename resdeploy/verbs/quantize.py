@@ -206,13 +206,10 @@ class _Bench:
 
     def candidate(self, rung: Mixed | None, *, batch_size: int = 1) -> Candidate:
         """Built for the target's backend."""
-        from resdeploy.backends.lane import Lane
-
         backend: BackendName = self.seen.target
         source = self.seen.source if rung is None else self._onnx(rung)
         execution = candidates.execution_for(source, batch_size=batch_size, threads=None)
-        with Lane(backend) as lane:
-            built = lane.build(source, execution, self._next(build.suffix_of(backend)))
+        built = build.build_in_lane(source, backend, execution, self._next(build.suffix_of(backend)))
         label = "fp32" if rung is None else rung.label
         return Candidate(label=label, backend=backend, artifact=built, execution=execution)
 
