@@ -104,7 +104,8 @@ def test_its_kernels_are_audited(resdeploy: Run) -> None:
         document = json.loads(resdeploy("audit", *args, "--format", "json", status=1).stdout)
         assert [layer["name"] for layer in document["layers"]][:2] == ["conv1", "relu1"]
         (block,) = document["blocks"]
-        assert (block["name"], block["fused"], block["reason"]) == ("add", False, "its sum is a kernel of its own (Add)")
+        assert (block["name"], block["fused"]) == ("add", False)
+        assert block["reason"] == "its sum is a kernel of its own (Add)"
 
 
 def test_its_own_check_looks_at_what_a_user_names(resdeploy: Run, tmp_path: Path) -> None:
