@@ -24,9 +24,9 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from resdeploy import store
+from resdeploy import backends, store
 from resdeploy.backends import machine
-from resdeploy.deploy import build, calibration, export, lower
+from resdeploy.deploy import build, calibration, export
 from resdeploy.deploy.model_string import Request
 from resdeploy.deploy.pixel_input import uint8_input
 from resdeploy.measure import environment, interleaved, summary
@@ -60,7 +60,8 @@ def in_process(
 def quantized(source: Artifact, backend: BackendName, effort: Effort, out: Path) -> Artifact:
     plan = calibration.CalibrationPlan(samples=2)
     (images,) = calibration.calibration_inputs(source, plan)
-    target = lower.TARGETS[backend]
+    target = backends.load(backend).TARGET
+    assert target is not None
     return ptq.quantize(
         source,
         [images],

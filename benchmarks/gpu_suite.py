@@ -37,7 +37,7 @@ from benchmarks import gpu_pack
 from resdeploy import store
 from resdeploy.backends import nvml, tensorrt
 from resdeploy.backends.lane import Lane
-from resdeploy.deploy import engines
+from resdeploy.deploy import build
 from resdeploy.graph import intent
 from resdeploy.judge import fusion
 from resdeploy.measure import environment, interleaved, summary
@@ -101,7 +101,7 @@ class Suite:
             )
             how = dataclasses.replace(self.execution(network, batch), engine=options)
             out = self.work / f"{network}.{precision}.b{batch}.{number}.engine"
-            self.built[key] = engines.build_engine(self.source(network, precision), how, out, None)
+            self.built[key] = build.build_in_lane(self.source(network, precision), "tensorrt", how, out)
         return self.built[key]
 
     def execution(self, network: str, batch: int) -> Execution:

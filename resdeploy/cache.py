@@ -25,7 +25,7 @@ from resdeploy.records import Artifact
 T = TypeVar("T")
 ARTIFACTS, WEIGHTS, PEAKS, TENSORRT = PARTS = ("artifacts", "weights", "peaks", "tensorrt")
 JOURNALS = "bench*.journal"
-MODELS = (".onnx", ".xml", ".engine", ".safetensors")
+COMPANIONS = (".json", ".bin")  # of models: their records, and OpenVINO's weights
 DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]{8,64}(?![0-9a-f])")  # of a SHA-256, in the name of a download
 # What we write there; whoever names a folder of other things as the cache keeps them.
 OURS = {
@@ -117,7 +117,7 @@ def contents() -> tuple[Part, ...]:
     parts = []
     for name in PARTS:
         files = [path for path in _files(name) if not _is_lock(path)]
-        companions = sum(path.suffix in (".json", ".bin") for path in files) if name == ARTIFACTS else 0
+        companions = sum(path.suffix in COMPANIONS for path in files) if name == ARTIFACTS else 0
         parts.append(Part(name=name, entries=len(files) - companions, size_bytes=_bytes(files)))
     journals = sorted(folder.glob(JOURNALS))
     parts.append(Part(name="journals", entries=len(journals), size_bytes=_bytes(journals)))
@@ -135,7 +135,8 @@ def _bytes(paths: list[Path]) -> int:
 def doubts() -> tuple[int, tuple[Doubt, ...]]:
     """How many entries were looked at, and those that are damaged or not this user's."""
     checks: list[tuple[Path, Callable[[Path], object]]] = []
-    checks += [(path, store.load_own) for path in _files(ARTIFACTS) if path.suffix in MODELS]
+    models = [path for path in _files(ARTIFACTS) if path.suffix not in COMPANIONS and not _is_lock(path)]
+    checks += [(path, store.load_own) for path in models]
     checks += [(path, _signed_record) for path in _files(PEAKS)]
     checks += [(path, _check_download) for path in _files(WEIGHTS)]
     found = []

@@ -42,8 +42,8 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def install(*names: str) -> str:
-    """The command that installs packages, given by the names they are imported by."""
-    wanted = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS[name])
+    """The command that installs packages, given by the names they are imported by; of others they are pip's too."""
+    wanted = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS.get(name, (name,)))
     return f"pip install {' '.join(wanted)}"
 
 

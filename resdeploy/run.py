@@ -327,7 +327,8 @@ class Making:
             predictions.save(answers, path)
             return answers
 
-        signature, versions = reuse.data_signature(data, "test"), reuse.versions(one.backend, "pillow")
+        versions = reuse.versions(*backends.load(one.backend).PACKAGES, "pillow")
+        signature = reuse.data_signature(data, "test")
         key = ("eval", candidate.artifact.sha256, candidate.execution, signature, versions)
         return self.steps.step(f"{one.stem}.predictions.npz", key, predictions.load, make)
 
@@ -336,7 +337,7 @@ class Making:
         profile, network, precision = self.profile, one.network, one.precision
         if precision == "fp32":
             return network
-        target = lower.TARGETS[one.backend]
+        target = backends.load(one.backend).TARGET
         plan = calibration.CalibrationPlan(
             data=profile.calib_data or profile.data,
             samples=profile.calib_samples,

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-Format = Literal["checkpoint", "onnx", "openvino", "engine"]
-BackendName = Literal["tensorrt", "openvino", "onnxruntime", "torch", "null"]
+# Every backend, in the order in which `--backend auto` looks. A new one is the file `backends/NAME.py` and a line here.
+BackendName = Literal[
+    "tensorrt",
+    "openvino",
+    "onnxruntime",
+    "torch",
+    "null",  # for tests, never chosen
+]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+PREFERENCE: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "null")
+# Of a model's file. A compiled one is named after its backend, but for TensorRT's, which all call an engine.
+Format = Literal["checkpoint", "onnx", "engine", BackendName]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]
 Effort = Literal["normal", "high"]
 Arithmetic = Literal["fp32", "bf16"]  # what a network is watched in while it calibrates

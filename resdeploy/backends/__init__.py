@@ -1,7 +1,8 @@
-"""Backends: modules behind one small protocol, and one literal table.
+"""Backends: modules behind one small protocol.
 
-A module, not a class, satisfies `Backend`: three functions and three constants. There is no base class and
-no registration; adding a backend is one file and one line in `MODULES`.
+A module, not a class, satisfies `Backend`: some constants, all that is to be known of a backend, and five functions.
+There is no base class, and nobody else asks which backend it is. Adding one is one file here, which is named after it,
+and one line in `vocabulary.BackendName` (docs/extending.md).
 
 A backend is handed an `Execution`, not the whole profile: it can then depend on nothing but what decides
 how a model runs, and the same record is part of every `Measurement`.
@@ -13,6 +14,7 @@ a result to report and not the end of the program.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -23,24 +25,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from resdeploy.errors import BackendMissing, UnknownName, UsageError
-from resdeploy.records import Artifact, Availability, BackendName, Execution, Format, Layer, Precision, Progress
+from resdeploy.records import (
+    Artifact,
+    Availability,
+    BackendName,
+    Execution,
+    Format,
+    Layer,
+    Precision,
+    Progress,
+    Target,
+)
+from resdeploy.vocabulary import BACKENDS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     Arrays = Mapping[str, NDArray[np.generic]]
-
-MODULES: Mapping[BackendName, str] = {
-    "tensorrt": "resdeploy.backends.tensorrt",
-    "openvino": "resdeploy.backends.openvino",
-    "onnxruntime": "resdeploy.backends.onnxruntime",
-    "torch": "resdeploy.backends.torch",
-    "null": "resdeploy.backends.null",
-}
-
-# The order in which `--backend auto` looks; null is for tests and never chosen.
-PREFERENCE: tuple[BackendName, ...] = ("tensorrt", "openvino", "onnxruntime", "torch")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,12 +94,43 @@ class Loaded(Protocol):
 class Backend(Protocol):
     """What `backends/<name>.py` provides at module level."""
 
-    SOURCE: Format  # what build() takes
+    # The package that it imports, inside functions alone; "" for none. A lane loads it before anything is timed.
+    VENDOR: str
+    # The distributions whose versions decide what it computes and how fast: every result records them.
+    PACKAGES: tuple[str, ...]
+    # What `build` takes.
+    SOURCE: Format
+    # What `build` makes: SOURCE again, or a compiled form, which no other backend runs.
+    FORMAT: Format
+    # How files in FORMAT end; `build` writes the first.
+    SUFFIXES: tuple[str, ...]
+    # Whether a file in FORMAT is a program: one that was downloaded runs only where the user says that it may.
+    PROGRAM: bool
+    # Whether other tools make compiled files that it runs: what such a file does not tell, the command line asks for.
+    FOREIGN: bool
+    # The precisions that a model may be in.
     ACCEPTS: frozenset[Precision]
-    VENDOR: str  # the package it imports; "" for none
+    # Whose fusion rules INT8 follows, and whose remedies an audit names; None: it runs no Q/DQ graph of ours.
+    TARGET: Target | None
+    # Those fields of `Execution` that not all backends know (`engine`, `provider`, `compiled`) and it does.
+    HEEDS: frozenset[str]
 
     def available(self) -> Availability:
         """Whether this machine can run it; never raises, never imports more than it must."""
+
+    def check(self, path: Path) -> None:
+        """Looks at a file in FORMAT that a user names, before the vendor's own parser does; often `unchecked`.
+
+        Raises:
+            MalformedInput: the parser would not survive it.
+        """
+
+    def prepare(self, source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
+        """What `build` is to be given in place of these, as long as the context is open; often `unprepared`.
+
+        Here, and not in `build`, is done what needs more than the vendor's package, for this runs in the parent.
+        What the build raises passes through the context, which may put it into words of `source`.
+        """
 
     def build(self, source: Artifact, execution: Execution, out: Path) -> Artifact:
         """Makes the runnable file at `out` and returns its record, sidecar not yet written.
@@ -129,10 +162,28 @@ def load(name: str) -> Backend:
     Raises:
         UnknownName: no such backend.
     """
-    if name not in MODULES:
-        raise UnknownName(f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(MODULES)}")
-    module: Any = importlib.import_module(MODULES[cast("BackendName", name)])
+    if name not in BACKENDS:
+        raise UnknownName(f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(BACKENDS)}")
+    module: Any = importlib.import_module(f"{__name__}.{name}")
     return cast("Backend", module)
+
+
+def compiler_of(form: Format | None) -> BackendName | None:
+    """The one backend that makes and runs compiled files in this format; None where it is not a compiled one."""
+    for name in BACKENDS:
+        module = load(name)
+        if module.SOURCE != module.FORMAT == form:
+            return name
+    return None
+
+
+def unchecked(_path: Path) -> None:
+    """`check` of a backend whose vendor's parser need not be spared anything."""
+
+
+def unprepared(source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
+    """`prepare` of a backend that builds from what it is given."""
+    return contextlib.nullcontext((source, execution))
 
 
 def installed(package: str, *distributions: str) -> str | None:

@@ -10,11 +10,14 @@ from typing import cast
 from resdeploy import backends, packages
 from resdeploy.errors import BackendMissing, UsageError
 from resdeploy.records import Availability, BackendName, Precision
+from resdeploy.vocabulary import BACKENDS, PREFERENCE
+
+SUGGESTED: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # where none is here: pip installs them anywhere
 
 
 def survey() -> dict[BackendName, Availability]:
     """Every backend's availability, in the order of preference, the null backend last."""
-    return {name: backends.load(name).available() for name in (*backends.PREFERENCE, "null")}
+    return {name: backends.load(name).available() for name in BACKENDS}
 
 
 def left_out() -> str:
@@ -28,7 +31,7 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
     """A backend that is here and runs `precision`, and why this one.
 
     Args:
-        name: a backend's, or `auto`: the first of `backends.PREFERENCE` that will do.
+        name: a backend's, or `auto`: the first of `PREFERENCE` that will do.
         precision: of the model to run.
 
     Raises:
@@ -40,12 +43,12 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
         module = backends.load(name)
         backends.require(module.available(), name)
         if precision not in module.ACCEPTS:
-            able = [other for other in backends.PREFERENCE if precision in backends.load(other).ACCEPTS]
+            able = [other for other in PREFERENCE if precision in backends.load(other).ACCEPTS]
             raise UsageError(f"backend {name} does not run {precision}", fix=f"Choose one of: {', '.join(able)}")
         return cast("BackendName", name), "as asked"
     passed: list[str] = []
     missing: Availability | None = None
-    for candidate in backends.PREFERENCE:
+    for candidate in PREFERENCE:
         module = backends.load(candidate)
         if precision not in module.ACCEPTS:
             passed.append(f"{candidate} does not run {precision}")
@@ -56,6 +59,4 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
         passed.append(f"not {candidate}: {found.reason}")
         missing = found  # the last is the easiest to install
     assert missing is not None
-    raise BackendMissing(
-        f"no backend here runs {precision}", cause="; ".join(passed), fix=packages.install("openvino", "onnxruntime")
-    )
+    raise BackendMissing(f"no backend here runs {precision}", cause="; ".join(passed), fix=packages.install(*SUGGESTED))

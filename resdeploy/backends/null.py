@@ -23,18 +23,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy import __version__, store
-from resdeploy.backends import Tensor
+from resdeploy.backends import Tensor, unchecked, unprepared
 from resdeploy.errors import MissingInput
-from resdeploy.records import PRECISIONS, Artifact, Availability, Execution, Format, Layer, Precision
+from resdeploy.records import PRECISIONS, Artifact, Availability, Execution, Format, Layer, Precision, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from resdeploy.backends import Arrays
 
-SOURCE: Format = "onnx"
-ACCEPTS: frozenset[Precision] = frozenset(PRECISIONS)
 VENDOR = ""
+PACKAGES: tuple[str, ...] = ()
+SOURCE: Format = "onnx"
+FORMAT: Format = "onnx"
+SUFFIXES: tuple[str, ...] = (".onnx",)
+PROGRAM = FOREIGN = False
+ACCEPTS: frozenset[Precision] = frozenset(PRECISIONS)
+TARGET: Target | None = "onnxruntime"
+HEEDS: frozenset[str] = frozenset()
+check, prepare = unchecked, unprepared
+
 SPIN_S = 1e-3  # the end of a sleep, waited for in a loop: the kernel wakes a sleeper some 0.1 ms late
 
 

@@ -21,17 +21,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import packages, store
-from resdeploy.backends import Tensor, input_shape, installed, machine
+from resdeploy.backends import Tensor, input_shape, installed, machine, unchecked, unprepared
 from resdeploy.errors import BackendMissing, MalformedInput
-from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision, Target
 
 if TYPE_CHECKING:
     from resdeploy.backends import Arrays
 
+VENDOR = "onnxruntime"
+PACKAGES: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
 SOURCE: Format = "onnx"
+FORMAT: Format = "onnx"
+SUFFIXES: tuple[str, ...] = (".onnx",)
+PROGRAM = FOREIGN = False
 # No BF16: its CPU kernels have no bfloat16 convolution.
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
-VENDOR = "onnxruntime"
+TARGET: Target | None = "onnxruntime"
+HEEDS = frozenset({"provider", "memory_pattern"})
+check, prepare = unchecked, unprepared
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -48,7 +55,7 @@ PRECISIONS = {"float": "fp32", "float16": "fp16", "uint8": "int8", "int8": "int8
 
 def available() -> Availability:
     """Whether the package is installed."""
-    version = installed(VENDOR, "onnxruntime", "onnxruntime-gpu")
+    version = installed(VENDOR, *PACKAGES)
     if version is None:
         return Availability(
             ok=False, reason="the package onnxruntime is not installed", install=packages.install(VENDOR)
@@ -75,7 +82,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     with open(taken, execution):
         if taken is source:
             store.write_bytes(out, Path(source.path).read_bytes())
-    tools = {**source.tools, "onnxruntime": installed(VENDOR, "onnxruntime", "onnxruntime-gpu") or ""}
+    tools = {**source.tools, "onnxruntime": installed(VENDOR, *PACKAGES) or ""}
     return dataclasses.replace(
         source, path=str(out), sha256=store.digest(out), parent=source.sha256, checks={}, tools=tools
     )

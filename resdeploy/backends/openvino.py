@@ -16,16 +16,23 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import packages, store
-from resdeploy.backends import Tensor, input_shape, installed, machine
+from resdeploy.backends import Tensor, input_shape, installed, machine, unprepared
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
-from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision, Target
 
 if TYPE_CHECKING:
     from resdeploy.backends import Arrays
 
-SOURCE: Format = "onnx"
-ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
 VENDOR = "openvino"
+PACKAGES: tuple[str, ...] = ("openvino",)
+SOURCE: Format = "onnx"
+FORMAT: Format = "openvino"
+SUFFIXES: tuple[str, ...] = (".xml",)
+PROGRAM = FOREIGN = False
+ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
+TARGET: Target | None = "openvino"
+HEEDS: frozenset[str] = frozenset()
+prepare = unprepared
 
 HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}

@@ -11,20 +11,28 @@ import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy import packages, store
-from resdeploy.backends import cuda, installed, require, trt_builder
+from resdeploy.backends import cuda, installed, require, trt_builder, unchecked
 from resdeploy.errors import EnvironmentFailure, IntegrityError
-from resdeploy.records import Artifact, Availability, Execution, Format, Precision
+from resdeploy.records import Artifact, Availability, Execution, Format, Precision, Target
 
 if TYPE_CHECKING:
     from resdeploy.backends import Loaded
 
-SOURCE: Format = "onnx"
-ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 VENDOR = "tensorrt"
+PACKAGES: tuple[str, ...] = ("tensorrt", "cuda-bindings")
+SOURCE: Format = "onnx"
+FORMAT: Format = "engine"
+SUFFIXES: tuple[str, ...] = (".engine", ".plan")
+PROGRAM = FOREIGN = True
+ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
+TARGET: Target | None = "tensorrt"
+HEEDS = frozenset({"engine"})
+check = unchecked
 
 DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 UNTOLD = "unknown"  # `backends.installed` of a package without metadata
@@ -92,6 +100,21 @@ def capabilities() -> dict[str, bool] | None:
         return trt_builder.capabilities(trt)
     except Exception:  # a library that it links is missing
         return None
+
+
+def prepare(source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
+    """The ONNX file lowered for the TensorRT that is here, and the shared timing cache.
+
+    Raises:
+        BackendMissing: TensorRT or a GPU is not here.
+        MalformedInput, UsageError: as `trt_prepare.prepared`.
+    """
+    found = available()
+    require(found, VENDOR)
+    from resdeploy.backends import trt_prepare
+
+    version = found.version or ""
+    return trt_prepare.prepared(source, execution, version, major_of(version), found.devices[0])
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:

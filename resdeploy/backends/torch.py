@@ -15,19 +15,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from resdeploy import packages
-from resdeploy.backends import Tensor, installed, machine
+from resdeploy.backends import Tensor, installed, machine, unchecked, unprepared
 from resdeploy.errors import MissingInput
 from resdeploy.models import weights, zoo
-from resdeploy.records import Artifact, Availability, Execution, Format, Layer, ModelSpec, Precision, Weights
+from resdeploy.records import Artifact, Availability, Execution, Format, Layer, ModelSpec, Precision, Target, Weights
 
 if TYPE_CHECKING:
     from torch import nn
 
     from resdeploy.backends import Arrays
 
-SOURCE: Format = "checkpoint"
-ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16"})
 VENDOR = "torch"
+PACKAGES: tuple[str, ...] = ("torch",)
+SOURCE: Format = "checkpoint"
+FORMAT: Format = "checkpoint"
+SUFFIXES: tuple[str, ...] = (".safetensors",)
+PROGRAM = FOREIGN = False
+ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16"})
+TARGET: Target | None = None
+HEEDS = frozenset({"compiled"})
+check, prepare = unchecked, unprepared
 
 
 def available() -> Availability:

@@ -44,16 +44,7 @@ class Loaded:
         host_code: bool = False,
     ) -> None:
         self.trt, self.execution = trt, execution
-        self.runtime = trt.Runtime(log)
-        if host_code:  # a version-compatible engine brings its own runtime, which is refused unless allowed
-            self.runtime.engine_host_code_allowed = True
-        self.engine = self.runtime.deserialize_cuda_engine(plan)
-        if self.engine is None:
-            raise BackendCrash(
-                f"TensorRT {trt.__version__} cannot load {path}",
-                cause=" | ".join(log.errors[-3:]) or "An engine of another TensorRT version or GPU, or a damaged file",
-                fix="Build it again here: resdeploy build F.onnx --backend tensorrt",
-            )
+        self.runtime, self.engine = _deserialized(trt, log, plan, path, host_code=host_code)
         self.times_s: dict[str, list[float]] | None = defaultdict(list) if trace else None
         self.context: Any = None
         self.streams: list[Stream] = []
@@ -139,6 +130,21 @@ class Loaded:
         """Frees what the streams hold."""
         for stream in self.streams:
             stream.close()
+
+
+def _deserialized(trt: Any, log: Any, plan: bytes, path: str, *, host_code: bool) -> tuple[Any, Any]:
+    """A runtime, which has to live as long as its engine, and the engine."""
+    runtime = trt.Runtime(log)
+    if host_code:  # a version-compatible engine brings its own runtime, which is refused unless allowed
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendCrash(
+            f"TensorRT {trt.__version__} cannot load {path}",
+            cause=" | ".join(log.errors[-3:]) or "An engine of another TensorRT version or GPU, or a damaged file",
+            fix="Build it again here: resdeploy build F.onnx --backend tensorrt",
+        )
+    return runtime, engine
 
 
 class Session:

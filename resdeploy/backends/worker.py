@@ -24,7 +24,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,22 +131,24 @@ def unseen(feed: Feed, *, replay: bool) -> Iterable[Feed]:
         yield made
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """How much to time."""
+
+    queries: int  # at least so many, of all streams together
+    seconds: float = 0.0  # at least so long
+    warmup: int = 0  # untimed queries of each stream before
+
+
 def time_block(
-    sessions: Sequence[Session],
-    feeds: Callable[[int], Iterable[Feed]],
-    queries: int,
-    seconds: float,
-    warmup: int,
-    meter: Meter | None = None,
+    sessions: Sequence[Session], feeds: Callable[[int], Iterable[Feed]], wanted: Stretch, meter: Meter | None = None
 ) -> NDArray[np.int64]:
-    """Times at least `queries` queries over at least `seconds`, shared by the sessions, one thread each.
+    """Times queries, shared by the sessions, which run side by side.
 
     Args:
-        sessions: to run side by side.
+        sessions: one for each stream.
         feeds: the inputs of each stream.
-        queries: at least so many, of all streams together.
-        seconds: at least so long.
-        warmup: untimed queries of each stream before.
+        wanted: how many, or how long.
         meter: reads what the timed part takes.
 
     Returns:
@@ -154,7 +156,6 @@ def time_block(
     """
     meter = meter or Meter()
     rows: list[tuple[int, ...]] = []
-    failures: list[BaseException] = []
     tickets = itertools.count()
     started: list[int] = []
 
@@ -165,35 +166,51 @@ def time_block(
     gate = threading.Barrier(len(sessions), action=begin)
 
     def more() -> bool:
-        return next(tickets) < queries or time.perf_counter_ns() - started[0] < seconds * 1e9
+        return next(tickets) < wanted.queries or time.perf_counter_ns() - started[0] < wanted.seconds * 1e9
 
     def stream(number: int, session: Session) -> None:
-        try:
-            mine = feeds(number)
-            time_queries(session, mine, iter([True] * warmup + [False]).__next__, [])
-            gate.wait()
-            time_queries(session, mine, more, rows)
-        except BaseException as e:  # raised by the caller, in its own thread
-            gate.abort()
-            failures.append(e)
+        mine = feeds(number)
+        time_queries(session, mine, iter([True] * wanted.warmup + [False]).__next__, [])
+        gate.wait()
+        time_queries(session, mine, more, rows)
 
+    with _no_collecting():
+        _side_by_side(stream, sessions, gate)
+        meter.stop()
+    return np.array(sorted(rows), np.int64).reshape(-1, 5)
+
+
+@contextlib.contextmanager
+def _no_collecting() -> Iterator[None]:
+    """Python collects its garbage before, and not within."""
     gc.collect()
     gc.disable()
     try:
-        others = [threading.Thread(target=stream, args=item) for item in enumerate(sessions)][1:]
-        for thread in others:
-            thread.start()
-        stream(0, sessions[0])
-        for thread in others:
-            thread.join()
-        if started:
-            meter.stop()
+        yield
     finally:
         gc.enable()
+
+
+def _side_by_side(stream: Callable[[int, Session], None], sessions: Sequence[Session], gate: threading.Barrier) -> None:
+    """Every stream in a thread of its own, the first one in this. Where one fails, so do those that wait for it."""
+    failures: list[BaseException] = []
+
+    def guarded(number: int, session: Session) -> None:
+        try:
+            stream(number, session)
+        except BaseException as e:  # raised below, in the caller's thread
+            gate.abort()
+            failures.append(e)
+
+    others = [threading.Thread(target=guarded, args=item) for item in enumerate(sessions)][1:]
+    for thread in others:
+        thread.start()
+    guarded(0, sessions[0])
+    for thread in others:
+        thread.join()
     for failure in failures:
         if not isinstance(failure, threading.BrokenBarrierError):
             raise failure
-    return np.array(sorted(rows), np.int64).reshape(-1, 5)
 
 
 def answer(loaded: Loaded, sessions: Sequence[Session], inputs: NDArray[np.generic]) -> Feed:
@@ -287,7 +304,7 @@ class Worker:
         self.sessions.append(self.loaded.session())
         loaded_at = time.perf_counter()
         self.feeds = random_feeds(self.loaded.inputs)
-        first = time_block(self.sessions, self._inputs, 1, 0.0, 0) if query else None
+        first = time_block(self.sessions, self._inputs, Stretch(queries=1)) if query else None
         self.sessions += [self.loaded.session() for _ in range(settings.streams - 1)]
         return {
             "load_s": loaded_at - start,
@@ -313,14 +330,15 @@ class Worker:
 
     def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
         meter = Meter()
-        times = time_block(self.sessions, self._inputs, queries, seconds, warmup, meter)
+        times = time_block(self.sessions, self._inputs, Stretch(queries=queries, seconds=seconds, warmup=warmup), meter)
         exchange.put(self.folder / "times.npy", times)
         return {"cpu_s": meter.cpu_s, "energy_j": meter.energy_j}
 
     def replay(self, queries: int, seconds: float, replay: bool) -> dict[str, Any]:
         """Compute times of one session: of inputs never seen, or of the same one again and again; before `decode`."""
         feed = self.feeds[0]
-        times = time_block(self.sessions[:1], lambda _: unseen(feed, replay=replay), queries, seconds, 1)
+        wanted = Stretch(queries=queries, seconds=seconds, warmup=1)
+        times = time_block(self.sessions[:1], lambda _: unseen(feed, replay=replay), wanted)
         return {"run_s": ((times[:, 2] - times[:, 1]) / 1e9).tolist()}
 
     def predict(self) -> dict[str, Any]:

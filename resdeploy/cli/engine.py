@@ -81,11 +81,12 @@ def options(
 
 
 def refuse_elsewhere(options: EngineOptions, backend: BackendName) -> None:
-    """Raises `UsageError` where a backend other than TensorRT would pass over these options in silence."""
+    """Raises `UsageError` where a backend would pass over these options in silence."""
+    from resdeploy import backends
     from resdeploy.errors import UsageError
     from resdeploy.records import EngineOptions
 
-    if backend != "tensorrt" and options != EngineOptions():
+    if "engine" not in backends.load(backend).HEEDS and options != EngineOptions():
         raise UsageError(
             f"options of the builder are TensorRT's, and {backend} has none of them",
             fix="Leave them out, or add --backend tensorrt",

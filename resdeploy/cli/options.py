@@ -9,6 +9,7 @@ import typer
 
 from resdeploy.cli import console
 from resdeploy.errors import UsageError
+from resdeploy.vocabulary import PREFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +88,7 @@ Input = Annotated[
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without images that cannot be read.")]
 DATA = "digits, cifar10:DIR, synthetic:N, or a folder in ImageFolder layout."
 Data = Annotated[str | None, typer.Option(help=DATA)]
-_BACKENDS = "auto, tensorrt, openvino, onnxruntime or torch"
+_BACKENDS = f"auto, {', '.join(PREFERENCE[:-1])} or {PREFERENCE[-1]}"
 Backend = Annotated[str, typer.Option(help=f"{_BACKENDS}.")]
 Backends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas between them, or all.")]
 SomeBackends = Annotated[str, typer.Option(help=f"{_BACKENDS}; several with commas between them.")]

@@ -34,10 +34,9 @@ from resdeploy.records import (
     Progress,
     Roof,
     Summary,
-    Target,
 )
 
-BACKENDS: dict[BackendName, Target] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
+RUNTIMES: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # the fastest on a CPU
 DURATION_S = 1.0  # of timed queries a graph
 HEAT_SHARE, HEAT_BLOCKS = 1 / 4, 4  # of that in a heat: of several graphs only the fastest is measured in full
 # STREAM's rule: each array at least four times the last-level cache (McCalpin, "Run Rules"); bounded, since a virtual
@@ -83,7 +82,7 @@ def of_this_machine(
     *,
     refresh: bool = False,
     threads: int | None = None,
-    names: Sequence[BackendName] = tuple(BACKENDS),
+    names: Sequence[BackendName] = RUNTIMES,
     shapes: Sequence[tuple[int, int, int, int]] = peak_graphs.SHAPES,
     duration_s: float = DURATION_S,
     progress: Progress | None = None,
@@ -98,9 +97,7 @@ def of_this_machine(
     states = {name: backends.load(name).available() for name in names}
     usable = {name: state.version for name, state in states.items() if state.ok}
     if not usable:
-        raise BackendMissing(
-            "peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install("openvino", "onnxruntime")
-        )
+        raise BackendMissing("peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install(*RUNTIMES))
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
     if not refresh and (known := cache.kept(Peaks, cache.PEAKS, key)) is not None:
@@ -190,13 +187,15 @@ def _chains(
         UsageError: the backend does not take the precision, or computes in another one.
         ResdeployError: whatever it says itself.
     """
-    if precision not in backends.load(name).ACCEPTS:
+    backend = backends.load(name)
+    if precision not in backend.ACCEPTS:
         raise UsageError("does not take it")
     entrants = []
     for shape in shapes:
         model, spec = peak_graphs.chain(*shape), peak_graphs.spec(*shape)
         if precision == "int8":
-            model = peak_graphs.quantized(model, BACKENDS[name])
+            assert backend.TARGET is not None
+            model = peak_graphs.quantized(model, backend.TARGET)
         elif precision != "fp32":
             model = cast.to_half(model, precision)
         path = folder / f"{name}-{precision}-{spec.name}.onnx"
@@ -236,7 +235,7 @@ def _built(
     source: Artifact, name: BackendName, execution: Execution, open_lane: Callable[[BackendName], Lane]
 ) -> interleaved.Candidate:
     path = Path(source.path)
-    out = path.with_name(f"{path.stem}-built{'.xml' if name == 'openvino' else '.onnx'}")
+    out = path.with_name(f"{path.stem}-built{backends.load(name).SUFFIXES[0]}")
     with open_lane(name) as lane:
         built = lane.build(source, execution, out)
     return interleaved.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)

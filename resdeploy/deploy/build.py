@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from resdeploy import backends
 from resdeploy.backends import machine
-from resdeploy.deploy import engines
+from resdeploy.deploy import reuse
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
@@ -15,12 +15,7 @@ from resdeploy.records import (
     Execution,
     Progress,
 )
-
-if TYPE_CHECKING:
-    pass
-from resdeploy.deploy import reuse
-
-SUFFIX = {"checkpoint": ".safetensors", "onnx": ".onnx", "openvino": ".xml", "engine": ".engine"}
+from resdeploy.vocabulary import PREFERENCE
 
 
 def build(
@@ -36,26 +31,35 @@ def build(
     Raises:
         UsageError: a precision or file that the backend cannot run.
     """
-    from resdeploy.backends.lane import Lane
-
     module = backends.load(backend)
-    if source.format != module.SOURCE and suffix_of(backend) == SUFFIX[source.format]:
+    if source.format == module.FORMAT != module.SOURCE:
         return source
     if source.format != module.SOURCE:
         raise UsageError(
             f"{backend} does not run {source.path}", fix=f"It builds from a file in format {module.SOURCE}"
         )
     if source.precision not in module.ACCEPTS:
-        able = [name for name in backends.PREFERENCE if source.precision in backends.load(name).ACCEPTS]
+        able = [name for name in PREFERENCE if source.precision in backends.load(name).ACCEPTS]
         raise UsageError(f"{backend} does not run {source.precision}", fix=f"Choose --backend {' or '.join(able)}")
 
     def make(path: Path) -> Artifact:
-        if backend == "tensorrt":
-            return engines.build_engine(source, execution, path, progress)
-        with Lane(backend) as lane:
-            return lane.build(source, execution, path, progress=progress)
+        return build_in_lane(source, backend, execution, path, progress=progress)
 
     return reuse.make_or_reuse(build_key(source, backend, execution), suffix_of(backend), out, make)
+
+
+def build_in_lane(
+    source: Artifact, backend: BackendName, execution: Execution, out: Path, *, progress: Progress | None = None
+) -> Artifact:
+    """As `build`, from a file that the backend can build from, at `out` and without a sidecar.
+
+    Raises:
+        BackendMissing, MalformedInput, UsageError: as the backend's `prepare` and `build`.
+    """
+    from resdeploy.backends.lane import Lane
+
+    with backends.load(backend).prepare(source, execution) as (given, settings), Lane(backend) as lane:
+        return lane.build(given, settings, out, progress=progress)
 
 
 def build_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
@@ -75,4 +79,4 @@ def build_key(source: Artifact, backend: BackendName, execution: Execution) -> A
 
 def suffix_of(backend: BackendName) -> str:
     """The file suffix of what a backend's build makes."""
-    return {"tensorrt": ".engine", "openvino": ".xml", "torch": ".safetensors"}.get(backend, ".onnx")
+    return backends.load(backend).SUFFIXES[0]

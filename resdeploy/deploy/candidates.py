@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resdeploy import backends, packages, store
+from resdeploy.backends import choose
 from resdeploy.deploy import build, export, lower, model_files, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import CompiledFile, Request
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendMissing, UsageError
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
@@ -21,6 +22,7 @@ from resdeploy.records import (
     Progress,
     Target,
 )
+from resdeploy.vocabulary import PREFERENCE
 
 
 def cost_of(artifact: Artifact) -> Cost:
@@ -44,8 +46,9 @@ def source_for(
 
     INT8 follows the fusion rules of `target` (None: the backend's own).
     """
-    if isinstance(named := request.named, CompiledFile):
-        if named.format == "engine" and named.path.is_file() and not store.sidecar(named.path).is_file():
+    if (compiler := request.compiler) is not None:
+        path = Path(request.model)
+        if backends.load(compiler).FOREIGN and path.is_file() and not store.sidecar(path).is_file():
             return model_files.foreign_engine(request, precision)
         compiled = model_files.open_model(request)
         if precision not in (None, compiled.precision):
@@ -54,12 +57,14 @@ def source_for(
                 fix="Name the ONNX file it was made from",
             )
         return compiled
-    if backends.load(backend).SOURCE == "checkpoint":
+    module = backends.load(backend)
+    if module.SOURCE == "checkpoint":
         if not request.can_give("checkpoint"):
-            if not any(backends.load(name).available().ok for name in ("tensorrt", "openvino", "onnxruntime")):
+            runtimes = [each for each in map(backends.load, PREFERENCE) if each.SOURCE == "onnx"]
+            if not any(each.available().ok for each in runtimes):
                 raise BackendMissing(
                     f"nothing here runs {request.model}: no runtime for ONNX files is installed",
-                    fix=f"Run `{packages.install('openvino', 'onnxruntime')}`",
+                    fix=f"Run `{packages.install(*choose.SUGGESTED)}`",
                 )
             raise UsageError(
                 f"{backend} runs networks and checkpoints, and {request.model} is neither",
@@ -68,7 +73,7 @@ def source_for(
         artifact = export.to_checkpoint(request)
         return dataclasses.replace(artifact, precision=precision or artifact.precision)
     artifact = export.to_onnx(request, progress=progress)
-    target = target or lower.TARGETS[backend]
+    target = target or module.TARGET
     return lower.lower(artifact, precision or artifact.precision, target, calibration, progress=progress)
 
 

@@ -12,7 +12,6 @@ from resdeploy import store
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
-    BackendName,
     Precision,
     Progress,
     Target,
@@ -23,25 +22,17 @@ if TYPE_CHECKING:
 
 from resdeploy.deploy import calibration, export, reuse
 
-# Whose fusion rules INT8 follows for each backend; torch runs no Q/DQ graph of ours.
-TARGETS: dict[BackendName, Target] = {
-    "tensorrt": "tensorrt",
-    "openvino": "openvino",
-    "onnxruntime": "onnxruntime",
-    "null": "onnxruntime",
-}
-
 
 def lower(
     source: Artifact,
     precision: Precision,
-    target: Target,
+    target: Target | None,
     plan: calibration.CalibrationPlan,
     out: Path | None = None,
     *,
     progress: Progress,
 ) -> Artifact:
-    """The FP32 ONNX file in another precision, explicit in its graph.
+    """The FP32 ONNX file in another precision, explicit in its graph; INT8 follows the fusion rules of `target`.
 
     Raises:
         UsageError: the file is in a low precision already, or INT8 without calibration images.
@@ -60,6 +51,7 @@ def lower(
     def make(path: Path) -> Artifact:
         if precision != "int8":
             return _half(source, precision, plan, path, progress)
+        assert target is not None  # a backend without one does not accept INT8
         seen = calibration.calibrate(source, target, plan, progress=progress)
         return ptq.write(seen, path, portable=plan.portable_here(), force=True, progress=progress)
 
@@ -129,7 +121,7 @@ def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> lis
     return [image for batch in calibration.calibration_inputs(source, few) for image in batch]
 
 
-def lower_key(source: Artifact, precision: Precision, target: Target, plan: calibration.CalibrationPlan) -> Any:
+def lower_key(source: Artifact, precision: Precision, target: Target | None, plan: calibration.CalibrationPlan) -> Any:
     """Everything that the file of `lowered` depends on: `force` says only whether a lost one is given out."""
     tools = reuse.versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision != "int8" and plan.data is None:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 
-from resdeploy import store
-from resdeploy.backends import openvino
+from resdeploy import backends, store
+from resdeploy.backends import origin
 from resdeploy.deploy import model_string
-from resdeploy.deploy.model_string import CompiledFile, Request
-from resdeploy.errors import IntegrityError, UsageError
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
     ModelSpec,
@@ -18,8 +17,6 @@ from resdeploy.records import (
     Preprocessing,
     Weights,
 )
-
-ORIGIN = "user.xdg.origin.url"  # where browsers, curl --xattr and wget --xattr note what a file was fetched from
 
 
 def open_model(request: Request) -> Artifact:
@@ -33,14 +30,14 @@ def open_model(request: Request) -> Artifact:
     """
     path = Path(request.model)
     model_string.refuse_changes(request)
-    compiled = request.named.format if isinstance(request.named, CompiledFile) else None
-    if compiled == "engine":
-        refuse_unknown_origin(path, trusted=request.trust_engine)
+    compiler = backends.load(request.compiler) if request.compiler is not None else None
+    if compiler is not None and compiler.PROGRAM:
+        origin.refuse_unknown(path, trusted=request.trust_engine)
     artifact = store.load(path, trusted=request.trust_engine)
-    if compiled == "openvino":
-        openvino.check(path)
+    if compiler is not None:
+        compiler.check(path)
     if artifact is None:
-        if compiled is not None:
+        if compiler is not None:
             raise UsageError(
                 f"{path} has no sidecar {store.sidecar(path).name}, and a compiled file cannot say what it classifies",
                 fix="Name the ONNX file it was made from",
@@ -61,7 +58,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
         UsageError: the option that is missing.
     """
     path, size = Path(request.model), request.sight.img_size
-    refuse_unknown_origin(path, trusted=request.trust_engine)
+    origin.refuse_unknown(path, trusted=request.trust_engine)
     for option, given in (("--img-size", size), ("--precision", precision)):
         if given is None:
             raise UsageError(
@@ -112,21 +109,3 @@ def preprocessing_of(artifact: Artifact) -> Preprocessing:
             fix="Add --mean and --std, and --resize where images are larger than the input",
         )
     return artifact.model.preprocessing
-
-
-def refuse_unknown_origin(path: Path, *, trusted: bool) -> None:
-    """An engine is a program: one that was downloaded runs only where the user says that it may.
-
-    Raises:
-        IntegrityError: it came from the net, and `--trust-engine` was not given.
-    """
-    try:
-        origin = os.getxattr(path, ORIGIN).decode(errors="replace")
-    except (OSError, AttributeError):  # none noted, a file system without attributes, or not Linux
-        return
-    if not trusted:
-        raise IntegrityError(
-            f"{path} was downloaded from {origin}",
-            cause="An engine is a program, and loading it runs it",
-            fix="Build it from its ONNX file, or add --trust-engine if you trust where it came from",
-        )

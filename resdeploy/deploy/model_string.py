@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from resdeploy import backends
 from resdeploy.errors import MissingInput, UsageError
-from resdeploy.records import Format, ModelSpec, Preprocessing
+from resdeploy.records import BackendName, Format, ModelSpec, Preprocessing
+from resdeploy.vocabulary import BACKENDS
 
+# Of networks: what they are compiled to has the suffixes that its backend knows.
 FORMATS: dict[str, Format] = {
     ".onnx": "onnx",
-    ".xml": "openvino",
-    ".engine": "engine",
-    ".plan": "engine",
     ".safetensors": "checkpoint",
     ".pth": "checkpoint",
     ".pt": "checkpoint",
@@ -54,10 +54,11 @@ class OnnxFile:
 
 @dataclass(frozen=True)
 class CompiledFile:
-    """What one runtime has built already."""
+    """What one backend has built already."""
 
     path: Path
-    format: Literal["openvino", "engine"]
+    format: Format
+    compiler: BackendName
 
 
 Model = ZooName | ForeignName | CheckpointFile | OnnxFile | CompiledFile
@@ -69,14 +70,22 @@ def classify(model: str) -> Model:
     form = format_of(model)
     if form is None:
         return ForeignName(model) if ":" in model else ZooName(model)
-    if form == "onnx":
-        return OnnxFile(Path(model))
-    return CheckpointFile(Path(model)) if form == "checkpoint" else CompiledFile(Path(model), form)
+    compiler = backends.compiler_of(form)
+    if compiler is not None:
+        return CompiledFile(Path(model), form, compiler)
+    return OnnxFile(Path(model)) if form == "onnx" else CheckpointFile(Path(model))
+
+
+@functools.cache
+def _formats() -> dict[str, Format]:
+    """The format of every suffix."""
+    compiled = {suffix: module.FORMAT for module in map(backends.load, BACKENDS) for suffix in module.SUFFIXES}
+    return {**compiled, **FORMATS}
 
 
 def format_of(name: str) -> Format | None:
     """The format that a file name's suffix states; None for the name of a network, and for a URL."""
-    return FORMATS.get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
+    return _formats().get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
 
 
 def refuse_missing(requests: Iterable[Request]) -> None:
@@ -177,6 +186,11 @@ class Request:
     @property
     def named(self) -> Model:
         return classify(self.model)
+
+    @property
+    def compiler(self) -> BackendName | None:
+        """Which backend built the file; None for a name, and for a file that several can build from."""
+        return self.named.compiler if isinstance(self.named, CompiledFile) else None
 
     @property
     def random(self) -> bool:

@@ -7,11 +7,12 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from resdeploy import store
+from resdeploy import backends, store
 from resdeploy.deploy import model_string
 from resdeploy.deploy.model_string import CheckpointFile, ForeignName, Request
 from resdeploy.errors import FactoryRefused, MalformedInput, UsageError, WeightsMismatch
 from resdeploy.records import ModelSpec, Weights
+from resdeploy.vocabulary import BACKENDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,8 @@ def resolve(request: Request) -> Network:
     """
     from resdeploy.models import foreign, weights, zoo
 
-    if request.model.startswith(("http://", "https://")) and request.model.endswith((".engine", ".plan")):
+    programs = [suffix for each in map(backends.load, BACKENDS) if each.PROGRAM for suffix in each.SUFFIXES]
+    if request.model.startswith(("http://", "https://")) and request.model.endswith(tuple(programs)):
         raise UsageError(
             "an engine is a program and is not fetched from a URL by itself",
             fix="Download it, and name the file with --trust-engine if you trust where it came from",

@@ -22,7 +22,7 @@ from resdeploy.graph.intent import Intent, began_with, computed
 from resdeploy.graph.residual import ResidualBlock
 from resdeploy.judge import engine_blocks
 from resdeploy.judge.engine_blocks import is_convolution
-from resdeploy.records import Audit, BlockAudit, Check, Layer, Precision, State, Verdict
+from resdeploy.records import Audit, BlockAudit, Check, Layer, Precision, State, Target, Verdict
 
 WIDTH = {"int8": 1, "uint8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
 UNKNOWN = "unknown"
@@ -35,7 +35,7 @@ def judge(
     intent: Intent | None = None,
     asked: Precision | None = None,
     bindings: Sequence[str] = (),
-    runtime: str = "tensorrt",
+    target: Target | None = "tensorrt",
 ) -> Audit:
     """Audits executed layers.
 
@@ -45,7 +45,7 @@ def judge(
         intent: of the source graph; None: taken from the layers themselves.
         asked: the precision the model was to run in; None: INT8 where any convolution runs in it, else the commonest.
         bindings: the engine's inputs and outputs: a Q/DQ kernel there is no fault of the placement.
-        runtime: whose kernels they are: remedies differ.
+        target: whose fusion rules the runtime follows (`Backend.TARGET`): remedies differ.
 
     Raises:
         MalformedInput: the layers are not of that graph.
@@ -60,7 +60,7 @@ def judge(
         layers = engine_blocks.named(layers)
         intent = engine_blocks.intent_of(layers)
     layers = [_quantizer(layer, intent) for layer in layers]
-    view = _View(layers, intent, asked, runtime)
+    view = _View(layers, intent, asked, target)
     blocks = tuple(view.audited(block) for block in intent.blocks)
     superfluous = tuple(layer for layer in layers if layer.role == "qdq" and not _at_edge(layer, intent, bindings))
     if view.unattributed:
@@ -111,9 +111,10 @@ def _quantizer(layer: Layer, intent: Intent) -> Layer:
 class _View:
     """Which layer runs which node."""
 
-    def __init__(self, layers: Sequence[Layer], intent: Intent, asked: str, runtime: str) -> None:
-        self.layers, self.intent, self.asked, self.runtime = layers, intent, asked, runtime
-        self.quantize = f"resdeploy quantize F.onnx --target {runtime} --calib-data DIR"
+    def __init__(self, layers: Sequence[Layer], intent: Intent, asked: str, target: Target | None) -> None:
+        self.layers, self.intent, self.asked, self.target = layers, intent, asked, target
+        option = f" --target {target}" if target else ""
+        self.quantize = f"resdeploy quantize F.onnx{option} --calib-data DIR"
         before = began_with(intent)
         self.nodes: list[tuple[str, ...]] = [self._resolved(layer, before) for layer in layers]
         self.homes: dict[str, list[int]] = {}
@@ -228,14 +229,14 @@ class _View:
         return {"fused": True, **self._too_wide(adder, seen)}
 
     def _unfused_sum(self, block: ResidualBlock, adder: Layer) -> dict[str, Any]:
-        if self.runtime == "onnxruntime" and adder.kind == "QLinearAdd":
+        if self.target == "onnxruntime" and adder.kind == "QLinearAdd":
             return {
                 "reason": "ONNX Runtime adds 8-bit tensors in a kernel of its own, QLinearAdd",
                 "remedy": "OpenVINO and TensorRT have a fused one: --backend openvino or tensorrt",
             }
         if block.last_conv is None:
             return {"reason": "its main branch does not end in a convolution, which alone could take the sum in"}
-        if all(port.precision == "int8" for port in adder.inputs) and adder.inputs and self.runtime == "tensorrt":
+        if all(port.precision == "int8" for port in adder.inputs) and adder.inputs and self.target == "tensorrt":
             return {
                 "reason": "both operands are quantized, so that the convolution ends before the sum",
                 "remedy": f"Q/DQ belongs on the skip branch alone: {self.quantize}",
@@ -265,7 +266,7 @@ class _View:
             reason = ", ".join(words)
         if seen.asked == "int8":
             return {"reason": reason, "remedy": f"Quantize the skip branch and what reads the sum: {self.quantize}"}
-        if self.runtime in ("openvino", "onnxruntime"):
+        if self.target in ("openvino", "onnxruntime"):
             return {
                 "reason": reason,
                 "remedy": f"This runtime computes no {seen.asked} on this machine: ask for fp32 or int8",

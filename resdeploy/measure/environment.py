@@ -17,21 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import resdeploy
+from resdeploy import backends
 from resdeploy.backends import machine, nvml
-
-# What decides a measurement besides the model; absent ones are left out.
-PACKAGES = (
-    "numpy",
-    "onnx",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "openvino",
-    "tensorrt",
-    "cuda-bindings",
-    "torch",
-    "timm",
-    "pillow",
-)
+from resdeploy.vocabulary import BACKENDS
 
 # Shares of the run above which a warning is given. 5 % of the usable cores is what an idle desktop stays below; stolen
 # and throttled time hit the measured process directly, so that 1 % already moves a p99.
@@ -223,8 +211,10 @@ def _clock_limit(root: Path) -> float | None:
 
 
 def _versions() -> dict[str, str]:
+    """Of what decides a measurement besides the model; what is absent is left out."""
+    vendors = [package for name in sorted(BACKENDS) for package in backends.load(name).PACKAGES]
     found = {}
-    for package in PACKAGES:
+    for package in ("numpy", "onnx", *vendors, "timm", "pillow"):
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from resdeploy import store
+from resdeploy import backends, store
 from resdeploy.errors import MalformedInput, UnknownName
 from resdeploy.report.columns import Column, Table, formatted
 from resdeploy.report.tables import TABLES
+from resdeploy.vocabulary import BACKENDS
 
 Form = Literal["table", "json", "csv", "md"]
 Document = Mapping[str, Any]
@@ -145,9 +146,8 @@ def _where(environment: Mapping[str, Any]) -> str:
     if not cpu:
         return ""
     packages = environment.get("packages") or {}
-    runtimes = [
-        f"{name} {packages[name]}" for name in ("onnxruntime", "openvino", "tensorrt", "torch") if name in packages
-    ]
+    vendors = [backends.load(name).VENDOR for name in sorted(BACKENDS)]
+    runtimes = [f"{name} {packages[name]}" for name in vendors if name in packages]
     vnni = "with VNNI" if cpu.get("vnni") else "without VNNI"
     cores = cpu.get("usable_cores")
     return ", ".join([f"{cpu.get('model')} ({cores} usable cores, {vnni})", *runtimes])

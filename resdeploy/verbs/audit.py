@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from resdeploy import backends
 from resdeploy.backends import choose, inspector
 from resdeploy.deploy import candidates, executed, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import CompiledFile, Request
+from resdeploy.deploy.model_string import Request
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.judge import fusion
-from resdeploy.records import Audit, BackendName, Precision, Progress
-
-COMPILED: dict[str, BackendName] = {"openvino": "openvino", "engine": "tensorrt"}
+from resdeploy.records import Audit, Precision, Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +38,10 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
         return _saved(Path(request.model), plan)
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
-    kind = request.named.format if isinstance(request.named, CompiledFile) else None
-    if kind is not None:
-        backend, _ = choose.pick(COMPILED[kind], plan.precision or "fp32")
-    else:
-        backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
-    asked = plan.precision if kind != "openvino" else None
+    compiler = request.compiler
+    backend, _ = choose.pick(compiler or plan.backend, plan.precision or "fp32")
+    # A compiled file's record says in which precision it is; what is asked for may be another, and is then not found.
+    asked = plan.precision if compiler is None or backends.load(compiler).FOREIGN else None
     source = candidates.source_for(request, backend, asked, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
     return fusion.judge(
@@ -52,7 +49,7 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
         executed.layers_of(candidate),
         intent=executed.intent_of(plan.against or (source.path if source.format == "onnx" else None)),
         asked=plan.precision or source.precision,
-        runtime=backend,
+        target=backends.load(backend).TARGET,
     )
 
 

@@ -26,6 +26,7 @@ from resdeploy.records import (
     Scope,
     Target,
 )
+from resdeploy.vocabulary import PREFERENCE
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"
@@ -174,12 +175,12 @@ def _row(
 ) -> one_run.Row:
     """The cell's file, made and built."""
     backend, threads = cell.backend, cell.threads
-    on_tensorrt = backend == "onnxruntime" and plan.provider == "tensorrt"
-    target: Target | None = "tensorrt" if on_tensorrt else None
+    has_providers = "provider" in backends.load(backend).HEEDS
+    target: Target | None = "tensorrt" if has_providers and plan.provider == "tensorrt" else None
     source = candidates.source_for(cell.request, backend, cell.precision, calibration, target=target, progress=progress)
     streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
     execution = candidates.execution_for(source, batch_size=cell.batch_size, threads=threads, streams=streams)
-    if backend == "onnxruntime":
+    if has_providers:
         execution = dataclasses.replace(execution, provider=plan.provider)
     candidate = dataclasses.replace(
         candidates.candidate(source, backend, label=cell.label, execution=execution),
@@ -235,5 +236,5 @@ def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
     if plan.backends != ("all",):
         picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
         return tuple(dict.fromkeys(picked))
-    able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
+    able = (name for name in PREFERENCE if backends.load(name).available().ok)
     return tuple(name for name in able if request.can_give(backends.load(name).SOURCE))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
-from resdeploy import store
+from resdeploy import backends, store
 from resdeploy.backends import choose
 from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, source_for
@@ -369,7 +369,7 @@ def _audit(side: GateSide, plan: GatePlan) -> Audit | None:
         executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
         intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
         asked=side.source.precision,
-        runtime=side.backend,
+        target=backends.load(side.backend).TARGET,
     )
 
 

@@ -212,10 +212,7 @@ class _Bench:
         return candidates.candidate(source, self.seen.target, label=label, batch_size=batch_size, make=self._build)
 
     def _build(self, source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
-        from resdeploy.backends.lane import Lane
-
-        with Lane(backend) as lane:
-            return lane.build(source, execution, self._next(build.suffix_of(backend)))
+        return build.build_in_lane(source, backend, execution, self._next(build.suffix_of(backend)))
 
     def predictions(self, rung: Mixed | None) -> Predictions:
         """On the judging images."""

@@ -58,7 +58,7 @@ def test_convolutions_in_fp32_kernels_are_not_int8_whatever_is_reported() -> Non
         blocks=(), asked=dict.fromkeys(names, "int8"), followers={}, producers={n: n for n in names},
         nodes=frozenset([*names, "fc"]), pairs=frozenset(["input/Q"]), edges=frozenset(["input/Q"]),
     )  # fmt: skip
-    result = fusion.judge("r18", layers(ON_AMX), intent=graph, asked="int8", runtime="openvino")
+    result = fusion.judge("r18", layers(ON_AMX), intent=graph, asked="int8", target="openvino")
     check = next(check for check in result.verdict.checks if check.name.startswith("convolutions in"))
     assert (check.state, check.observed, check.limit) == ("fail", 0, 20)
     assert "in fp32 (i8 by runtimePrecision, but its kernel brgconv_avx512_f32 is FP32): conv0, conv1" in check.note

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 
 from resdeploy import backends, store
 from resdeploy.backends import cuda, tensorrt, trt_builder, worker
-from resdeploy.deploy import engines
+from resdeploy.deploy import build
 from resdeploy.errors import (
     BackendCrash,
     BackendMissing,
@@ -265,7 +265,7 @@ def test_q_dq_for_another_runtime_never_reach_the_builder(bench: Bench, version:
     double = bench.use(version, execute=False)
     source = bench.stored(quantized(tiny_network(), "openvino").SerializeToString(), "int8")
     with pytest.raises(MalformedInput, match="has UINT8 with a zero point of 0") as refused:
-        engines.build_engine(source, execution(bench.folder), bench.folder / "e.engine", None)
+        build.build_in_lane(source, "tensorrt", execution(bench.folder), bench.folder / "e.engine")
     assert refused.value.exit_status == 4
     assert "--target tensorrt" in refused.value.fix
     assert not double.calls

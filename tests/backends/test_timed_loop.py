@@ -64,7 +64,7 @@ def test_garbage_is_not_collected_while_timing(monkeypatch: pytest.MonkeyPatch) 
     session = Ticking()
     states: list[bool] = []
     monkeypatch.setattr(session, "run", lambda: states.append(gc.isenabled()))
-    worker.time_block([session], lambda _: iter([{}] * 9), 4, 0.0, 2)
+    worker.time_block([session], lambda _: iter([{}] * 9), worker.Stretch(queries=4, warmup=2))
     assert states == [False] * 6
     assert gc.isenabled()
 
@@ -74,7 +74,7 @@ def test_garbage_is_not_collected_while_timing(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(session, "run", fails)
     with pytest.raises(RuntimeError, match="broken"):
-        worker.time_block([session], lambda _: iter([{}] * 9), 4, 0.0, 2)
+        worker.time_block([session], lambda _: iter([{}] * 9), worker.Stretch(queries=4, warmup=2))
     assert gc.isenabled()
 
 

@@ -70,5 +70,7 @@ def test_bf16_that_was_asked_for_and_overflows_is_refused_with_its_reason(padded
 def test_the_largest_numbers_are_as_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """0.4 % apart; and a CPU without BF16 is not asked for it."""
     assert 1 - LARGEST_BF16 / float(np.finfo(np.float32).max) == pytest.approx(0.004, abs=2e-4)
-    monkeypatch.setattr(machine, "cpu", lambda: machine.Cpu(model="c", isa=frozenset(), vnni=False, amx=False, bf16=False))
+    monkeypatch.setattr(
+        machine, "cpu", lambda: machine.Cpu(model="c", isa=frozenset(), vnni=False, amx=False, bf16=False)
+    )
     assert CalibrationPlan().arithmetic_here() == "fp32"

@@ -32,8 +32,8 @@ NAMED: dict[str, tuple[Model, str, set[Format]]] = {
     "r20.th": (CheckpointFile(Path("r20.th")), "r20", {"checkpoint", "onnx"}),
     "A.ONNX": (OnnxFile(Path("A.ONNX")), "A", {"onnx"}),
     "C:/nets/a.onnx": (OnnxFile(Path("C:/nets/a.onnx")), "a", {"onnx"}),
-    "m.int8.xml": (CompiledFile(Path("m.int8.xml"), "openvino"), "m.int8", {"openvino"}),
-    "m.plan": (CompiledFile(Path("m.plan"), "engine"), "m", {"engine"}),
+    "m.int8.xml": (CompiledFile(Path("m.int8.xml"), "openvino", "openvino"), "m.int8", {"openvino"}),
+    "m.plan": (CompiledFile(Path("m.plan"), "engine", "tensorrt"), "m", {"engine"}),
     "https://host/m.onnx": (ForeignName("https://host/m.onnx"), "https---host-m.onnx", {"checkpoint", "onnx"}),
 }
 

@@ -13,7 +13,7 @@ from benchmarks import gpu_pack
 from resdeploy import store
 from resdeploy.backends import tensorrt
 from resdeploy.backends.lane import Lane
-from resdeploy.deploy import engines
+from resdeploy.deploy import build
 from resdeploy.graph import intent
 from resdeploy.judge import fusion
 from resdeploy.records import Artifact, Execution
@@ -31,7 +31,7 @@ HOW = Execution(batch_size=4, input_shape=(3, 32, 32))
 def engine(tmp_path: Path) -> Artifact:
     path = tmp_path / "tiny.onnx"
     onnx.save(tiny_network(channels=64), path)
-    return engines.build_engine(artifact_of(path), HOW, tmp_path / "tiny.engine", None)
+    return build.build_in_lane(artifact_of(path), "tensorrt", HOW, tmp_path / "tiny.engine")
 
 
 def test_an_fp32_engine_answers_as_onnxruntime_does(engine: Artifact, tmp_path: Path, images: np.ndarray) -> None:
@@ -66,7 +66,7 @@ def test_the_residual_add_is_fused_in_the_precision_asked_for(tmp_path: Path, pr
     path = tmp_path / "model.onnx"
     onnx.save(model, path)
     source = Artifact(path=str(path), format="onnx", precision=precision, sha256=store.digest(path), model=SPEC)  # type: ignore[arg-type]
-    built = engines.build_engine(source, HOW, tmp_path / "model.engine", None)
+    built = build.build_in_lane(source, "tensorrt", HOW, tmp_path / "model.engine")
     with Lane("tensorrt") as lane:
         lane.open(built, HOW, trace=True)
         lane.block(5)

@@ -71,7 +71,7 @@ def test_int8_asked_of_a_graph_without_it_fails() -> None:
 
 def test_no_convolution_in_int8_is_no_pass_of_what_they_write() -> None:
     graph = intent.of(quantized(tiny_network(), "openvino"))
-    result = fusion.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8", runtime="openvino")
+    result = fusion.judge("f", kernels("conv1", "conv2", "fc", "pool"), intent=graph, asked="int8", target="openvino")
     check = next(c for c in result.verdict.checks if c.name == "INT8 convolutions that write INT8")
     assert (check.state, check.observed, check.limit) == ("inconclusive", 0, 0)
     assert "no convolution is known to run in INT8" in check.note

@@ -1,58 +1,55 @@
-"""What TensorRT alone needs of a build: its lowering, its timing cache, and whose engines are refitted."""
+"""What TensorRT is given to build from: a lowered graph, a timing cache, and an engine to refit only where it fits."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from resdeploy import backends, cache, places, scratch, store
-from resdeploy.backends.lane import Lane
-from resdeploy.deploy import model_files
+from resdeploy import cache, places, scratch, store
+from resdeploy.backends import origin
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.records import Artifact, EngineOptions, Execution, Progress
+from resdeploy.records import Artifact, EngineOptions, Execution
 
 # The parser of 8.6 gives a node's number alone.
 NUMBERED = re.compile(r"node #(\d+)")
 
 
-def build_engine(source: Artifact, execution: Execution, out: Path, progress: Progress | None) -> Artifact:
-    """An engine of an ONNX file: lowered for the TensorRT that is here, built in a lane with the shared timing cache.
+@contextlib.contextmanager
+def prepared(
+    source: Artifact, execution: Execution, version: str, major: int, device: str
+) -> Iterator[tuple[Artifact, Execution]]:
+    """The ONNX file lowered for this TensorRT, as long as the context is open, and the shared timing cache.
 
     Raises:
         MalformedInput: the parser refuses a node, which is named.
         UsageError: `source` is not what the engine to be refitted was built for.
     """
-    from resdeploy.backends import tensorrt
     from resdeploy.graph import cast, files, for_tensorrt
 
-    found = tensorrt.available()
-    backends.require(found, "tensorrt")
-    version = found.version or ""
     if execution.engine.refit_from is not None:
         _refuse_misfit(source, execution.engine, Path(execution.engine.refit_from))
-    options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, found.devices[0]))
+    options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, device))
     execution = dataclasses.replace(execution, engine=options)
     model = files.load_model(Path(source.path))
-    lowered = for_tensorrt.lower(model, tensorrt.major_of(version))
+    lowered = for_tensorrt.lower(model, major)
     with scratch.folder() as folder:
-        given, notes = source, source.notes
+        given = source
         if lowered is not model:
             path = folder / "lowered.onnx"
             files.save_model(lowered, path)
-            given = dataclasses.replace(source, path=str(path))
             kept = cast.kept(lowered) if source.precision == "int8" else ()
-            notes += (f"in FP32, scales or weights do not fit FP16: {', '.join(kept)}",) if kept else ()
+            told = (f"in FP32, scales or weights do not fit FP16: {', '.join(kept)}",) if kept else ()
+            given = dataclasses.replace(source, path=str(path), notes=(*source.notes, *told))
         try:
-            with Lane("tensorrt") as lane:
-                made = lane.build(given, execution, out, progress=progress)
+            yield given, execution
         except MalformedInput as e:
             what = NUMBERED.sub(
                 lambda m: for_tensorrt.node_at(lowered, int(m[1])), e.what.replace(given.path, source.path)
             )
             raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
-    own = made.notes[len(source.notes) :]
-    return dataclasses.replace(made, parent=source.sha256, notes=(*notes, *own))
 
 
 def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None:
@@ -67,7 +64,7 @@ def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None
             fix="Leave them out: the engine keeps those that it was built with",
         )
     engine = store.load(path, trusted=True)  # nothing of it is run: one with host code is refused below
-    model_files.refuse_unknown_origin(path, trusted=False)
+    origin.refuse_unknown(path, trusted=False)
     if engine is None:
         return
     if engine.precision != source.precision:

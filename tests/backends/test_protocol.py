@@ -1,0 +1,67 @@
+"""Every backend is all that the protocol says, and nobody outside asks which one it is."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from pydantic import TypeAdapter
+
+from resdeploy import backends
+from resdeploy.backends import Backend
+from resdeploy.vocabulary import BACKENDS, PREFERENCE
+
+PACKAGE = Path(backends.__file__).parents[1]
+FACTS = typing.get_type_hints(Backend)
+FUNCTIONS = {name: value for name, value in vars(Backend).items() if inspect.isfunction(value) and name[0] != "_"}
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_backend_has_every_fact_of_its_type_and_every_function(name: str) -> None:
+    """`load` cannot let mypy look at a module that it finds by name, so that it is looked at here."""
+    module = backends.load(name)
+    for fact, kind in FACTS.items():
+        TypeAdapter(kind).validate_python(getattr(module, fact), strict=True)
+    for function, declared in FUNCTIONS.items():
+        wanted = [p.kind for p in inspect.signature(declared).parameters.values()][1:]
+        assert [p.kind for p in inspect.signature(getattr(module, function)).parameters.values()] == wanted, function
+
+
+def test_a_compiled_format_has_one_backend() -> None:
+    """So that a file tells which one runs it."""
+    compiled = [m for m in map(backends.load, BACKENDS) if m.FORMAT != m.SOURCE]
+    assert len({m.FORMAT for m in compiled}) == len({s for m in compiled for s in m.SUFFIXES[:1]}) == len(compiled)
+    assert [backends.compiler_of(form) for form in ("engine", "openvino", "onnx", "checkpoint", None)] == [
+        "tensorrt",
+        "openvino",
+        None,
+        None,
+        None,
+    ]
+    assert "null" not in PREFERENCE
+
+
+def test_nobody_outside_asks_which_backend_it_is() -> None:
+    """No comparison with a backend's name, and no table with such names for keys, in any other room.
+
+    Fusion rules (`Target`) are named after backends too: the rooms that place Q/DQ or judge it ask for those.
+    """
+
+    def named(nodes: Iterable[ast.AST | None]) -> set[typing.Any]:
+        return {node.value for node in nodes if isinstance(node, ast.Constant)} & ({*BACKENDS} - {"null"})
+
+    found = []
+    for path in sorted(set(PACKAGE.rglob("*.py")) - set((PACKAGE / "backends").rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            about = ast.unparse(node) if isinstance(node, ast.Compare) else ""
+            compared = named(ast.walk(node)) if not re.search("target|provider", about) else set()
+            if about and compared:
+                found.append(f"{path.relative_to(PACKAGE)}: {about}")
+            if isinstance(node, ast.Dict) and len(named(node.keys)) > 1:
+                found.append(f"{path.relative_to(PACKAGE)}: a table")
+    assert found == ["packages.py: a table"]  # what pip installs for an import
