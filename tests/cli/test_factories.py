@@ -23,7 +23,10 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from resdeploy import run, store  # noqa: E402
+from resdeploy import (
+    run,  # noqa: E402
+    store,  # noqa: E402
+)
 from resdeploy.backends.lane import Lane  # noqa: E402
 from resdeploy.cli import app, console  # noqa: E402
 from resdeploy.deploy import export, model_files, networks  # noqa: E402

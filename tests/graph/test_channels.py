@@ -8,7 +8,6 @@ from types import ModuleType
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.graph import channels
 from resdeploy.graph.canonical import form
 from resdeploy.models import zoo
+from tests.sessions import session
 
 torch = pytest.importorskip("torch")
 
@@ -30,7 +30,7 @@ def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    opened = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    opened = session(model)
     return opened.run(None, {"input": images})[0]
 
 

@@ -203,9 +203,7 @@ def study_documents(name, cost):
             (scored(name), scored(name)), verdict(name), ENVIRONMENT,
         ),
         lesion_document([deleted], {"several": [], "shuffled": []}, ENVIRONMENT),
-        degradation.degradation_document(
-            [trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT
-        ),
+        degradation.degradation_document([trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT),
     ]  # fmt: skip
 
 
