@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import re
 import signal
 import sys
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -21,15 +21,16 @@ SLOW_ROOMS = ("cli", "train", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
+ALL_CORES = sorted(os.sched_getaffinity(0))
 # What tests share with each other.
-OF_OTHERS = re.compile(r"^\s*from (?:tests\.(?:\w+\.)*)?(test_\w+) import|import (symbolic)\b", re.MULTILINE)
+OF_OTHERS = re.compile(r"^\s*from (?:tests\.(?:\w+\.)*)?(test_\w+) import|import (symbolic|quick)\b", re.MULTILINE)
 
 
 @functools.cache
 def uses_torch(path: Path) -> bool:
     """Whether a test file imports torch, itself or by way of another one's helpers."""
     text = path.read_text(encoding="utf-8")
-    others = {f"{name or symbolic}.py" for name, symbolic in OF_OTHERS.findall(text)}
+    others = {f"{name or helper}.py" for name, helper in OF_OTHERS.findall(text)}
     found = (other for other in Path(__file__).parent.rglob("*.py") if other.name in others)
     return bool(USES_TORCH.search(text)) or any(uses_torch(other) for other in found)
 
@@ -55,10 +56,27 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         pytest.fail("torch was imported: mark the test `slow`, or import less in what it tests")
 
 
-def pytest_configure() -> None:
-    """In the background (`make test &`) a shell has us ignore SIGINT, which every child would inherit."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Leaves one core to each worker, with all that it starts, and hears Ctrl-C.
+
+    Threads of pools wait for each other by spinning: on a machine that other tests keep busy this costs more than what
+    they compute. A pool takes as many threads as there are cores when its library is imported, so none is imported
+    above. In the background (`make test &`) a shell has us ignore SIGINT, which every child would inherit.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        number = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
+        os.sched_setaffinity(0, {ALL_CORES[number % len(ALL_CORES)]})
+
+
+@pytest.fixture
+def all_cores() -> Iterator[None]:
+    """For a test of threads: all cores that pytest was given."""
+    mine = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, ALL_CORES)
+    yield
+    os.sched_setaffinity(0, mine)
 
 
 @pytest.fixture(scope="session")
@@ -71,9 +89,10 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def private_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """No test reads or writes the user's signing key."""
+    """No test reads or writes the user's signing key; nor does a fixture of many tests the user's cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
+        patch.setenv("RESDEPLOY_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
 
 
@@ -109,6 +128,7 @@ def torchvision() -> ModuleType:
 @pytest.fixture
 def save_answers(tmp_path: Path) -> Callable[[str, int], None]:
     """Writes `NAME.npz`: class ids and labels of 5,000 images, the first few of them wrong."""
+    import numpy as np
 
     def save(name: str, wrong: int) -> None:
         labels = np.zeros(5000, dtype=np.int64)

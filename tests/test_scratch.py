@@ -69,7 +69,7 @@ def test_what_a_killed_process_left_goes_with_the_next_start_whichever_base_it_i
     out = tmp_path / "out" / "model.onnx"
     out.parent.mkdir()
     with other(bases, out, "dies") as dead:
-        assert dead.wait(60) == -signal.SIGKILL
+        assert dead.wait(600) == -signal.SIGKILL
     with other(bases, out, "lives") as living:
         assert len(names(*bases, out.parent)) == 3
         scratch.Folder(beside=out).remove()

@@ -30,6 +30,8 @@ from resdeploy.errors import (
 )
 from resdeploy.records import Artifact, Execution
 
+HANGS_S = 600  # only what hangs takes as long, on whatever machine
+
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -281,12 +283,11 @@ def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artif
         assert parent.stdout
         child = int(parent.stdout.readline())
         os.kill(parent.pid, number)
-        parent.wait(20)
-    for _ in range(100):
-        if not _runs(child):
-            break
-        time.sleep(0.1)
-    assert not _runs(child)
+        parent.wait(HANGS_S)
+    deadline = time.monotonic() + HANGS_S
+    while _runs(child):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     if number == signal.SIGINT:
         assert list(base.iterdir()) == []
     else:
@@ -301,7 +302,7 @@ def test_signal_that_interrupts_no_system_call_is_heard(tiny: Artifact, tmp_path
     lost = "import _thread, threading; threading.Timer(0.5, _thread.interrupt_main).start()"
     script = SCRIPT.replace("    opened.block(", f"    {lost}\n    opened.block(")
     command = [sys.executable, "-c", script, str(tmp_path / "lanes"), tiny.path]
-    ended = subprocess.run(command, capture_output=True, timeout=60, text=True, check=False)
+    ended = subprocess.run(command, capture_output=True, timeout=HANGS_S, text=True, check=False)
     assert ended.stderr.endswith("KeyboardInterrupt\n")
     assert not _runs(int(ended.stdout))
 

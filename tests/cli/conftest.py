@@ -8,9 +8,11 @@ import json
 import os
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +20,12 @@ from typing import Any
 
 import pytest
 
+from tests.shortly import time_shortly
+
 ROOT = Path(__file__).parents[2]
 DOUBLES = ROOT / "tests/doubles"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-LONGEST_S = 300
+LONGEST_S = 1200  # only a command that hangs takes as long
 
 
 def workers_of(parent: int) -> list[int]:
@@ -38,9 +42,9 @@ def workers_of(parent: int) -> list[int]:
 def left_by(parent: int, *folders: Path) -> list[object]:
     """What a process left that has ended: workers, its folders in shared memory and /tmp, and what hides in `folders`.
 
-    A killed worker is given five seconds to be gone: what has been killed may still be on its way out.
+    A killed worker is given half a minute to be gone: on a busy machine it may still be on its way out.
     """
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while (workers := workers_of(parent)) and time.monotonic() < deadline:
         time.sleep(0.05)
     places = {Path("/dev/shm"), Path(tempfile.gettempdir()), *folders}
@@ -48,35 +52,98 @@ def left_by(parent: int, *folders: Path) -> list[object]:
     return [*workers, *named, *(path for folder in folders for path in folder.rglob(".*"))]
 
 
+class Started:
+    """A command that goes on: its process, and what it says on stderr."""
+
+    def __init__(self, commands: Commands, pid: int, stderr: Path) -> None:
+        self.commands, self.pid = commands, pid
+        self.stderr = stderr.open(encoding="utf-8")
+        self.limit = threading.Timer(LONGEST_S, self.send_signal, [signal.SIGKILL])
+        self.limit.daemon = True
+        self.limit.start()
+
+    def ended(self) -> bool:
+        """Whether it is a zombie, which waits for `wait`."""
+        return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+    def send_signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self) -> int:
+        """Its exit status, as subprocess gives it."""
+        self.limit.cancel()
+        self.stderr.close()
+        return self.commands.wait(self.pid)
+
+
 class Commands:
     """Runs commands as processes forked from one that has imported the vendors (`tests/cli/forked.py`)."""
 
     def __init__(self) -> None:
         self.server: subprocess.Popen[str] | None = None
+        self.running: set[int] = set()
 
     def run(self, args: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
+            status = self.wait(self._begin(args, cwd, environment, stdout.name, stderr.name))
+            texts = [file.read().decode() for file in (stdout, stderr)]
+        return subprocess.CompletedProcess(args, status, *texts)
+
+    def start(self, args: list[str], cwd: Path, environment: dict[str, str], ignored: tuple[int, ...] = ()) -> Started:
+        """The command goes on, its stdout unread."""
+        with tempfile.TemporaryDirectory() as folder:
+            os.mkfifo(pipe := Path(folder) / "stderr")
+            return Started(self, self._begin(args, cwd, environment, os.devnull, str(pipe), ignored), pipe)
+
+    def _begin(
+        self,
+        args: list[str],
+        cwd: Path,
+        environment: dict[str, str],
+        stdout: str,
+        stderr: str,
+        ignored: tuple[int, ...] = (),
+    ) -> int:
+        request: dict[str, object] = {"args": args, "cwd": str(cwd), "environment": environment, "ignored": ignored}
+        request["cores"] = sorted(os.sched_getaffinity(0))
+        pid = self._ask(request | {"stdout": stdout, "stderr": stderr})
+        self.running.add(pid)
+        return pid
+
+    def wait(self, pid: int) -> int:
+        status = self._ask({"wait": pid})
+        self.running.discard(pid)
+        return status
+
+    def _ask(self, request: dict[str, object]) -> int:
         if self.server is None:
             command = [sys.executable, "-m", "tests.cli.forked"]
             pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
             self.server = subprocess.Popen(command, **pipes)
-        with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
-            request = {"args": args, "cwd": str(cwd), "environment": environment}
-            assert self.server.stdin
-            assert self.server.stdout
-            self.server.stdin.write(json.dumps(request | {"stdout": stdout.name, "stderr": stderr.name}) + "\n")
-            self.server.stdin.flush()
-            if not select.select([self.server.stdout], [], [], LONGEST_S)[0]:
-                self.end()
-                raise subprocess.TimeoutExpired(args, LONGEST_S)
-            status = int(self.server.stdout.readline())
-            texts = [file.read().decode() for file in (stdout, stderr)]
-        return subprocess.CompletedProcess(args, status, *texts)
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        if not select.select([self.server.stdout], [], [], LONGEST_S)[0]:
+            self.end()
+            raise subprocess.TimeoutExpired(str(request), LONGEST_S)
+        return int(self.server.stdout.readline())
 
     def end(self) -> None:
+        for pid in self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.running.clear()
         if self.server is not None:
             self.server.kill()
             self.server.communicate()
             self.server = None
+
+
+@pytest.fixture(autouse=True)
+def short_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands in this process time no longer than those of `resdeploy`."""
+    time_shortly(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="session")
@@ -94,6 +161,16 @@ def resdeploy(tmp_path: Path, commands: Commands) -> Run:
         return commands.run([*map(str, args)], cwd, {**os.environ, **environment})
 
     return run
+
+
+@pytest.fixture
+def started(tmp_path: Path, commands: Commands) -> Callable[..., Started]:
+    """As `resdeploy`, without waiting for its end."""
+
+    def start(*args: object, cwd: Path = tmp_path, ignored: tuple[int, ...] = (), **environment: str) -> Started:
+        return commands.start([*map(str, args)], cwd, {**os.environ, **environment}, ignored)
+
+    return start
 
 
 @pytest.fixture
@@ -115,7 +192,7 @@ def new_resdeploy(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="session")
-def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def digits_onnx(tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
     """A small network that has really learned handwriting, trained and exported by the command line.
 
     Made once for all of pytest's workers: the first one here makes it while the others wait.
@@ -126,10 +203,10 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with (shared / "digits.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
-            base = [sys.executable, "-m", "resdeploy"]
-            training = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "3"]
-            subprocess.run([*base, *training, "-o", checkpoint], check=True, capture_output=True)
-            subprocess.run([*base, "export", checkpoint, "-o", out], check=True, capture_output=True)
+            training = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "3", "-o"]
+            for command in ([*training, str(checkpoint)], ["export", str(checkpoint), "-o", str(out)]):
+                done = commands.run(command, shared, dict(os.environ))
+                assert done.returncode == 0, done.stderr
     return out
 
 
@@ -147,7 +224,9 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.skip("no C compiler for the driver's double")
     folder = tmp_path_factory.mktemp("driver")
     source = DOUBLES / "fake_driver.c"
-    subprocess.run([compiler, "-shared", "-fPIC", "-o", folder / "libcuda.so.1", source], check=True)
+    # Its own name is what a process finds it by that has loaded it already.
+    named = ["-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", str(folder / "libcuda.so.1")]
+    subprocess.run([compiler, *named, source], check=True)
     return folder
 
 
@@ -168,10 +247,10 @@ def gpu_environment(folder: Path, driver: Path, version: str) -> dict[str, str]:
 
 
 @pytest.fixture
-def on_gpu(new_resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
+def on_gpu(resdeploy: Run, driver: Path, tmp_path: Path) -> Run:
     """`resdeploy` where a GPU and a TensorRT seem to be."""
 
     def run(*args: object, version: str = "10.3.0", **environment: str) -> subprocess.CompletedProcess[str]:
-        return new_resdeploy(*args, **gpu_environment(tmp_path, driver, version), **environment)
+        return resdeploy(*args, **gpu_environment(tmp_path, driver, version), **environment)
 
     return run

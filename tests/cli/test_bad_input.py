@@ -248,8 +248,8 @@ def test_a_damaged_file_does_not_pass_its_sidecar(resdeploy: Run, tmp_path: Path
 
 def test_a_model_calibrated_on_noise_cannot_be_gated(resdeploy: Run, tmp_path: Path) -> None:
     """Synthetic calibration may be timed, not judged."""
-    assert resdeploy("export", "resnet20", "--resize", 32, "-o", "r.onnx").returncode == 0
-    assert resdeploy("quantize", "r.onnx", "-o", "q.onnx").returncode == 0
+    assert resdeploy("export", "resnet20", "--img-size", 16, "--resize", 16, "-o", "r.onnx").returncode == 0
+    assert resdeploy("quantize", "r.onnx", "--calib-data", "synthetic:4", "-o", "q.onnx").returncode == 0
     args = ["--baseline", "r.onnx", "--candidate", "q.onnx", "--data", "digits", "--max-drop", 1]
     refused(resdeploy("gate", *args), 2, "synthetic")
 

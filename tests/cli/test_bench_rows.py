@@ -39,7 +39,7 @@ def small(tmp_path: Path) -> Path:
     [
         ("kill", 7, "SIGKILL"),
         ("crash", 7, "SIGSEGV"),
-        ("hang", 7, "did not answer within 10 s"),
+        ("hang", 7, "did not answer within 30 s"),
         ("oom", 6, "memory"),
     ],
 )
@@ -47,7 +47,7 @@ def test_a_backend_that_fails_is_a_row_and_the_other_is_measured(
     resdeploy: Run, small: Path, fault: str, status: int, words: str
 ) -> None:
     """The null backend fails at its first query; ONNX Runtime's row in the same run has its blocks and times."""
-    backends = ("--backend", "null,onnxruntime", "--timeout", "10", "--duration", "0.2", "--format", "json")
+    backends = ("--backend", "null,onnxruntime", "--timeout", "30", "--duration", "0.2", "--format", "json")
     done = resdeploy("bench", small, *backends, RESDEPLOY_NULL_FAULT=fault)
     assert done.returncode == status, done.stderr
     rows = {row["backend"]: row for row in json.loads(done.stdout)["results"]}

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from resdeploy import cache, cli, locks, places, store, waiting
 from resdeploy.errors import Locked, UsageError
 from resdeploy.records import Artifact
+from tests.cli.conftest import ROOT, Commands
 
 runner = CliRunner()
 
@@ -88,29 +89,34 @@ def test_a_second_run_of_a_folder_waits_and_says_for_whom(tmp_path: Path, monkey
     assert waiting.timeout_s() == waiting.TIMEOUT_S  # the option held for that command alone
 
 
+NOBODY = """
+import pwd, sys
+from resdeploy.cli import main
+from tests.shortly import time_shortly
+pwd.getpwuid = {}.__getitem__
+time_shortly()
+main()
+"""
+
+
+@pytest.mark.parametrize("home", [True, False], ids=["read-only", "homeless"])
 def test_without_home_or_a_cache_that_can_be_written_commands_work_and_say_so(
-    tmp_path: Path, digits_onnx: Path
+    tmp_path: Path, digits_onnx: Path, commands: Commands, home: bool
 ) -> None:
     """As in a container that runs as a number, or on a read-only file system: a bench only wants its journal there."""
     (tmp_path / "file").write_bytes(b"x")
     hidden = ("HOME", "RESDEPLOY_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     bare = {name: value for name, value in os.environ.items() if name not in hidden} | {"TMPDIR": str(tmp_path)}
-    command = ["-m", "resdeploy", "bench", str(digits_onnx), "--backend", "onnxruntime", "--duration", "0.1"]
-    nobody = (
-        "import os, pwd, runpy, sys\npwd.getpwuid = {}.__getitem__\nrunpy.run_module('resdeploy', run_name='__main__')"
-    )
-    for change, start, says in (
-        (
-            {"RESDEPLOY_CACHE": str(tmp_path / "file/cache"), "HOME": str(tmp_path)},
-            ["-m", "resdeploy"],
-            "cannot be written",
-        ),
-        ({}, ["-c", nobody], "there is no home folder to keep a cache in"),
-    ):
-        done = subprocess.run(
-            [sys.executable, *start, *command[2:]], env=bare | change, capture_output=True, text=True, check=False
+    command = ["bench", str(digits_onnx), "--backend", "onnxruntime", "--duration", "0.1"]
+    if home:
+        done = commands.run(
+            command, tmp_path, bare | {"RESDEPLOY_CACHE": f"{tmp_path}/file/cache", "HOME": f"{tmp_path}"}
         )
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.count(says) == 1
-        assert "kept for this command only" in done.stderr
-        assert not list(tmp_path.glob("*resdeploy-*"))
+    else:
+        bare["PYTHONPATH"] = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+        nobody = [sys.executable, "-c", NOBODY, *command]
+        done = subprocess.run(nobody, env=bare, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("cannot be written" if home else "there is no home folder to keep a cache in") == 1
+    assert "kept for this command only" in done.stderr
+    assert not list(tmp_path.glob("*resdeploy-*"))

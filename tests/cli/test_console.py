@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from resdeploy.cli import console
 from resdeploy.report import documents
-from tests.cli.conftest import Run
+from tests.cli.conftest import LONGEST_S, Run, Started
 
 COMMAND = [sys.executable, "-m", "resdeploy"]
 
@@ -56,21 +57,23 @@ main()
 def test_ctrl_c_before_anything_is_imported_shows_no_traceback() -> None:
     """The process ends by the signal, as any program that has not set a handler; a shell calls that 130."""
     done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTED], capture_output=True, check=False, timeout=60
+        [sys.executable, "-c", INTERRUPTED_WHILE_IMPORTED], capture_output=True, check=False, timeout=LONGEST_S
     )
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
-def test_an_interrupted_training_says_what_it_kept(tmp_path: Path) -> None:
+def test_an_interrupted_training_says_what_it_kept(started: Callable[..., Started]) -> None:
     """Exit 130, the state of the last whole epoch named, and --resume goes on from it."""
-    small = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "50", "-o", "r.safetensors"]
-    command = [*COMMAND, *small]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        next(line for line in process.stderr if line.startswith("epoch  2/50"))
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    assert process.returncode == 130
+    small = ["--data", "digits", "--img-size", "8", "-b", "256", "--epochs", "50", "-o", "r.safetensors"]
+    process = started("train", "resnet20", *small)
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("epoch  2/50"):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 130, [*said, rest]
     assert re.search(r"kept r\.(last|previous)\.safetensors: the same command with --resume goes on from it", rest)
     assert rest.endswith("interrupted\n")
 
@@ -91,11 +94,11 @@ def test_a_name_in_a_progress_bar_is_text() -> None:
     assert not shown.tasks
 
 
-def test_a_result_in_a_file_is_named(resdeploy: Run) -> None:
+def test_a_result_in_a_file_is_named(resdeploy: Run, digits_onnx: Path) -> None:
     """On stderr; --quiet says nothing."""
     done = resdeploy("models", "resnet18", "--format", "json", "-o", "m.json")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "wrote m.json\n")
-    quiet = resdeploy("cost", "resnet20", "--format", "json", "-o", "c.json", "--quiet")
+    quiet = resdeploy("cost", digits_onnx, "--format", "json", "-o", "c.json", "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 

@@ -5,19 +5,53 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import onnx.numpy_helper
 import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import Commands, Run, gpu_environment
+
+BUILD = ("build", "--backend", "tensorrt")
 
 
-def test_an_engine_is_built_evaluated_and_audited(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def engines(
+    commands: Commands, driver: Path, digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Path]:
+    """Builds an engine with these options, once for all tests, in a folder that also has the key that signed it."""
+    made: dict[tuple[str, ...], Path] = {}
+
+    def build(*options: str) -> Path:
+        if options not in made:
+            folder = tmp_path_factory.mktemp("engine")
+            environment = {**os.environ, **gpu_environment(folder, driver, "10.3.0")}
+            done = commands.run([*BUILD, str(digits_onnx), *options, "-o", "d.engine"], folder, environment)
+            assert done.returncode == 0, done.stderr
+            made[options] = folder
+        return made[options]
+
+    return build
+
+
+@pytest.fixture
+def engine(engines: Callable[..., Path], tmp_path: Path) -> Callable[..., None]:
+    """An engine built with these options, `d.engine`, and the key that signed it are in the test's folder."""
+
+    def copy(*options: str) -> None:
+        shutil.copytree(engines(*options), tmp_path, dirs_exist_ok=True)
+
+    return copy
+
+
+def test_an_engine_is_built_evaluated_and_audited(
+    on_gpu: Run, engine: Callable[..., None], digits_onnx: Path, tmp_path: Path
+) -> None:
     """The same answers as the FP32 file in ONNX Runtime, which is what the double computes with."""
-    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "-b", 4, "--max-batch", 8, "-o", "d.engine")
-    assert done.returncode == 0, done.stderr
+    engine("-b", "4", "--max-batch", "8")
     record = json.loads((tmp_path / "d.engine.json").read_text())
     assert (record["format"], record["machine"]) == ("engine", "Double GPU (sm_90)")
     assert record["checks"]["build_s"] > 0
@@ -64,8 +98,8 @@ def test_a_cached_engine_not_signed_by_the_user_is_built_again(on_gpu: Run, digi
     assert key.stat().st_mode & 0o077 == 0
 
 
-def test_a_downloaded_engine_needs_trust(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
-    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+def test_a_downloaded_engine_needs_trust(on_gpu: Run, engine: Callable[..., None], tmp_path: Path) -> None:
+    engine()
     try:
         os.setxattr(tmp_path / "d.engine", "user.xdg.origin.url", b"https://example.org/d.engine")
     except OSError:
@@ -77,10 +111,11 @@ def test_a_downloaded_engine_needs_trust(on_gpu: Run, digits_onnx: Path, tmp_pat
     assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode in (0, 3)
 
 
-def test_host_code_runs_by_the_users_signature_not_by_a_record(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
+def test_host_code_runs_by_the_users_signature_not_by_a_record(
+    on_gpu: Run, engine: Callable[..., None], tmp_path: Path
+) -> None:
     """The record says that it is version-compatible; whoever plants an engine plants its record too."""
-    built = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--version-compatible", "-o", "d.engine")
-    assert built.returncode == 0, built.stderr
+    engine("--version-compatible")
     assert on_gpu("audit", "d.engine", DOUBLE_EXECUTE="no").returncode == 0
     sidecar = tmp_path / "d.engine.json"
     record = json.loads(sidecar.read_text())
@@ -93,8 +128,10 @@ def test_host_code_runs_by_the_users_signature_not_by_a_record(on_gpu: Run, digi
     assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode == 0
 
 
-def test_an_engine_from_elsewhere_asks_for_what_it_cannot_tell(on_gpu: Run, digits_onnx: Path, tmp_path: Path) -> None:
-    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+def test_an_engine_from_elsewhere_asks_for_what_it_cannot_tell(
+    on_gpu: Run, engine: Callable[..., None], tmp_path: Path
+) -> None:
+    engine()
     (tmp_path / "d.engine.json").unlink()
     for given, missing in (((), "--img-size"), (("--img-size", 16), "--precision")):
         done = on_gpu("bench", "d.engine", "--backend", "tensorrt", *given)
@@ -104,8 +141,8 @@ def test_an_engine_from_elsewhere_asks_for_what_it_cannot_tell(on_gpu: Run, digi
     assert done.returncode == 0, done.stderr
 
 
-def test_an_engine_of_another_tensorrt_is_exit_6(on_gpu: Run, digits_onnx: Path) -> None:
-    assert on_gpu("build", digits_onnx, "--backend", "tensorrt", "-o", "d.engine").returncode == 0
+def test_an_engine_of_another_tensorrt_is_exit_6(on_gpu: Run, engine: Callable[..., None]) -> None:
+    engine()
     done = on_gpu("audit", "d.engine", version="11.4.0")
     assert done.returncode == 6
     assert "written by TensorRT 10.3.0; this is 11.4.0" in done.stderr
@@ -120,13 +157,14 @@ def test_without_a_gpu_it_is_one_paragraph_and_exit_6(resdeploy: Run, digits_onn
         assert "no CUDA driver" in done.stderr or "not installed" in done.stderr
 
 
-def test_a_stripped_engine_runs_once_it_has_its_weights_back(on_gpu: Run, digits_onnx: Path) -> None:
-    built = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--strip-weights", "-o", "bare.engine")
-    assert built.returncode == 0, built.stderr
-    refused = on_gpu("audit", "bare.engine")
+def test_a_stripped_engine_runs_once_it_has_its_weights_back(
+    on_gpu: Run, engine: Callable[..., None], digits_onnx: Path
+) -> None:
+    engine("--strip-weights")
+    refused = on_gpu("audit", "d.engine")
     assert refused.returncode == 6
     assert "--refit-from" in refused.stderr
-    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "bare.engine", "-o", "whole.engine")
+    done = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "d.engine", "-o", "whole.engine")
     assert done.returncode == 0, done.stderr
     assert on_gpu("audit", "whole.engine", DOUBLE_EXECUTE="no").returncode == 0
     gone = on_gpu("build", digits_onnx, "--backend", "tensorrt", "--refit-from", "gone.engine", "-o", "w.engine")
@@ -144,6 +182,7 @@ def test_a_stripped_engine_runs_once_it_has_its_weights_back(on_gpu: Run, digits
 )
 def test_an_engine_is_refitted_with_what_it_was_built_for(
     on_gpu: Run,
+    engine: Callable[..., None],
     digits_onnx: Path,
     tmp_path: Path,
     built_with: tuple[str, ...],
@@ -156,11 +195,8 @@ def test_an_engine_is_refitted_with_what_it_was_built_for(
         if len(tensor.dims) == 4:
             tensor.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(tensor), tensor.name))
     onnx.save(other, tmp_path / "other.onnx")
-    command = ("build", digits_onnx, "--backend", "tensorrt", "--strip-weights", *built_with, "-o", "bare.engine")
-    assert on_gpu(*command).returncode == 0
-    done = on_gpu(
-        "build", "other.onnx", "--backend", "tensorrt", "--refit-from", "bare.engine", *refitted_with, "-o", "w.engine"
-    )
+    engine("--strip-weights", *built_with)
+    done = on_gpu(*BUILD, "other.onnx", "--refit-from", "d.engine", *refitted_with, "-o", "w.engine")
     assert done.returncode == (0 if says is None else 2), done.stderr
     assert (tmp_path / "w.engine").exists() == (says is None)
     assert says is None or says in done.stderr

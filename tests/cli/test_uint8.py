@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from resdeploy.measure import predictions
-from tests.cli.conftest import Run
+from tests.cli.conftest import Commands, Run
 
 
-@pytest.fixture
-def taking_pixels(digits_onnx: Path, tmp_path: Path, resdeploy: Run) -> Path:
-    done = resdeploy("export", digits_onnx, "--input", "uint8", "-o", "pixels.onnx")
+@pytest.fixture(scope="module")
+def taking_pixels(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory, commands: Commands) -> Path:
+    folder = tmp_path_factory.mktemp("pixels")
+    command = ["export", str(digits_onnx), "--input", "uint8", "-o", "pixels.onnx"]
+    done = commands.run(command, folder, dict(os.environ))
     assert done.returncode == 0, done.stderr
-    return tmp_path / "pixels.onnx"
+    return folder / "pixels.onnx"
 
 
 def test_a_model_that_takes_pixels_answers_as_the_one_that_takes_floats(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
-import warnings
 from collections.abc import Callable
 
 import onnx
@@ -14,25 +12,10 @@ import pytest
 @pytest.fixture(scope="session")
 def torchscript() -> Callable[..., onnx.ModelProto]:
     """(module, shape of one input) -> the file of torch's older exporter: quick, and batch norms folded by itself."""
-    return _torchscript
+    pytest.importorskip("torch")
+    from tests import quick
 
-
-def _torchscript(module, shape: tuple[int, ...], *, folded: bool = True) -> onnx.ModelProto:
-    torch = pytest.importorskip("torch")
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            module,
-            (torch.zeros(1, *shape),),
-            buffer,
-            dynamo=False,
-            opset_version=17,
-            dynamic_axes={"x": {0: "n"}},
-            input_names=["x"],
-            training=torch.onnx.TrainingMode.EVAL if folded else torch.onnx.TrainingMode.PRESERVE,
-        )
-    return onnx.load_from_string(buffer.getvalue())
+    return quick.torchscript
 
 
 @pytest.fixture(scope="session")
@@ -44,6 +27,7 @@ def ours() -> Callable[[str], onnx.ModelProto]:
         torch = pytest.importorskip("torch")
         from resdeploy.graph.canonical import form
         from resdeploy.models import zoo
+        from tests import quick
 
         spec = zoo.spec(name)
         net = zoo.create(spec)
@@ -51,6 +35,6 @@ def ours() -> Callable[[str], onnx.ModelProto]:
             for child, found in list(module.named_children()):
                 if isinstance(found, torch.nn.LocalResponseNorm):  # control flow, in this exporter
                     setattr(module, child, torch.nn.Identity())
-        return form.canonicalise(_torchscript(net, spec.input_shape, folded=False), whole=True)
+        return form.canonicalise(quick.torchscript(net, spec.input_shape, folded=False), whole=True)
 
     return made

@@ -14,7 +14,11 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from resdeploy.cost import conventions, counterfactuals, json_parts  # noqa: E402
+from resdeploy.cost import (  # noqa: E402
+    conventions,
+    counterfactuals,
+    json_parts,
+)
 from resdeploy.errors import UsageError  # noqa: E402
 from resdeploy.graph import counts, from_torch  # noqa: E402
 from resdeploy.models import resnet, zoo  # noqa: E402

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.graph import channels
 from resdeploy.graph.canonical import form
 from resdeploy.models import zoo
+from tests.sessions import session
 
 pytest.importorskip("torch")
 
@@ -33,7 +33,7 @@ def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
 
 
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
-    opened = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    opened = session(model)
     return opened.run(None, {"input": images})[0]
 
 

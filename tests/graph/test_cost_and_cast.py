@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -18,6 +17,7 @@ from resdeploy.errors import MalformedInput, UnknownName, UsageError
 from resdeploy.graph import cast, counts, metadata
 from resdeploy.graph.canonical import form
 from resdeploy.records import ModelSpec
+from tests.sessions import session
 
 # facts/resnet.md section 1: asserted equal to torch.utils.flop_counter / 2 there.
 MACS = {"resnet20": 40_551_040, "resnet56": 125_485_696, "resnet34": 3_663_761_408, "resnext50_32x4d": 4_230_479_872}
@@ -53,8 +53,8 @@ def spec_of(model: onnx.ModelProto, tmp_path: Path) -> ModelSpec:
 
 
 def run(model: onnx.ModelProto, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": inputs})[0]
+    opened = session(model)
+    return opened.run(None, {"input": inputs})[0]
 
 
 @pytest.mark.parametrize("name", MACS)

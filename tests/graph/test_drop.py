@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from resdeploy.errors import UsageError
-from resdeploy.graph import counts, drop, files, from_torch
+from resdeploy.graph import counts, drop, files
 from resdeploy.models import resnet, zoo
-from resdeploy.records import Weights
+from tests import quick
+from tests.sessions import session
 
 
 @pytest.fixture(scope="module", params=["resnet20", "resnet50"])
@@ -31,16 +32,14 @@ def exported(
                 assert module.running_mean is not None
                 module.running_mean.normal_(0, 0.2)
     path = tmp_path_factory.mktemp("drop") / "net.onnx"
-    from_torch.export(net, spec, path, weights=Weights(source="random", seed=3))
+    quick.export(net, spec, path)
     return name, net, path
 
 
 def run(model: onnx.ModelProto, path: Path, x: np.ndarray) -> np.ndarray:
-    import onnxruntime
-
     files.save_model(model, path)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x})[0]
+    opened = session(path)
+    return opened.run(None, {"input": x})[0]
 
 
 def test_without_blocks_the_graph_is_the_network_with_their_last_bn_at_zero(

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import numpy_helper
 
 from resdeploy.cost import peak_graphs
 from resdeploy.graph import counts
+from tests.sessions import session
 
 SMALL = (16, 8, 3, 3)
 
 
 def run(model: onnx.ModelProto, inputs: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": inputs})[0]
+    opened = session(model)
+    return opened.run(None, {"input": inputs})[0]
 
 
 @pytest.mark.parametrize("shape", [SMALL, *peak_graphs.SHAPES])

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from resdeploy.errors import UsageError
 from resdeploy.graph import pixels
 from resdeploy.graph.canonical import form
 from resdeploy.records import Preprocessing
+from tests.sessions import session
 
 SEEN = Preprocessing(size=(9, 9))
 
@@ -57,9 +57,7 @@ def run(model: onnx.ModelProto, images: NDArray[np.generic], tensor: str = "logi
     if tensor != "logits":
         del wider.graph.output[:]
         wider.graph.output.append(helper.make_tensor_value_info(tensor, TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    opened = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    opened = session(wider, exactly=True)
     return np.asarray(opened.run([tensor], {opened.get_inputs()[0].name: images})[0])
 
 

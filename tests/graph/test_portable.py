@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -18,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
 from resdeploy.graph.canonical import form
+from tests.sessions import session
 
 pytest.importorskip("torch")
 
@@ -29,12 +29,8 @@ RESNET18 = {"Conv": 20, "Relu": 17, "Add": 8, "MaxPool": 1, "GlobalAveragePool":
 
 def run(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
     """In onnxruntime without its own rewrites, so that a wrong file cannot be repaired."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    opened = session(model, exactly=True)
+    return opened.run(None, {opened.get_inputs()[0].name: x})[0]
 
 
 def ops(model: onnx.ModelProto) -> Counter[str]:
@@ -163,6 +159,28 @@ def test_shape_arithmetic_of_view_is_gone() -> None:
     model = form.canonicalise(graph_model(nodes, {"zero": np.array(0), "axis": np.array([0]), "rest": np.array([-1])}))
     assert ops(model) == {"Flatten": 1}
     assert run(model, np.zeros((5, 3, 8, 8), np.float32)).shape == (5, 192)
+
+
+def test_a_slice_that_keeps_everything_is_left_out_and_one_that_does_not_is_kept() -> None:
+    """As torch's exporter writes `x[:, :, ::2, ::2]`: the first two axes are sliced too, as long as they may be."""
+    value, end = helper.make_tensor_value_info, np.iinfo(np.int64).max
+    held = {"zeros": [0, 0], "ends": [end, end], "near": [0, 1], "low": [1, 2], "high": [2, 3], "ones": [1, 1]}
+    nodes = [
+        helper.make_node("Slice", ["x", "zeros", "ends", "low", "ones"], ["whole"], "whole"),
+        helper.make_node("Slice", ["whole", "near", "ends", "high", "ones"], ["y"], "part"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [value("x", TensorProto.FLOAT, ("n", 3, 4, 4))],
+        [value("y", TensorProto.FLOAT, ("n", 3, 4, 3))],
+        [numpy_helper.from_array(np.array(numbers, np.int64), name) for name, numbers in held.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    made = form.canonicalise(model)
+    assert ops(made) == {"Slice": 1}
+    x = np.arange(96, dtype=np.float32).reshape(2, 3, 4, 4)
+    np.testing.assert_array_equal(run(made, x), x[..., 1:])
 
 
 def test_option_a_is_two_nodes() -> None:

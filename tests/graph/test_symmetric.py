@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -19,6 +18,7 @@ from resdeploy.graph import for_tensorrt
 from resdeploy.graph.symmetric import symmetric
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
+from tests.sessions import session
 
 SIGNED, ZERO, MIDDLE = np.int8(0), np.uint8(0), np.uint8(128)
 
@@ -80,13 +80,11 @@ def network(
 
 
 def answers(model: onnx.ModelProto) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    opened = session(model, exactly=True)
     # Beyond the range on both sides, and exact halves of the scale.
     images = np.random.default_rng(1).normal(size=(2, 3, 8, 8)) * 8
     images[0] = np.arange(192).reshape(3, 8, 8) * 0.025 - 2
-    return np.asarray(session.run(None, {"input": images.astype(np.float32)})[0])
+    return np.asarray(opened.run(None, {"input": images.astype(np.float32)})[0])
 
 
 def integers(low: int, high: int, kind: type) -> np.ndarray:

@@ -135,15 +135,16 @@ def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
     base = [sys.executable, "-m", "resdeploy"]
 
     def begin(running):
-        """A bench that has timed two blocks, and its journal."""
-        command = [*base, "bench", "m.onnx", "--backend", "null", "--duration", "60", "--img-size", "8"]
+        """A bench that has timed two blocks and stands still from then on, and its journal."""
+        command = [*base, "bench", "m.onnx", "--backend", "null", "--duration", "30", "--img-size", "8"]
         run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
         running.callback(run.wait)
         running.callback(run.kill)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 600
         while True:
             for path in (tmp_path / "cache").glob(f"bench-{run.pid}-*.journal"):
                 if path.read_text().count('"block"') >= 2:
+                    run.send_signal(signal.SIGSTOP)
                     return run, path
             assert run.stderr
             assert run.poll() is None, run.stderr.read()

@@ -18,16 +18,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from resdeploy.models import classics, inception, preact, resnet, zoo
+from tests.graph.test_zoo_counts import LISTED
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 KNOWN: dict[str, list[int]] = {**FACTS["imagenet"], **FACTS["imagenet_variants"], **FACTS["cifar"]}
-DEEP = re.compile(r"1202|1001")  # FlopCounterMode takes seconds there: see the test of their growth
-DEEPEST = {  # the zoo's -> the facts' name
-    "resnet1202": "resnet1202_A",
-    "resnet1202_b": "resnet1202_B",
-    "resnet1001": "postact1001_bneck",
-    "preresnet1001": "preact1001_bneck_stride1x1",
-}
+DEEP = re.compile(r"1202|1001")  # take seconds to build and to count: see the test of their growth
 
 
 def build(make, **options):  # a network without values: where there are none, drawing them takes most of the time
@@ -89,16 +84,17 @@ def _activated(found: re.Match[str]) -> tuple[torch.nn.Module, int]:
     return build(make, classes=classes).eval(), 224 if imagenet else 32
 
 
-@pytest.mark.parametrize("name", KNOWN)
-def test_parameters_are_the_published_ones(name: str) -> None:
-    """Every variant that the literature has: options A, B and C, v1 and v1.5, pre- and post-activation, auxiliaries."""
-    assert params(published(name)[0]) == KNOWN[name][0]
+@functools.cache
+def counted(name: str) -> list[int]:
+    """Parameters, and MACs by torch's own counter."""
+    net, size = published(name)
+    return [params(net), macs(net, size)]
 
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if not DEEP.search(name)])
-def test_multiply_accumulates_are_the_published_ones(name: str) -> None:
-    """Counted by torch's own counter."""
-    assert macs(*published(name)) == KNOWN[name][1]
+def test_parameters_and_multiply_accumulates_are_the_published_ones(name: str) -> None:
+    """Every variant that the literature has: options A, B and C, v1 and v1.5, pre- and post-activation, auxiliaries."""
+    assert counted(name) == KNOWN[name]
 
 
 @pytest.mark.parametrize(
@@ -116,10 +112,13 @@ def test_multiply_accumulates_are_the_published_ones(name: str) -> None:
     ],
 )
 def test_a_thousand_layers_cost_what_their_blocks_do(deep: str, shallow: str, deeper: str, units) -> None:
-    """MACs grow by a constant a block, so two shallow networks give those of the deep one."""
+    """Both grow by a constant a block, so two shallow networks give those of the deep one."""
     few, more, many = units
-    low, high = macs(*published(shallow)), macs(*published(deeper))
-    assert low + (high - low) * (many - few) // (more - few) == KNOWN[deep][1]
+    grown = [
+        low + (high - low) * (many - few) // (more - few)
+        for low, high in zip(counted(shallow), counted(deeper), strict=True)
+    ]
+    assert grown == KNOWN[deep]
 
 
 def test_the_networks_before_2015_have_their_published_counts() -> None:
@@ -144,11 +143,11 @@ def test_every_row_of_the_zoo_is_a_network_and_every_network_a_row() -> None:
 
 @pytest.mark.parametrize("name", zoo.ENTRIES)
 def test_the_zoos_row_is_what_its_network_has(name: str) -> None:
-    """Parameters of all; MACs by torch's own counter, of the thousand-layer ones those of the facts."""
+    """Parameters of all; MACs are those of the facts, of the others by torch's own counter."""
     entry = zoo.find(name)
     net = build(zoo.create, spec=zoo.spec(name))
     assert params(net) == entry.params
-    if DEEP.search(name):
-        assert [entry.params, entry.macs] == KNOWN[DEEPEST[name]]
+    if name in LISTED:  # `graph/test_zoo_counts.py` counts this very network, and a test above its like
+        assert [entry.params, entry.macs] == KNOWN[LISTED[name]]
     else:
         assert macs(net, entry.size) == entry.macs

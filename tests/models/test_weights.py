@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -241,10 +242,13 @@ def test_a_missing_file_on_the_server_is_said_with_its_status(site: Site) -> Non
 
 def test_offline_the_error_names_the_url_and_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the file can be fetched elsewhere and checked."""
-    monkeypatch.setenv("RESDEPLOY_WEIGHTS_URL", "http://127.0.0.1:9/models/")
-    with pytest.raises(EnvironmentFailure) as failure:
-        weights.resolve("imagenet1k_v2", SPEC)
-    assert "http://127.0.0.1:9/models/resnet50-11ad3fa6.pth" in failure.value.what
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # a port on which nobody listens
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/models/"
+        monkeypatch.setenv("RESDEPLOY_WEIGHTS_URL", url)
+        with pytest.raises(EnvironmentFailure) as failure:
+            weights.resolve("imagenet1k_v2", SPEC)
+    assert f"{url}resnet50-11ad3fa6.pth" in failure.value.what
     assert "11ad3fa6" in failure.value.fix
     assert cached() == []
 

@@ -41,9 +41,14 @@ def test_nonsense_has_no_near_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet50", "resnet18", "resnet56_b", "plain34", "preresnet164", "vgg11", "googlenet"]
+    ("name", "classes", "shape"),
+    [
+        *((name, 7, (1, 64, 48)) for name in ("resnet50", "plain34", "preresnet164", "vgg11", "googlenet")),
+        *((name, 2, (4, 40, 40)) for name in ("resnet18", "resnet56_b", "vgg11", "googlenet")),
+        *((name, None, None) for name in ("resnet50", "resnet56_b")),
+        *((name, 3, None) for name in ("resnet18", "vgg11")),
+    ],
 )
-@pytest.mark.parametrize(("classes", "shape"), [(None, None), (3, None), (7, (1, 64, 48)), (2, (4, 40, 40))])
 def test_spec_counts_what_create_makes(name: str, classes: int | None, shape: tuple[int, int, int] | None) -> None:
     """Other classes, sizes and channels: the spec's arithmetic equals the network's parameters and logits' shape."""
     torch = pytest.importorskip("torch")

@@ -8,7 +8,6 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -17,6 +16,7 @@ from resdeploy.graph import qdq
 from resdeploy.graph.residual import Index
 from resdeploy.quantize import bias, ranges
 from resdeploy.records import Target
+from tests.sessions import session
 
 Images = NDArray[np.float32]
 TARGETS = get_args(Target)
@@ -28,18 +28,16 @@ def outputs(model: onnx.ModelProto, images: Images, names: list[str]) -> list[ND
     wider.CopyFrom(model)
     del wider.graph.output[:]
     wider.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in names)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(wider.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return [np.asarray(found) for found in session.run(names, {"input": images})]
+    opened = session(wider, exactly=True)
+    return [np.asarray(found) for found in opened.run(names, {"input": images})]
 
 
 @contextlib.contextmanager
 def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    size = session.get_inputs()[0].shape[0]
+    opened = session(model)
+    size = opened.get_inputs()[0].shape[0]
     yield lambda images: np.concatenate(
-        [session.run(None, {"input": images[i : i + size]})[0] for i in range(0, len(images), size)]
+        [opened.run(None, {"input": images[i : i + size]})[0] for i in range(0, len(images), size)]
     )
 
 

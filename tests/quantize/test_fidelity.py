@@ -9,7 +9,6 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -23,6 +22,7 @@ from resdeploy.records import Artifact, Likeness, Target, Weights
 from tests.quantize.test_overflow import logits, loud
 from tests.quantize.test_ptq import calibration, here
 from tests.quantize.test_sensitivity import network
+from tests.sessions import session
 
 Images = NDArray[np.float32]
 TARGETS = get_args(Target)
@@ -71,10 +71,8 @@ def images() -> Images:
 
 def as_written(model: onnx.ModelProto, images: Images) -> NDArray[np.float64]:
     """ONNX Runtime without its optimisations: every Q/DQ node as it stands, no kernel that may saturate."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"input": images})[0], np.float64)
+    opened = session(model, exactly=True)
+    return np.asarray(opened.run(None, {"input": images})[0], np.float64)
 
 
 def ratio_db(reference: NDArray[np.float64], found: NDArray[np.float64]) -> float:

@@ -17,13 +17,15 @@ from numpy.typing import NDArray
 
 from resdeploy.backends import machine
 from resdeploy.data import datasets
-from resdeploy.graph import files, from_torch, qdq
+from resdeploy.graph import files, qdq
 from resdeploy.graph.canonical import form
 from resdeploy.quantize import ptq
-from resdeploy.records import Artifact, ModelSpec, Preprocessing, Target, Weights
+from resdeploy.records import Artifact, ModelSpec, Preprocessing, Target
+from tests import quick
 from tests.graph.conftest import torchscript as torchscript
 from tests.graph.test_qdq import quantized
 from tests.quantize.test_ptq import calibration, here
+from tests.sessions import session
 
 pytest.importorskip("torch")
 
@@ -77,22 +79,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Any:
     @functools.cache
     def made(name: str) -> Artifact:
         out = tmp_path_factory.mktemp(name) / "fp32.onnx"
-        return from_torch.export(network(name), spec(name), out, weights=Weights(source="random", seed=0))
+        return quick.export(network(name), spec(name), out)
 
     return made
 
 
-def in_onnxruntime(
-    path: str | Path, x: NDArray[np.float32], optimised: Path | None = None, *, exactly: bool = False
-) -> NDArray[np.float32]:
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if exactly:  # no integer kernels, which saturate on CPUs without VNNI
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {"input": x})[0]
+def in_onnxruntime(opened: onnxruntime.InferenceSession, x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return opened.run(None, {"input": x})[0]
 
 
 def in_openvino(path: str | Path, x: NDArray[np.float32]) -> tuple[NDArray[np.float32], list[dict[str, str]]]:
@@ -118,7 +111,7 @@ def test_fp32_files_are_torch_in_both_runtimes(name: str, exported: Any, images:
     kinds = Counter(node.op_type for node in files.load_model(Path(path)).graph.node)
     assert kinds["BatchNormalization"] == kinds["Add"]  # one behind each sum; the others went into convolutions
     expected = exact(name, images)
-    for found in (in_onnxruntime(path, images), in_openvino(path, images)[0]):
+    for found in (in_onnxruntime(session(path), images), in_openvino(path, images)[0]):
         assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -137,9 +130,9 @@ def test_int8_files_are_close_to_torch_in_both_runtimes(
     assert sums - quantized.checks["fusable_adds"] == len(UNFUSABLE[name].get(target, ()))
     expected = exact(name, images)
     told = ((expected - expected.mean(axis=0)) ** 2).sum()
-    computed = [in_onnxruntime(out, images, exactly=True)]
+    computed = [in_onnxruntime(session(out, exactly=True), images)]
     if target != "tensorrt" or machine.cpu().vnni:  # a file for TensorRT has weights of full range
-        computed += [in_onnxruntime(out, images), in_openvino(out, images)[0]]
+        computed += [in_onnxruntime(session(out), images), in_openvino(out, images)[0]]
     for found in computed:
         noise = ((found - expected) ** 2).sum()
         assert 10 * np.log10(told / noise) >= 15
@@ -162,6 +155,6 @@ def test_the_sums_that_no_int8_kernel_takes_in_are_those_that_a_runtime_leaves_o
     if name == "relu_before_add":
         return  # ONNX Runtime adds most of its activated branches in QLinearAdd: more than the plan promises
     onnx.save(quantized(model, "onnxruntime"), tmp_path / "onnxruntime.onnx")
-    in_onnxruntime(tmp_path / "onnxruntime.onnx", images, optimised=tmp_path / "optimised.onnx")
+    session(tmp_path / "onnxruntime.onnx", save=tmp_path / "optimised.onnx")
     kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
     assert (kinds["QLinearAdd"], kinds["Add"]) == (len(sums), 0)

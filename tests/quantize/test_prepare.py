@@ -9,18 +9,17 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.data import datasets, preprocess
-from resdeploy.deploy import export
-from resdeploy.deploy.model_string import Request
 from resdeploy.graph import files, metadata, pixels, qdq
 from resdeploy.graph.canonical import form
+from resdeploy.models import weights, zoo
 from resdeploy.quantize import prepare, ptq
 from resdeploy.records import Artifact, Calibration, Effort, ModelSpec, Preprocessing, Target
+from tests.sessions import session
 
 TARGETS = get_args(Target)
 SEEN = Preprocessing(size=(12, 12))
@@ -29,13 +28,13 @@ SPEC = ModelSpec(name="small", family="test", classes=5, input_shape=(3, 12, 12)
 
 @contextlib.contextmanager
 def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (image,) = session.get_inputs()
+    opened = session(model)
+    (image,) = opened.get_inputs()
     size = image.shape[0] if isinstance(image.shape[0], int) else 64
 
     def predict(images: np.ndarray) -> np.ndarray:
         return np.concatenate(
-            [session.run(None, {image.name: images[i : i + size]})[0] for i in range(0, len(images), size)]
+            [opened.run(None, {image.name: images[i : i + size]})[0] for i in range(0, len(images), size)]
         )
 
     yield predict
@@ -99,11 +98,9 @@ def raw(images: np.ndarray) -> np.ndarray:
 
 
 def logits(model: onnx.ModelProto | Path, images: np.ndarray) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     source = str(model) if isinstance(model, Path) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: images})[0]
+    opened = session(source, exactly=True)
+    return opened.run(None, {opened.get_inputs()[0].name: images})[0]
 
 
 def quantized(model: onnx.ModelProto, folder: Path, target: Target, images: np.ndarray, effort: Effort) -> Artifact:
@@ -188,13 +185,17 @@ def test_what_the_first_convolution_reads_is_exact_and_the_targets_rules_hold(
 
 def test_high_effort_takes_a_tenth_off_the_error_of_a_trained_network(tmp_path: Path, shared: Path) -> None:
     """ResNet-20 for TensorRT, from few images; the RMS logit error on others, in exact arithmetic."""
-    request = Request(model="resnet20", weights=str(shared / "data" / "weights" / "resnet20-12fca82f.th"))
-    source = export.to_onnx(request, tmp_path / "fp32.onnx", progress=lambda *_: None)
-    assert source.model is not None
-    assert source.model.preprocessing is not None
+    pytest.importorskip("torch")
+    from tests import quick
+
+    spec = zoo.spec("resnet20")
+    net = zoo.create(spec)
+    weights.load_into(net, shared / "data" / "weights" / "resnet20-12fca82f.th")
+    source = quick.export(net, spec, tmp_path / "fp32.onnx")
+    assert spec.preprocessing is not None
     train = datasets.open_dataset(f"{shared / 'data' / 'cifar10'}", split="train")
     chosen = datasets.choose(train, 168, 0)
-    (batch,) = datasets.batches(chosen, source.model.preprocessing, 168)
+    (batch,) = datasets.batches(chosen, spec.preprocessing, 168)
     images, others = batch.inputs[:48], batch.inputs[48:]
     expected = logits(Path(source.path), others)
     errors = {}

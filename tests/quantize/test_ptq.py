@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,7 @@ from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
 from resdeploy.records import Artifact, Calibration, Target
+from tests.sessions import session
 
 pytest.importorskip("torch")
 
@@ -40,16 +40,16 @@ Images = NDArray[np.float32]
 @contextlib.contextmanager
 def here(model: onnx.ModelProto, image_shape: tuple[int | str, ...]) -> Iterator[Callable[[Images], Images]]:
     """In this process, which spares each test a child."""
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    batch, *shape = session.get_inputs()[0].shape
+    opened = session(model)
+    batch, *shape = opened.get_inputs()[0].shape
     assert tuple(shape) == image_shape
 
     def predict(images: Images) -> Images:
         size = batch if isinstance(batch, int) else len(images)
         parts = [images[i : i + size] for i in range(0, len(images), size)]
         parts[-1] = np.concatenate([parts[-1], np.repeat(parts[-1][-1:], size - len(parts[-1]), axis=0)])
-        name = session.get_inputs()[0].name
-        return np.concatenate([session.run(None, {name: part})[0] for part in parts])[: len(images)]
+        name = opened.get_inputs()[0].name
+        return np.concatenate([opened.run(None, {name: part})[0] for part in parts])[: len(images)]
 
     yield predict
 
@@ -199,8 +199,8 @@ def test_samples_are_values_of_the_tensor_weighted_by_channel(images: Images, re
     only = np.zeros(64)
     only[7] = 2.0
     found, _ = calibrate.observe(model, {pool.output[0]: only, "input": np.ones(3)}, [images], run=here)
-    session = onnxruntime.InferenceSession(_with_output(model, pool.output[0]))
-    pooled = session.run([pool.output[0]], {"input": images})[0].reshape(-1, 64)
+    opened = session(_with_output(model, pool.output[0]))
+    pooled = opened.run([pool.output[0]], {"input": images})[0].reshape(-1, 64)
     histogram = found[pool.output[0]].histogram
     assert histogram.total == pooled.size
     assert histogram.weights.sum() == 2 * np.count_nonzero(pooled[:, 7])
@@ -394,7 +394,9 @@ def cifar(folder: Path, per_class: int) -> tuple[Images, NDArray[np.int64]]:
 def openvino_logits(path: Path, images: Images) -> Images:
     openvino = pytest.importorskip("openvino")
     core = openvino.Core()
-    compiled = core.compile_model(core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(
+        core.read_model(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    )
     return np.concatenate([compiled(images[i : i + 100])[0] for i in range(0, len(images), 100)])
 
 
@@ -403,29 +405,30 @@ def onnxruntime_logits(path: Path, images: Images) -> Images:
         return np.concatenate([predict(images[i : i + 100]) for i in range(0, len(images), 100)])
 
 
+Real = tuple[Artifact, Images, Images, NDArray[np.int64], NDArray[np.int64]]
+
+
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Images, Images, NDArray[np.int64]]:
-    """CIFAR-10 ResNet-20: the FP32 file, 200 calibration images, 1,000 test images and their labels."""
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
+    """CIFAR-10 ResNet-20: the FP32 file, 200 calibration images, 1,000 test images, their labels and its answers."""
     spec = zoo.spec("resnet20")
     module = zoo.create(spec)
     weights.load_into(module, shared / "data/weights/resnet20-12fca82f.th")
     source = export(module, tmp_path_factory.mktemp("real") / "fp32.onnx")
     chosen, _ = cifar(shared / "data/cifar10/train", 20)
-    return source, chosen, *cifar(shared / "data/cifar10/test", 100)
+    images, labels = cifar(shared / "data/cifar10/test", 100)
+    return source, chosen, images, labels, onnxruntime_logits(Path(source.path), images).argmax(1)
 
 
 @pytest.mark.parametrize(("target", "limit_pct"), [("openvino", 4), ("onnxruntime", 4), ("tensorrt", 5)])
-def test_real_weights_keep_their_predictions(
-    real: tuple[Artifact, Images, Images, NDArray[np.int64]], tmp_path: Path, target: Target, limit_pct: float
-) -> None:
+def test_real_weights_keep_their_predictions(real: Real, tmp_path: Path, target: Target, limit_pct: float) -> None:
     """Few of 1,000 predictions change on this CPU, and accuracy drops by less than a point.
 
     The portable range is what makes the CPU targets hold on a machine without VNNI; where there is one it costs
     a little. S8S8 has half the resolution after a ReLU.
     """
-    source, chosen, images, labels = real
+    source, chosen, images, labels, before = real
     artifact = quantize(source, [chosen], tmp_path / "int8.onnx", target, portable=True)
-    before = onnxruntime_logits(Path(source.path), images).argmax(1)
     logits = openvino_logits if target == "openvino" else onnxruntime_logits
     after = logits(Path(artifact.path), images).argmax(1)
     assert 100 * (before != after).mean() < limit_pct

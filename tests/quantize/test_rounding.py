@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.graph import qdq
 from resdeploy.quantize import bias, ptq, ranges, rounding
 from resdeploy.records import Target
+from tests.sessions import session
 
 
 def error(weight: np.ndarray, integers: np.ndarray, scale: np.ndarray, second: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def test_samples_are_the_values_that_a_convolution_multiplies(groups: int) -> No
         [numpy_helper.from_array(w, "w")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (expected,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})
+    (expected,) = session(model).run(None, {"x": x})
     seen = rounding.samples(node, x, w.shape, 0)
     positions = seen.shape[1]
     assert positions == expected.shape[2] * expected.shape[3]  # all of them, in an order of their own
@@ -91,8 +91,8 @@ def test_samples_are_the_values_that_a_convolution_multiplies(groups: int) -> No
 
 @contextlib.contextmanager
 def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[np.ndarray], np.ndarray]]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    yield lambda images: session.run(None, {"input": images})[0]
+    opened = session(model)
+    yield lambda images: opened.run(None, {"input": images})[0]
 
 
 def network(random: np.random.Generator) -> onnx.ModelProto:
@@ -146,12 +146,7 @@ def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> Non
     onnx.checker.check_model(made, full_check=True)
 
     def rms(graph: onnx.ModelProto) -> float:
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        sides = [
-            onnxruntime.InferenceSession(m.SerializeToString(), options).run(None, {"input": images[64:]})[0]
-            for m in (model, graph)
-        ]
+        sides = [session(m, exactly=True).run(None, {"input": images[64:]})[0] for m in (model, graph)]
         return float(np.sqrt(np.square(sides[0] - sides[1]).mean()))
 
     assert rms(made) < 0.8 * rms(corrected)

@@ -8,7 +8,6 @@ from typing import get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -20,6 +19,7 @@ from resdeploy.quantize import ptq, sensitivity
 from resdeploy.quantize.ptq import Calibrated
 from resdeploy.records import Artifact, Target
 from tests.quantize.test_ptq import calibration, here
+from tests.sessions import session
 
 Images = NDArray[np.float32]
 
@@ -80,10 +80,8 @@ def calibrated(model: onnx.ModelProto, path: Path, images: Images, target: Targe
 
 
 def logits(model: onnx.ModelProto, images: Images) -> NDArray[np.float64]:
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return np.asarray(session.run(None, {"input": images})[0], np.float64)
+    opened = session(model, exactly=True)
+    return np.asarray(opened.run(None, {"input": images})[0], np.float64)
 
 
 def alone(seen: Calibrated, chosen: set[str], rounded: dict[str, str]) -> onnx.ModelProto:

@@ -11,10 +11,11 @@ import pytest
 
 from resdeploy.data.datasets import Dataset, open_dataset
 from resdeploy.errors import UsageError
-from resdeploy.graph import drop, files, from_torch
+from resdeploy.graph import drop, files
 from resdeploy.models import zoo
 from resdeploy.records import Artifact, Predictions, Preprocessing, Weights
 from resdeploy.verbs import block_search
+from tests import quick
 
 SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 
@@ -23,7 +24,7 @@ SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 def source(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     spec = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
     path = tmp_path_factory.mktemp("prune") / "r.onnx"
-    return from_torch.export(zoo.create(spec), spec, path, weights=Weights(source="random", seed=0))
+    return quick.export(zoo.create(spec), spec, path)
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +128,7 @@ def test_a_budget_of_nothing_removes_nothing_and_says_so(
     with pytest.raises(UsageError, match="there are 7"):
         go(World(source, WORTH), source, images, tmp_path / "x.onnx", blocks=8)
     spec = zoo.spec("plain20", classes=10, preprocessing=SIGHT)
-    plain = from_torch.export(zoo.create(spec), spec, tmp_path / "plain.onnx", weights=Weights(source="random", seed=0))
+    plain = quick.export(zoo.create(spec), spec, tmp_path / "plain.onnx")
     with pytest.raises(UsageError, match="no residual block"):
         go(World(source, WORTH), plain, images, tmp_path / "x.onnx")
     assert not (tmp_path / "x.onnx").exists()

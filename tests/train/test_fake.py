@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
@@ -15,6 +14,7 @@ from onnx import helper, numpy_helper
 from resdeploy.errors import UsageError
 from resdeploy.graph import program
 from resdeploy.train.fake import Graph
+from tests.sessions import session
 
 X = np.random.default_rng(0).normal(size=(2, 3, 9, 11)).astype(np.float32)
 OTHERS: Mapping[str, Any] = {
@@ -41,8 +41,8 @@ def model_of(kind: str, inputs: Sequence[str], opset: int = 18, **attributes: An
 
 def agrees(kind: str, *inputs: str, opset: int = 18, **attributes: Any) -> None:
     model = model_of(kind, inputs, opset, **attributes)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    (expected,) = session.run(None, {"x": X})
+    opened = session(model)
+    (expected,) = opened.run(None, {"x": X})
     with torch.no_grad():
         found = Graph(program.read(model))(torch.from_numpy(X)).numpy()
     assert found.shape == expected.shape

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -14,12 +15,15 @@ from onnx import numpy_helper
 from resdeploy import store
 from resdeploy.data.datasets import batches, choose, open_dataset
 from resdeploy.errors import OutputLost, UsageError
-from resdeploy.graph import files, from_torch, program
+from resdeploy.graph import files, program
 from resdeploy.models import zoo
 from resdeploy.quantize import fidelity, ptq
 from resdeploy.records import Artifact, Calibration, Effort, Likeness, Preprocessing, Target, Weights
 from resdeploy.train import loop, qat
 from resdeploy.train.fake import Graph
+from tests import quick
+from tests.quantize.test_ptq import here
+from tests.sessions import session
 
 SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
 TARGETS: tuple[Target, ...] = ("tensorrt", "openvino", "onnxruntime")
@@ -27,28 +31,39 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "openvino", "onnxruntime")
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """ResNet-20 trained for three epochs on digits, as an FP32 ONNX file."""
+    """ResNet-20 with one block left in each stage, trained for three epochs on digits, as an FP32 ONNX file."""
     folder = tmp_path_factory.mktemp("qat")
-    spec = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
-    train, test = (open_dataset("digits", split=s) for s in ("train", "test"))
-    artifact = loop.train(
-        spec, train, test, loop.Plan(epochs=3, batch_size=32, threads=1), out=folder / "r.safetensors"
-    )
+    removed = tuple(f"layer{stage}.{block}" for stage in (1, 2, 3) for block in (1, 2))
+    whole = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
+    spec = dataclasses.replace(whole, removed=removed, params=None)
+    train, test = open_dataset("digits", split="train"), choose(open_dataset("digits", split="test"), 32, 0)
+    plan = loop.Plan(epochs=3, batch_size=32, threads=1)
+    artifact = loop.train(spec, train, test, plan, out=folder / "r.safetensors")
     assert artifact.model is not None
     net = zoo.create(artifact.model)
     from resdeploy.models import weights
 
     weights.load_into(net, Path(artifact.path))
-    return from_torch.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
+    return quick.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
 
 
-def quantized(
-    source: Artifact, target: Target, out: Path, *, portable: bool = False, effort: Effort = "normal"
-) -> Artifact:
-    images = choose(open_dataset("digits", split="train"), 64, 0)
-    calibration = Calibration(data="digits", count=64, seed=0, method="percentile", effort=effort)
-    stream = (batch.inputs for batch in batches(images, SIGHT, 16))
-    return ptq.quantize(source, stream, calibration=calibration, target=target, out=out, portable=portable)
+Quantized = Callable[..., Artifact]
+
+
+@pytest.fixture(scope="module")
+def quantized(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """(target, effort) -> the portable INT8 file, made once."""
+
+    @functools.cache
+    def made(target: Target, effort: Effort = "normal") -> Artifact:
+        count = 24 if effort == "high" else 64
+        images = choose(open_dataset("digits", split="train"), count, 0)
+        calibration = Calibration(data="digits", count=count, seed=0, method="percentile", effort=effort)
+        stream = (batch.inputs for batch in batches(images, SIGHT, 16))
+        out = tmp_path_factory.mktemp(target) / "ptq.onnx"
+        return ptq.quantize(trained, stream, calibration=calibration, target=target, out=out, portable=True, run=here)
+
+    return made
 
 
 def held_out() -> np.ndarray:
@@ -57,9 +72,7 @@ def held_out() -> np.ndarray:
 
 def as_written(path: str, x: np.ndarray) -> np.ndarray:
     """ONNX Runtime without its optimisations: every Q/DQ node as it stands, no kernel that may saturate."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"]).run(None, {"input": x})[0]
+    return session(path, exactly=True).run(None, {"input": x})[0]
 
 
 @torch.no_grad()
@@ -77,15 +90,15 @@ def test_the_float_graph_is_onnx_runtimes(trained: Artifact) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_training(
-    trained: Artifact, tmp_path: Path, target: Target
+    trained: Artifact, quantized: Quantized, tmp_path: Path, target: str
 ) -> None:
     """All held-out digits but one in a thousand; the file has the same nodes; the distance to FP32 shrinks."""
     x = held_out()
-    start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True)
+    start = quantized(target)
     images = choose(open_dataset("digits", split="train"), 512, 0)
     losses: list[float] = []
     made = qat.train(
-        trained, start, images, qat.Plan(epochs=4, batch_size=32, threads=1), out=tmp_path / "qat.onnx",
+        trained, start, images, qat.Plan(epochs=3, batch_size=32, threads=1), out=tmp_path / "qat.onnx",
         watch=lambda _, loss: losses.append(loss),
     )  # fmt: skip
     limit = 127 if target == "tensorrt" else 64
@@ -108,10 +121,10 @@ def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_train
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
 def test_training_from_high_effort_leaves_an_exact_input_exact(
-    trained: Artifact, tmp_path: Path, target: Target
+    trained: Artifact, quantized: Quantized, tmp_path: Path, target: str
 ) -> None:
     """The scale of whole pixel values stays 1, that of another activation is learned, and ONNX Runtime agrees."""
-    start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True, effort="high")
+    start = quantized(target, "high")
     assert start.calibration is not None
     exact = [tensor for tensor, method in start.calibration.methods.items() if method == "exact"]
     assert exact
@@ -138,10 +151,10 @@ def scales_of(artifact: Artifact) -> dict[str, float]:
     return {op.inputs[0]: float(read.constants[op.inputs[1]]) for op in ops}
 
 
-def test_untrained_constants_come_back_as_they_were(trained: Artifact, tmp_path: Path) -> None:
+def test_untrained_constants_come_back_as_they_were(quantized: Quantized) -> None:
     """What goes through torch and back is the file: integers exactly, scales within a float's rounding."""
     for target in TARGETS:
-        start = quantized(trained, target, tmp_path / f"{target}.onnx", portable=True)
+        start = quantized(target)
         model = files.load_model(Path(start.path))
         limit = 127 if target == "tensorrt" else 64
         again = program.with_constants(model, Graph(program.read(model), weight_limit=limit).constants())
@@ -177,10 +190,10 @@ def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
 
 
 def test_a_trained_file_is_compared_with_its_teacher_and_not_written_where_it_is_lost(
-    trained: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Artifact, quantized: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own figure stands in the record, and no longer that of the file which it started from."""
-    start = quantized(trained, "openvino", tmp_path / "ptq.onnx", portable=True)
+    start = quantized("openvino")
     assert start.checks["snr_db"] > 15
     like = Likeness(snr_db=0.0, images=8)
     lost = dataclasses.replace(start, notes=(*start.notes, *fidelity.notes(like)), likeness=like)
@@ -198,9 +211,11 @@ def test_a_trained_file_is_compared_with_its_teacher_and_not_written_where_it_is
     assert not (tmp_path / "x.onnx").exists()
 
 
-def test_a_loss_that_is_not_finite_and_unknown_operators_are_named(trained: Artifact, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_and_unknown_operators_are_named(
+    trained: Artifact, quantized: Quantized, tmp_path: Path
+) -> None:
     """Nothing is written."""
-    start = quantized(trained, "tensorrt", tmp_path / "ptq.onnx")
+    start = quantized("tensorrt")
     images = choose(open_dataset("digits", split="train"), 64, 0)
     with pytest.raises(UsageError) as caught:
         qat.train(trained, start, images, qat.Plan(epochs=2, lr=1e30, batch_size=32), out=tmp_path / "x.onnx")

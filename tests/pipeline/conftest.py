@@ -1,0 +1,13 @@
+"""Fixtures of the tests of the pipelines."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.shortly import time_shortly
+
+
+@pytest.fixture(autouse=True)
+def short_benches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is timed here is timed as shortly as in `tests/cli`."""
+    time_shortly(monkeypatch.setattr)
