@@ -23,7 +23,8 @@ import onnx
 
 from resdeploy.errors import UsageError
 from resdeploy.graph import counts, intent
-from resdeploy.graph.residual import ResidualBlock, node_name
+from resdeploy.graph.index import node_name
+from resdeploy.graph.residual import ResidualBlock
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 _ELEMENTWISE = frozenset({"Relu", "Clip", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Cast"})

@@ -18,8 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.graph.qdq import attribute, drop_unused
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, drop_unused, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

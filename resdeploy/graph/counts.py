@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import form, names
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]

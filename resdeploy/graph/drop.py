@@ -12,7 +12,8 @@ import onnx
 
 from resdeploy.errors import UsageError
 from resdeploy.graph.counts import place
-from resdeploy.graph.residual import MOVES, Index, ResidualBlock, find_blocks, has_subgraph
+from resdeploy.graph.index import Index, has_subgraph
+from resdeploy.graph.residual import MOVES, ResidualBlock, find_blocks
 
 # Zero and above stay so through what only moves values or adds zeros.
 _NON_NEGATIVE = MOVES - {"Concat"}

@@ -28,7 +28,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.graph.symmetric import symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9

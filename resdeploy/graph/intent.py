@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from resdeploy.graph.index import Index, node_name
 from resdeploy.graph.qdq import TRANSPARENT
-from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, Index, ResidualBlock, find_blocks, node_name
+from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
 FLOATS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
@@ -26,7 +27,7 @@ INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """Nodes are given by `residual.node_name`."""
+    """Nodes are given by `index.node_name`."""
 
     blocks: tuple[ResidualBlock, ...]
     asked: Mapping[str, str]  # convolution or residual Add -> precision

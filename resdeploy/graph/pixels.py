@@ -25,8 +25,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import UsageError
-from resdeploy.graph.qdq import attribute, drop_unused, integers
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, drop_unused, integers, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

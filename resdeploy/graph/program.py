@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.residual import node_name
+from resdeploy.graph.index import node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

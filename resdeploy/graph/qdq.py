@@ -30,14 +30,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph.residual import ACTIVATIONS, Index, ResidualBlock, find_blocks, has_subgraph, node_name
+from resdeploy.graph.index import Index, attribute, drop_unused, node_name
+from resdeploy.graph.residual import ACTIVATIONS, ResidualBlock, find_blocks
 from resdeploy.records import Target
 
 if TYPE_CHECKING:
@@ -179,17 +180,6 @@ def _axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     if node.op_type == "Gemm":
         return 0 if attribute(node, "transB", 0) else 1
     return len(weight.dims) - 1
-
-
-def attribute(node: onnx.NodeProto, name: str, default: int | float) -> int | float:
-    """A numeric attribute of a node."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else cast("int | float", helper.get_attribute_value(found))
-
-
-def integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """A list attribute of a node."""
-    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
 
 
 def _wanted(
@@ -401,15 +391,3 @@ def _pair(tensor: str, stem: str, parameters: list[str], axis: int | None = None
 def _dequantize(stem: str, quantized: str, parameters: list[str], axis: int | None = None) -> onnx.NodeProto:
     name, output = f"{stem}/DequantizeLinear", f"{stem}/dequantized"
     return helper.make_node("DequantizeLinear", [quantized, *parameters], [output], name, axis=axis)
-
-
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Removes initializers and Constant nodes that nobody reads any more."""
-    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    for kept in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
-        graph.node.remove(kept)
-    if any(has_subgraph(node) for node in graph.node):
-        return  # inner graphs may read outer tensors
-    stored = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(stored)

@@ -19,8 +19,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.qdq import attribute, drop_unused
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, drop_unused, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

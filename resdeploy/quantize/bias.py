@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

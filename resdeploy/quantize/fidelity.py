@@ -17,7 +17,7 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy.errors import BackendCrash, BackendMissing, MalformedInput, OutputLost, ResdeployError, UsageError
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.quantize import bias, calibrate, overflow, simulated
 from resdeploy.records import Artifact, Likeness
 

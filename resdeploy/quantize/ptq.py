@@ -16,7 +16,7 @@ from resdeploy import store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
 from resdeploy.graph.canonical import form
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, node_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Progress, Target
 
@@ -240,7 +240,7 @@ def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, ND
         assert stored is not None, site
         squares = np.square(numpy_helper.to_array(stored).astype(np.float64))
         if nodes[site.node].op_type == "Conv":  # (out, in of a group, ...)
-            groups = int(qdq.attribute(nodes[site.node], "group", 1))
+            groups = int(attribute(nodes[site.node], "group", 1))
             energy = squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum(axis=(1, 3)).ravel()
         else:
             energy = squares.sum(axis=site.axis)

@@ -28,7 +28,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, integers, node_name
 from resdeploy.quantize import bias, simulated
 from resdeploy.records import Progress
 
@@ -157,7 +157,7 @@ def _observe(
     quantized = qdq.insert(bias.shifted(model, shifts), placement, activations, weights)
     node = next(node for node in model.graph.node if node_name(node) == site.node)
     graph = reading(model, quantized, site)
-    groups = int(qdq.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+    groups = int(attribute(node, "group", 1)) if node.op_type == "Conv" else 1
     fan_in = weights[site.node].values.size // weights[site.node].scale.size
     fit, held = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
     shape = images[0].shape
@@ -208,8 +208,8 @@ def samples(
     if node.op_type == "Gemm":
         return values.reshape(len(values), 1, -1)
     kernel = weight_shape[2:]
-    strides, dilations = (qdq.integers(node, name, (1, 1)) for name in ("strides", "dilations"))
-    top, left, bottom, right = qdq.integers(node, "pads", (0, 0, 0, 0))
+    strides, dilations = (integers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    top, left, bottom, right = integers(node, "pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))

@@ -23,7 +23,8 @@ from onnx import helper, numpy_helper
 
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index, ResidualBlock, node_name
+from resdeploy.graph.index import Index, node_name
+from resdeploy.graph.residual import ResidualBlock
 from resdeploy.quantize import calibrate, ptq, ranges
 from resdeploy.records import Sensitivity
 
