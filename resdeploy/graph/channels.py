@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.graph.index import Index, attribute, drop_unused, node_name
+from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_unused, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -145,7 +145,7 @@ class _Walk:
 
     def _padded(self, node: onnx.NodeProto, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Zeros keep under any factor."""
-        pads, mode = self.index.value(node.input[1]), next((a.s for a in node.attribute if a.name == "mode"), b"")
+        pads, mode = self.index.value(node.input[1]), attribute(node, "mode", b"")
         value = self.index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
         filled = len(node.input) > 2 and node.input[2] and (value is None or numpy_helper.to_array(value).any())
         if pads is None or filled or mode not in (b"", b"constant") or len(node.input) > 3:
@@ -181,8 +181,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         tied: its ties.
         factors: (ties,), positive; that of `PINNED` is 1.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     index = Index(result)
     for node in result.graph.node:
         if node.op_type not in ("Conv", "Gemm") or node.output[0] not in tied.tensors:
@@ -196,12 +195,9 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         weight = numpy_helper.to_array(stored).astype(np.float64)
         parts = {f"{node_name(node)}/weight/rescaled": _rescaled(node, weight, read, written)}
         if len(node.input) > 2 and node.input[2]:
-            bias = index.value(node.input[2])
-            assert bias is not None, node.input[2]
-            parts[f"{node_name(node)}/bias/rescaled"] = numpy_helper.to_array(bias) / written
+            parts[f"{node_name(node)}/bias/rescaled"] = index.array(node.input[2]) / written
         for i, (name, values) in enumerate(parts.items(), 1):
-            result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-            node.input[i] = name
+            node.input[i] = add_constant(result.graph, name, values.astype(np.float32))
     drop_unused(result.graph)
     return result
 
@@ -213,7 +209,7 @@ def _rescaled(
         turned = weight if attribute(node, "transB", 0) else weight.T  # (out, in)
         scaled = turned * read / written[:, None]
         return scaled if attribute(node, "transB", 0) else scaled.T
-    groups = int(attribute(node, "group", 1))
+    groups = attribute(node, "group", 1)
     inside = np.repeat(read.reshape(groups, -1), len(weight) // groups, axis=0)  # (out, in of its group)
     shape = (*inside.shape, *[1] * (weight.ndim - 2))
     return weight * inside.reshape(shape) / written.reshape(-1, *[1] * (weight.ndim - 1))

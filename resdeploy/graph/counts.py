@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import form, names
-from resdeploy.graph.index import Index, node_name
+from resdeploy.graph.index import Index, attribute, copy, node_name, set_nodes
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
@@ -265,9 +265,8 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     sizes = (batch_size, *spec.input_shape)
     light = files.weightless(model)
     graph = light.graph
-    nodes = [_standard(node) for node in model.graph.node]
-    del graph.node[:], graph.value_info[:], graph.output[:]
-    graph.node.extend(nodes)
+    del graph.value_info[:], graph.output[:]
+    set_nodes(graph, (_standard(node) for node in model.graph.node))
     graph.value_info.extend(_told(model, image, sizes))
     graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
     seen = next(v for v in graph.input if v.name == image.name)
@@ -292,7 +291,7 @@ def _standard(node: onnx.NodeProto) -> onnx.NodeProto:
     """A node of ONNX's own whose output has the same shape, where `_LIKE` has one; else the node."""
     if node.domain != "com.microsoft" or node.op_type not in _LIKE:
         return node
-    if any(a.name == "channels_last" and a.i for a in node.attribute):
+    if attribute(node, "channels_last", 0):
         return node
     op, inputs = _LIKE[node.op_type]
     return onnx.NodeProto(op_type=op, input=node.input[inputs], output=node.output, attribute=node.attribute)
@@ -305,7 +304,7 @@ def _told(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> l
         return []
     named = {d.dim_param: size for d, size in zip(given, sizes, strict=False) if d.dim_param}
     foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
-    found = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.value_info if v.name in foreign]
+    found = [copy(v) for v in model.graph.value_info if v.name in foreign]
     for dim in (d for value in found for d in value.type.tensor_type.shape.dim if d.dim_param in named):
         dim.dim_value = named[dim.dim_param]
     return found
@@ -322,7 +321,7 @@ def _conv_transpose(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    transposed = bool(attribute(node, "transA", 0))
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
 
 

@@ -28,7 +28,7 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
-from resdeploy.graph.index import Index, node_name
+from resdeploy.graph.index import Index, node_name, overwrite
 from resdeploy.graph.symmetric import symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
@@ -94,8 +94,7 @@ def _raise_weight_scales(model: onnx.ModelProto) -> None:
     for name in dict.fromkeys(node.input[1] for node in pairs):
         stored = index.initializers.get(name)
         if stored is not None:
-            values = np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST))
-            stored.CopyFrom(numpy_helper.from_array(values, name))
+            overwrite(stored, np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST)))
 
 
 def _tiny(index: Index) -> Iterator[str]:

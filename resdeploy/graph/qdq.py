@@ -37,7 +37,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph.index import Index, attribute, drop_unused, node_name
+from resdeploy.graph.index import Index, add_constant, attribute, by_name, copy, drop_unused, insert_nodes, node_name
 from resdeploy.graph.residual import ACTIVATIONS, ResidualBlock, find_blocks
 from resdeploy.records import Target
 
@@ -288,26 +288,17 @@ def insert(
     Raises:
         ValueError: a bias does not fit into int32 under the scales given.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     writer = _Writer(result, placement, activations)
-    nodes = list(result.graph.node)
     dequantized = writer.pairs()
-    for node in nodes:
+    for node in result.graph.node:
         for i, name in enumerate(node.input):
             if name in dequantized:
                 node.input[i] = dequantized[name]
-    by_name = {node_name(node): node for node in nodes}
+    nodes = by_name(result.graph.node)
     for site in placement.weights:
-        writer.weight(by_name[site.node], site, weights[site.node])
-    del result.graph.node[:]
-    for name in (i.name for i in result.graph.input):
-        result.graph.node.extend(writer.after.get(name, ()))
-    for node in nodes:
-        result.graph.node.extend(writer.before.get(node_name(node), ()))
-        result.graph.node.append(node)
-        for name in node.output:
-            result.graph.node.extend(writer.after.get(name, ()))
+        writer.weight(nodes[site.node], site, weights[site.node])
+    insert_nodes(result.graph, before=writer.before, after=writer.after)
     drop_unused(result.graph)
     return result
 
@@ -322,41 +313,34 @@ class _Writer:
         self.activations = activations
         self.after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes that follow its producer
         self.before: dict[str, list[onnx.NodeProto]] = {}  # operator -> nodes that precede it
-        self.done: set[str] = set()
 
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in self.done:
-            self.done.add(name)
-            self.graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
+    def parameters(self, stem: str, scale: NDArray[np.float32], zero_point: NDArray[np.integer]) -> list[str]:
+        return [
+            add_constant(self.graph, f"{stem}/scale", scale),
+            add_constant(self.graph, f"{stem}/zero_point", zero_point),
+        ]
 
     def pairs(self) -> dict[str, str]:
         """Writes the activations' pairs; tensor -> its dequantized twin."""
-        twins: dict[str, str] = {}
-        for tensor, source in self.placement.activations.items():
+        parameters: dict[str, list[str]] = {}
+        for source in self.placement.observed:
             how = self.activations[source]
-            kind = np.int8 if how.signed else np.uint8
-            parameters = [
-                self.constant(f"{source}/scale", np.array(how.scale, np.float32)),
-                self.constant(f"{source}/zero_point", np.array(how.zero_point, kind)),
-            ]
-            self.after[tensor] = _pair(tensor, tensor, parameters)
-            twins[tensor] = f"{tensor}/dequantized"
-        return twins
+            zero_point = np.array(how.zero_point, np.int8 if how.signed else np.uint8)
+            parameters[source] = self.parameters(source, np.array(how.scale, np.float32), zero_point)
+        for tensor, source in self.placement.activations.items():
+            self.after[tensor] = _pair(tensor, tensor, parameters[source])
+        return {tensor: f"{tensor}/dequantized" for tensor in self.placement.activations}
 
     def weight(self, node: onnx.NodeProto, site: WeightSite, weight: Weight) -> None:
         stem = f"{site.node}/weight"
-        parameters = [
-            self.constant(f"{stem}/scale", weight.scale),
-            self.constant(f"{stem}/zero_point", np.zeros(weight.scale.shape, np.int8)),
-        ]
+        parameters = self.parameters(stem, weight.scale, np.zeros(weight.scale.shape, np.int8))
         if self.placement.target == "tensorrt":
             shape = [1] * weight.values.ndim
             shape[site.axis] = -1
             grid = weight.values.astype(np.float32) * weight.scale.reshape(shape)
-            new = _pair(self.constant(stem, grid), stem, parameters, site.axis)
+            new = _pair(add_constant(self.graph, stem, grid), stem, parameters, site.axis)
         else:
-            stored = self.constant(f"{stem}/quantized", weight.values)
+            stored = add_constant(self.graph, f"{stem}/quantized", weight.values)
             new = [_dequantize(stem, stored, parameters, site.axis)]
         node.input[1] = f"{stem}/dequantized"
         if self.placement.target == "onnxruntime" and len(node.input) > 2 and node.input[2]:
@@ -374,12 +358,9 @@ class _Writer:
             msg = f"the bias of {site.node} does not fit into int32"
             raise ValueError(msg)
         stem = f"{site.node}/bias"
-        parameters = [
-            self.constant(f"{stem}/scale", scale),
-            self.constant(f"{stem}/zero_point", np.zeros(scale.shape, np.int32)),
-        ]
+        parameters = self.parameters(stem, scale, np.zeros(scale.shape, np.int32))
         node.input[2] = f"{stem}/dequantized"
-        return [_dequantize(stem, self.constant(f"{stem}/quantized", exact.astype(np.int32)), parameters, 0)]
+        return [_dequantize(stem, add_constant(self.graph, f"{stem}/quantized", exact.astype(np.int32)), parameters, 0)]
 
 
 def _pair(tensor: str, stem: str, parameters: list[str], axis: int | None = None) -> list[onnx.NodeProto]:

@@ -19,7 +19,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.index import Index, attribute, drop_unused, node_name
+from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_attributes, drop_unused, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -38,8 +38,7 @@ def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not _Graph(model).unfit:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     graph = _Graph(result)
     groups = [[node, *graph.dequantizers(node)] for node in graph.unfit if graph.moves(node)]
     settled = {node.output[0] for group in groups for node in group}
@@ -153,7 +152,7 @@ def _along(node: onnx.NodeProto, values: NDArray[Any], rank: int) -> NDArray[Any
     """One value, or one per channel, in the shape that applies it to a tensor; None for one per block."""
     if values.size == 1:
         return values.reshape(())
-    axis = int(attribute(node, "axis", 1))
+    axis = attribute(node, "axis", 1)
     if values.ndim != 1 or not -rank <= axis < rank:
         return None
     shape = [1] * rank
@@ -198,13 +197,11 @@ class _Writer:
         name = self._store(f"{node_name(node)}/zero_point", np.zeros(zero.shape, np.int8))
         del node.input[2:]
         node.input.append(name)
-        kept = [a for a in node.attribute if node.op_type != "QuantizeLinear" or a.name != "output_dtype"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+        if node.op_type == "QuantizeLinear":
+            drop_attributes(node, "output_dtype")
 
     def _store(self, name: str, values: NDArray[np.int8]) -> str:
         while name in self.taken:
             name += "_"
         self.taken.add(name)
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
+        return add_constant(self.graph, name, values)

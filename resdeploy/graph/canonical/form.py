@@ -21,6 +21,7 @@ import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import fold, names, opset, rewrite
+from resdeploy.graph.index import copy
 
 BATCH = "batch"
 
@@ -69,7 +70,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
 def _read(model: onnx.ModelProto) -> ir.Model:
     """A copy as onnx-ir's model, which cannot hold all that ONNX can: sparse constants, say."""
     try:
-        return ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+        return ir.serde.deserialize_model(copy(model))
     except ir.serde.SerdeError as e:
         innermost: BaseException = e
         while innermost.__cause__ is not None:
