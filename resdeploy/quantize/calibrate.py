@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from resdeploy import packages, scratch
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
 from resdeploy.graph import files
 from resdeploy.graph.canonical import form
+from resdeploy.graph.index import add_constant, copy, set_output
 from resdeploy.quantize.histogram import Histogram
 from resdeploy.quantize.ranges import Range
 from resdeploy.records import Arithmetic, Artifact, BackendName, Execution, Progress
@@ -272,13 +273,11 @@ def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[s
 
 def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProto:
     """The graph with one output (n, columns): of each image and tensor minimum, maximum and samples."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     graph = result.graph
 
     def constant(name: str, values: Sequence[int]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{WATCHED}/{name}"))
-        return f"{WATCHED}/{name}"
+        return add_constant(graph, f"{WATCHED}/{name}", np.array(values, np.int64))
 
     columns: list[str] = []
     for i, at in enumerate(lattices):
@@ -301,19 +300,18 @@ def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProt
     width = sum(2 + at.samples for at in lattices)
     # OpenVINO computes in FP32 whatever lies between the last matrix product and the output, and what was to be BF16
     # would be converted first: a product with 1 comes last.
-    graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), f"{WATCHED}/unit"))
+    unit = add_constant(graph, f"{WATCHED}/unit", np.ones((1, 1), np.float32))
     apart, together = constant("apart", (-1, width, 1)), constant("together", (-1, width))
     graph.node.extend(
         [
             helper.make_node("Concat", columns, [f"{WATCHED}/row"], axis=1),
             helper.make_node("Reshape", [f"{WATCHED}/row", apart], [f"{WATCHED}/column"]),
-            helper.make_node("MatMul", [f"{WATCHED}/column", f"{WATCHED}/unit"], [f"{WATCHED}/product"]),
+            helper.make_node("MatMul", [f"{WATCHED}/column", unit], [f"{WATCHED}/product"]),
             helper.make_node("Reshape", [f"{WATCHED}/product", together], [WATCHED]),
         ]
     )
-    del graph.output[:]
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or "batch"
-    graph.output.append(helper.make_tensor_value_info(WATCHED, onnx.TensorProto.FLOAT, [batch, width]))
+    set_output(graph, WATCHED, [batch, width])
     return result
 
 
