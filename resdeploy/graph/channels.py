@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_unused, node_name
+from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_unused, input_name, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,25 +129,25 @@ class _Walk:
     def _weighted(self, node: onnx.NodeProto, given: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
         """Convolutions and Gemms with constant weights mix the channels they read and write channels of their own."""
         weight = self.index.value(node.input[1])
-        biased = len(node.input) > 2 and node.input[2]
         if len(given) != 1 or weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             return None
-        if biased and (stored := self.index.value(node.input[2])) is not None:
-            biased = list(stored.dims) != [_outputs(node, weight)]
-        if biased or (node.op_type == "Gemm" and not _plain(node)):
+        broadcast = bool(bias := input_name(node, 2))
+        if broadcast and (stored := self.index.value(bias)) is not None:
+            broadcast = list(stored.dims) != [_outputs(node, weight)]
+        if broadcast or (node.op_type == "Gemm" and not _plain(node)):
             return None
         read = weight.dims[1] * attribute(node, "group", 1) if node.op_type == "Conv" else _inputs(node, weight)
         return self._fresh(_outputs(node, weight)) if len(given[0]) == read else None
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:
-        axes = self.index.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+        axes = self.index.value(input_name(node, 3))
         return axes is not None and bool((numpy_helper.to_array(axes) > 1).all())
 
     def _padded(self, node: onnx.NodeProto, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Zeros keep under any factor."""
         pads, mode = self.index.value(node.input[1]), attribute(node, "mode", b"")
-        value = self.index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        filled = len(node.input) > 2 and node.input[2] and (value is None or numpy_helper.to_array(value).any())
+        value = self.index.value(input_name(node, 2))
+        filled = input_name(node, 2) and (value is None or numpy_helper.to_array(value).any())
         if pads is None or filled or mode not in (b"", b"constant") or len(node.input) > 3:
             return None
         amounts = numpy_helper.to_array(pads)
@@ -194,7 +194,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
             continue
         weight = numpy_helper.to_array(stored).astype(np.float64)
         parts = {f"{node_name(node)}/weight/rescaled": _rescaled(node, weight, read, written)}
-        if len(node.input) > 2 and node.input[2]:
+        if input_name(node, 2):
             parts[f"{node_name(node)}/bias/rescaled"] = index.array(node.input[2]) / written
         for i, (name, values) in enumerate(parts.items(), 1):
             node.input[i] = add_constant(result.graph, name, values.astype(np.float32))

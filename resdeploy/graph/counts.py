@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import form, names
-from resdeploy.graph.index import Index, attribute, copy, node_name, set_nodes
+from resdeploy.graph.index import Index, attribute, copy, image_input, input_name, node_name, set_nodes
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
@@ -147,8 +147,8 @@ def _may_hide_norm(node: onnx.NodeProto, index: Index, sizes: Mapping[str, int])
 
     `portable` asks the same of what it has folded.
     """
-    bias = _BIASES.get(node.op_type, len(node.input))
-    if bias >= len(node.input) or _origin(node.input[bias], index) not in sizes:
+    bias = input_name(node, _BIASES.get(node.op_type, len(node.input)))
+    if _origin(bias, index) not in sizes:
         return False
     readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
     return not any(reader.op_type == "BatchNormalization" for reader in readers)
@@ -256,8 +256,7 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     Raises:
         MalformedInput: the shapes do not follow from the spec's input.
     """
-    held = {t.name for t in model.graph.initializer}
-    image = next(v for v in model.graph.input if v.name not in held)
+    image = image_input(model.graph)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
     if len(fixed) == 4 and fixed[1] not in (0, spec.input_shape[0]):
         raise MalformedInput(f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}")

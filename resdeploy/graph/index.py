@@ -76,6 +76,22 @@ def node_name(node: onnx.NodeProto) -> str:
     return str(node.name or node.output[0])
 
 
+def input_name(node: onnx.NodeProto, k: int) -> str:
+    """The tensor that a node reads as its input `k`; "" where that is left out."""
+    return str(node.input[k]) if k < len(node.input) else ""
+
+
+def image_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
+    """The first input that is not a weight: files of format version 3 list the weights there too."""
+    held = {tensor.name for tensor in graph.initializer}
+    return next(value for value in graph.input if value.name not in held)
+
+
+def opset_version(model: onnx.ModelProto, default: int) -> int:
+    """The version of ONNX's own operators that a model is written in; `default` where it does not say."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default)
+
+
 def by_name(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
     """Nodes by `node_name`; of several with one name the last."""
     return {node_name(node): node for node in nodes}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from resdeploy.graph.index import Index, by_name, copy, node_name, set_nodes
-from resdeploy.graph.qdq import TRANSPARENT
+from resdeploy.graph.qdq import PAIR, TRANSPARENT
 from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
 FLOATS: Mapping[int, str] = {
@@ -21,7 +21,6 @@ FLOATS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
-PAIR = ("QuantizeLinear", "DequantizeLinear")
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 

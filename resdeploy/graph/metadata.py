@@ -10,6 +10,7 @@ import onnx
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
+from resdeploy.graph.index import image_input
 from resdeploy.records import ModelSpec, Preprocessing
 
 SPEC_KEY = "resdeploy.spec"
@@ -51,8 +52,7 @@ def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
 
 def _pixels(model: onnx.ModelProto, channels: int, height: int, width: int) -> Preprocessing | None:
     """How a foreign file sees images, where its input type tells."""
-    held = {i.name for i in model.graph.initializer}
-    image = next(v for v in model.graph.input if v.name not in held)
+    image = image_input(model.graph)
     if image.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or not (height and width):
         return None
     return Preprocessing(

@@ -32,6 +32,7 @@ from resdeploy.graph.index import (
     copy,
     drop_attributes,
     drop_unused,
+    input_name,
     insert_nodes,
     integers,
     node_name,
@@ -178,8 +179,7 @@ def _shift(graph: onnx.GraphProto, index: Index, tensor: str, shift: NDArray[np.
             added[pads] = f"{node_name(node)}/pixels"
             before[node_name(node)] = _padded(graph, tensor, added[pads], pads, shift)
         weight = index.array(node.input[1]).astype(np.float64)
-        biased = len(node.input) > 2 and node.input[2]
-        bias = index.array(node.input[2]).astype(np.float64) if biased else np.zeros(len(weight))
+        bias = index.array(node.input[2]).astype(np.float64) if input_name(node, 2) else np.zeros(len(weight))
         node.input[0] = added[pads]
         _replace(graph, node, 2, bias - np.tensordot(weight.sum(axis=(2, 3)), shift.ravel(), axes=1))
         drop_attributes(node, "pads")

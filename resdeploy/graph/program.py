@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.index import copy, node_name, overwrite
+from resdeploy.graph.index import copy, image_input, node_name, overwrite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def read(model: onnx.ModelProto) -> Program:
             attributes=attributes,
         )
         ops.append(op)
-    image = next(v.name for v in model.graph.input if v.name not in constants)
+    image = image_input(model.graph).name
     return Program(ops=tuple(ops), constants=constants, input=image, output=model.graph.output[0].name)
 
 

@@ -37,7 +37,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph.index import Index, add_constant, attribute, by_name, copy, drop_unused, insert_nodes, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    by_name,
+    copy,
+    drop_unused,
+    input_name,
+    insert_nodes,
+    node_name,
+    opset_version,
+)
 from resdeploy.graph.residual import ACTIVATIONS, ResidualBlock, find_blocks
 from resdeploy.records import Target
 
@@ -51,7 +62,8 @@ TRANSPARENT = frozenset(
     {"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "Identity"}
 )
 AVERAGES = frozenset({"GlobalAveragePool", "AveragePool"})
-QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZED_OPS = frozenset({*PAIR, "QLinearConv", "ConvInteger", "MatMulInteger"})
 # The largest bias that still leaves int32 room for the accumulated products.
 BIAS_LIMIT = 2**30
 
@@ -133,7 +145,7 @@ def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] 
 def _refuse(model: onnx.ModelProto) -> None:
     if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
         raise UsageError("the file is quantized already", fix="Quantize the FP32 file that it was made from")
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_version(model, 0)
     if opset < MIN_OPSET:
         raise MalformedInput(
             f"the file has opset {opset}, which cannot hold per-channel scales",
@@ -228,7 +240,7 @@ def _chain(index: Index, tensor: str) -> list[str]:
 def _moves(index: Index, node: onnx.NodeProto) -> bool:
     if node.op_type not in TRANSPARENT or node.input[0] in index.constants:
         return False
-    if node.op_type != "Pad" or len(node.input) < 3 or not node.input[2]:
+    if node.op_type != "Pad" or not input_name(node, 2):
         return True
     value = index.value(node.input[2])  # zero is exact in every scheme, another filler may lie outside the range
     return value is not None and not numpy_helper.to_array(value).any()
@@ -343,7 +355,7 @@ class _Writer:
             stored = add_constant(self.graph, f"{stem}/quantized", weight.values)
             new = [_dequantize(stem, stored, parameters, site.axis)]
         node.input[1] = f"{stem}/dequantized"
-        if self.placement.target == "onnxruntime" and len(node.input) > 2 and node.input[2]:
+        if self.placement.target == "onnxruntime" and input_name(node, 2):
             new += self.bias(node, site, weight)
         self.before[site.node] = new
 

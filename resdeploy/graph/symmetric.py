@@ -19,7 +19,17 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_attributes, drop_unused, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    copy,
+    drop_attributes,
+    drop_unused,
+    input_name,
+    node_name,
+)
+from resdeploy.graph.qdq import PAIR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +74,7 @@ class _Graph(Index):
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
         self.given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-        pairs = (node for node in self.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+        pairs = (node for node in self.nodes if node.op_type in PAIR)
         self.unfit = [node for node in pairs if self.kind(node) in EIGHT_BITS and not self._fits(node)]
 
     def _fits(self, node: onnx.NodeProto) -> bool:
@@ -73,8 +83,8 @@ class _Graph(Index):
 
     def kind(self, node: onnx.NodeProto) -> int:
         """The type of a node's quantized side: its zero point's, else what ONNX says of one without."""
-        if len(node.input) > 2 and node.input[2]:
-            return self._type(node.input[2])
+        if zero := input_name(node, 2):
+            return self._type(zero)
         if node.op_type == "QuantizeLinear":
             return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
         return self._type(node.input[0])
@@ -98,7 +108,7 @@ class _Graph(Index):
 
     def zero(self, node: onnx.NodeProto) -> NDArray[np.int64] | None:
         """A node's zero point, of the shape of its scale where that is known; None where it is computed."""
-        if len(node.input) > 2 and node.input[2]:
+        if input_name(node, 2):
             stored = self.value(node.input[2])
             return None if stored is None else numpy_helper.to_array(stored).astype(np.int64)
         scale = self.value(node.input[1])

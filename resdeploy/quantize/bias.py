@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.index import Index, add_constant, copy, node_name, set_nodes, set_output
+from resdeploy.graph.index import Index, add_constant, copy, input_name, node_name, set_nodes, set_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -187,7 +187,7 @@ def shifted(model: onnx.ModelProto, by: Mapping[str, NDArray[np.float64]]) -> on
     for node in result.graph.node:
         if (shift := by.get(node_name(node))) is None:
             continue
-        stored = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        stored = index.value(input_name(node, 2))
         bias = shift if stored is None else numpy_helper.to_array(stored) + shift
         name = add_constant(result.graph, f"{node_name(node)}/bias/corrected", bias.astype(np.float32))
         node.input[:] = [*node.input[:2], name]

@@ -21,7 +21,7 @@ import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import fold, names, opset, rewrite
-from resdeploy.graph.index import copy
+from resdeploy.graph.index import copy, opset_version
 
 BATCH = "batch"
 
@@ -41,7 +41,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
     """
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    version = opset_version(model, opset.OPSET)
     if version < opset.OPSET:
         model, version = opset.upgrade(model), opset.OPSET
     ours = {p.key: p.value for p in model.metadata_props if p.key.startswith("resdeploy.")}
@@ -111,7 +111,7 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
         model: one image input, of any opset; it is left alone.
         image: N, C, H, W.
     """
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    version = opset_version(model, opset.OPSET)
     work = _read(model)
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
     _infer_shapes(work)
