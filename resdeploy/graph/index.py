@@ -84,7 +84,8 @@ def input_name(node: onnx.NodeProto, k: int) -> str:
 def image_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     """The first input that is not a weight: files of format version 3 list the weights there too."""
     held = {tensor.name for tensor in graph.initializer}
-    return next(value for value in graph.input if value.name not in held)
+    image: onnx.ValueInfoProto = next(value for value in graph.input if value.name not in held)
+    return image
 
 
 def opset_version(model: onnx.ModelProto, default: int) -> int:
