@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import form, names
-from resdeploy.graph.index import Index, attribute, copy, image_input, input_name, node_name, set_nodes
+from resdeploy.graph.index import Index, attribute, copy, image_input, node_name, set_nodes
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
@@ -58,7 +58,6 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 # Where an operator keeps its parameters: (weights, bias); everything else it is given is a scale or a zero point.
 _QLINEAR = {"QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6), "ConvInteger": (1, None)}
 _QLINEAR |= {"MatMulInteger": (1, None)}
-_BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a convolution's input that is its bias
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
@@ -138,20 +137,8 @@ def counted(graph: Graph) -> Cost:
         input_shape=spec.input_shape,
         layers=tuple(layers),
         unknown=tuple(unknown),
-        norms_known=removed is not None or not any(_may_hide_norm(node, index, sizes) for node in index.nodes),
+        norms_known=removed is not None or not metadata.may_hide_norms(index),
     )
-
-
-def _may_hide_norm(node: onnx.NodeProto, index: Index, sizes: Mapping[str, int]) -> bool:
-    """Whether a convolution's bias may be a folded batch norm: it has one, and no batch norm follows.
-
-    `portable` asks the same of what it has folded.
-    """
-    bias = input_name(node, _BIASES.get(node.op_type, len(node.input)))
-    if _origin(bias, index) not in sizes:
-        return False
-    readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
-    return not any(reader.op_type == "BatchNormalization" for reader in readers)
 
 
 def _named(node: onnx.NodeProto) -> bool:
