@@ -112,6 +112,10 @@ class Weight:
     values: NDArray[np.int8]
     scale: NDArray[np.float32]  # (channels,), positive
 
+    def in_float(self, axis: int) -> NDArray[np.float32]:
+        """The numbers that are multiplied with, the scale along `axis`."""
+        return self.values * np.expand_dims(self.scale, [i for i in range(self.values.ndim) if i != axis])
+
 
 def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] = ()) -> Placement:
     """Where Q/DQ pairs go in a float graph, batch normalisations folded.
@@ -347,10 +351,7 @@ class _Writer:
         stem = f"{site.node}/weight"
         parameters = self.parameters(stem, weight.scale, np.zeros(weight.scale.shape, np.int8))
         if self.placement.target == "tensorrt":
-            shape = [1] * weight.values.ndim
-            shape[site.axis] = -1
-            grid = weight.values.astype(np.float32) * weight.scale.reshape(shape)
-            new = _pair(add_constant(self.graph, stem, grid), stem, parameters, site.axis)
+            new = _pair(add_constant(self.graph, stem, weight.in_float(site.axis)), stem, parameters, site.axis)
         else:
             stored = add_constant(self.graph, f"{stem}/quantized", weight.values)
             new = [_dequantize(stem, stored, parameters, site.axis)]

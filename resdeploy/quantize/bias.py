@@ -132,8 +132,8 @@ def paired(
         if (site := site_of.get(node_name(node))) is None:
             continue
         weight, stem = weights[site.node], f"{LACKING}/{site.node}"
-        real = weight.values * np.expand_dims(weight.scale, [i for i in range(weight.values.ndim) if i != site.axis])
-        twin.input[1], twin.output[0] = add_constant(graph, f"{stem}/weight", real), f"{stem}/raw"
+        twin.input[1] = add_constant(graph, f"{stem}/weight", weight.in_float(site.axis))
+        twin.output[0] = f"{stem}/raw"
         nodes += _corrected(node.output[0], stem, list(range(2, weight.values.ndim)))
         columns[site.node] = f"{stem}/column"
     logits = f"{LACKING}/logits"

@@ -294,9 +294,7 @@ class _Writer:
 
     def weight(self, node: str) -> str:
         """The operator's weights as the INT8 file holds them, in float."""
-        site, weight = self.sites[node], self.weights[node]
-        others = [axis for axis in range(weight.values.ndim) if axis != site.axis]
-        return self.constant(f"{TRIED}/{node}/weight", weight.values * np.expand_dims(weight.scale, others))
+        return self.constant(f"{TRIED}/{node}/weight", self.weights[node].in_float(self.sites[node].axis))
 
     def finish(self, logits: str, groups: int) -> onnx.ModelProto:
         """The graph with its one output, (size, groups, classes)."""
