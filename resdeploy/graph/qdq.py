@@ -114,7 +114,8 @@ class Weight:
 
     def in_float(self, axis: int) -> NDArray[np.float32]:
         """The numbers that are multiplied with, the scale along `axis`."""
-        return self.values * np.expand_dims(self.scale, [i for i in range(self.values.ndim) if i != axis])
+        others = [i for i in range(self.values.ndim) if i != axis]
+        return self.values.astype(np.float32) * np.expand_dims(self.scale, others)
 
 
 def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] = ()) -> Placement:

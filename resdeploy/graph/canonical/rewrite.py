@@ -237,7 +237,7 @@ def join_gemms(graph: ir.Graph) -> None:
         if weight is None or weight.ndim != 2:
             continue
         attributes, bias, last = node.attributes, node.inputs[2] if len(node.inputs) > 2 else None, node
-        if node.op_type == "Gemm" and attributes.get_int("transB", 0):
+        if node.op_type == "Gemm" and attributes.get_int("transB", 0) != 0:
             continue
         if node.op_type == "MatMul":
             last, bias = _bias_after(node, weight.shape[1])
