@@ -7,7 +7,7 @@ takes a `copy`, changes that in place and gives it back, so that the graph it wa
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
@@ -175,11 +175,9 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
     For passes that replace weights: nodes that compute, and recorded shapes, stay as they are (`prune` removes those).
     """
-    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
+    read = {name for node in graph.node for name in _read_by(node)} | {o.name for o in graph.output}
     for unread in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
         graph.node.remove(unread)
-    if any(has_subgraph(node) for node in graph.node):
-        return  # inner graphs may read outer tensors
     _keep_named(graph.initializer, read)
 
 
@@ -192,11 +190,20 @@ def prune(graph: onnx.GraphProto) -> None:
     kept: list[onnx.NodeProto] = []
     for node in reversed(list(graph.node)):
         if any(name in needed for name in node.output) or has_subgraph(node):
-            needed.update(node.input)
+            needed.update(_read_by(node))
             kept.append(node)
     _keep_named(graph.initializer, needed)
     _keep_named(graph.value_info, {name for node in kept for name in node.output})
     set_nodes(graph, reversed(kept))
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """The tensors that a node reads, those that graphs of its own read from around it included."""
+    yield from node.input
+    for inner in (graph for a in node.attribute for graph in (a.g, *a.graphs)):
+        yield from (value.name for value in inner.output)
+        for held in inner.node:
+            yield from _read_by(held)
 
 
 def _keep_named(field: Any, names: Collection[str]) -> None:

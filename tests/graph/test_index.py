@@ -62,8 +62,10 @@ def network() -> onnx.ModelProto:
 def branching() -> onnx.ModelProto:
     """An If whose branches read tensors of the graph around it."""
     out = helper.make_tensor_value_info("z", TensorProto.FLOAT, [1, 2])
-    body = helper.make_graph([helper.make_node("Add", ["x", "inner"], ["z"])], "body", [], [out])
+    body = helper.make_graph([helper.make_node("Sum", ["x", "inner", "constant"], ["z"])], "body", [], [out])
+    one = helper.make_tensor("one", TensorProto.FLOAT, [], [1])
     nodes = [
+        helper.make_node("Constant", [], ["constant"], value=one),
         helper.make_node("If", ["cond"], ["y"], then_branch=body, else_branch=body),
         helper.make_node("Relu", ["x"], ["dead"]),
     ]
@@ -106,7 +108,7 @@ def test_the_index_knows_makers_readers_and_what_is_constant() -> None:
 def test_what_a_subgraph_makes_is_not_constant() -> None:
     """Its condition is, but its branches may read anything."""
     model = branching()
-    assert [has_subgraph(node) for node in model.graph.node] == [True, False]
+    assert [has_subgraph(node) for node in model.graph.node] == [False, True, False]
     assert "y" not in Index(model).constants
 
 
@@ -258,8 +260,12 @@ def test_pruning_takes_whole_branches_with_their_constants_and_shapes() -> None:
     np.testing.assert_array_equal(run(model), before)
 
 
-def test_initializers_that_a_subgraph_might_read_are_not_unused() -> None:
-    """Its names are not looked at: all stay."""
+@pytest.mark.parametrize("remove", [drop_unused, prune])
+def test_what_a_subgraph_alone_reads_is_read(remove) -> None:
+    """Stored in either way; what nobody reads goes all the same."""
     model = branching()
-    drop_unused(model.graph)
-    assert model == branching()
+    remove(model.graph)
+    checked(model)
+    assert names(model.graph.initializer) == ["cond", "inner"]
+    assert [node.op_type for node in model.graph.node if node.output[0] != "dead"] == ["Constant", "If"]
+    ReferenceEvaluator(model).run(None, {"x": np.ones((1, 2), np.float32)})
