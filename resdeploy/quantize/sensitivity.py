@@ -171,7 +171,7 @@ def tried_graph(
     for number, trial in enumerate(tried, 1):
         ends.setdefault(trial.output, []).append(number)
     for node in seen.model.graph.node:
-        writer.copy(node)
+        writer.carry_over(node)
         for tensor in node.output:
             if tensor in ends:
                 writer.append(tensor, {number: tried[number - 1] for number in ends[tensor]})
@@ -219,7 +219,7 @@ class _Writer:
         self.holds[twin] = wanted
         return twin
 
-    def copy(self, node: onnx.NodeProto) -> None:
+    def carry_over(self, node: onnx.NodeProto) -> None:
         """A node of the float graph, on all rows that any of its operands has."""
         if node.op_type in ("Shape", "Size"):
             raise UsageError(
