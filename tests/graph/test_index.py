@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any, cast
+
 import numpy as np
 import onnx
 import pytest
@@ -81,10 +84,11 @@ def checked(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def run(model: onnx.ModelProto) -> np.ndarray:
-    return ReferenceEvaluator(checked(model)).run(None, {"x": IMAGE})[0]
+    found = cast("list[np.ndarray]", ReferenceEvaluator(checked(model)).run(None, {"x": IMAGE}))
+    return found[0]
 
 
-def names(items: object) -> list[str]:
+def names(items: Iterable[Any]) -> list[str]:
     return [item.name for item in items]
 
 
@@ -92,15 +96,16 @@ def test_the_index_knows_makers_readers_and_what_is_constant() -> None:
     """Each question about each tensor, against the graph as it was written down."""
     model = network()
     index = Index(model)
-    assert index.made_by("c").name == "conv"
+    _, _, conv, _, _, add, clip = index.nodes
+    assert index.made_by("c") == conv
     assert index.made_by("x") is index.made_by("w") is index.made_by("") is None
     assert [index.nodes[i].op_type for i in index.readers["c"]] == ["Mul", "Add"]
     assert index.only_reader("c") is index.only_reader("y") is None
-    assert index.only_reader("sum").name == "clip"
+    assert index.only_reader("sum") == clip
     assert index.constants == {"w", "alone", "most", "half", "unread"}
-    assert index.operands(model.graph.node[5]) == ["c", "x"]
-    assert index.operands(model.graph.node[6]) == ["sum"]
-    assert index.value("half").float_data == [0.5]
+    assert index.operands(add) == ["c", "x"]
+    assert index.operands(clip) == ["sum"]
+    assert index.value("half") == helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])
     assert index.value("c") is index.value("") is None
     np.testing.assert_array_equal(index.array("w"), numpy_helper.to_array(model.graph.initializer[0]))
 
@@ -221,7 +226,8 @@ def test_nodes_can_be_set_to_some_of_the_graph_s_own_in_another_order() -> None:
 
 def test_the_output_that_is_set_is_the_only_one() -> None:
     """Its sizes known, symbolic or unknown, or nothing known of them, as ONNX's helper writes them."""
-    for shape in ([1, 2, 4, 4], ["batch", 2, None, None], None):
+    shapes: list[list[int | str | None] | None] = [[1, 2, 4, 4], ["batch", 2, None, None], None]
+    for shape in shapes:
         graph = network().graph
         set_output(graph, "sum", shape)
         assert list(graph.output) == [helper.make_tensor_value_info("sum", TensorProto.FLOAT, shape)]
