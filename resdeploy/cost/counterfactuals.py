@@ -23,7 +23,8 @@ import onnx
 
 from resdeploy.errors import UsageError
 from resdeploy.graph import counts, intent
-from resdeploy.graph.residual import ResidualBlock, node_name
+from resdeploy.graph.index import attribute, by_name, node_name
+from resdeploy.graph.residual import ResidualBlock
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 _ELEMENTWISE = frozenset({"Relu", "Clip", "BatchNormalization", "QuantizeLinear", "DequantizeLinear", "Cast"})
@@ -166,13 +167,13 @@ class _Sizes:
 
     def __init__(self, graph: counts.Graph) -> None:
         self.index, self.shapes = graph.index, graph.shapes
-        self.convs = {node_name(n): n for n in self.index.nodes if n.op_type == "Conv" and n.input[1] in self.shapes}
+        self.convs = by_name(n for n in self.index.nodes if n.op_type == "Conv" and n.input[1] in self.shapes)
 
     def weight(self, name: str) -> tuple[int, ...]:
         return self.shapes[self.convs[name].input[1]]
 
     def groups(self, name: str) -> int:
-        return next((int(a.i) for a in self.convs[name].attribute if a.name == "group"), 1)
+        return attribute(self.convs[name], "group", 1)
 
     def inputs(self, name: str) -> int:
         return self.weight(name)[1] * self.groups(name)

@@ -17,6 +17,8 @@ import onnx.version_converter
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import UnknownName, UsageError
+from resdeploy.graph.index import copy
+from resdeploy.graph.qdq import PAIR
 
 KEPT_KEY = "resdeploy.kept_fp32"
 BF16_OPSET, BF16_IR_VERSION = 22, 10
@@ -48,14 +50,14 @@ def to_half(
     """
     if missing := sorted(set(keep) - {node.name for node in model.graph.node}):
         raise UnknownName(f"there is no node {', '.join(map(repr, missing))} to keep in FP32")
-    if not pairs and any(node.op_type in ("QuantizeLinear", "DequantizeLinear") for node in model.graph.node):
+    if not pairs and any(node.op_type in PAIR for node in model.graph.node):
         raise UsageError("a quantized model cannot be cast to half precision", fix="Cast the FP32 model it came from")
     result = onnx.version_converter.convert_version(model, BF16_OPSET) if precision == "bf16" else model
     result = onnx.shape_inference.infer_shapes(result)
     if precision == "bf16":
         result.ir_version = BF16_IR_VERSION
     names = set(keep) | (_overflowing(result.graph) if precision == "fp16" else set())
-    _cast(result.graph, _TYPES[precision], names)
+    _Caster(result.graph, _TYPES[precision]).cast(names)
     props = {p.key: p.value for p in model.metadata_props}
     if names:
         props[KEPT_KEY] = "\n".join(node.name for node in result.graph.node if node.name in names)
@@ -85,66 +87,79 @@ def _rounded(array: np.ndarray, elem_type: int) -> np.ndarray:
         return array.astype(helper.tensor_dtype_to_np_dtype(elem_type))
 
 
-def _cast(graph: onnx.GraphProto, half: int, in_float: set[str]) -> None:
-    """In execution order: every value has one type, and a Cast is made where a user wants the other."""
-    infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
-    types = {name: info.type.tensor_type.elem_type for name, info in infos.items()}
-    weights = {t.name: t for t in graph.initializer}
-    constants: dict[str, onnx.TensorProto] = {}
-    nodes: list[onnx.NodeProto] = []
-    casts: list[onnx.ValueInfoProto] = []
+class _Caster:
+    """Goes through a graph in order: each value has one type, and a Cast makes the other where a node wants it."""
 
-    def operand(name: str, wanted: int) -> str:
-        """The name under which `name` can be had as `wanted`; integers and booleans stay what they are."""
-        if name in weights:
-            tensor = weights[name]
-            if tensor.data_type != TensorProto.FLOAT:
-                constants[name] = tensor
-                return name
-            # Another name, since a node that is not kept may use the same weight.
-            final = f"{name}.fp32" if wanted == TensorProto.FLOAT else name
-            if final not in constants:
-                constants[final] = numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), wanted), final)
-            return final
-        if types.get(name) not in (TensorProto.FLOAT, half) or types[name] == wanted:
-            return name
-        final = f"{name}.{_SUFFIXES[wanted]}"
-        if final not in types:
-            nodes.append(helper.make_node("Cast", [name], [final], name=f"{final}.cast", to=wanted))
-            info = onnx.ValueInfoProto()
-            info.CopyFrom(infos[name])
-            info.name, types[final] = final, wanted
-            casts.append(info)
-        return final
+    def __init__(self, graph: onnx.GraphProto, half: int) -> None:
+        self.graph, self.half = graph, half
+        self.infos = {v.name: v for v in (*graph.value_info, *graph.input, *graph.output)}
+        self.types = {name: info.type.tensor_type.elem_type for name, info in self.infos.items()}
+        self.weights = {t.name: t for t in graph.initializer}
+        self.constants: dict[str, onnx.TensorProto] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.casts: list[onnx.ValueInfoProto] = []
 
-    for node in graph.node:
-        wanted = TensorProto.FLOAT if node.name in in_float else half
+    def cast(self, in_float: Collection[str]) -> None:
+        """Changes the graph; the nodes named stay in FP32, and so do its outputs."""
+        for node in self.graph.node:
+            self.add(node, TensorProto.FLOAT if node.name in in_float else self.half)
+        if self.types[self.graph.output[0].name] == self.half:
+            self.widen_output(self.graph.output[0].name)
+        values = [*self.graph.value_info, *self.casts]
+        for info in values:
+            info.type.tensor_type.elem_type = self.types[info.name]
+        changed = onnx.GraphProto(
+            name=self.graph.name,
+            node=self.nodes,
+            input=self.graph.input,
+            output=self.graph.output,
+            initializer=self.constants.values(),
+            value_info=values,
+        )
+        self.graph.CopyFrom(changed)
+
+    def add(self, node: onnx.NodeProto, wanted: int) -> None:
+        """A node of the graph, computing in the type `wanted`."""
         for k, name in enumerate(node.input):
-            node.input[k] = operand(name, TensorProto.FLOAT if (node.op_type, k) in _ALWAYS_FLOAT else wanted)
+            kind = TensorProto.FLOAT if (node.op_type, k) in _ALWAYS_FLOAT else wanted
+            node.input[k] = self.weight(name, kind) if name in self.weights else self.value(name, kind)
         for name in node.output:
-            if types.get(name) == TensorProto.FLOAT:
-                types[name] = wanted
+            if self.types.get(name) == TensorProto.FLOAT:
+                self.types[name] = wanted
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
                 attribute.i = wanted
-        nodes.append(node)
-    logits = graph.output[0].name
-    if types[logits] == half:
-        last = next(node for node in nodes if logits in node.output)
-        inner = f"{logits}.{_SUFFIXES[half]}"
-        for node in nodes:
+        self.nodes.append(node)
+
+    def weight(self, name: str, wanted: int) -> str:
+        """The name under which a stored tensor can be had as `wanted`; integers and booleans stay what they are."""
+        tensor = self.weights[name]
+        if tensor.data_type != TensorProto.FLOAT:
+            self.constants[name] = tensor
+            return name
+        # Another name, since a node that is not kept may use the same weight.
+        final = f"{name}.fp32" if wanted == TensorProto.FLOAT else name
+        if final not in self.constants:
+            self.constants[final] = numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), wanted), final)
+        return final
+
+    def value(self, name: str, wanted: int) -> str:
+        """As `weight`, of a computed tensor."""
+        if self.types.get(name) not in (TensorProto.FLOAT, self.half) or self.types[name] == wanted:
+            return name
+        final = f"{name}.{_SUFFIXES[wanted]}"
+        if final not in self.types:
+            self.nodes.append(helper.make_node("Cast", [name], [final], name=f"{final}.cast", to=wanted))
+            info = copy(self.infos[name])
+            info.name, self.types[final] = final, wanted
+            self.casts.append(info)
+        return final
+
+    def widen_output(self, logits: str) -> None:
+        """The output in FP32, by a Cast of what is computed in half precision."""
+        inner = f"{logits}.{_SUFFIXES[self.half]}"
+        last = next(node for node in self.nodes if logits in node.output)
+        for node in self.nodes:
             node.input[:] = [inner if name == logits else name for name in node.input]
         last.output[:] = [inner if name == logits else name for name in last.output]
-        nodes.append(helper.make_node("Cast", [inner], [logits], name=f"{logits}.cast", to=TensorProto.FLOAT))
-    values = [*graph.value_info, *casts]
-    for info in values:
-        info.type.tensor_type.elem_type = types[info.name]
-    changed = onnx.GraphProto(
-        name=graph.name,
-        node=nodes,
-        input=graph.input,
-        output=graph.output,
-        initializer=constants.values(),
-        value_info=values,
-    )
-    graph.CopyFrom(changed)
+        self.nodes.append(helper.make_node("Cast", [inner], [logits], name=f"{logits}.cast", to=TensorProto.FLOAT))

@@ -18,8 +18,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy.graph.qdq import attribute, drop_unused
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_unused, input_name, node_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,25 +129,25 @@ class _Walk:
     def _weighted(self, node: onnx.NodeProto, given: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
         """Convolutions and Gemms with constant weights mix the channels they read and write channels of their own."""
         weight = self.index.value(node.input[1])
-        biased = len(node.input) > 2 and node.input[2]
         if len(given) != 1 or weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             return None
-        if biased and (stored := self.index.value(node.input[2])) is not None:
-            biased = list(stored.dims) != [_outputs(node, weight)]
-        if biased or (node.op_type == "Gemm" and not _plain(node)):
+        broadcast = bool(bias := input_name(node, 2))
+        if broadcast and (stored := self.index.value(bias)) is not None:
+            broadcast = list(stored.dims) != [_outputs(node, weight)]
+        if broadcast or (node.op_type == "Gemm" and not _plain(node)):
             return None
         read = weight.dims[1] * attribute(node, "group", 1) if node.op_type == "Conv" else _inputs(node, weight)
         return self._fresh(_outputs(node, weight)) if len(given[0]) == read else None
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:
-        axes = self.index.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+        axes = self.index.value(input_name(node, 3))
         return axes is not None and bool((numpy_helper.to_array(axes) > 1).all())
 
     def _padded(self, node: onnx.NodeProto, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Zeros keep under any factor."""
-        pads, mode = self.index.value(node.input[1]), next((a.s for a in node.attribute if a.name == "mode"), b"")
-        value = self.index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
-        filled = len(node.input) > 2 and node.input[2] and (value is None or numpy_helper.to_array(value).any())
+        pads, mode = self.index.value(node.input[1]), attribute(node, "mode", b"")
+        value = self.index.value(input_name(node, 2))
+        filled = input_name(node, 2) and (value is None or numpy_helper.to_array(value).any())
         if pads is None or filled or mode not in (b"", b"constant") or len(node.input) > 3:
             return None
         amounts = numpy_helper.to_array(pads)
@@ -182,8 +181,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         tied: its ties.
         factors: (ties,), positive; that of `PINNED` is 1.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     index = Index(result)
     for node in result.graph.node:
         if node.op_type not in ("Conv", "Gemm") or node.output[0] not in tied.tensors:
@@ -196,13 +194,10 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
             continue
         weight = numpy_helper.to_array(stored).astype(np.float64)
         parts = {f"{node_name(node)}/weight/rescaled": _rescaled(node, weight, read, written)}
-        if len(node.input) > 2 and node.input[2]:
-            bias = index.value(node.input[2])
-            assert bias is not None, node.input[2]
-            parts[f"{node_name(node)}/bias/rescaled"] = numpy_helper.to_array(bias) / written
+        if input_name(node, 2):
+            parts[f"{node_name(node)}/bias/rescaled"] = index.array(node.input[2]) / written
         for i, (name, values) in enumerate(parts.items(), 1):
-            result.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
-            node.input[i] = name
+            node.input[i] = add_constant(result.graph, name, values.astype(np.float32))
     drop_unused(result.graph)
     return result
 
@@ -214,7 +209,7 @@ def _rescaled(
         turned = weight if attribute(node, "transB", 0) else weight.T  # (out, in)
         scaled = turned * read / written[:, None]
         return scaled if attribute(node, "transB", 0) else scaled.T
-    groups = int(attribute(node, "group", 1))
+    groups = attribute(node, "group", 1)
     inside = np.repeat(read.reshape(groups, -1), len(weight) // groups, axis=0)  # (out, in of its group)
     shape = (*inside.shape, *[1] * (weight.ndim - 2))
     return weight * inside.reshape(shape) / written.reshape(-1, *[1] * (weight.ndim - 1))

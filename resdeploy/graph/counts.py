@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import form, names
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, copy, image_input, node_name, set_nodes
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
 Shape = tuple[int, ...]
@@ -58,7 +58,6 @@ _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT1
 # Where an operator keeps its parameters: (weights, bias); everything else it is given is a scale or a zero point.
 _QLINEAR = {"QLinearConv": (3, 8), "QLinearMatMul": (3, None), "QGemm": (3, 6), "ConvInteger": (1, None)}
 _QLINEAR |= {"MatMulInteger": (1, None)}
-_BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a convolution's input that is its bias
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
@@ -138,20 +137,8 @@ def counted(graph: Graph) -> Cost:
         input_shape=spec.input_shape,
         layers=tuple(layers),
         unknown=tuple(unknown),
-        norms_known=removed is not None or not any(_may_hide_norm(node, index, sizes) for node in index.nodes),
+        norms_known=removed is not None or not metadata.may_hide_norms(index),
     )
-
-
-def _may_hide_norm(node: onnx.NodeProto, index: Index, sizes: Mapping[str, int]) -> bool:
-    """Whether a convolution's bias may be a folded batch norm: it has one, and no batch norm follows.
-
-    `portable` asks the same of what it has folded.
-    """
-    bias = _BIASES.get(node.op_type, len(node.input))
-    if bias >= len(node.input) or _origin(node.input[bias], index) not in sizes:
-        return False
-    readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
-    return not any(reader.op_type == "BatchNormalization" for reader in readers)
 
 
 def _named(node: onnx.NodeProto) -> bool:
@@ -256,8 +243,7 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     Raises:
         MalformedInput: the shapes do not follow from the spec's input.
     """
-    held = {t.name for t in model.graph.initializer}
-    image = next(v for v in model.graph.input if v.name not in held)
+    image = image_input(model.graph)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
     if len(fixed) == 4 and fixed[1] not in (0, spec.input_shape[0]):
         raise MalformedInput(f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}")
@@ -265,9 +251,8 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     sizes = (batch_size, *spec.input_shape)
     light = files.weightless(model)
     graph = light.graph
-    nodes = [_standard(node) for node in model.graph.node]
-    del graph.node[:], graph.value_info[:], graph.output[:]
-    graph.node.extend(nodes)
+    del graph.value_info[:], graph.output[:]
+    set_nodes(graph, (_standard(node) for node in model.graph.node))
     graph.value_info.extend(_told(model, image, sizes))
     graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
     seen = next(v for v in graph.input if v.name == image.name)
@@ -292,7 +277,7 @@ def _standard(node: onnx.NodeProto) -> onnx.NodeProto:
     """A node of ONNX's own whose output has the same shape, where `_LIKE` has one; else the node."""
     if node.domain != "com.microsoft" or node.op_type not in _LIKE:
         return node
-    if any(a.name == "channels_last" and a.i for a in node.attribute):
+    if attribute(node, "channels_last", 0):
         return node
     op, inputs = _LIKE[node.op_type]
     return onnx.NodeProto(op_type=op, input=node.input[inputs], output=node.output, attribute=node.attribute)
@@ -305,7 +290,7 @@ def _told(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> l
         return []
     named = {d.dim_param: size for d, size in zip(given, sizes, strict=False) if d.dim_param}
     foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
-    found = [onnx.ValueInfoProto.FromString(v.SerializeToString()) for v in model.graph.value_info if v.name in foreign]
+    found = [copy(v) for v in model.graph.value_info if v.name in foreign]
     for dim in (d for value in found for d in value.type.tensor_type.shape.dim if d.dim_param in named):
         dim.dim_value = named[dim.dim_param]
     return found
@@ -322,7 +307,7 @@ def _conv_transpose(node: onnx.NodeProto, shapes: Shapes) -> int:
 
 
 def _gemm(node: onnx.NodeProto, shapes: Shapes) -> int:
-    transposed = any(a.name == "transA" and a.i for a in node.attribute)
+    transposed = bool(attribute(node, "transA", 0))
     return math.prod(shapes[node.output[0]]) * shapes[node.input[0]][0 if transposed else 1]
 
 

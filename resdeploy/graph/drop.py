@@ -6,13 +6,14 @@ block is gone altogether: the same function as with the last batch normalisation
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 import onnx
 
 from resdeploy.errors import UsageError
 from resdeploy.graph.counts import place
-from resdeploy.graph.residual import MOVES, Index, ResidualBlock, find_blocks, has_subgraph
+from resdeploy.graph.index import Index, copy, node_name, prune
+from resdeploy.graph.residual import MOVES, ResidualBlock, find_blocks
 
 # Zero and above stay so through what only moves values or adds zeros.
 _NON_NEGATIVE = MOVES - {"Concat"}
@@ -45,16 +46,15 @@ def remove(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
         block = blocks[name]
         done = block.output if block.relu is None or _not_negative(index, block.skip) else _sum(index, block)
         becomes[done] = block.skip
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     for node in result.graph.node:
         node.input[:] = [_end(tensor, becomes) for tensor in node.input]
-    _drop_unread(result.graph)
+    prune(result.graph)
     return result
 
 
 def _sum(index: Index, block: ResidualBlock) -> str:
-    return next(str(node.output[0]) for node in index.nodes if (node.name or node.output[0]) == block.add)
+    return next(str(node.output[0]) for node in index.nodes if node_name(node) == block.add)
 
 
 def _not_negative(index: Index, tensor: str) -> bool:
@@ -69,23 +69,3 @@ def _end(tensor: str, becomes: Mapping[str, str]) -> str:
     while tensor in becomes:
         tensor = becomes[tensor]
     return tensor
-
-
-def _drop_unread(graph: onnx.GraphProto) -> None:
-    """Removes nodes, initializers and shapes that nothing depends on any more."""
-    needed = {value.name for value in graph.output}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(list(graph.node)):
-        if any(name in needed for name in node.output) or has_subgraph(node):
-            needed.update(node.input)
-            kept.append(node)
-    made = {name for node in kept for name in node.output}
-    _keep(graph.initializer, [t for t in graph.initializer if t.name in needed])
-    _keep(graph.value_info, [v for v in graph.value_info if v.name in made])
-    _keep(graph.node, kept[::-1])
-
-
-def _keep(field: object, items: Sequence[object]) -> None:
-    copies = list(items)
-    del field[:]  # type: ignore[attr-defined]
-    field.extend(copies)  # type: ignore[attr-defined]

@@ -28,11 +28,11 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name, opset_version, overwrite
+from resdeploy.graph.qdq import PAIR
 from resdeploy.graph.symmetric import symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
-PAIR = ("QuantizeLinear", "DequantizeLinear")
 SMALLEST = 2.0**-17
 
 
@@ -52,7 +52,7 @@ def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
     model = symmetric(model) if quantized else model
     if is_typed(major):
         return half_around_pairs(model) if quantized and _in_float(model) else model
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_version(model, 0)
     if opset <= OPSET:
         return model
     if quantized:
@@ -94,8 +94,7 @@ def _raise_weight_scales(model: onnx.ModelProto) -> None:
     for name in dict.fromkeys(node.input[1] for node in pairs):
         stored = index.initializers.get(name)
         if stored is not None:
-            values = np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST))
-            stored.CopyFrom(numpy_helper.from_array(values, name))
+            overwrite(stored, np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST)))
 
 
 def _tiny(index: Index) -> Iterator[str]:

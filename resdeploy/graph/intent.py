@@ -12,21 +12,21 @@ from dataclasses import dataclass
 
 import onnx
 
-from resdeploy.graph.qdq import TRANSPARENT
-from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, Index, ResidualBlock, find_blocks, node_name
+from resdeploy.graph.index import Index, by_name, copy, node_name, set_nodes
+from resdeploy.graph.qdq import PAIR, TRANSPARENT
+from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
 FLOATS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "fp32",
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
-PAIR = ("QuantizeLinear", "DequantizeLinear")
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """Nodes are given by `residual.node_name`."""
+    """Nodes are given by `index.node_name`."""
 
     blocks: tuple[ResidualBlock, ...]
     asked: Mapping[str, str]  # convolution or residual Add -> precision
@@ -64,29 +64,27 @@ def of(model: onnx.ModelProto) -> Intent:
     plain, twins = _without_pairs(model, index)
     inner = Index(plain)
     blocks = find_blocks(plain)
-    by_name = {node_name(node): node for node in index.nodes}
-    asked = {name: _weighted(index, node) for name, node in by_name.items() if node.op_type in CONVOLUTIONS}
-    asked |= dict.fromkeys((name for name, node in by_name.items() if node.op_type in INTEGER_CONVOLUTIONS), "int8")
-    asked |= {
-        block.add: _added(index, by_name[block.add], asked.get(block.last_conv or "", "fp32")) for block in blocks
-    }
+    nodes = by_name(index.nodes)
+    asked = {name: _weighted(index, node) for name, node in nodes.items() if node.op_type in CONVOLUTIONS}
+    asked |= dict.fromkeys((name for name, node in nodes.items() if node.op_type in INTEGER_CONVOLUTIONS), "int8")
+    asked |= {block.add: _added(index, nodes[block.add], asked.get(block.last_conv or "", "fp32")) for block in blocks}
     producers = {tensor: node_name(inner.nodes[i]) for tensor, i in inner.producer.items()}
     producers |= {twin: producers[source] for twin, source in twins.items() if source in producers}
-    pairs = frozenset(name for name, node in by_name.items() if node.op_type in PAIR)
+    pairs = frozenset(name for name, node in nodes.items() if node.op_type in PAIR)
     return Intent(
         blocks=blocks,
         asked=asked,
         followers={
-            name: tuple(_followers(index, by_name[name])) for name in asked if name not in {b.add for b in blocks}
+            name: tuple(_followers(index, nodes[name])) for name in asked if name not in {b.add for b in blocks}
         },
         producers=producers,
         nodes=frozenset(
             name
-            for name, node in by_name.items()
+            for name, node in nodes.items()
             if name not in pairs and node.op_type != "Cast" and node.output[0] not in index.constants
         ),
         pairs=pairs,
-        edges=frozenset(name for name in pairs if _at_edge(index, by_name[name])),
+        edges=frozenset(name for name in pairs if _at_edge(index, nodes[name])),
     )
 
 
@@ -96,14 +94,12 @@ def _without_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProt
     for node in index.nodes:
         if node.op_type in (*PAIR, "Cast", "BatchNormalization") and node.input[0] not in index.constants:
             twins[node.output[0]] = twins.get(node.input[0], node.input[0])
-    plain = onnx.ModelProto()
-    plain.CopyFrom(model)
+    plain = copy(model)
     kept = [node for node in plain.graph.node if node.output[0] not in twins]
     for node in kept:
         for i, name in enumerate(node.input):
             node.input[i] = twins.get(name, name)
-    del plain.graph.node[:]
-    plain.graph.node.extend(kept)
+    set_nodes(plain.graph, kept)
     for output in plain.graph.output:
         output.name = twins.get(output.name, output.name)
     return plain, twins

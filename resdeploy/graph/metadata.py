@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import onnx
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
+from resdeploy.graph.index import Index, image_input, input_name
 from resdeploy.records import ModelSpec, Preprocessing
 
 SPEC_KEY = "resdeploy.spec"
-REMOVED_KEY = "resdeploy.removed"  # what `portable` folded away, which other tools count (`conventions`)
+REMOVED_KEY = "resdeploy.removed"  # what the canonical form folded away, which other tools count (`conventions`)
 LABELS_KEY = "resdeploy.labels"  # one class name a line: for people and viewers; SPEC_KEY is what we read
+_BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a convolution's input that is its bias
 
 
 def attach(model: onnx.ModelProto, spec: ModelSpec) -> None:
@@ -51,8 +54,7 @@ def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
 
 def _pixels(model: onnx.ModelProto, channels: int, height: int, width: int) -> Preprocessing | None:
     """How a foreign file sees images, where its input type tells."""
-    held = {i.name for i in model.graph.initializer}
-    image = next(v for v in model.graph.input if v.name not in held)
+    image = image_input(model.graph)
     if image.type.tensor_type.elem_type != onnx.TensorProto.UINT8 or not (height and width):
         return None
     return Preprocessing(
@@ -125,3 +127,21 @@ def removed(model: onnx.ModelProto) -> Removed | None:
         if prop.key == REMOVED_KEY:
             return store.parse(Removed, prop.value, "the file's metadata on what was folded")
     return None
+
+
+def may_hide_norms(index: Index, known: Collection[str] = ()) -> bool:
+    """Whether the bias of any convolution may be a batch norm that was folded: it is constant, and no norm follows.
+
+    Args:
+        index: of the graph.
+        known: names of convolutions whose bias is known to be one.
+    """
+    return any(node.name not in known and _may_hide_norm(node, index) for node in index.nodes)
+
+
+def _may_hide_norm(node: onnx.NodeProto, index: Index) -> bool:
+    bias = input_name(node, _BIASES.get(node.op_type, len(node.input)))
+    if not bias or bias not in index.constants:
+        return False
+    readers = (index.nodes[i] for name in node.output for i in index.readers.get(name, ()))
+    return not any(reader.op_type == "BatchNormalization" for reader in readers)

@@ -25,8 +25,18 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import UsageError
-from resdeploy.graph.qdq import attribute, drop_unused, integers
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    copy,
+    drop_attributes,
+    drop_unused,
+    input_name,
+    insert_nodes,
+    integers,
+    node_name,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,14 +54,14 @@ def to_pixels(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
     Raises:
         UsageError: its input is not float32, or has another number of channels than the normalisation.
     """
-    result = _copy(model)
+    result = copy(model)
     image = _image(result, spec)
     mean, std = _columns(spec)
     front = [
         helper.make_node("Cast", [image.name], ["pixels/cast"], "pixels/cast", to=onnx.TensorProto.FLOAT),
         helper.make_node("Sub", ["pixels/cast", "pixels/mean"], [CENTRED], "pixels/sub"),
     ]
-    result.graph.initializer.append(numpy_helper.from_array(mean.astype(np.float32), "pixels/mean"))
+    add_constant(result.graph, "pixels/mean", mean.astype(np.float32))
     image.type.tensor_type.elem_type = onnx.TensorProto.UINT8
     _put_before(result, image.name, front, 1 / (LEVELS * std))
     return result
@@ -63,18 +73,12 @@ def centred(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
     Raises:
         UsageError: as `to_pixels`.
     """
-    result = _copy(model)
+    result = copy(model)
     image = _image(result, spec)
     _, std = _columns(spec)
-    result.graph.initializer.append(numpy_helper.from_array((LEVELS * std).astype(np.float32), "pixels/deviation"))
+    add_constant(result.graph, "pixels/deviation", (LEVELS * std).astype(np.float32))
     front = [helper.make_node("Mul", [image.name, "pixels/deviation"], [CENTRED], "pixels/mul")]
     _put_before(result, image.name, front, 1 / (LEVELS * std))
-    return result
-
-
-def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
     return result
 
 
@@ -106,18 +110,15 @@ def _put_before(model: onnx.ModelProto, image: str, front: list[onnx.NodeProto],
     foldable = all(_foldable(index, node, image) for node in readers)
     graph = model.graph
     if not foldable:
-        graph.initializer.append(numpy_helper.from_array(gain.astype(np.float32), "pixels/gain"))
+        add_constant(graph, "pixels/gain", gain.astype(np.float32))
         front = [*front, helper.make_node("Mul", [CENTRED, "pixels/gain"], ["pixels/normalised"], "pixels/normalise")]
     for node in readers:
         for i, name in enumerate(node.input):
             if name == image:
                 node.input[i] = CENTRED if foldable else "pixels/normalised"
         if foldable:
-            weight = _values(index, node.input[1])
-            _replace(graph, node, 1, weight * gain)
-    rest = list(graph.node)
-    del graph.node[:]
-    graph.node.extend([*front, *rest])
+            _replace(graph, node, 1, index.array(node.input[1]).astype(np.float64) * gain)
+    insert_nodes(graph, before={}, after={image: front})
     drop_unused(graph)
 
 
@@ -127,15 +128,8 @@ def _foldable(index: Index, node: onnx.NodeProto, image: str) -> bool:
     return plain and stored is not None and stored.data_type == onnx.TensorProto.FLOAT
 
 
-def _values(index: Index, name: str) -> NDArray[np.float64]:
-    stored = index.value(name)
-    assert stored is not None, name
-    return numpy_helper.to_array(stored).astype(np.float64)
-
-
 def _replace(graph: onnx.GraphProto, node: onnx.NodeProto, i: int, values: NDArray[np.float64]) -> None:
-    name = f"pixels/{node_name(node)}/{('', 'weight', 'bias')[i]}"
-    graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    name = add_constant(graph, f"pixels/{node_name(node)}/{('', 'weight', 'bias')[i]}", values.astype(np.float32))
     node.input[:] = [*node.input[:i], name, *node.input[i + 1 :]]
 
 
@@ -161,37 +155,37 @@ def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool
         result = None if spec is None else centred(model, spec)
         found = None if result is None or spec is None else (CENTRED, _columns(spec)[0])
     else:
-        result = _copy(model)
+        result = copy(model)
         found = _front(Index(result), result.graph.input[0].name)
     if result is None or found is None:
         return None
     tensor, middle = found
-    graph, index = result.graph, Index(result)
+    index = Index(result)
     readers = [index.nodes[i] for i in index.readers[tensor]]
     if not all(_foldable(index, node, tensor) and _padding_known(node) for node in readers):
         return None
-    shift = middle - (OFFSET if signed else 0)  # what a convolution reads: pixel - offset = (pixel - m) + shift
+    # What a convolution reads: pixel - offset = (pixel - m) + shift.
+    tensors = _shift(result.graph, index, tensor, middle - (OFFSET if signed else 0))
+    return Exact(model=result, tensors=tensors)
+
+
+def _shift(graph: onnx.GraphProto, index: Index, tensor: str, shift: NDArray[np.float64]) -> tuple[str, ...]:
+    """Has the convolutions that read `tensor` read it shifted, padded before them; the names of what they then read."""
     added: dict[tuple[int, ...], str] = {}
-    nodes: list[onnx.NodeProto] = []
-    for node in index.nodes:
-        if node.input and node.input[0] == tensor:
-            pads = integers(node, "pads", (0, 0, 0, 0))
-            if pads not in added:
-                added[pads] = f"{node_name(node)}/pixels"
-                nodes += _padded(graph, tensor, added[pads], pads, shift)
-            weight = _values(index, node.input[1])
-            bias = _values(index, node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(len(weight))
-            node.input[0] = added[pads]
-            _replace(graph, node, 2, bias - np.tensordot(weight.sum(axis=(2, 3)), shift.ravel(), axes=1))
-            kept = [attribute for attribute in node.attribute if attribute.name != "pads"]
-            del node.attribute[:]
-            node.attribute.extend(kept)
-        nodes.append(node)
-    copied = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copied)
+    before: dict[str, list[onnx.NodeProto]] = {}
+    for node in (index.nodes[i] for i in index.readers[tensor]):
+        pads = integers(node, "pads", (0, 0, 0, 0))
+        if pads not in added:
+            added[pads] = f"{node_name(node)}/pixels"
+            before[node_name(node)] = _padded(graph, tensor, added[pads], pads, shift)
+        weight = index.array(node.input[1]).astype(np.float64)
+        bias = index.array(node.input[2]).astype(np.float64) if input_name(node, 2) else np.zeros(len(weight))
+        node.input[0] = added[pads]
+        _replace(graph, node, 2, bias - np.tensordot(weight.sum(axis=(2, 3)), shift.ravel(), axes=1))
+        drop_attributes(node, "pads")
+    insert_nodes(graph, before=before, after={})
     drop_unused(graph)
-    return Exact(model=result, tensors=tuple(added.values()))
+    return tuple(added.values())
 
 
 def _front(index: Index, image: str) -> tuple[str, NDArray[np.float64]] | None:
@@ -207,7 +201,7 @@ def _front(index: Index, image: str) -> tuple[str, NDArray[np.float64]] | None:
 
 
 def _padding_known(node: onnx.NodeProto) -> bool:
-    return all(a.name != "auto_pad" or a.s in (b"", b"NOTSET") for a in node.attribute)
+    return attribute(node, "auto_pad", b"") in (b"", b"NOTSET")
 
 
 def _padded(
@@ -217,9 +211,8 @@ def _padded(
     nodes = []
     if any(pads):
         top, left, bottom, right = pads
-        amounts = np.array([0, 0, top, left, 0, 0, bottom, right], np.int64)
-        graph.initializer.append(numpy_helper.from_array(amounts, f"{output}/pads"))
-        nodes.append(helper.make_node("Pad", [tensor, f"{output}/pads"], [f"{output}/padded"], f"{output}/pad"))
+        amounts = add_constant(graph, f"{output}/pads", np.array([0, 0, top, left, 0, 0, bottom, right], np.int64))
+        nodes.append(helper.make_node("Pad", [tensor, amounts], [f"{output}/padded"], f"{output}/pad"))
         tensor = f"{output}/padded"
-    graph.initializer.append(numpy_helper.from_array(shift.astype(np.float32), f"{output}/shift"))
-    return [*nodes, helper.make_node("Add", [tensor, f"{output}/shift"], [output], f"{output}/add")]
+    added = add_constant(graph, f"{output}/shift", shift.astype(np.float32))
+    return [*nodes, helper.make_node("Add", [tensor, added], [output], f"{output}/add")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.residual import node_name
+from resdeploy.graph.index import copy, image_input, node_name, overwrite
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,7 +56,7 @@ def read(model: onnx.ModelProto) -> Program:
             attributes=attributes,
         )
         ops.append(op)
-    image = next(v.name for v in model.graph.input if v.name not in constants)
+    image = image_input(model.graph).name
     return Program(ops=tuple(ops), constants=constants, input=image, output=model.graph.output[0].name)
 
 
@@ -68,11 +68,10 @@ def _plain(value: Any) -> Any:
 
 def with_constants(model: onnx.ModelProto, constants: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
     """A copy of the graph with other values for some of its initializers, of the same types and shapes."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     for tensor in result.graph.initializer:
         if (value := constants.get(tensor.name)) is not None:
             before = numpy_helper.to_array(tensor)
             assert before.shape == value.shape, tensor.name
-            tensor.CopyFrom(numpy_helper.from_array(value.astype(before.dtype), tensor.name))
+            overwrite(tensor, value.astype(before.dtype))
     return result

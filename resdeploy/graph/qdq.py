@@ -30,14 +30,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph.residual import ACTIVATIONS, Index, ResidualBlock, find_blocks, has_subgraph, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    by_name,
+    copy,
+    drop_unused,
+    input_name,
+    insert_nodes,
+    node_name,
+    opset_version,
+)
+from resdeploy.graph.residual import ACTIVATIONS, ResidualBlock, find_blocks
 from resdeploy.records import Target
 
 if TYPE_CHECKING:
@@ -50,7 +62,8 @@ TRANSPARENT = frozenset(
     {"MaxPool", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose", "Slice", "Pad", "Identity"}
 )
 AVERAGES = frozenset({"GlobalAveragePool", "AveragePool"})
-QUANTIZED_OPS = frozenset({"QuantizeLinear", "DequantizeLinear", "QLinearConv", "ConvInteger", "MatMulInteger"})
+PAIR = ("QuantizeLinear", "DequantizeLinear")
+QUANTIZED_OPS = frozenset({*PAIR, "QLinearConv", "ConvInteger", "MatMulInteger"})
 # The largest bias that still leaves int32 room for the accumulated products.
 BIAS_LIMIT = 2**30
 
@@ -99,6 +112,11 @@ class Weight:
     values: NDArray[np.int8]
     scale: NDArray[np.float32]  # (channels,), positive
 
+    def in_float(self, axis: int) -> NDArray[np.float32]:
+        """The numbers that are multiplied with, the scale along `axis`."""
+        others = [i for i in range(self.values.ndim) if i != axis]
+        return self.values.astype(np.float32) * np.expand_dims(self.scale, others)
+
 
 def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] = ()) -> Placement:
     """Where Q/DQ pairs go in a float graph, batch normalisations folded.
@@ -132,7 +150,7 @@ def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] 
 def _refuse(model: onnx.ModelProto) -> None:
     if any(node.op_type in QUANTIZED_OPS for node in model.graph.node):
         raise UsageError("the file is quantized already", fix="Quantize the FP32 file that it was made from")
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_version(model, 0)
     if opset < MIN_OPSET:
         raise MalformedInput(
             f"the file has opset {opset}, which cannot hold per-channel scales",
@@ -181,17 +199,6 @@ def _axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     return len(weight.dims) - 1
 
 
-def attribute(node: onnx.NodeProto, name: str, default: int | float) -> int | float:
-    """A numeric attribute of a node."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    return default if found is None else cast("int | float", helper.get_attribute_value(found))
-
-
-def integers(node: onnx.NodeProto, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-    """A list attribute of a node."""
-    return next((tuple(a.ints) for a in node.attribute if a.name == name), default)
-
-
 def _wanted(
     index: Index, target: Target, sites: tuple[WeightSite, ...], blocks: tuple[ResidualBlock, ...]
 ) -> Iterator[str]:
@@ -238,7 +245,7 @@ def _chain(index: Index, tensor: str) -> list[str]:
 def _moves(index: Index, node: onnx.NodeProto) -> bool:
     if node.op_type not in TRANSPARENT or node.input[0] in index.constants:
         return False
-    if node.op_type != "Pad" or len(node.input) < 3 or not node.input[2]:
+    if node.op_type != "Pad" or not input_name(node, 2):
         return True
     value = index.value(node.input[2])  # zero is exact in every scheme, another filler may lie outside the range
     return value is not None and not numpy_helper.to_array(value).any()
@@ -298,26 +305,17 @@ def insert(
     Raises:
         ValueError: a bias does not fit into int32 under the scales given.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     writer = _Writer(result, placement, activations)
-    nodes = list(result.graph.node)
     dequantized = writer.pairs()
-    for node in nodes:
+    for node in result.graph.node:
         for i, name in enumerate(node.input):
             if name in dequantized:
                 node.input[i] = dequantized[name]
-    by_name = {node_name(node): node for node in nodes}
+    nodes = by_name(result.graph.node)
     for site in placement.weights:
-        writer.weight(by_name[site.node], site, weights[site.node])
-    del result.graph.node[:]
-    for name in (i.name for i in result.graph.input):
-        result.graph.node.extend(writer.after.get(name, ()))
-    for node in nodes:
-        result.graph.node.extend(writer.before.get(node_name(node), ()))
-        result.graph.node.append(node)
-        for name in node.output:
-            result.graph.node.extend(writer.after.get(name, ()))
+        writer.weight(nodes[site.node], site, weights[site.node])
+    insert_nodes(result.graph, before=writer.before, after=writer.after)
     drop_unused(result.graph)
     return result
 
@@ -332,44 +330,34 @@ class _Writer:
         self.activations = activations
         self.after: dict[str, list[onnx.NodeProto]] = {}  # tensor -> nodes that follow its producer
         self.before: dict[str, list[onnx.NodeProto]] = {}  # operator -> nodes that precede it
-        self.done: set[str] = set()
 
-    def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in self.done:
-            self.done.add(name)
-            self.graph.initializer.append(numpy_helper.from_array(value, name))
-        return name
+    def parameters(self, stem: str, scale: NDArray[np.float32], zero_point: NDArray[np.integer]) -> list[str]:
+        return [
+            add_constant(self.graph, f"{stem}/scale", scale),
+            add_constant(self.graph, f"{stem}/zero_point", zero_point),
+        ]
 
     def pairs(self) -> dict[str, str]:
         """Writes the activations' pairs; tensor -> its dequantized twin."""
-        twins: dict[str, str] = {}
-        for tensor, source in self.placement.activations.items():
+        parameters: dict[str, list[str]] = {}
+        for source in self.placement.observed:
             how = self.activations[source]
-            kind = np.int8 if how.signed else np.uint8
-            parameters = [
-                self.constant(f"{source}/scale", np.array(how.scale, np.float32)),
-                self.constant(f"{source}/zero_point", np.array(how.zero_point, kind)),
-            ]
-            self.after[tensor] = _pair(tensor, tensor, parameters)
-            twins[tensor] = f"{tensor}/dequantized"
-        return twins
+            zero_point = np.array(how.zero_point, np.int8 if how.signed else np.uint8)
+            parameters[source] = self.parameters(source, np.array(how.scale, np.float32), zero_point)
+        for tensor, source in self.placement.activations.items():
+            self.after[tensor] = _pair(tensor, tensor, parameters[source])
+        return {tensor: f"{tensor}/dequantized" for tensor in self.placement.activations}
 
     def weight(self, node: onnx.NodeProto, site: WeightSite, weight: Weight) -> None:
         stem = f"{site.node}/weight"
-        parameters = [
-            self.constant(f"{stem}/scale", weight.scale),
-            self.constant(f"{stem}/zero_point", np.zeros(weight.scale.shape, np.int8)),
-        ]
+        parameters = self.parameters(stem, weight.scale, np.zeros(weight.scale.shape, np.int8))
         if self.placement.target == "tensorrt":
-            shape = [1] * weight.values.ndim
-            shape[site.axis] = -1
-            grid = weight.values.astype(np.float32) * weight.scale.reshape(shape)
-            new = _pair(self.constant(stem, grid), stem, parameters, site.axis)
+            new = _pair(add_constant(self.graph, stem, weight.in_float(site.axis)), stem, parameters, site.axis)
         else:
-            stored = self.constant(f"{stem}/quantized", weight.values)
+            stored = add_constant(self.graph, f"{stem}/quantized", weight.values)
             new = [_dequantize(stem, stored, parameters, site.axis)]
         node.input[1] = f"{stem}/dequantized"
-        if self.placement.target == "onnxruntime" and len(node.input) > 2 and node.input[2]:
+        if self.placement.target == "onnxruntime" and input_name(node, 2):
             new += self.bias(node, site, weight)
         self.before[site.node] = new
 
@@ -384,12 +372,9 @@ class _Writer:
             msg = f"the bias of {site.node} does not fit into int32"
             raise ValueError(msg)
         stem = f"{site.node}/bias"
-        parameters = [
-            self.constant(f"{stem}/scale", scale),
-            self.constant(f"{stem}/zero_point", np.zeros(scale.shape, np.int32)),
-        ]
+        parameters = self.parameters(stem, scale, np.zeros(scale.shape, np.int32))
         node.input[2] = f"{stem}/dequantized"
-        return [_dequantize(stem, self.constant(f"{stem}/quantized", exact.astype(np.int32)), parameters, 0)]
+        return [_dequantize(stem, add_constant(self.graph, f"{stem}/quantized", exact.astype(np.int32)), parameters, 0)]
 
 
 def _pair(tensor: str, stem: str, parameters: list[str], axis: int | None = None) -> list[onnx.NodeProto]:
@@ -401,15 +386,3 @@ def _pair(tensor: str, stem: str, parameters: list[str], axis: int | None = None
 def _dequantize(stem: str, quantized: str, parameters: list[str], axis: int | None = None) -> onnx.NodeProto:
     name, output = f"{stem}/DequantizeLinear", f"{stem}/dequantized"
     return helper.make_node("DequantizeLinear", [quantized, *parameters], [output], name, axis=axis)
-
-
-def drop_unused(graph: onnx.GraphProto) -> None:
-    """Removes initializers and Constant nodes that nobody reads any more."""
-    read = {name for node in graph.node for name in node.input} | {o.name for o in graph.output}
-    for kept in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
-        graph.node.remove(kept)
-    if any(has_subgraph(node) for node in graph.node):
-        return  # inner graphs may read outer tensors
-    stored = [tensor for tensor in graph.initializer if tensor.name in read]
-    del graph.initializer[:]
-    graph.initializer.extend(stored)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import heapq
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import onnx
+
+from resdeploy.graph.index import Index, node_name
 
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 # What a shortcut without parameters is made of: it moves values, or adds zeros, and computes nothing.
@@ -39,61 +41,6 @@ class ResidualBlock:
     convs: tuple[str, ...]  # convolutions of the main branch only, in order of execution
     shortcut: Shortcut  # padding: option A of the CIFAR networks (slice and pad), no parameters
     projection: str | None  # the convolution that makes `skip`, with shortcut "projection"
-
-
-class Index:
-    """Who makes and who reads each tensor of a graph whose nodes are in topological order."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        graph = model.graph
-        self.nodes: Sequence[onnx.NodeProto] = list(graph.node)
-        self.initializers: Mapping[str, onnx.TensorProto] = {t.name: t for t in graph.initializer}
-        self.producer: dict[str, int] = {}
-        self.readers: dict[str, list[int]] = defaultdict(list)
-        self.outputs = frozenset(o.name for o in graph.output)
-        for i, node in enumerate(self.nodes):
-            for name in node.output:
-                self.producer[name] = i
-            for name in node.input:
-                self.readers[name].append(i)
-        # What depends on no input of the graph is constant, however it is written (Constant, Shape arithmetic).
-        self.constants = set(self.initializers)
-        for node in self.nodes:
-            if all(name in self.constants or not name for name in node.input) and not has_subgraph(node):
-                self.constants.update(node.output)
-
-    def made_by(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that makes `tensor`; None for inputs and initializers."""
-        i = self.producer.get(tensor)
-        return None if i is None else self.nodes[i]
-
-    def only_reader(self, tensor: str) -> onnx.NodeProto | None:
-        """The node that alone reads `tensor`; None where several do or it is an output of the graph."""
-        readers = self.readers.get(tensor, [])
-        return self.nodes[readers[0]] if len(readers) == 1 and tensor not in self.outputs else None
-
-    def operands(self, node: onnx.NodeProto) -> list[str]:
-        """The inputs of a node that are computed from the graph's inputs."""
-        return [name for name in node.input if name and name not in self.constants]
-
-    def value(self, tensor: str) -> onnx.TensorProto | None:
-        """The constant behind a name, where it is stored as one (an initializer or a Constant node)."""
-        if tensor in self.initializers:
-            return self.initializers[tensor]
-        node = self.made_by(tensor)
-        if node is None or node.op_type != "Constant":
-            return None
-        return next((a.t for a in node.attribute if a.name == "value"), None)
-
-
-def has_subgraph(node: onnx.NodeProto) -> bool:
-    """Whether a node (If, Loop, Scan) carries a graph of its own, which may read any tensor."""
-    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
-
-
-def node_name(node: onnx.NodeProto) -> str:
-    """A node's name, or that of its first output where it has none."""
-    return str(node.name or node.output[0])
 
 
 def find_blocks(model: onnx.ModelProto) -> tuple[ResidualBlock, ...]:

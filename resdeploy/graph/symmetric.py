@@ -19,8 +19,17 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.qdq import attribute, drop_unused
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    copy,
+    drop_attributes,
+    drop_unused,
+    input_name,
+    node_name,
+)
+from resdeploy.graph.qdq import PAIR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,8 +48,7 @@ def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     if not _Graph(model).unfit:
         return model
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     graph = _Graph(result)
     groups = [[node, *graph.dequantizers(node)] for node in graph.unfit if graph.moves(node)]
     settled = {node.output[0] for group in groups for node in group}
@@ -66,7 +74,7 @@ class _Graph(Index):
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
         self.given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
-        pairs = (node for node in self.nodes if node.op_type in ("QuantizeLinear", "DequantizeLinear"))
+        pairs = (node for node in self.nodes if node.op_type in PAIR)
         self.unfit = [node for node in pairs if self.kind(node) in EIGHT_BITS and not self._fits(node)]
 
     def _fits(self, node: onnx.NodeProto) -> bool:
@@ -75,8 +83,8 @@ class _Graph(Index):
 
     def kind(self, node: onnx.NodeProto) -> int:
         """The type of a node's quantized side: its zero point's, else what ONNX says of one without."""
-        if len(node.input) > 2 and node.input[2]:
-            return self._type(node.input[2])
+        if zero := input_name(node, 2):
+            return self._type(zero)
         if node.op_type == "QuantizeLinear":
             return int(attribute(node, "output_dtype", 0)) or TensorProto.UINT8
         return self._type(node.input[0])
@@ -100,7 +108,7 @@ class _Graph(Index):
 
     def zero(self, node: onnx.NodeProto) -> NDArray[np.int64] | None:
         """A node's zero point, of the shape of its scale where that is known; None where it is computed."""
-        if len(node.input) > 2 and node.input[2]:
+        if input_name(node, 2):
             stored = self.value(node.input[2])
             return None if stored is None else numpy_helper.to_array(stored).astype(np.int64)
         scale = self.value(node.input[1])
@@ -154,7 +162,7 @@ def _along(node: onnx.NodeProto, values: NDArray[Any], rank: int) -> NDArray[Any
     """One value, or one per channel, in the shape that applies it to a tensor; None for one per block."""
     if values.size == 1:
         return values.reshape(())
-    axis = int(attribute(node, "axis", 1))
+    axis = attribute(node, "axis", 1)
     if values.ndim != 1 or not -rank <= axis < rank:
         return None
     shape = [1] * rank
@@ -199,13 +207,11 @@ class _Writer:
         name = self._store(f"{node_name(node)}/zero_point", np.zeros(zero.shape, np.int8))
         del node.input[2:]
         node.input.append(name)
-        kept = [a for a in node.attribute if node.op_type != "QuantizeLinear" or a.name != "output_dtype"]
-        del node.attribute[:]
-        node.attribute.extend(kept)
+        if node.op_type == "QuantizeLinear":
+            drop_attributes(node, "output_dtype")
 
     def _store(self, name: str, values: NDArray[np.int8]) -> str:
         while name in self.taken:
             name += "_"
         self.taken.add(name)
-        self.graph.initializer.append(numpy_helper.from_array(values, name))
-        return name
+        return add_constant(self.graph, name, values)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, add_constant, copy, input_name, node_name, set_nodes, set_output
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -121,34 +121,31 @@ def paired(
     The quantized one's weights are written as float numbers, so that no runtime makes integer kernels of it, which
     could saturate: its activations are rounded, and all else is exact.
     """
-    result = onnx.ModelProto()
-    result.CopyFrom(quantized)
+    result = copy(quantized)
     graph = result.graph
-    by_name = {site.node: site for site in sites}
+    site_of = {site.node: site for site in sites}
     nodes = float_twins(model, graph)
     columns: dict[str, str] = {}
     for node in quantized.graph.node:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        nodes.append(copy)
-        if (site := by_name.get(node_name(node))) is None:
+        twin = copy(node)
+        nodes.append(twin)
+        if (site := site_of.get(node_name(node))) is None:
             continue
         weight, stem = weights[site.node], f"{LACKING}/{site.node}"
-        real = weight.values * np.expand_dims(weight.scale, [i for i in range(weight.values.ndim) if i != site.axis])
-        graph.initializer.append(numpy_helper.from_array(real, f"{stem}/weight"))
-        copy.input[1], copy.output[0] = f"{stem}/weight", f"{stem}/raw"
+        twin.input[1] = add_constant(graph, f"{stem}/weight", weight.in_float(site.axis))
+        twin.output[0] = f"{stem}/raw"
         nodes += _corrected(node.output[0], stem, list(range(2, weight.values.ndim)))
         columns[site.node] = f"{stem}/column"
     logits = f"{LACKING}/logits"
     nodes.append(helper.make_node("Flatten", [FLOAT + model.graph.output[0].name], [logits], axis=1))
     nodes.append(helper.make_node("Concat", [*(columns[site.node] for site in sites), logits], [LACKING], axis=1))
-    del graph.node[:], graph.output[:], graph.value_info[:]
-    graph.node.extend(nodes)
+    del graph.value_info[:]
+    set_nodes(graph, nodes)
     graph.input[0].type.tensor_type.shape.dim[0].dim_value = size
     classes = math.prod(dim.dim_value for dim in model.graph.output[0].type.tensor_type.shape.dim[1:])
     channels = sum(weights[site.node].scale.size for site in sites)
-    shape = [size, channels + classes if classes else None]  # a runtime would ask a run of its own for an unknown one
-    graph.output.append(helper.make_tensor_value_info(LACKING, onnx.TensorProto.FLOAT, shape))
+    # A runtime would ask a run of its own for an unknown one.
+    set_output(graph, LACKING, [size, channels + classes if classes else None])
     return result
 
 
@@ -160,8 +157,7 @@ def float_twins(model: onnx.ModelProto, graph: onnx.GraphProto) -> list[onnx.Nod
         graph.initializer[-1].name = FLOAT + tensor.name
     twins = []
     for node in model.graph.node:
-        twin = onnx.NodeProto()
-        twin.CopyFrom(node)
+        twin = copy(node)
         twin.name = FLOAT + node_name(node)
         twin.input[:] = [FLOAT + name if name in own else name for name in node.input]
         twin.output[:] = [FLOAT + name if name else name for name in node.output]
@@ -186,15 +182,13 @@ def _corrected(output: str, stem: str, space: list[int]) -> list[onnx.NodeProto]
 
 def shifted(model: onnx.ModelProto, by: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
     """A copy of the float graph with each named operator's bias shifted; one that had none gets one."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     index = Index(result)
     for node in result.graph.node:
         if (shift := by.get(node_name(node))) is None:
             continue
-        stored = index.value(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+        stored = index.value(input_name(node, 2))
         bias = shift if stored is None else numpy_helper.to_array(stored) + shift
-        name = f"{node_name(node)}/bias/corrected"
-        result.graph.initializer.append(numpy_helper.from_array(bias.astype(np.float32), name))
+        name = add_constant(result.graph, f"{node_name(node)}/bias/corrected", bias.astype(np.float32))
         node.input[:] = [*node.input[:2], name]
     return result

@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from resdeploy import packages, scratch
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput
 from resdeploy.graph import files
 from resdeploy.graph.canonical import form
+from resdeploy.graph.index import add_constant, copy, set_output
 from resdeploy.quantize.histogram import Histogram
 from resdeploy.quantize.ranges import Range
 from resdeploy.records import Arithmetic, Artifact, BackendName, Execution, Progress
@@ -272,49 +273,44 @@ def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[s
 
 def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProto:
     """The graph with one output (n, columns): of each image and tensor minimum, maximum and samples."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     graph = result.graph
-
-    def constant(name: str, values: Sequence[int]) -> str:
-        graph.initializer.append(numpy_helper.from_array(np.array(values, np.int64), f"{WATCHED}/{name}"))
-        return f"{WATCHED}/{name}"
-
-    columns: list[str] = []
-    for i, at in enumerate(lattices):
-        stem = f"{WATCHED}/{i}"
-        axes = list(range(1, 2 + len(at.counts)))
-        for reduce in ("ReduceMin", "ReduceMax"):
-            one = f"{stem}/{reduce}"
-            graph.node.append(helper.make_node(reduce, [at.tensor], [f"{one}/kept"], axes=axes, keepdims=1))
-            graph.node.append(helper.make_node("Flatten", [f"{one}/kept"], [one], axis=1))
-            columns.append(one)
-        cut = at.tensor
-        if at.counts:
-            last = [a + s * (n - 1) + 1 for a, s, n in zip(at.starts, at.steps, at.counts, strict=True)]
-            bounds = {"starts": at.starts, "ends": last, "axes": axes[1:], "steps": at.steps}
-            names = [constant(f"{i}/{name}", values) for name, values in bounds.items()]
-            cut = f"{stem}/cut"
-            graph.node.append(helper.make_node("Slice", [at.tensor, *names], [cut]))
-        graph.node.append(helper.make_node("Flatten", [cut], [f"{stem}/samples"], axis=1))
-        columns.append(f"{stem}/samples")
+    columns = [name for i, at in enumerate(lattices) for name in _add_columns(graph, f"{WATCHED}/{i}", at)]
     width = sum(2 + at.samples for at in lattices)
     # OpenVINO computes in FP32 whatever lies between the last matrix product and the output, and what was to be BF16
     # would be converted first: a product with 1 comes last.
-    graph.initializer.append(numpy_helper.from_array(np.ones((1, 1), np.float32), f"{WATCHED}/unit"))
-    apart, together = constant("apart", (-1, width, 1)), constant("together", (-1, width))
+    unit = add_constant(graph, f"{WATCHED}/unit", np.ones((1, 1), np.float32))
+    apart = add_constant(graph, f"{WATCHED}/apart", np.array([-1, width, 1], np.int64))
+    together = add_constant(graph, f"{WATCHED}/together", np.array([-1, width], np.int64))
     graph.node.extend(
         [
             helper.make_node("Concat", columns, [f"{WATCHED}/row"], axis=1),
             helper.make_node("Reshape", [f"{WATCHED}/row", apart], [f"{WATCHED}/column"]),
-            helper.make_node("MatMul", [f"{WATCHED}/column", f"{WATCHED}/unit"], [f"{WATCHED}/product"]),
+            helper.make_node("MatMul", [f"{WATCHED}/column", unit], [f"{WATCHED}/product"]),
             helper.make_node("Reshape", [f"{WATCHED}/product", together], [WATCHED]),
         ]
     )
-    del graph.output[:]
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or "batch"
-    graph.output.append(helper.make_tensor_value_info(WATCHED, onnx.TensorProto.FLOAT, [batch, width]))
+    set_output(graph, WATCHED, [batch, width])
     return result
+
+
+def _add_columns(graph: onnx.GraphProto, stem: str, at: Lattice) -> list[str]:
+    """Adds the nodes that watch one tensor; the names of what they make, (n, 1), (n, 1) and (n, samples)."""
+    axes = list(range(1, 2 + len(at.counts)))
+    columns = [f"{stem}/ReduceMin", f"{stem}/ReduceMax", f"{stem}/samples"]
+    for reduce, column in zip(("ReduceMin", "ReduceMax"), columns, strict=False):
+        graph.node.append(helper.make_node(reduce, [at.tensor], [f"{column}/kept"], axes=axes, keepdims=1))
+        graph.node.append(helper.make_node("Flatten", [f"{column}/kept"], [column], axis=1))
+    cut = at.tensor
+    if at.counts:
+        last = [a + s * (n - 1) + 1 for a, s, n in zip(at.starts, at.steps, at.counts, strict=True)]
+        bounds = {"starts": at.starts, "ends": last, "axes": axes[1:], "steps": at.steps}
+        names = [add_constant(graph, f"{stem}/{name}", np.array(b, np.int64)) for name, b in bounds.items()]
+        cut = f"{stem}/cut"
+        graph.node.append(helper.make_node("Slice", [at.tensor, *names], [cut]))
+    graph.node.append(helper.make_node("Flatten", [cut], [columns[-1]], axis=1))
+    return columns
 
 
 def _refuse_bad_images(images: NDArray[np.float32], seen: int) -> None:

@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
 
 from resdeploy.errors import BackendCrash, BackendMissing, MalformedInput, OutputLost, ResdeployError, UsageError
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.quantize import bias, calibrate, overflow, simulated
 from resdeploy.records import Artifact, Likeness
 
@@ -204,7 +203,7 @@ def _steps(lowered: onnx.ModelProto, output: str) -> list[tuple[str, str]]:
         made = index.made_by(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
         if made is None or made.input[0] in index.constants:
             continue
-        scale, zero = (numpy_helper.to_array(index.initializers[k]) for k in made.input[1:3])
+        scale, zero = (index.array(k) for k in made.input[1:3])
         low, high = (
             float((limit - int(zero)) * scale) for limit in (np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max)
         )

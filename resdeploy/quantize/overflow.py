@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from resdeploy.graph.cast import FP16_MAX
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.quantize import calibrate
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ import onnx
 from onnx import helper
 
 from resdeploy.graph import channels, pixels
+from resdeploy.graph.index import copy, set_output
 from resdeploy.graph.qdq import Activation
 from resdeploy.records import Effort, Preprocessing, Target
 
@@ -125,8 +126,7 @@ def rescaled(
 
 def _watching(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """The graph with one output (n, channels of all tensors): the largest magnitude of each channel of an image."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
+    result = copy(model)
     graph = result.graph
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in (*graph.input, *graph.value_info, *graph.output)}
     columns = []
@@ -140,7 +140,6 @@ def _watching(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto
             column = f"{stem}/largest"
         columns.append(column)
     graph.node.append(helper.make_node("Concat", columns, [RANGES], axis=1))
-    del graph.output[:]
     batch = graph.input[0].type.tensor_type.shape.dim[0].dim_value or "batch"
-    graph.output.append(helper.make_tensor_value_info(RANGES, onnx.TensorProto.FLOAT, [batch, None]))
+    set_output(graph, RANGES, [batch, None])
     return result

@@ -16,7 +16,7 @@ from resdeploy import store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, qdq
 from resdeploy.graph.canonical import form
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, by_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Progress, Target
 
@@ -206,21 +206,17 @@ def quantized_weights(
 ) -> dict[str, qdq.Weight]:
     """The integers and scales of every quantized operator, by its name."""
     index = Index(model)
-    nodes = {node_name(node): node for node in index.nodes}
-
-    def constant(name: str) -> NDArray[np.float32]:
-        stored = index.value(name)
-        assert stored is not None, name
-        return numpy_helper.to_array(stored)
-
+    nodes = by_name(index.nodes)
     found: dict[str, qdq.Weight] = {}
     for site in placement.weights:
         inputs = nodes[site.node].input
         if placement.target == "onnxruntime" and len(inputs) > 2 and inputs[2] in index.constants:
-            offset, scale = constant(inputs[2]), activations[placement.activations[site.data]].scale
+            offset, scale = index.array(inputs[2]), activations[placement.activations[site.data]].scale
         else:
             offset, scale = None, 1.0
-        found[site.node] = ranges.weight(constant(site.tensor), site.axis, limit=limit, bias=offset, input_scale=scale)
+        found[site.node] = ranges.weight(
+            index.array(site.tensor), site.axis, limit=limit, bias=offset, input_scale=scale
+        )
     return found
 
 
@@ -231,16 +227,14 @@ def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, ND
     matter alike.
     """
     index = Index(model)
-    nodes = {node_name(node): node for node in index.nodes}
+    nodes = by_name(index.nodes)
     found: dict[str, NDArray[np.float64]] = {}
     for site in placement.weights:
         if placement.activations.get(site.data) != site.data:
             continue
-        stored = index.value(site.tensor)
-        assert stored is not None, site
-        squares = np.square(numpy_helper.to_array(stored).astype(np.float64))
+        squares = np.square(index.array(site.tensor).astype(np.float64))
         if nodes[site.node].op_type == "Conv":  # (out, in of a group, ...)
-            groups = int(qdq.attribute(nodes[site.node], "group", 1))
+            groups = attribute(nodes[site.node], "group", 1)
             energy = squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum(axis=(1, 3)).ravel()
         else:
             energy = squares.sum(axis=site.axis)

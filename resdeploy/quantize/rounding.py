@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, attribute, by_name, integers, prune, set_nodes, set_output
 from resdeploy.quantize import bias, simulated
 from resdeploy.records import Progress
 
@@ -117,24 +117,19 @@ def refine(
     images = images[:IMAGES]
     found = dict(weights)
     shifts: dict[str, NDArray[np.float64]] = {}
-    nodes = {node_name(node): node for node in model.graph.node}
+    index = Index(model)
+    nodes = by_name(index.nodes)
     for done, site in enumerate(placement.weights, 1):
         node = nodes[site.node]
         if node.op_type in ("Conv", "Gemm"):
-            fit, held = _observe(model, placement, activations, found, shifts, site, images, run, seed)
-            float_weight = _rows(_constant(model, site.tensor), site.axis)
+            fit, held = _observe(model, placement, activations, found, shifts, site, node, images, run, seed)
+            float_weight = _rows(index.array(site.tensor), site.axis)
             start = found[site.node]
             found[site.node] = _best(float_weight, start, site.axis, fit, held, limit)
             shifts[site.node] = _shift(float_weight, found[site.node], site.axis, fit, held)
         if progress is not None:
             progress("rounding weights", done, len(placement.weights))
     return found, shifts
-
-
-def _constant(model: onnx.ModelProto, name: str) -> NDArray[np.float32]:
-    stored = Index(model).value(name)
-    assert stored is not None, name
-    return numpy_helper.to_array(stored)
 
 
 def _rows(values: NDArray[Any], axis: int) -> NDArray[Any]:
@@ -149,15 +144,15 @@ def _observe(
     weights: Mapping[str, Weight],
     shifts: Mapping[str, NDArray[np.float64]],
     site: WeightSite,
+    node: onnx.NodeProto,
     images: Sequence[NDArray[Any]],
     run: Runner,
     seed: int,
 ) -> tuple[list[Moments], list[Moments]]:
     """Moments of each group of one layer's inputs, of the images to fit on and of those held out."""
     quantized = qdq.insert(bias.shifted(model, shifts), placement, activations, weights)
-    node = next(node for node in model.graph.node if node_name(node) == site.node)
     graph = reading(model, quantized, site)
-    groups = int(qdq.attribute(node, "group", 1)) if node.op_type == "Conv" else 1
+    groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
     fan_in = weights[site.node].values.size // weights[site.node].scale.size
     fit, held = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
     shape = images[0].shape
@@ -165,9 +160,7 @@ def _observe(
     with run(graph, (shape[0], shape[1], shape[2])) as predict:
         for start in range(0, len(images), size):
             both = predict(np.stack(images[start : start + size]))
-            x, y = (
-                samples(node, part, _constant(model, site.tensor).shape, seed + start) for part in np.split(both, 2, 1)
-            )
+            x, y = (samples(node, part, weights[site.node].values.shape, seed + start) for part in np.split(both, 2, 1))
             which = np.arange(start, start + len(both)) % HELD_OUT == HELD_OUT - 1
             for into, chosen in ((fit, ~which), (held, which)):
                 for group in range(groups):
@@ -184,20 +177,11 @@ def reading(model: onnx.ModelProto, quantized: onnx.ModelProto, site: WeightSite
     result = simulated.in_float(quantized)
     graph = result.graph
     nodes = bias.float_twins(model, graph) + list(graph.node)
-    reader = next(node for node in quantized.graph.node if node_name(node) == site.node)
-    twin = next(node for node in nodes if node.name == bias.FLOAT + site.node)
+    reader, twin = by_name(quantized.graph.node)[site.node], by_name(nodes)[bias.FLOAT + site.node]
     nodes.append(helper.make_node("Concat", [twin.input[0], reader.input[0]], [READ], axis=1))
-    needed, kept = {READ}, list[onnx.NodeProto]()
-    for node in reversed(nodes):
-        if needed & set(node.output):
-            needed.update(node.input)
-            kept.append(node)
-    del graph.node[:], graph.output[:], graph.value_info[:]
-    graph.node.extend(reversed(kept))
-    stored = [tensor for tensor in graph.initializer if tensor.name in needed]
-    del graph.initializer[:]
-    graph.initializer.extend(stored)
-    graph.output.append(helper.make_tensor_value_info(READ, onnx.TensorProto.FLOAT, None))
+    set_nodes(graph, nodes)
+    set_output(graph, READ, None)
+    prune(graph)
     return result
 
 
@@ -208,8 +192,8 @@ def samples(
     if node.op_type == "Gemm":
         return values.reshape(len(values), 1, -1)
     kernel = weight_shape[2:]
-    strides, dilations = (qdq.integers(node, name, (1, 1)) for name in ("strides", "dilations"))
-    top, left, bottom, right = qdq.integers(node, "pads", (0, 0, 0, 0))
+    strides, dilations = (integers(node, name, (1, 1)) for name in ("strides", "dilations"))
+    top, left, bottom, right = integers(node, "pads", (0, 0, 0, 0))
     padded = np.pad(values, ((0, 0), (0, 0), (top, bottom), (left, right)))
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True)]
     windows = np.lib.stride_tricks.sliding_window_view(padded, reach, axis=(2, 3))

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index, ResidualBlock, node_name
+from resdeploy.graph.index import Index, add_constant, by_name, copy, node_name, set_nodes, set_output
+from resdeploy.graph.residual import ResidualBlock
 from resdeploy.quantize import calibrate, ptq, ranges
 from resdeploy.records import Sensitivity
 
@@ -129,7 +130,7 @@ def _logits(
 def trials(model: onnx.ModelProto, placement: qdq.Placement) -> tuple[Trial, ...]:
     """Every quantized layer, then every residual block that holds one."""
     index = Index(model)
-    made = {node_name(node): node for node in index.nodes}
+    made = by_name(index.nodes)
     layers = [
         Trial(name=site.node, kind=made[site.node].op_type, nodes=(site.node,), output=made[site.node].output[0])
         for site in placement.weights
@@ -170,7 +171,7 @@ def tried_graph(
     for number, trial in enumerate(tried, 1):
         ends.setdefault(trial.output, []).append(number)
     for node in seen.model.graph.node:
-        writer.copy(node)
+        writer.carry_over(node)
         for tensor in node.output:
             if tensor in ends:
                 writer.append(tensor, {number: tried[number - 1] for number in ends[tensor]})
@@ -187,10 +188,9 @@ class _Writer:
     def __init__(self, seen: Calibrated, weights: Mapping[str, qdq.Weight], size: int) -> None:
         self.seen, self.weights, self.size = seen, weights, size
         self.index = Index(seen.model)
-        self.by_name = {node_name(node): node for node in self.index.nodes}
+        self.float_nodes = by_name(self.index.nodes)
         self.sites = {site.node: site for site in seen.placement.weights}
-        self.result = onnx.ModelProto()
-        self.result.CopyFrom(seen.model)
+        self.result = copy(seen.model)
         self.nodes: list[onnx.NodeProto] = []
         self.current: dict[str, str] = {}  # tensor of the float graph -> what stands for it now
         self.holds: dict[str, tuple[int, ...]] = {}  # by the name in the new graph
@@ -199,7 +199,7 @@ class _Writer:
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
         if name not in self.made:
             self.made.add(name)
-            self.result.graph.initializer.append(numpy_helper.from_array(value, name))
+            add_constant(self.result.graph, name, value)
         return name
 
     def held(self, tensor: str) -> tuple[int, ...]:
@@ -219,7 +219,7 @@ class _Writer:
         self.holds[twin] = wanted
         return twin
 
-    def copy(self, node: onnx.NodeProto) -> None:
+    def carry_over(self, node: onnx.NodeProto) -> None:
         """A node of the float graph, on all rows that any of its operands has."""
         if node.op_type in ("Shape", "Size"):
             raise UsageError(
@@ -228,8 +228,7 @@ class _Writer:
             )
         operands = self.index.operands(node)
         rows = tuple(sorted({row for name in operands for row in self.held(name)}))
-        twin = onnx.NodeProto()
-        twin.CopyFrom(node)
+        twin = copy(node)
         twin.input[:] = [self.aligned(name, rows) if name in operands else name for name in node.input]
         self.nodes.append(twin)
         for name in node.output:
@@ -246,14 +245,13 @@ class _Writer:
     def quantized(self, number: int, trial: Trial) -> str:
         """A trial's nodes, quantized, on the float network's rows; the name of its result."""
         stem = f"{TRIED}/{number}"
-        own = {name for node in trial.nodes for name in self.by_name[node].output}
+        own = {name for node in trial.nodes for name in self.float_nodes[node].output}
         for name in trial.nodes:
-            node = onnx.NodeProto()
-            node.CopyFrom(self.by_name[name])
+            node = copy(self.float_nodes[name])
             node.name = f"{stem}/{name}"
             operands = self.index.operands(node)
             inputs = [f"{stem}/{i}" if i in own else self.aligned(i, (0,)) if i in operands else i for i in node.input]
-            for k, tensor in enumerate(self.by_name[name].input):
+            for k, tensor in enumerate(self.float_nodes[name].input):
                 source = self.rounded_like(name, tensor)
                 if source is not None:
                     inputs[k] = self.rounded(inputs[k], source, stem)
@@ -296,9 +294,7 @@ class _Writer:
 
     def weight(self, node: str) -> str:
         """The operator's weights as the INT8 file holds them, in float."""
-        site, weight = self.sites[node], self.weights[node]
-        others = [axis for axis in range(weight.values.ndim) if axis != site.axis]
-        return self.constant(f"{TRIED}/{node}/weight", weight.values * np.expand_dims(weight.scale, others))
+        return self.constant(f"{TRIED}/{node}/weight", self.weights[node].in_float(self.sites[node].axis))
 
     def finish(self, logits: str, groups: int) -> onnx.ModelProto:
         """The graph with its one output, (size, groups, classes)."""
@@ -308,8 +304,8 @@ class _Writer:
             helper.make_node("Reshape", [logits, shape], [f"{TRIED}/grouped"]),
             helper.make_node("Transpose", [f"{TRIED}/grouped"], [TRIED], perm=[1, 0, 2]),
         ]
-        del graph.node[:], graph.output[:], graph.value_info[:]
-        graph.node.extend(self.nodes)
+        del graph.value_info[:]
+        set_nodes(graph, self.nodes)
         graph.input[0].type.tensor_type.shape.dim[0].dim_value = self.size
-        graph.output.append(helper.make_tensor_value_info(TRIED, onnx.TensorProto.FLOAT, [self.size, groups, None]))
+        set_output(graph, TRIED, [self.size, groups, None])
         return self.result

@@ -14,6 +14,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from resdeploy.graph.index import attribute, copy, set_nodes
+
 HALVES = frozenset({TensorProto.FLOAT16, TensorProto.BFLOAT16})
 
 
@@ -28,10 +30,9 @@ def in_float(model: onnx.ModelProto) -> onnx.ModelProto:
     writer = _Writer(model)
     for node in model.graph.node:
         writer.add(node)
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:], result.graph.value_info[:], result.graph.initializer[:]
-    result.graph.node.extend(writer.nodes)
+    result = copy(model)
+    del result.graph.value_info[:], result.graph.initializer[:]
+    set_nodes(result.graph, writer.nodes)
     read = {name for node in writer.nodes for name in node.input}
     result.graph.initializer.extend(t for name, t in writer.stored.items() if name in read)
     return result
@@ -65,7 +66,7 @@ class _Writer:
         elif node.op_type == "DequantizeLinear":
             self.dequantize(node)
         else:
-            self.copy(node)
+            self.carry_over(node)
 
     def quantize(self, node: onnx.NodeProto) -> None:
         zero = self.value(node.input[2])
@@ -97,20 +98,19 @@ class _Writer:
         """A scale for each index of the node's axis, in the shape that multiplies."""
         if not scale.ndim:
             return scale
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 1) % rank
+        axis = attribute(node, "axis", 1) % rank
         return np.expand_dims(scale, [i for i in range(rank) if i != axis])
 
-    def copy(self, node: onnx.NodeProto) -> None:
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        self.nodes.append(copy)
-        for attribute in copy.attribute:
-            if node.op_type == "Cast" and attribute.name == "to" and attribute.i in HALVES:
-                attribute.i = TensorProto.FLOAT
+    def carry_over(self, node: onnx.NodeProto) -> None:
+        twin = copy(node)
+        self.nodes.append(twin)
+        for setting in twin.attribute:
+            if node.op_type == "Cast" and setting.name == "to" and setting.i in HALVES:
+                setting.i = TensorProto.FLOAT
         for k, name in enumerate(node.output):
             if (kind := self.half.get(name)) is None:
                 continue
-            copy.output[k] = f"{name}/exact"
+            twin.output[k] = f"{name}/exact"
             self.nodes += [
                 helper.make_node("Cast", [f"{name}/exact"], [f"{name}/half"], to=kind),
                 helper.make_node("Cast", [f"{name}/half"], [name], to=TensorProto.FLOAT),

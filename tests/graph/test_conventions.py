@@ -247,6 +247,23 @@ def test_the_canonical_form_of_a_folded_file_claims_nothing(ours, torchscript) -
     assert counts.count(ours("resnet18"), spec).norms_known
 
 
+def test_the_canonical_form_claims_nothing_of_convolutions_that_onnx_runtime_fused() -> None:
+    """Their biases may hide batch norms as any others may: the file must not say that there were none."""
+    values = {"w": np.ones((4, 3, 1, 1), np.float32), "b": np.ones(4, np.float32)}
+    nodes = [
+        helper.make_node("FusedConv", ["x", "w", "b"], ["c"], domain="com.microsoft", activation="Relu"),
+        helper.make_node("Flatten", ["c"], ["y"]),
+    ]
+    image = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, 1, 1])
+    logits = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4])
+    held = [numpy_helper.from_array(value, name) for name, value in values.items()]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(helper.make_graph(nodes, "fused", [image], [logits], held), opset_imports=opsets)
+    assert metadata.removed(form.canonicalise(model)) is None
+    del model.graph.node[0].input[2:]
+    assert metadata.removed(form.canonicalise(model)) == metadata.Removed()
+
+
 def test_bytes_and_intensity_follow_their_definition(ours) -> None:
     """A 1x1 convolution and an addition by hand; INT8 is a quarter but for biases; weights are read once a batch."""
     from resdeploy.models import zoo

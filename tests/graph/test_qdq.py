@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import qdq
 from resdeploy.graph.canonical import form
-from resdeploy.graph.residual import Index, node_name
+from resdeploy.graph.index import Index, node_name
 from resdeploy.models import zoo
 from resdeploy.records import Target
 

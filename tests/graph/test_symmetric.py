@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import for_tensorrt
+from resdeploy.graph.qdq import PAIR
 from resdeploy.graph.symmetric import symmetric
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
@@ -111,7 +112,7 @@ def test_what_int8_at_zero_holds_is_rewritten_bit_by_bit(case: str) -> None:
     np.testing.assert_array_equal(answers(found), answers(model))
     types = {t.name: t for t in found.graph.initializer}
     assert not any(t.data_type == TensorProto.UINT8 for t in types.values())
-    pairs = [node for node in found.graph.node if node.op_type in for_tensorrt.PAIR]
+    pairs = [node for node in found.graph.node if node.op_type in PAIR]
     assert not any(numpy_helper.to_array(types[node.input[2]]).any() for node in pairs if len(node.input) > 2)
     assert symmetric(found) is found
 
@@ -184,5 +185,5 @@ def test_typed_networks_get_the_rewritten_pairs() -> None:
     """For 10 and 11 the same file goes on to FP16 around its Q/DQ."""
     lowered = for_tensorrt.lower(network(activation=MIDDLE, weight=np.zeros(4, np.int8)), 10)
     held = {t.name: t.data_type for t in lowered.graph.initializer}
-    assert all(held[n.input[2]] == TensorProto.INT8 for n in lowered.graph.node if n.op_type in for_tensorrt.PAIR)
+    assert all(held[n.input[2]] == TensorProto.INT8 for n in lowered.graph.node if n.op_type in PAIR)
     assert TensorProto.FLOAT16 in held.values()

@@ -19,7 +19,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index
+from resdeploy.graph.index import Index
 from resdeploy.models import zoo
 from tests.graph.test_intent import quantized
 

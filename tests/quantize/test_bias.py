@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.graph import qdq
-from resdeploy.graph.residual import Index
+from resdeploy.graph.index import Index
 from resdeploy.quantize import bias, ranges
 from resdeploy.records import Target
 from tests.sessions import session

@@ -185,9 +185,7 @@ def _shape(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
     named = tuple(d for d in dims if d is not None)
     if len(named) < len(dims):
         return None
-    start = node.attributes["start"].as_int() if "start" in node.attributes else 0
-    end = node.attributes["end"].as_int() if "end" in node.attributes else len(dims)
-    return named[start:end]
+    return named[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
 
 
 def _gather(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
@@ -252,7 +250,7 @@ def fold_batch_norms(graph: ir.Graph) -> None:
             continue
         conv = operand(norm).producer()
         parameters = [constant(v) for v in norm.inputs[1:5]]
-        training = "training_mode" in norm.attributes and norm.attributes["training_mode"].as_int()
+        training = norm.attributes.get_int("training_mode", 0)
         if conv is None or conv.domain or conv.op_type != "Conv" or training or any(p is None for p in parameters):
             continue
         bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.float64(0)
@@ -260,7 +258,7 @@ def fold_batch_norms(graph: ir.Graph) -> None:
         if weight is None or bias is None or len(conv.outputs[0].uses()) != 1 or conv.outputs[0].is_graph_output():
             continue
         gamma, beta, mean, variance = (np.asarray(p, dtype=np.float64) for p in parameters)
-        epsilon = norm.attributes["epsilon"].as_float() if "epsilon" in norm.attributes else 1e-5
+        epsilon = norm.attributes.get_float("epsilon", 1e-5)
         scale = gamma / np.sqrt(variance + epsilon)
         folded_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))
         folded_bias = (np.asarray(bias, dtype=np.float64) - mean) * scale + beta

@@ -21,6 +21,7 @@ import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata
 from resdeploy.graph.canonical import fold, names, opset, rewrite
+from resdeploy.graph.index import Index, copy, opset_version
 
 BATCH = "batch"
 
@@ -40,7 +41,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
     """
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    version = opset_version(model, opset.OPSET)
     if version < opset.OPSET:
         model, version = opset.upgrade(model), opset.OPSET
     ours = {p.key: p.value for p in model.metadata_props if p.key.startswith("resdeploy.")}
@@ -59,17 +60,19 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     graph.sort()
     names.rename(graph)
     before = metadata.removed(model)
-    if whole or before is not None or not any(_may_hide_norm(node) for node in graph):
-        ours[metadata.REMOVED_KEY] = _removed(graph, before or metadata.Removed())
+    removed = _removed(graph, before or metadata.Removed())
     _strip(work)
-    work.metadata_props.update(ours)
-    return _finish(work)
+    result = _finish(work)
+    if whole or before is not None or not metadata.may_hide_norms(Index(result), removed["norms"]):
+        ours[metadata.REMOVED_KEY] = json.dumps(removed)
+    onnx.helper.set_model_props(result, ours)
+    return result
 
 
 def _read(model: onnx.ModelProto) -> ir.Model:
     """A copy as onnx-ir's model, which cannot hold all that ONNX can: sparse constants, say."""
     try:
-        return ir.serde.deserialize_model(onnx.ModelProto.FromString(model.SerializeToString()))
+        return ir.serde.deserialize_model(copy(model))
     except ir.serde.SerdeError as e:
         innermost: BaseException = e
         while innermost.__cause__ is not None:
@@ -110,7 +113,7 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
         model: one image input, of any opset; it is left alone.
         image: N, C, H, W.
     """
-    version = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), opset.OPSET)
+    version = opset_version(model, opset.OPSET)
     work = _read(model)
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
     _infer_shapes(work)
@@ -130,28 +133,18 @@ def _simplify(graph: ir.Graph) -> None:
     fold.fold_batch_norms(graph)
 
 
-def _may_hide_norm(node: ir.Node) -> bool:
-    """Whether a convolution's bias may be a batch norm that was folded before: it has one, and none followed it."""
-    if node.op_type not in ("Conv", "ConvTranspose") or len(node.inputs) < 3 or node.inputs[2] is None:
-        return False
-    followed = any(user.op_type == "BatchNormalization" for user, _ in node.outputs[0].uses())
-    return not followed and fold.NORM not in node.metadata_props
-
-
-def _removed(graph: ir.Graph, before: metadata.Removed) -> str:
-    """What the passes marked as they removed it, with what an earlier canonical form recorded, as JSON."""
+def _removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[str]]:
+    """The fields of `metadata.Removed`: what the passes marked as they removed it, and an earlier canonical form's."""
 
     def marked(key: str, earlier: tuple[str, ...]) -> list[str]:
         found = {str(node.name) for node in graph if key in node.metadata_props}
         return [str(node.name) for node in graph if node.name in found.union(earlier)]
 
-    return json.dumps(
-        {
-            "norms": marked(fold.NORM, before.norms),
-            "biased": marked(fold.BIASED, before.biased),
-            "pools": marked(rewrite.POOL, before.pools),
-        }
-    )
+    return {
+        "norms": marked(fold.NORM, before.norms),
+        "biased": marked(fold.BIASED, before.biased),
+        "pools": marked(rewrite.POOL, before.pools),
+    }
 
 
 def _strip(work: ir.Model) -> None:

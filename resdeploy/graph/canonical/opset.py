@@ -105,7 +105,7 @@ def _pad_all_axes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
 
 
 def _split_by_sizes(graph: ir.Graph, node: ir.Node, opset: int) -> None:
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+    axis = node.attributes.get_int("axis", 0)
     shape, parts = operand(node).shape, len(node.outputs)
     length = None if shape is None else shape[axis]
     if not isinstance(length, int):

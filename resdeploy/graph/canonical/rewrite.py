@@ -76,8 +76,7 @@ def _does_nothing(node: ir.Node) -> bool:
 
 def _is_dense(node: ir.Node) -> bool:
     """Stride 1 and no padding."""
-    strides, pads = (node.attributes[a].as_ints() if a in node.attributes else () for a in ("strides", "pads"))
-    return set(strides) <= {1} and not any(pads)
+    return set(node.attributes.get_ints("strides", ())) <= {1} and not any(node.attributes.get_ints("pads", ()))
 
 
 def _slice_parameters(node: ir.Node) -> list[tuple[int, int, int, int]] | None:
@@ -125,7 +124,7 @@ def split_plainly(graph: ir.Graph) -> None:
     for node in tuple(graph):
         if node.domain or node.op_type != "SplitToSequence" or len(node.inputs) != 2:
             continue
-        axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+        axis = node.attributes.get_int("axis", 0)
         split, shape = constant(node.inputs[1]), operand(node).shape
         length = None if shape is None else shape[axis]
         users = [user for user, _ in node.outputs[0].uses()]
@@ -187,15 +186,15 @@ def _global_mean(node: ir.Node) -> bool | None:
         return None
     if node.op_type == "AveragePool":
         kernel = node.attributes["kernel_shape"].as_ints()
-        unpadded = not any(node.attributes["pads"].as_ints()) if "pads" in node.attributes else True
-        automatic = "auto_pad" in node.attributes and node.attributes["auto_pad"].as_string() not in ("NOTSET", "VALID")
+        unpadded = not any(node.attributes.get_ints("pads", ()))
+        automatic = node.attributes.get_string("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
         return True if tuple(shape[2:]) == tuple(kernel) and unpadded and not automatic else None
     axes = constant(node.inputs[1]) if len(node.inputs) > 1 else None
     if axes is None and "axes" in node.attributes:
         axes = np.array(node.attributes["axes"].as_ints())
     if axes is None or sorted(int(a) % 4 for a in np.ravel(axes)) != [2, 3]:
         return None
-    return "keepdims" not in node.attributes or node.attributes["keepdims"].as_int() == 1
+    return bool(node.attributes.get_int("keepdims", 1) == 1)
 
 
 def flatten(graph: ir.Graph) -> None:
@@ -224,7 +223,7 @@ def _joins_all_but_batch(node: ir.Node) -> bool:
     if target is None or target.size != 2:
         return False
     first, second = (int(d) for d in target)
-    zero_copies = "allowzero" not in node.attributes or not node.attributes["allowzero"].as_int()
+    zero_copies = not node.attributes.get_int("allowzero", 0)
     batch_kept = (first == 0 and zero_copies) or (isinstance(shape[0], int) and first == shape[0])
     return (batch_kept and second in (-1, joined)) or (first == -1 and second == joined and joined is not None)
 
@@ -238,7 +237,7 @@ def join_gemms(graph: ir.Graph) -> None:
         if weight is None or weight.ndim != 2:
             continue
         attributes, bias, last = node.attributes, node.inputs[2] if len(node.inputs) > 2 else None, node
-        if node.op_type == "Gemm" and ("transB" in attributes and attributes["transB"].as_int()):
+        if node.op_type == "Gemm" and attributes.get_int("transB", 0) != 0:
             continue
         if node.op_type == "MatMul":
             last, bias = _bias_after(node, weight.shape[1])
