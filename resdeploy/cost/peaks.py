@@ -17,8 +17,8 @@ from typing import Any
 from resdeploy import backends, cache, packages, scratch, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.cost import peak_graphs
-from resdeploy.errors import BackendMissing, ResdeployError, UsageError
+from resdeploy.cost import gpus, peak_graphs
+from resdeploy.errors import BackendMissing, ResdeployError, UnknownName, UsageError
 from resdeploy.graph import cast, files
 from resdeploy.measure import interleaved
 from resdeploy.measure.summary import summarise
@@ -37,6 +37,7 @@ from resdeploy.records import (
     Target,
 )
 
+MACHINE = "machine"  # the name of this one
 BACKENDS: dict[BackendName, Target] = {"openvino": "openvino", "onnxruntime": "onnxruntime"}
 DURATION_S = 1.0  # of timed queries a graph
 HEAT_SHARE, HEAT_BLOCKS = 1 / 4, 4  # of that in a heat: of several graphs only the fastest is measured in full
@@ -77,6 +78,23 @@ class _Timed:
             by=self.entrant.candidate.label,
             valid=self.summary.valid,
         )
+
+
+def of_machine(name: str, *, refresh: bool = False, progress: Progress | None = None) -> Peaks:
+    """The roofs of this machine (`machine`), or of a GPU by its name.
+
+    Raises:
+        UnknownName: no such GPU.
+        BackendMissing: this machine, and no backend to measure it with.
+    """
+    refuse_unknown(name)
+    return of_this_machine(refresh=refresh, progress=progress) if name == MACHINE else gpus.GPUS[name]
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises UnknownName unless `of_machine` knows the name."""
+    if name != MACHINE and name not in gpus.GPUS:
+        raise UnknownName(f"no roofs are known of {name!r}", fix=f"Name one of: {MACHINE}, {', '.join(gpus.GPUS)}")
 
 
 def of_this_machine(

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from resdeploy.cache import Doubt, Part
+from resdeploy.cost import json_parts
+from resdeploy.cost.cost import CostReport
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
@@ -167,7 +169,7 @@ def all_documents(name):
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
         documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
         gated(name),
-        documents.cost([cost], ENVIRONMENT, per_layer=True),
+        json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT, {name: True}),
         documents.audit(audited(name), ENVIRONMENT),
