@@ -18,6 +18,7 @@ from resdeploy.cost.cost import CostReport
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
+    Artifact,
     Audit,
     Availability,
     Block,
@@ -38,6 +39,8 @@ from resdeploy.records import (
     Measurement,
     Mixed,
     Predictions,
+    PruneOutcome,
+    PruneSide,
     Score,
     Sensitivity,
     Subject,
@@ -204,6 +207,11 @@ def audited(name):
 
 def study_documents(name, cost):
     lesion = Lesion(block=name, divergence=0.1, drop_pp=0.2, interval_pp=(-0.1, 0.5), flips=3)
+    before, after = (PruneSide(cost=cost, timing=t, score=scored(name)) for t in (summary(name), failed(name)))
+    pruned = PruneOutcome(
+        artifact=Artifact(path=name, format="onnx", precision="fp32", sha256=name), removed=(name,), lesions=(lesion,),
+        path=(lesion,), tuned=lesion, before=before, after=after, comparisons=(faster(name),), verdict=verdict(name),
+    )  # fmt: skip
     lesions = NetworkLesions(
         model=name, error=16.6, single=(Deleted(block=name, shortcut=name, error=17.0),), several=(), shuffled=(),
         notes=(name,),
@@ -214,10 +222,7 @@ def study_documents(name, cost):
     budget = DegradationPlan(data=name, depths=(20, 56), seeds=3, training=Plan(epochs=1))
     difference = Difference(of=name, value=2.0, ci95=(-math.inf, 3.0))
     return [
-        pruning.prune(
-            [name], [lesion], [lesion], lesion, (cost, cost), (summary(name), failed(name)), [faster(name)],
-            (scored(name), scored(name)), verdict(name), ENVIRONMENT,
-        ),
+        pruning.prune_document(pruned, ENVIRONMENT),
         lesion_document(LesionReport(plan=LesionPlan(data=name), networks=(lesions,)), ENVIRONMENT),
         degradation_document(
             DegradationReport(plan=budget, trainings=(), networks=(means,), differences=(difference,)), ENVIRONMENT
