@@ -143,12 +143,12 @@ def _layers(cost: Cost, sizes: _Sizes) -> dict[str, LayerCost]:
 
 
 def _bottlenecks(
-    found: Iterable[ResidualBlock], sizes: _Sizes, layers: Mapping[str, LayerCost]
+    residual: Iterable[ResidualBlock], sizes: _Sizes, layers: Mapping[str, LayerCost]
 ) -> tuple[tuple[Bottleneck, ...], int]:
     """The bottlenecks among the blocks, and the outer width of the last one."""
     blocks: list[Bottleneck] = []
     width = 0
-    for block in found:
+    for block in residual:
         if sizes.is_bottleneck(block):
             blocks.append(_bottleneck(block, sizes, layers, narrow_inputs=width // 4))
             width = sizes.outputs(block.convs[-1])

@@ -45,7 +45,7 @@ def cost_document(report: CostReport, environment: Environment, *, per_layer: bo
         parts.append(_rooflines(report.rooflines, report.peaks, per_layer=per_layer))
     tables = {key: value for part in parts for key, value in part.items()}
     tables["notes"] = [note for part in parts for note in part.get("notes", [])]
-    return documents.document("cost", environment, tables.pop("results"), **tables)
+    return documents.document("cost", environment, **tables)
 
 
 def _counts(costs: Sequence[Cost], *, per_layer: bool) -> Json:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET, IR_VERSION = 17, 8
-# 256 channels at 28 x 28 are ResNet-50's middle: maps of 0.8 MB, weights of 2.4 MB in FP32, 0.46 GMACs a layer.
+# 256 channels at 28 x 28 are ResNet-50's middle: maps of 0.8 MB, weights of 2.4 MB in FP32, 0.46 GMACs per layer.
 CHANNELS, SIZE, DEPTH, KERNEL = 256, 28, 4, 3
 # Which shape is fastest differs by backend and precision: a peak is the best of these (channels, size, depth, kernel).
 SHAPES = ((256, 28, 4, 3), (128, 28, 8, 3), (256, 28, 16, 1))

@@ -70,6 +70,14 @@ def test_what_has_no_roof_is_refused_with_the_reason(model: str, arguments: tupl
     assert words in f"{done.output}{done.exception}{getattr(done.exception, 'fix', '')}"
 
 
+def test_a_command_that_fails_leaves_no_chart(model: str, tmp_path: Path) -> None:
+    """The chart is of the whole report: the roofs alone would have given one."""
+    chart = tmp_path / "roofs.svg"
+    done = run(model, "--roofline", "t4", "--against", "naive", "--chart", str(chart))
+    assert "no 1x1 convolutions" in str(done.exception)
+    assert not chart.exists()
+
+
 def test_published_accuracies_are_drawn_over_macs(tmp_path: Path) -> None:
     """Every network of a family with a figure is a dot; a paper's ten crops are a ring."""
     chart = tmp_path / "accuracy.svg"
