@@ -108,7 +108,7 @@ def tools(request: Request, folder: Path, nncf_python: str | None) -> Iterator[T
     for shape in peak_graphs.SHAPES:
         out = folder / f"{peak_graphs.spec(*shape).name}.onnx"
         if not out.exists():
-            files.save_model(peak_graphs.quantized(peak_graphs.chain(*shape), "openvino"), out)
+            files.save_model(peak_graphs.quantize(peak_graphs.chain(*shape), "openvino"), out)
         yield Tool(
             name=peak_graphs.spec(*shape).name,
             who="peak",

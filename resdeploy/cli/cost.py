@@ -58,7 +58,7 @@ def cost(
     duration: options.Duration = 3.0,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="One row a layer.")] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="One row per layer.")] = False,
     fmt: options.Format = "table",
     output: options.Output = None,
     quiet: options.Quiet = False,
@@ -70,29 +70,26 @@ def cost(
     resdeploy cost resnet50 --convention fvcore · resdeploy cost resnet50 --against basic --measure ·
     resdeploy cost resnet50 --roofline machine --measure --per-layer --chart roofs.svg
     """
-    from resdeploy.cost import cost
+    from resdeploy import store
+    from resdeploy.cost import charts, cost, json_parts
     from resdeploy.measure import environment
-    from resdeploy.report import documents
     from resdeploy.verbs.bench import BenchPlan
 
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
-    plan = BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration)
-    wanted = cost.RoofPlan(
+    plan = cost.CostPlan(
+        convention=convention,
+        against=against,
         machine=roofline,
         precisions=options.precisions(precision),
         refresh=refresh,
         measured=measure,
-        per_layer=per_layer,
-        chart=chart,
+        timing=BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration),
     )
-    cost.refuse(requests, wanted, against)
     with console.progress(quiet=quiet) as progress:
-        counted = cost.count(requests, batch_sizes=sizes, progress=progress)
-        roofed = cost.put_under_roofs(requests, counted, wanted, plan, progress=progress)
-        timed = plan if measure and roofline is None else None
-        compared = cost.compare(requests, against, timed, progress=progress)
+        report = cost.cost(requests, plan, progress=progress)
     if chart is not None:
+        store.write_bytes(chart, charts.draw_report(report).encode())
         console.note(f"wrote {chart}", quiet=quiet)
-    parts = cost.join(compared, cost.reconcile(counted, convention), roofed)
-    console.emit(documents.cost(counted, environment.capture(), per_layer=per_layer, **parts), fmt, output, quiet=quiet)
+    document = json_parts.cost_document(report, environment.capture(), per_layer=per_layer)
+    console.emit(document, fmt, output, quiet=quiet)

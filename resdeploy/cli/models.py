@@ -38,8 +38,10 @@ def models(
     if chart is not None:
         from resdeploy import store
         from resdeploy.cost import charts
+        from resdeploy.measure import results
 
-        svg = charts.of_entries(entries) if latencies is None else charts.over_latency(latencies)
+        bench = None if latencies is None else results.load(latencies)
+        svg = charts.draw_entries(entries) if bench is None else charts.draw_over_latency(bench)
         store.write_bytes(chart, svg.encode())
         console.note(f"wrote {chart}")
     console.emit(documents.models(entries, environment.capture()), fmt, output)

@@ -48,6 +48,7 @@ def prune(
     resdeploy prune r56.onnx --data cifar10 --max-drop 1 -o r56-pruned.onnx
     """
     from resdeploy.measure import environment
+    from resdeploy.report import pruning
     from resdeploy.verbs import prune
     from resdeploy.verbs.block_search import Budget
 
@@ -55,13 +56,19 @@ def prune(
         model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
     )
     plan = prune.PrunePlan(
-        data=data, budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks), train_data=train_data,
-        training=prune.tuning(epochs, lr, seed), backend=backend, threads=threads, duration_s=duration, seed=seed,
+        data=data,
+        budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks),
+        training=prune.fine_tuning_plan(epochs, lr, seed),
+        train_data=train_data,
+        backend=backend,
+        threads=threads,
+        duration_s=duration,
+        seed=seed,
         predictions=predictions,
-    )  # fmt: skip
+    )
     with console.progress(quiet=quiet) as progress:
-        found = prune.prune(request, plan, output, progress=progress)
-    console.announce(found.written, quiet=quiet)
-    console.wrote(found.written, quiet=quiet)
-    console.emit(prune.document(found, environment.capture()), fmt)
-    raise typer.Exit(EXIT[found.pruned.verdict.state])
+        outcome = prune.prune(request, plan, output, progress=progress)
+    console.announce(outcome.artifact, quiet=quiet)
+    console.wrote(outcome.artifact, quiet=quiet)
+    console.emit(pruning.prune_document(outcome, environment.capture()), fmt)
+    raise typer.Exit(EXIT[outcome.verdict.state])

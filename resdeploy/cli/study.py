@@ -40,6 +40,7 @@ def degradation(
 
     Examples: resdeploy study degradation · resdeploy study degradation --data cifar10 --full
     """
+    from resdeploy import store
     from resdeploy.measure import environment
     from resdeploy.study import degradation
     from resdeploy.train.loop import Plan
@@ -48,10 +49,13 @@ def degradation(
     training = Plan(epochs=epochs, lr=lr, batch_size=batch_size, recipe=recipe, threads=threads)
     plan = degradation.DegradationPlan(data=data, depths=numbers, seeds=seeds, training=training, img_size=img_size)
     with console.progress(quiet=quiet) as progress:
-        document = degradation.study_depths(
-            degradation.papers_plan(data) if full else plan, folder, environment.capture(), progress=progress,
+        report = degradation.study_depths(
+            degradation.papers_plan(data) if full else plan, folder, progress=progress,
             watch=lambda t: console.note(f"{t.name} seed {t.seed}: loss {t.history[-1].train_loss:.4f}", quiet=quiet),
         )  # fmt: skip
+    document = degradation.degradation_document(report, environment.capture())
+    store.write_bytes(folder / "degradation.svg", degradation.chart_of(report).encode())
+    store.write_json(folder / "degradation.json", document)
     console.note(f"wrote {folder}/degradation.svg and .json", quiet=quiet)
     console.emit(document, fmt)
 
@@ -75,11 +79,17 @@ def lesion(
     Examples: resdeploy study lesion resnet56 --weights r56.th --data cifar10/test -o lesion.json ·
     resdeploy study lesion resnet20.safetensors plain20.safetensors --data digits
     """
+    from resdeploy import store
     from resdeploy.measure import environment
     from resdeploy.study import lesion
 
     requests = [options.request(name, options.sight(img_size), weights=weights, seed=seed) for name in models]
     plan = lesion.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
     with console.progress(quiet=quiet) as progress:
-        document = lesion.study_lesions(requests, plan, environment.capture(), output, progress=progress)
+        report = lesion.study_lesions(requests, plan, progress=progress)
+    document = lesion.lesion_document(report, environment.capture())
+    if output is not None:
+        store.write_json(output, document)
+        for kind, drawn in lesion.charts_of(report).items():
+            store.write_bytes(output.with_name(f"{output.stem}.{kind}.svg"), drawn.encode())
     console.emit(document, fmt)

@@ -21,6 +21,17 @@ _CHECKED = frozenset({
 
 
 @dataclass(frozen=True, kw_only=True)
+class ToolCount:
+    """What one tool would report for a network at its batch size."""
+
+    model: str
+    convention: str
+    formula: str
+    count: int | None  # None: not known
+    doubt: str  # why not; "": it is
+
+
+@dataclass(frozen=True, kw_only=True)
 class Convention:
     """One tool's way to count: what it reports for `Cost.batch_size` images, where there is no `doubt`."""
 
@@ -43,6 +54,12 @@ class Convention:
                 "norms before they were folded; name the network, or export it with resdeploy"
             )
         return ""
+
+    def apply(self, cost: Cost) -> ToolCount:
+        """The tool's figure for a graph, or why there is none."""
+        doubt = self.doubt(cost)
+        figure = None if doubt else self.count(cost)
+        return ToolCount(model=cost.model, convention=self.name, formula=self.formula, count=figure, doubt=doubt)
 
 
 def _few(names: Sequence[str]) -> str:

@@ -1,144 +1,119 @@
-"""`cost`: counts of networks and files, what 1x1 convolutions save in them, on paper and on the clock."""
+"""`cost`: counts of networks and files; beside them other tools' counts, other networks, and the roofs of a machine."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from resdeploy import store
-from resdeploy.deploy import calibration, candidates, export, model_string
+from resdeploy.cost import conventions, counterfactuals, peaks, under_roofs
+from resdeploy.cost.conventions import ToolCount
+from resdeploy.cost.counterfactuals import BasicCounterfactual, NaiveCounterfactual
+from resdeploy.deploy import candidates, export
+from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
-from resdeploy.measure import summary
+from resdeploy.graph import files
 from resdeploy.measure.one_run import Bench
-from resdeploy.records import Cost, Failure, Precision, Progress
+from resdeploy.records import Cost, ModelSpec, Peaks, Precision, Progress, Roofline
 from resdeploy.verbs.bench import BenchPlan, bench
+
+if TYPE_CHECKING:
+    import onnx
 
 
 @dataclass(frozen=True, kw_only=True)
-class RoofPlan:
-    """Under whose roofs to put the networks, and what to draw."""
+class CostPlan:
+    """What to put beside the counts."""
 
-    machine: str | None = None  # None: under none
-    precisions: tuple[Precision, ...] = ()  # (): all that have a roof
-    refresh: bool = False
-    measured: bool = False
-    per_layer: bool = False
-    chart: Path | None = None
+    convention: str | None = None  # of another tool
+    against: Literal["basic", "naive"] | None = None  # the same networks without 1x1 convolutions
+    machine: str | None = None  # whose roofs; None: no roofs
+    precisions: tuple[Precision, ...] = ()  # under those roofs; (): all that have one
+    refresh: bool = False  # measure this machine's roofs again
+    measured: bool = False  # time the networks: under this machine's roofs, else beside their counterparts
+    timing: BenchPlan = field(default_factory=BenchPlan)  # the batch sizes counted, too
 
 
-def refuse(requests: Sequence[Request], wanted: RoofPlan, against: Literal["basic", "naive"] | None) -> None:
+@dataclass(frozen=True, kw_only=True)
+class CostReport:
+    """The counts, and what was asked for beside them; what was not is empty or None."""
+
+    costs: tuple[Cost, ...]  # a network at a batch size each
+    tool_counts: tuple[ToolCount, ...] = ()  # one per cost
+    basic: tuple[BasicCounterfactual, ...] = ()  # one per network, as the next
+    naive: tuple[NaiveCounterfactual, ...] = ()
+    timing: Bench | None = None  # a network and its counterparts of basic blocks
+    peaks: Peaks | None = None
+    rooflines: tuple[Roofline, ...] = ()  # a network at a batch size in a precision each
+
+
+def cost(requests: Sequence[Request], plan: CostPlan, *, progress: Progress) -> CostReport:
+    """Counts from the ONNX graph of each model at each batch size, and what else the plan asks for.
+
+    Raises:
+        UsageError: options that do not go together, a precision without a roof, or no counterparts.
+        UnknownName: no such machine.
+        ResdeployError: a network could not be timed.
+    """
+    _refuse_contradictions(requests, plan)
+    report = CostReport(costs=count(requests, plan.timing.batch_sizes, progress=progress))
+    if plan.machine is not None:
+        roofs = peaks.of_machine(plan.machine, refresh=plan.refresh, progress=progress)
+        place = under_roofs.time_under_roofs if plan.measured else under_roofs.put_under_roofs
+        rooflines = place(requests, roofs, plan.precisions, plan.timing, progress=progress)
+        report = replace(report, peaks=roofs, rooflines=rooflines)
+    if plan.against == "basic":
+        graphs = _read(requests, progress)
+        report = replace(report, basic=tuple(starmap(counterfactuals.compare_basic_blocks, graphs)))
+    if plan.against == "naive":
+        graphs = _read(requests, progress)
+        report = replace(report, naive=tuple(starmap(counterfactuals.compare_naive_modules, graphs)))
+    if plan.measured and plan.machine is None:
+        report = replace(report, timing=time_counterfactuals(requests[0], plan.timing, progress=progress))
+    if plan.convention is not None:
+        convention = conventions.CONVENTIONS[plan.convention]
+        report = replace(report, tool_counts=tuple(map(convention.apply, report.costs)))
+    return report
+
+
+def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
     """Finds options that do not go together before any network is made.
 
     Raises:
         UsageError: they do not.
         UnknownName: no such machine.
     """
-    from resdeploy.cost import under_roofs
-
-    if wanted.machine is not None:
-        under_roofs.refuse_unknown(wanted.machine)
-        if wanted.measured and against == "basic":
+    if plan.machine is not None:
+        peaks.refuse_unknown(plan.machine)
+        if plan.measured and plan.against == "basic":
             raise UsageError(
                 "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
                 fix="Ask for --against basic --measure and for --roofline machine --measure in two commands",
             )
-    elif wanted.refresh or wanted.precisions:
-        option = "--refresh" if wanted.refresh else "--precision"
+    elif plan.refresh or plan.precisions:
+        option = "--refresh" if plan.refresh else "--precision"
         raise UsageError(f"{option} belongs to --roofline", fix="Add --roofline machine")
-    elif wanted.measured and (against != "basic" or len(requests) != 1):
+    elif plan.measured and (plan.against != "basic" or len(requests) != 1):
         raise UsageError(
             "--measure times one network beside networks of basic blocks, or under this machine's roofs",
             fix="Name one model and add --against basic, or add --roofline machine",
         )
 
 
-def count(requests: Iterable[Request], *, batch_sizes: Sequence[int] = (1,), progress: Progress) -> tuple[Cost, ...]:
-    """Counts from the ONNX graph of each model, at each batch size."""
-    counted = [candidates.cost_of(export.to_onnx(request, progress=progress)) for request in requests]
-    return tuple(dataclasses.replace(cost, batch_size=size) for cost in counted for size in batch_sizes)
+def count(requests: Sequence[Request], batch_sizes: Sequence[int], *, progress: Progress) -> tuple[Cost, ...]:
+    """Counts of each model at each batch size."""
+    costs = [candidates.cost_of(export.to_onnx(request, progress=progress)) for request in requests]
+    return tuple(replace(each, batch_size=size) for each in costs for size in batch_sizes)
 
 
-def put_under_roofs(
-    requests: Sequence[Request], counted: Sequence[Cost], wanted: RoofPlan, plan: BenchPlan, *, progress: Progress
-) -> dict[str, Any]:
-    """The networks under their roofs, as parts of the document; the chart is written here.
-
-    Raises:
-        UsageError: a precision that has no roof.
-    """
-    from resdeploy.cost import charts, json_parts, under_roofs
-
-    if wanted.machine is None:
-        if wanted.chart is not None:
-            store.write_bytes(wanted.chart, charts.over_macs(counted).encode())
-        return {}
-    peaks = under_roofs.roofs(wanted.machine, refresh=wanted.refresh, progress=progress)
-    found = under_roofs.time_under_roofs(
-        requests, peaks, wanted.precisions, plan, measured=wanted.measured, progress=progress
-    )
-    if wanted.chart is not None:
-        store.write_bytes(wanted.chart, charts.roofline(found, peaks).encode())
-    return json_parts.rooflines(found, peaks, per_layer=wanted.per_layer)
-
-
-def reconcile(counted: Sequence[Cost], convention: str | None) -> dict[str, Any]:
-    """What another tool would count, as parts of the document."""
-    from resdeploy.cost import conventions, json_parts
-
-    return json_parts.conventions(counted, conventions.CONVENTIONS[convention]) if convention else {}
-
-
-def compare(
-    requests: Sequence[Request],
-    against: Literal["basic", "naive"] | None,
-    plan: BenchPlan | None,
-    *,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The networks beside their counterparts without 1x1 convolutions, as parts of the document.
-
-    Args:
-        requests: the networks.
-        against: which counterparts; None: none.
-        plan: how to time the counterparts of `basic`; None: not at all.
-        progress: told what is being done.
-
-    Raises:
-        UsageError: no counterparts, or none that could be timed.
-    """
-    from resdeploy.cost import json_parts
-
-    if against == "naive":
-        return json_parts.naive([_read(request, progress, "naive") for request in requests])
-    if against is None:
-        return {}
-    parts = json_parts.basic([_read(request, progress, "basic") for request in requests])
-    if plan is not None:
-        found = time_counterfactuals(requests[0], plan, progress=progress)
-        outcomes = [o if isinstance(o, Failure) else summary.summarise(o) for o in found.outcomes]
-        parts = join(parts, json_parts.timing_tables(outcomes, found.comparisons))
-    return parts
-
-
-def join(*parts: dict[str, Any]) -> dict[str, Any]:
-    """Parts of one document; their notes follow each other."""
-    tables = {key: value for part in parts for key, value in part.items()}
-    return {**tables, "notes": [note for part in parts for note in part.get("notes", [])]}
-
-
-def _read(request: Request, progress: Progress, against: Literal["basic", "naive"]) -> Any:
-    from resdeploy.cost import counterfactuals
-    from resdeploy.graph import files
-
-    artifact = export.to_onnx(request, progress=progress)
-    assert artifact.model is not None
-    model = files.load_model(Path(artifact.path))
-    compare = {"basic": counterfactuals.basic, "naive": counterfactuals.naive}[against]
-    return compare(model, artifact.model)
+def _read(requests: Sequence[Request], progress: Progress) -> Iterator[tuple[onnx.ModelProto, ModelSpec]]:
+    for request in requests:
+        artifact = export.to_onnx(request, progress=progress)
+        assert artifact.model is not None
+        yield files.load_model(Path(artifact.path)), artifact.model
 
 
 def time_counterfactuals(request: Request, plan: BenchPlan, *, progress: Progress) -> Bench:
@@ -149,10 +124,10 @@ def time_counterfactuals(request: Request, plan: BenchPlan, *, progress: Progres
     """
     from resdeploy.models import zoo
 
-    if model_string.format_of(request.model) or request.model not in zoo.COUNTERFACTUALS:
+    if request.model not in zoo.COUNTERFACTUALS:
         raise UsageError(
             f"there are no networks of basic blocks to measure beside {request.model}",
             fix=f"--measure knows {', '.join(zoo.COUNTERFACTUALS)}; without it the counts are shown",
         )
-    others = [dataclasses.replace(request, model=name) for name in zoo.COUNTERFACTUALS[request.model]]
-    return bench([request, *others], plan, calibration.CalibrationPlan(seed=plan.seed), progress=progress)
+    others = [replace(request, model=name) for name in zoo.COUNTERFACTUALS[request.model]]
+    return bench([request, *others], plan, CalibrationPlan(seed=plan.seed), progress=progress)

@@ -16,14 +16,15 @@ and Q/DQ pairs, casts and standing batch norms are looked through.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import onnx
 
 from resdeploy.errors import UsageError
 from resdeploy.graph import counts, intent
 from resdeploy.graph.index import attribute, by_name, node_name
+from resdeploy.graph.intent import Intent
 from resdeploy.graph.residual import ResidualBlock
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
@@ -62,7 +63,7 @@ class Bottleneck:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counterfactual:
+class BasicCounterfactual:
     """A network of bottlenecks beside the two networks of basic blocks; `params` None where the file cannot tell."""
 
     model: str
@@ -75,85 +76,108 @@ class Counterfactual:
     quarter_params: int | None
 
 
-def basic(model: onnx.ModelProto, spec: ModelSpec) -> Counterfactual:
+def compare_basic_blocks(model: onnx.ModelProto, spec: ModelSpec) -> BasicCounterfactual:
     """The network's bottlenecks against basic blocks, everything else unchanged but for the classifier of (b).
 
     Raises:
         UsageError: the graph has no bottleneck, or an unknown image size.
-        MalformedInput: as `cost.prepare`.
+        MalformedInput: as `counts.prepare`.
     """
     graph = counts.prepare(model, spec)
-    counted, meant, sizes = counts.counted(graph), intent.of(graph.model), _Sizes(graph)
-    layers = _layers(counted, sizes)
-    blocks: list[Bottleneck] = []
-    before = 0  # a quarter of the width that the block before has
-    outer = 0
-    for block in meant.blocks:
-        if sizes.is_bottleneck(block):
-            made, outer = _bottleneck(block, sizes, layers, before)
-            blocks.append(made)
-            before = outer // 4
+    cost, meant, sizes = counts.counted(graph), intent.of(graph.model), _Sizes(graph)
+    layers = _layers(cost, sizes)
+    blocks, width = _bottlenecks(meant.blocks, sizes, layers)
     if not blocks:
         raise UsageError(
             f"{spec.name} has no bottlenecks (1x1, 3x3, 1x1 beside a shortcut) to compare with basic blocks",
             fix="Name ResNet-50 or deeper; --against naive compares Inception modules",
         )
-    own, wide, narrow = (sum((getattr(b, side) for b in blocks), Size()) for side in ("own", "outer", "quarter"))
-    macs = sum(layer.macs for layer in counted.layers)
-    # The classifier of (b) reads a quarter of the channels.
-    head = next((layer for layer in reversed(counted.layers) if layer.macs and layer.op in ("Gemm", "MatMul")), None)
-    saved_macs, saved_weights = 0, 0
-    if head is not None and head.input_elements == outer:
-        saved_macs, saved_weights = head.macs - head.macs // 4, (head.params - head.biases) * 3 // 4
+    own, outer, quarter = (sum((getattr(b, side) for b in blocks), Size()) for side in ("own", "outer", "quarter"))
+    saved_macs, saved_weights = _classifier_savings(cost, width)
+    macs = sum(layer.macs for layer in cost.layers)
+    params = cost.params if _all_normed(meant, layers) else None
+    return BasicCounterfactual(
+        model=spec.name,
+        blocks=blocks,
+        own_macs=macs,
+        outer_macs=macs - own.macs + outer.macs,
+        quarter_macs=macs - own.macs + quarter.macs - saved_macs,
+        own_params=cost.params,
+        outer_params=None if params is None else params - own.learnable + outer.learnable,
+        quarter_params=None if params is None else params - own.learnable + quarter.learnable - saved_weights,
+    )
+
+
+def _classifier_savings(cost: Cost, width: int) -> tuple[int, int]:
+    """MACs and weights that the classifier of (b) saves: of the `width` channels it reads a quarter."""
+    head = next((layer for layer in reversed(cost.layers) if layer.macs and layer.op in ("Gemm", "MatMul")), None)
+    if head is None or head.input_elements != width:
+        return 0, 0
+    return head.macs - head.macs // 4, (head.params - head.biases) * 3 // 4
+
+
+def _all_normed(meant: Intent, layers: Mapping[str, LayerCost]) -> bool:
+    """Whether every convolution of a block has a batch norm, folded or standing."""
     standing = {name for name, layer in layers.items() if layer.op == "BatchNormalization"}
-    normed = all(
+    return all(
         layers[name].folded_norm or not standing.isdisjoint(meant.followers[name])
         for block in meant.blocks
         for name in block.convs
     )
-    params = counted.params if normed else None
-    return Counterfactual(
-        model=spec.name,
-        blocks=tuple(blocks),
-        own_macs=macs,
-        outer_macs=macs - own.macs + wide.macs,
-        quarter_macs=macs - own.macs + narrow.macs - saved_macs,
-        own_params=counted.params,
-        outer_params=None if params is None else params - own.learnable + wide.learnable,
-        quarter_params=None if params is None else params - own.learnable + narrow.learnable - saved_weights,
-    )
 
 
-def _layers(counted: Cost, sizes: _Sizes) -> dict[str, LayerCost]:
-    found = {layer.name: layer for layer in counted.layers}
-    lost = [name for name in sizes.convs if name not in found]
+def _layers(cost: Cost, sizes: _Sizes) -> dict[str, LayerCost]:
+    """The counted layers by name.
+
+    Raises:
+        UsageError: a convolution is not among them.
+    """
+    layers = {layer.name: layer for layer in cost.layers}
+    lost = [name for name in sizes.convs if name not in layers]
     if lost:
         raise UsageError(
-            f"the sizes of {lost[0]} and {len(lost) - 1} other convolutions of {counted.model} are not known",
-            cause=f"They come after what cannot be counted: {', '.join(counted.unknown[:5])}",
+            f"the sizes of {lost[0]} and {len(lost) - 1} other convolutions of {cost.model} are not known",
+            cause=f"They come after what cannot be counted: {', '.join(cost.unknown[:5])}",
             fix="Name the file that this one was made from, before a runtime optimised it",
         )
-    return found
+    return layers
+
+
+def _bottlenecks(
+    residual: Iterable[ResidualBlock], sizes: _Sizes, layers: Mapping[str, LayerCost]
+) -> tuple[tuple[Bottleneck, ...], int]:
+    """The bottlenecks among the blocks, and the outer width of the last one."""
+    blocks: list[Bottleneck] = []
+    width = 0
+    for block in residual:
+        if sizes.is_bottleneck(block):
+            blocks.append(_bottleneck(block, sizes, layers, narrow_inputs=width // 4))
+            width = sizes.outputs(block.convs[-1])
+    return tuple(blocks), width
 
 
 def _bottleneck(
-    block: ResidualBlock, sizes: _Sizes, layers: Mapping[str, LayerCost], before: int
-) -> tuple[Bottleneck, int]:
-    """The block beside its counterparts, and its outer width."""
-    inputs, outer, area = sizes.inputs(block.convs[0]), sizes.outputs(block.convs[-1]), sizes.area(block.convs[-1])
-    convs = [*block.convs, *([block.projection] if block.projection else [])]
-    own = sum((sizes.of(name) for name in convs), Size())
-    width = outer // 4
-    before = before or inputs  # the stem has the same width in both networks
-    changes = sizes.area(block.convs[0]) != sizes.input_area(block.convs[0]) or area != sizes.area(block.convs[0])
-    wide = conv_size(inputs, outer, 3, area) + conv_size(outer, outer, 3, area)
-    narrow = conv_size(before, width, 3, area) + conv_size(width, width, 3, area)
+    block: ResidualBlock, sizes: _Sizes, layers: Mapping[str, LayerCost], *, narrow_inputs: int
+) -> Bottleneck:
+    """The block beside its counterparts; `narrow_inputs` is what (b)'s reads, 0 where it is the first."""
+    first, last = block.convs[0], block.convs[-1]
+    inputs, width, area = sizes.inputs(first), sizes.outputs(last), sizes.area(last)
+    narrow = width // 4
+    narrow_inputs = narrow_inputs or inputs  # the stem has the same width in both networks
+    outer = conv_size(inputs, width, 3, area) + conv_size(width, width, 3, area)
+    quarter = conv_size(narrow_inputs, narrow, 3, area) + conv_size(narrow, narrow, 3, area)
     if block.projection:
-        wide += conv_size(inputs, outer, 1, area)
-    if before != width or changes:
-        narrow += conv_size(before, width, 1, area)
-    stage = layers[block.convs[0]].stage
-    return Bottleneck(stage=stage, identity=block.shortcut == "identity", own=own, outer=wide, quarter=narrow), outer
+        outer += conv_size(inputs, width, 1, area)
+    shrinks = sizes.area(first) != sizes.input_area(first) or area != sizes.area(first)
+    if narrow_inputs != narrow or shrinks:
+        quarter += conv_size(narrow_inputs, narrow, 1, area)
+    return Bottleneck(
+        stage=layers[first].stage,
+        identity=block.shortcut == "identity",
+        own=sum(map(sizes.of, [*block.convs, *([block.projection] if block.projection else [])]), Size()),
+        outer=outer,
+        quarter=quarter,
+    )
 
 
 def conv_size(inputs: int, outputs: int, kernel: int, area: int) -> Size:
@@ -203,7 +227,7 @@ class _Sizes:
 
     def readers(self, name: str) -> list[onnx.NodeProto]:
         """Who reads a convolution's output, behind what is elementwise."""
-        found, pending = [], [self.convs[name].output[0]]
+        readers, pending = [], [self.convs[name].output[0]]
         while pending:
             tensor = pending.pop()
             for i in self.index.readers.get(tensor, ()):
@@ -211,8 +235,8 @@ class _Sizes:
                 if node.op_type in _ELEMENTWISE:
                     pending.append(node.output[0])
                 else:
-                    found.append(node)
-        return found
+                    readers.append(node)
+        return readers
 
     def reads_pool(self, name: str) -> bool:
         """Whether it alone reads a pool that keeps the map's size: the pooled branch of an Inception module."""
@@ -245,20 +269,20 @@ class Module:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Modules:
-    """All of a network's."""
+class NaiveCounterfactual:
+    """A network's reductions and Inception modules, each beside what it would be without."""
 
     model: str
     reductions: tuple[Reduction, ...]
     modules: tuple[Module, ...]
 
 
-def naive(model: onnx.ModelProto, spec: ModelSpec) -> Modules:
+def compare_naive_modules(model: onnx.ModelProto, spec: ModelSpec) -> NaiveCounterfactual:
     """The network's Inception modules with and without their 1x1 reductions.
 
     Raises:
         UsageError: the graph has no such reduction, or an unknown image size.
-        MalformedInput: as `cost.prepare`.
+        MalformedInput: as `counts.prepare`.
     """
     graph = counts.prepare(model, spec)
     sizes = _Sizes(graph)
@@ -270,18 +294,21 @@ def naive(model: onnx.ModelProto, spec: ModelSpec) -> Modules:
             f"{spec.name} has no 1x1 convolutions before larger ones outside residual blocks",
             fix="Name a GoogLeNet or an Inception; --against basic compares bottlenecks",
         )
+    return NaiveCounterfactual(model=spec.name, reductions=reductions, modules=_modules(reductions, sizes, layers))
+
+
+def _modules(reductions: Sequence[Reduction], sizes: _Sizes, layers: Mapping[str, LayerCost]) -> tuple[Module, ...]:
+    """The modules that have reductions, each summed over its convolutions."""
     modules: dict[str, Module] = {}
-    direct = {reader: r for r in reductions for reader in r.readers}
-    reducing = {r.name for r in reductions}
-    members = {r.module for r in reductions}
+    homes = {r.module for r in reductions}
+    names, reduction_of = {r.name for r in reductions}, {reader: r.name for r in reductions for reader in r.readers}
     for name in sizes.convs:
         home = layers[name].block or name
-        if home not in members:
-            continue
-        without = _without(name, sizes, direct, reducing)
-        module = modules.get(home, Module(name=home, own=Size(), naive=Size()))
-        modules[home] = Module(name=home, own=module.own + sizes.of(name), naive=module.naive + without)
-    return Modules(model=spec.name, reductions=reductions, modules=tuple(modules.values()))
+        if home in homes:
+            module = modules.get(home, Module(name=home, own=Size(), naive=Size()))
+            naive = Size() if name in names else _without_reduction(name, sizes, reduction_of.get(name))
+            modules[home] = replace(module, own=module.own + sizes.of(name), naive=module.naive + naive)
+    return tuple(modules.values())
 
 
 def _reductions(sizes: _Sizes, layers: Mapping[str, LayerCost], residual: set[str]) -> Iterator[Reduction]:
@@ -305,10 +332,8 @@ def _direct(reader: str, reduction: str, sizes: _Sizes) -> Size:
     return Size(macs=weights * sizes.area(reader), weights=weights, channels=sizes.outputs(reader))
 
 
-def _without(name: str, sizes: _Sizes, direct: Mapping[str, Reduction], reducing: set[str]) -> Size:
-    """What is left of a convolution in the naive module."""
-    if name in reducing:
-        return Size()
-    if name in direct:
-        return _direct(name, direct[name].name, sizes)
+def _without_reduction(name: str, sizes: _Sizes, reduction: str | None) -> Size:
+    """What a convolution is in the naive module; None: it reads no reduction."""
+    if reduction is not None:
+        return _direct(name, reduction, sizes)
     return Size() if sizes.taps(name) == 1 and sizes.reads_pool(name) else sizes.of(name)

@@ -16,11 +16,20 @@ T, G = 1e12, 1e9
 
 
 def _gpu(
-    name: str, source: str, gb_s: float, *, missing: Mapping[Precision, str] | None = None, **tera: float
+    name: str,
+    source: str,
+    gb_s: float,
+    *,
+    fp32: float,
+    fp16: float,
+    int8: float,
+    bf16: float | None = None,
+    missing: Mapping[Precision, str] | None = None,
 ) -> Peaks:
-    rates: dict[Precision, float] = {"fp32": tera["fp32"], "fp16": tera["fp16"], "int8": tera["int8"]}
-    if "bf16" in tera:
-        rates["bf16"] = tera["bf16"]
+    """Rates in TFLOP/s and TOP/s; `missing` says why there is no BF16."""
+    rates: dict[Precision, float] = {"fp32": fp32, "fp16": fp16, "int8": int8}
+    if bf16 is not None:
+        rates["bf16"] = bf16
     return Peaks(
         name=name,
         source=source,

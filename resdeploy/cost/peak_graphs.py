@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OPSET, IR_VERSION = 17, 8
-# 256 channels at 28 x 28 are ResNet-50's middle: maps of 0.8 MB, weights of 2.4 MB in FP32, 0.46 GMACs a layer.
+# 256 channels at 28 x 28 are ResNet-50's middle: maps of 0.8 MB, weights of 2.4 MB in FP32, 0.46 GMACs per layer.
 CHANNELS, SIZE, DEPTH, KERNEL = 256, 28, 4, 3
 # Which shape is fastest differs by backend and precision: a peak is the best of these (channels, size, depth, kernel).
 SHAPES = ((256, 28, 4, 3), (128, 28, 8, 3), (256, 28, 16, 1))
@@ -39,8 +39,8 @@ def chain(
 ) -> onnx.ModelProto:
     """`depth` convolutions `channels` -> `channels` with ReLU, same padding, then an average over positions.
 
-    Input (batch, channels, size, size), output (batch, channels); the multiply-accumulates of an image are
-    `depth * channels^2 * kernel^2 * size^2`. Weights are `integers * scale`, as `quantized` keeps them.
+    Input (batch, channels, size, size), output (batch, channels); `depth * channels^2 * kernel^2 * size^2`
+    multiply-accumulates per image. Weights are `integers * scale`, as `quantize` keeps them.
     """
     integers, scale = _weights(channels, depth, kernel, seed)
     weights = [numpy_helper.from_array(w.astype(np.float32) * scale, f"conv{i}.weight") for i, w in enumerate(integers)]
@@ -63,7 +63,7 @@ def chain(
     return model
 
 
-def quantized(model: onnx.ModelProto, target: Target, *, seed: int = 0) -> onnx.ModelProto:
+def quantize(model: onnx.ModelProto, target: Target, *, seed: int = 0) -> onnx.ModelProto:
     """`chain`'s graph in INT8, Q/DQ placed for `target`; the weights are the same numbers.
 
     Raises:
@@ -72,9 +72,9 @@ def quantized(model: onnx.ModelProto, target: Target, *, seed: int = 0) -> onnx.
     kernels = [tuple(t.dims) for t in model.graph.initializer]
     channels, _, kernel, _ = kernels[0]
     integers, scale = _weights(channels, len(kernels), kernel, seed)
-    for found, made in zip(model.graph.initializer, integers, strict=True):
-        if not np.array_equal(numpy_helper.to_array(found), made.astype(np.float32) * scale):
-            msg = f"{found.name} is not of chain(seed={seed})"
+    for tensor, values in zip(model.graph.initializer, integers, strict=True):
+        if not np.array_equal(numpy_helper.to_array(tensor), values.astype(np.float32) * scale):
+            msg = f"{tensor.name} is not of chain(seed={seed})"
             raise ValueError(msg)
     placement = qdq.plan(model, target)
     signed = target == "tensorrt"

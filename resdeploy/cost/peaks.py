@@ -8,6 +8,7 @@ a backend silently computes in another precision it has no roof, and the reason 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from pathlib import Path
 from resdeploy import backends, cache, packages, scratch, store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
-from resdeploy.cost import peak_graphs
-from resdeploy.errors import BackendMissing, ResdeployError, UsageError
+from resdeploy.cost import gpus, peak_graphs
+from resdeploy.errors import BackendMissing, ResdeployError, UnknownName, UsageError
 from resdeploy.graph import cast, files
 from resdeploy.measure import interleaved
 from resdeploy.measure.interleaved import Listener, Schedule
@@ -36,14 +37,16 @@ from resdeploy.records import (
     Summary,
 )
 
+MACHINE = "machine"  # the name of this one
 RUNTIMES: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # the fastest on a CPU
-DURATION_S = 1.0  # of timed queries a graph
+DURATION_S = 1.0  # of timed queries per graph
 HEAT_SHARE, HEAT_BLOCKS = 1 / 4, 4  # of that in a heat: of several graphs only the fastest is measured in full
 # STREAM's rule: each array at least four times the last-level cache (McCalpin, "Run Rules"); bounded, since a virtual
 # machine may report the cache of a whole socket.
 CACHE_TIMES, LEAST_BYTES, MOST_BYTES = 4, 64 << 20, 256 << 20
 STREAMS = 3  # two arrays read, one written
 VERSION = 2  # of what is measured: another one is measured again
+OpenLane = Callable[[BackendName], Lane]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +81,23 @@ class _Timed:
         )
 
 
+def of_machine(name: str, *, refresh: bool = False, progress: Progress | None = None) -> Peaks:
+    """The roofs of this machine (`machine`), or of a GPU by its name.
+
+    Raises:
+        UnknownName: no such GPU.
+        BackendMissing: this machine, and no backend to measure it with.
+    """
+    refuse_unknown(name)
+    return of_this_machine(refresh=refresh, progress=progress) if name == MACHINE else gpus.GPUS[name]
+
+
+def refuse_unknown(name: str) -> None:
+    """Raises UnknownName unless `of_machine` knows the name."""
+    if name != MACHINE and name not in gpus.GPUS:
+        raise UnknownName(f"no roofs are known of {name!r}", fix=f"Name one of: {MACHINE}, {', '.join(gpus.GPUS)}")
+
+
 def of_this_machine(
     *,
     refresh: bool = False,
@@ -86,9 +106,9 @@ def of_this_machine(
     shapes: Sequence[tuple[int, int, int, int]] = peak_graphs.SHAPES,
     duration_s: float = DURATION_S,
     progress: Progress | None = None,
-    open_lane: Callable[[BackendName], Lane] = Lane,
+    open_lane: OpenLane = Lane,
 ) -> Peaks:
-    """Measured now, or taken from the cache: one entry for each processor, core count and versions of the runtimes.
+    """Measured now, or taken from the cache: one entry per processor, core count and versions of the runtimes.
 
     Raises:
         BackendMissing: none of the backends is installed.
@@ -102,10 +122,10 @@ def of_this_machine(
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
     if not refresh and (known := cache.kept(Peaks, cache.PEAKS, key)) is not None:
         return known
-    found = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
-    if found.valid:  # a disturbed machine has no roof to remember
-        cache.keep(cache.PEAKS, key, found)
-    return found
+    measured = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
+    if measured.valid:  # a disturbed machine has no roof to remember
+        cache.keep(cache.PEAKS, key, measured)
+    return measured
 
 
 def measure(
@@ -115,7 +135,7 @@ def measure(
     duration_s: float,
     *,
     progress: Progress | None,
-    open_lane: Callable[[BackendName], Lane] = Lane,
+    open_lane: OpenLane = Lane,
 ) -> Peaks:
     """Times every graph briefly, and the fastest of each kind in full.
 
@@ -123,32 +143,14 @@ def measure(
         ResdeployError: the memory could not be timed on any backend.
     """
     missing: dict[Precision, list[str]] = {}
-    entrants: list[_Entrant] = []
-    unbuilt: list[ResdeployError] = []
     with scratch.folder() as folder:
-        for name in names:
-            for precision in PRECISIONS:
-                try:
-                    made = _chains(name, precision, shapes, cores, folder, open_lane)
-                except ResdeployError as e:
-                    missing.setdefault(precision, []).append(f"{name}: {e.what}")
-                else:
-                    entrants += made
-            try:
-                entrants.append(_stream(name, cores, folder, open_lane))
-            except ResdeployError as e:  # the other backend's will do
-                unbuilt.append(e)
-        if len(unbuilt) == len(names):
-            raise unbuilt[0]
-
-        def fastest(among: Sequence[_Entrant], schedule: Schedule) -> dict[Precision | None, _Timed]:
-            candidates = [entrant.candidate for entrant in among]
-            outcomes = interleaved.run(candidates, schedule, Listener(progress=progress), open_lane=open_lane)
-            return _fastest(among, outcomes, missing)
-
+        entrants = _build_entrants(names, cores, shapes, folder, missing, open_lane)
+        run = functools.partial(interleaved.run, listener=Listener(progress=progress), open_lane=open_lane)
         heat = Schedule(duration_s=HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
-        heats = fastest(entrants, heat)
-        best = fastest([timed.entrant for timed in heats.values()], Schedule(duration_s=duration_s))
+        heats = run([each.candidate for each in entrants], heat)
+        finalists = [timed.entrant for timed in _find_fastest(entrants, heats, missing).values()]
+        finals = run([each.candidate for each in finalists], Schedule(duration_s=duration_s))
+        best = _find_fastest(finalists, finals, missing)
     roofs = {p: best[p].roof() for p in PRECISIONS if p in best}
     return Peaks(
         name=machine.cpu().model,
@@ -158,6 +160,36 @@ def measure(
         missing={p: "; ".join(why) for p, why in missing.items() if p not in roofs},
         notes=_notes(),
     )
+
+
+def _build_entrants(
+    names: Sequence[BackendName],
+    cores: int,
+    shapes: Sequence[tuple[int, int, int, int]],
+    folder: Path,
+    missing: dict[Precision, list[str]],
+    open_lane: OpenLane,
+) -> list[_Entrant]:
+    """All that can be timed; what a backend does not compute goes to `missing`.
+
+    Raises:
+        ResdeployError: the memory cannot be timed on any backend.
+    """
+    entrants: list[_Entrant] = []
+    unbuilt: list[ResdeployError] = []
+    for name in names:
+        for precision in PRECISIONS:
+            try:
+                entrants += _build_chains(name, precision, shapes, cores, folder, open_lane)
+            except ResdeployError as e:
+                missing.setdefault(precision, []).append(f"{name}: {e.what}")
+        try:
+            entrants.append(_build_stream(name, cores, folder, open_lane))
+        except ResdeployError as e:  # the other backend's will do
+            unbuilt.append(e)
+    if len(unbuilt) == len(names):
+        raise unbuilt[0]
+    return entrants
 
 
 def stream_bytes() -> int:
@@ -173,13 +205,13 @@ def _notes() -> tuple[str, ...]:
     return (f"the arrays of the memory stream, {stream_bytes() >> 20} MiB each, are not 4 times the cache ({known})",)
 
 
-def _chains(
+def _build_chains(
     name: BackendName,
     precision: Precision,
     shapes: Sequence[tuple[int, int, int, int]],
     cores: int,
     folder: Path,
-    open_lane: Callable[[BackendName], Lane],
+    open_lane: OpenLane,
 ) -> list[_Entrant]:
     """The chains of convolutions in one precision, each shown to be computed in it.
 
@@ -194,8 +226,9 @@ def _chains(
     for shape in shapes:
         model, spec = peak_graphs.chain(*shape), peak_graphs.spec(*shape)
         if precision == "int8":
-            assert backend.TARGET is not None
-            model = peak_graphs.quantized(model, backend.TARGET)
+            target = backends.load(name).TARGET
+            assert target is not None
+            model = peak_graphs.quantize(model, target)
         elif precision != "fp32":
             model = cast.to_half(model, precision)
         path = folder / f"{name}-{precision}-{spec.name}.onnx"
@@ -203,13 +236,13 @@ def _chains(
         source = Artifact(path=str(path), format="onnx", precision=precision, sha256=store.digest(path), model=spec)
         arithmetic: Precision = "fp32" if precision == "int8" else precision
         execution = Execution(threads=cores, precision=arithmetic, input_shape=spec.input_shape)
-        candidate = _built(source, name, execution, open_lane)
+        candidate = _build(source, name, execution, open_lane)
         _refuse_another(candidate, open_lane)
         entrants.append(_Entrant(candidate=candidate, precision=precision, work=2 * peak_graphs.macs(*shape)))
     return entrants
 
 
-def _refuse_another(candidate: interleaved.Candidate, open_lane: Callable[[BackendName], Lane]) -> None:
+def _refuse_another(candidate: interleaved.Candidate, open_lane: OpenLane) -> None:
     """Looks into what the backend executes.
 
     Raises:
@@ -222,18 +255,16 @@ def _refuse_another(candidate: interleaved.Candidate, open_lane: Callable[[Backe
         raise UsageError(f"computes it in {' and '.join(sorted(ran)).upper() or 'something unknown'}")
 
 
-def _stream(name: BackendName, cores: int, folder: Path, open_lane: Callable[[BackendName], Lane]) -> _Entrant:
+def _build_stream(name: BackendName, cores: int, folder: Path, open_lane: OpenLane) -> _Entrant:
     size = stream_bytes()
     path = folder / f"{name}-stream.onnx"
     files.save_model(peak_graphs.stream(size), path)
     source = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
-    candidate = _built(source, name, Execution(threads=cores), open_lane)
+    candidate = _build(source, name, Execution(threads=cores), open_lane)
     return _Entrant(candidate=candidate, precision=None, work=STREAMS * 4 * math.prod(peak_graphs.stream_shape(size)))
 
 
-def _built(
-    source: Artifact, name: BackendName, execution: Execution, open_lane: Callable[[BackendName], Lane]
-) -> interleaved.Candidate:
+def _build(source: Artifact, name: BackendName, execution: Execution, open_lane: OpenLane) -> interleaved.Candidate:
     path = Path(source.path)
     out = path.with_name(f"{path.stem}-built{backends.load(name).SUFFIXES[0]}")
     with open_lane(name) as lane:
@@ -241,7 +272,7 @@ def _built(
     return interleaved.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)
 
 
-def _fastest(
+def _find_fastest(
     entrants: Sequence[_Entrant], outcomes: Sequence[Measurement | Failure], missing: dict[Precision, list[str]]
 ) -> dict[Precision | None, _Timed]:
     """The highest rate of each kind; what failed goes to `missing`.

@@ -38,7 +38,7 @@ from resdeploy.records.judged import (
     Subject,
     Verdict,
 )
-from resdeploy.records.plans import Lesion, Mixed, Profile, Sensitivity
+from resdeploy.records.plans import Lesion, Mixed, Profile, PruneOutcome, PruneSide, Sensitivity
 from resdeploy.records.times import Block, Change, Comparison, Failure, Measurement, Replay, Summary
 from resdeploy.vocabulary import (
     BYTES,
@@ -97,6 +97,8 @@ __all__ = [
     "Preprocessing",
     "Profile",
     "Progress",
+    "PruneOutcome",
+    "PruneSide",
     "Repeats",
     "Replay",
     "Reported",

@@ -6,8 +6,10 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from resdeploy.records.judged import Check
-from resdeploy.records.times import Comparison, Summary
+from resdeploy.records.artifacts import Artifact
+from resdeploy.records.costs import Cost
+from resdeploy.records.judged import Check, Score, Verdict
+from resdeploy.records.times import Comparison, Failure, Summary
 from resdeploy.vocabulary import STRICT, Arithmetic, BackendName, Precision
 
 
@@ -82,3 +84,27 @@ class Lesion:
     drop_pp: float  # of top-1
     interval_pp: tuple[float, float]  # Tango, each end one-sided at the budget's confidence
     flips: int  # images that are right on one side only
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneSide:
+    """The network before or after blocks went."""
+
+    cost: Cost
+    timing: Summary | Failure  # one image per query, both sides in one run
+    score: Score  # on the images to judge on
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOutcome:
+    """What was removed and why, and what that changed."""
+
+    artifact: Artifact  # as it was written
+    removed: tuple[str, ...]  # in the order in which they went
+    lesions: tuple[Lesion, ...]  # every block that can go, alone
+    path: tuple[Lesion, ...]  # after each removal, all before it gone too; the last may be the one that was too much
+    tuned: Lesion | None  # after the fine-tuning; None: there was none
+    before: PruneSide
+    after: PruneSide
+    comparisons: tuple[Comparison, ...]
+    verdict: Verdict

@@ -11,20 +11,17 @@ import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from resdeploy.records import (
-    PRECISIONS,
     Audit,
     Availability,
     BackendName,
     Change,
     Comparison,
-    Cost,
     Failure,
     Flip,
     Gate,
-    LayerCost,
     Precision,
     Predictions,
     Score,
@@ -214,69 +211,6 @@ def compare(changes: Iterable[Change], notes: Iterable[str], environment: Enviro
     return document("compare", environment, rows, notes=list(notes))
 
 
-def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = False, **parts: Any) -> Json:
-    """`cost`: counts a model, and a stage and block of it; with `per_layer` a layer too.
-
-    Args:
-        costs: one per row.
-        environment: of this machine.
-        per_layer: whether to list the layers.
-        parts: further tables and notes, as `cost.json_parts` makes them.
-    """
-    rows, stages, layers, notes = [], [], [], []
-    for counted in costs:
-        found = _groups(counted, "stage")
-        stages += found
-        rows.append(
-            {
-                "model": counted.model,
-                "batch_size": counted.batch_size,
-                "params": counted.params,
-                "params_deployed": counted.params_deployed,
-                "macs": counted.macs,
-                "flops": counted.flops,
-                "activations": counted.activations,
-                "bytes": {p: _bytes(counted, p) for p in PRECISIONS},
-                "input_shape": list(counted.input_shape),
-                "stages": found,
-                "blocks": _groups(counted, "block"),
-                "unknown": list(counted.unknown),
-            }
-        )
-        if counted.unknown:
-            notes.append(
-                f"{counted.model}: {len(counted.unknown)} operators cannot be counted, so its MACs and FLOPs are lower "
-                f"bounds: {', '.join(counted.unknown[:5])}{' ...' if len(counted.unknown) > 5 else ''}"
-            )
-        if per_layer:
-            layers += [_layer(counted, layer) for layer in counted.layers if layer.params or layer.moved_elements]
-    notes += parts.pop("notes", [])
-    more = {"layers": layers} if per_layer else {}
-    return document("cost", environment, rows, stages=stages, notes=notes, **more, **parts)
-
-
-def _bytes(counted: Cost | LayerCost, precision: Precision, batch_size: int = 1) -> Json:
-    """Weights, activations read and written, and FLOPs a byte of both."""
-    weights, activations = counted.weight_bytes(precision), batch_size * counted.activation_bytes(precision)
-    flops = counted.flops if isinstance(counted, Cost) else 2 * batch_size * counted.macs
-    moved = weights + activations
-    return {"weights": weights, "activations": activations, "intensity": flops / moved if moved else None}
-
-
-def _layer(counted: Cost, layer: LayerCost) -> Json:
-    return {
-        "model": counted.model,
-        "name": layer.name,
-        "op": layer.op,
-        "block": layer.block,
-        "stage": layer.stage,
-        "params": layer.params,
-        "macs": counted.batch_size * layer.macs,
-        "output_shape": [counted.batch_size * layer.output_shape[0], *layer.output_shape[1:]],
-        "bytes": {p: _bytes(layer, p, counted.batch_size) for p in PRECISIONS},
-    }
-
-
 def models(entries: Iterable[Entry], environment: Environment) -> Json:
     """`models`: the zoo."""
     rows = []
@@ -384,22 +318,6 @@ def _flipped(candidate: str, flip: Flip) -> Json:
         "candidate_class": flip.candidate,
         "effect": flip.effect,
     }
-
-
-def _groups(counted: Cost, kind: Literal["stage", "block"]) -> list[Json]:
-    """Sums a stage or a block, in the order of the graph; layers outside them count under their own name."""
-    groups: dict[str, Json] = {}
-    for layer in counted.layers:
-        if not layer.macs and not layer.params:
-            continue
-        name = getattr(layer, kind) or layer.name
-        group = groups.setdefault(name, {"model": counted.model, kind: name, "layers": 0, "params": 0, "macs": 0})
-        group["layers"] += 1
-        group["params"] += layer.params
-        group["macs"] += counted.batch_size * layer.macs
-    for group in groups.values():
-        group["macs_percent"] = 100 * group["macs"] / counted.macs if counted.macs else None
-    return list(groups.values())
 
 
 def _notes(rows: list[Json]) -> list[str]:

@@ -1,30 +1,29 @@
-"""`quantize --sensitivity` and `--max-drop` to documents."""
+"""The documents of `quantize --sensitivity` and `--max-drop`."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from resdeploy.records import Check, Mixed, Sensitivity
 from resdeploy.report import documents
+from resdeploy.report.documents import Environment
+from resdeploy.report.rows import Json, finite_interval
 
 
-def sensitivity(model: str, found: Iterable[Sensitivity], environment: Mapping[str, Any]) -> dict[str, Any]:
+def sensitivity(model: str, trials: Iterable[Sensitivity], environment: Environment) -> Json:
     """A row for each layer and each block, the most disturbing of them first."""
     return {
         "schema_version": documents.SCHEMA_VERSION,
         "command": "quantize --sensitivity",
         "environment": dict(environment),
         "model": model,
-        "results": _tried(found),
+        "results": _sensitivity_rows(trials),
     }
 
 
-def search(
-    model: str, candidates: Iterable[Mixed], layers: Iterable[Sensitivity], environment: Mapping[str, Any]
-) -> dict[str, Any]:
+def search(model: str, candidates: Iterable[Mixed], layers: Iterable[Sensitivity], environment: Environment) -> Json:
     """A row for each candidate, the most exact first, and what each layer costs."""
     rows = [_candidate(candidate, environment) for candidate in candidates]
     return {
@@ -34,12 +33,12 @@ def search(
         "model": model,
         "found": any(row["chosen"] and row["state"] == "pass" for row in rows),
         "results": rows,
-        "layers": _tried(layers),
+        "layers": _sensitivity_rows(layers),
         "notes": [f"{row['label']}: {row['check']['note']}" for row in rows if row["check"] is not None],
     }
 
 
-def _tried(found: Iterable[Sensitivity]) -> list[dict[str, Any]]:
+def _sensitivity_rows(trials: Iterable[Sensitivity]) -> list[Json]:
     rows = [
         {
             "name": trial.name,
@@ -51,18 +50,17 @@ def _tried(found: Iterable[Sensitivity]) -> list[dict[str, Any]]:
             "sqnr_db": trial.sqnr_db if math.isfinite(trial.sqnr_db) else None,
             "noise": trial.noise,
         }
-        for trial in found
+        for trial in trials
     ]
     return sorted(rows, key=lambda row: -row["noise"])
 
 
-def _check(check: Check) -> dict[str, Any]:
+def _check(check: Check) -> Json:
     """An open end of the interval is null."""
-    ends = None if check.interval is None else [end if math.isfinite(end) else None for end in check.interval]
-    return {**dataclasses.asdict(check), "interval": ends}
+    return {**dataclasses.asdict(check), "interval": finite_interval(check.interval)}
 
 
-def _candidate(candidate: Mixed, environment: Mapping[str, Any]) -> dict[str, Any]:
+def _candidate(candidate: Mixed, environment: Environment) -> Json:
     timing = speedup = None
     check = None if candidate.check is None else _check(candidate.check)
     if candidate.summary is not None:

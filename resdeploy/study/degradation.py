@@ -8,11 +8,10 @@ between those, with Student's interval over the seeds: everything else of a seed
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -33,13 +32,23 @@ from resdeploy.verbs import train
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
     from resdeploy.records import ModelSpec, Progress
-    from resdeploy.train.loop import Plan
 
 KINDS = ("plain", "resnet")
 # He et al. 2015, section 4.2: 64k steps of 128 images are 164 epochs of 50,000.
 PAPER_EPOCHS, PAPER_BATCH = 164, 128
 DEPTHS = (20, 32, 44, 56, 110)  # of the plain and residual networks for small images (He et al. 2015, section 4.2)
 PAPER_DEPTHS = DEPTHS[:4]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationPlan:
+    """The networks and the budget that all of them share."""
+
+    data: str
+    depths: tuple[int, ...]
+    seeds: int
+    training: loop.Plan
+    img_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +66,76 @@ class Training:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NetworkMeans:
+    """One network after its last epoch, the mean over the seeds; errors in percent."""
+
+    model: str
+    depth: int
+    seeds: int
+    train_loss: float
+    train_loss_ci95: tuple[float, float]
+    train_error: float
+    test_error: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Difference:
     """Of final training losses, the mean over the seeds and its interval."""
 
     of: str
     value: float
     ci95: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationReport:
+    """All trainings, and what they come to."""
+
+    plan: DegradationPlan
+    trainings: tuple[Training, ...]
+    networks: tuple[NetworkMeans, ...]
+    differences: tuple[Difference, ...]
+
+
+def papers_plan(data: str) -> DegradationPlan:
+    """The setting of He et al.'s CIFAR experiments, for a GPU."""
+    training = loop.Plan(epochs=PAPER_EPOCHS, batch_size=PAPER_BATCH, recipe="paper")
+    return DegradationPlan(data=data, depths=PAPER_DEPTHS, seeds=5, training=training)
+
+
+def study_depths(
+    plan: DegradationPlan, folder: Path, *, progress: Progress, watch: Callable[[Training], None]
+) -> DegradationReport:
+    """Trains the networks into `folder` and compares their final losses.
+
+    Raises:
+        UsageError: depths that the zoo lacks, fewer than two depths or seeds, or a data set without a test split.
+        UnknownName: no network of such a depth.
+    """
+    if unknown := set(plan.depths) - set(DEPTHS):
+        raise UsageError(
+            f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
+            fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
+        )
+    if len(set(plan.depths)) < 2 or plan.seeds < 2:
+        raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
+    train_data, test_data = datasets.training_images(plan.data)
+
+    def spec_of(name: str) -> ModelSpec:
+        request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))
+        return train.spec_for(networks.resolve(request).spec, train_data)
+
+    trainings = train_networks(
+        spec_of, train_data, test_data, plan.training, depths=plan.depths, seeds=range(plan.seeds),
+        folder=folder, progress=progress, watch=watch,
+    )  # fmt: skip
+    names = dict.fromkeys(training.name for training in trainings)
+    return DegradationReport(
+        plan=plan,
+        trainings=trainings,
+        networks=tuple(_average([training for training in trainings if training.name == name]) for name in names),
+        differences=differences(trainings),
+    )
 
 
 def train_networks(
@@ -93,22 +166,22 @@ def train_networks(
         progress: of the training in hand.
         watch: called after every training.
     """
-    found = []
+    trainings: list[Training] = []
     for seed in seeds:
         for depth in depths:
             for kind in KINDS:
                 zoo.find(f"{kind}{depth}")
                 out = folder / f"{kind}{depth}.{seed}.safetensors"
                 spec, seeded = spec_of(f"{kind}{depth}"), replace(plan, seed=seed)
-                _keep_if_of(out, _settings(spec, train_data, test_data, seeded))
-                if not _finished(out, plan.epochs):
+                _discard_others(out, _settings(spec, train_data, test_data, seeded))
+                if not _is_finished(out, plan.epochs):
                     loop.train(
                         spec, train_data, test_data, seeded, out=out, held_out=test_data, resume=True, progress=progress
                     )
-                found.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(curves.read(out))))
+                trainings.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(curves.read(out))))
                 if watch is not None:
-                    watch(found[-1])
-    return tuple(found)
+                    watch(trainings[-1])
+    return tuple(trainings)
 
 
 def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: loop.Plan) -> str:
@@ -118,8 +191,8 @@ def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: lo
     return store.fingerprint([asdict(spec), data, asdict(plan), __version__, torch.__version__])
 
 
-def _keep_if_of(out: Path, settings: str) -> None:
-    """Removes checkpoint, curves and state at `out` unless they are of these settings, which are noted beside it."""
+def _discard_others(out: Path, settings: str) -> None:
+    """Removes checkpoint, curves and state of other settings at `out`; these settings are noted beside it."""
     noted = out.with_name(f"{out.stem}.settings.json")
     with contextlib.suppress(FileNotFoundError, MalformedInput):
         if store.parse_json(noted.read_bytes(), str(noted)) == settings:
@@ -130,7 +203,7 @@ def _keep_if_of(out: Path, settings: str) -> None:
     store.write_json(noted, settings)
 
 
-def _finished(out: Path, epochs: int) -> bool:
+def _is_finished(out: Path, epochs: int) -> bool:
     """Whether an undamaged checkpoint is there with the curve of all epochs; its state goes last."""
     if any(path.is_file() for path in state.paths(out)):
         return False
@@ -138,6 +211,21 @@ def _finished(out: Path, epochs: int) -> bool:
         return store.load(out) is not None and len(curves.read(out)) == epochs
     except (ResdeployError, ValueError, TypeError):  # of a damaged file
         return False
+
+
+def _average(trainings: Sequence[Training]) -> NetworkMeans:
+    """Of the trainings of one network."""
+    last = [training.history[-1] for training in trainings]
+    losses = [epoch.train_loss for epoch in last]
+    return NetworkMeans(
+        model=trainings[0].name,
+        depth=trainings[0].depth,
+        seeds=len(trainings),
+        train_loss=float(np.mean(losses)),
+        train_loss_ci95=stats.mean_interval(losses),
+        train_error=100 - float(np.mean([epoch.train_top1 for epoch in last])),
+        test_error=100 - float(np.mean([epoch.held_out_top1 or 0.0 for epoch in last])),
+    )
 
 
 def differences(trainings: Sequence[Training]) -> tuple[Difference, ...]:
@@ -155,107 +243,31 @@ def differences(trainings: Sequence[Training]) -> tuple[Difference, ...]:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class DegradationPlan:
-    """The networks and the budget that all of them share."""
-
-    data: str
-    depths: tuple[int, ...]
-    seeds: int
-    training: Plan
-    img_size: int | None = None
-
-
-def papers_plan(data: str) -> DegradationPlan:
-    """The setting of He et al.'s CIFAR experiments, for a GPU."""
-    from resdeploy.train.loop import Plan
-
-    papers = Plan(epochs=PAPER_EPOCHS, batch_size=PAPER_BATCH, recipe="paper")
-    return DegradationPlan(data=data, depths=PAPER_DEPTHS, seeds=5, training=papers)
-
-
-def study_depths(
-    plan: DegradationPlan,
-    folder: Path,
-    environment: Mapping[str, Any],
-    *,
-    progress: Progress,
-    watch: Callable[[Training], None],
-) -> dict[str, Any]:
-    """Trains the networks into `folder`, draws the chart there, and returns the document.
-
-    Raises:
-        UsageError: depths that the zoo lacks, fewer than two depths or seeds, or a data set without a test split.
-        UnknownName: no network of such a depth.
-    """
-    if unknown := set(plan.depths) - set(DEPTHS):
-        raise UsageError(
-            f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
-            fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
-        )
-    if len(set(plan.depths)) < 2 or plan.seeds < 2:
-        raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
-    train_data, test_data = datasets.training_images(plan.data)
-
-    def spec_of(name: str) -> ModelSpec:
-        request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))
-        return train.spec_for(networks.resolve(request).spec, train_data)
-
-    found = train_networks(
-        spec_of, train_data, test_data, plan.training, depths=plan.depths, seeds=range(plan.seeds),
-        folder=folder, progress=progress, watch=watch,
-    )  # fmt: skip
-    store.write_bytes(folder / "degradation.svg", chart_of(found).encode())
-    document = degradation_document(
-        [_row(name, [t for t in found if t.name == name]) for name in dict.fromkeys(t.name for t in found)],
-        [dataclasses.asdict(one) for one in differences(found)],
-        environment,
-        plan=dataclasses.asdict(plan),
-        trainings=[dataclasses.asdict(one) for one in found],
-    )
-    store.write_json(folder / "degradation.json", document)
-    return document
-
-
-def _row(name: str, trainings: Sequence[Training]) -> dict[str, Any]:
-    last = [t.history[-1] for t in trainings]
-    losses = [line.train_loss for line in last]
-    return {
-        "model": name,
-        "depth": trainings[0].depth,
-        "seeds": len(trainings),
-        "train_loss": float(np.mean(losses)),
-        "train_loss_ci95": list(stats.mean_interval(losses)),
-        "train_error": 100 - float(np.mean([line.train_top1 for line in last])),
-        "test_error": 100 - float(np.mean([line.held_out_top1 or 0.0 for line in last])),
-    }
-
-
-def chart_of(trainings: Sequence[Training]) -> str:
-    """Training losses, the mean over the seeds and their range."""
-    lines = []
-    for name in dict.fromkeys(t.name for t in trainings):
-        values = np.array([[line.train_loss for line in t.history] for t in trainings if t.name == name])
-        lines.append(
-            chart.Line(
-                name=name,
-                xs=[float(i + 1) for i in range(values.shape[1])],
-                ys=values.mean(axis=0).tolist(),
-                low=values.min(axis=0).tolist(),
-                high=values.max(axis=0).tolist(),
-            )
-        )
-    return chart.lines(lines, title="Training loss: mean and range over the seeds", x="epoch", y="loss")
-
-
-def degradation_document(
-    rows: Sequence[Mapping[str, Any]], differences: Sequence[Mapping[str, Any]], environment: Environment, **parts: Any
-) -> Json:
+def degradation_document(report: DegradationReport, environment: Environment) -> Json:
     """`study degradation`: a row per network, the differences that depth makes, and the curves of every training."""
     return documents.document(
         "study degradation",
         environment,
-        [{**row, "train_loss_ci95": finite_interval(row["train_loss_ci95"])} for row in rows],
-        differences=[{**one, "ci95": finite_interval(one["ci95"])} for one in differences],
-        **parts,
+        [{**asdict(means), "train_loss_ci95": finite_interval(means.train_loss_ci95)} for means in report.networks],
+        differences=[{**asdict(each), "ci95": finite_interval(each.ci95)} for each in report.differences],
+        plan=asdict(report.plan),
+        trainings=[asdict(training) for training in report.trainings],
     )
+
+
+def chart_of(report: DegradationReport) -> str:
+    """Training losses, the mean over the seeds and their range."""
+    lines = []
+    for means in report.networks:
+        trainings = [training for training in report.trainings if training.name == means.model]
+        losses = np.array([[epoch.train_loss for epoch in training.history] for training in trainings])
+        lines.append(
+            chart.Line(
+                name=means.model,
+                xs=[float(i + 1) for i in range(losses.shape[1])],
+                ys=losses.mean(axis=0).tolist(),
+                low=losses.min(axis=0).tolist(),
+                high=losses.max(axis=0).tolist(),
+            )
+        )
+    return chart.lines(lines, title="Training loss: mean and range over the seeds", x="epoch", y="loss")

@@ -6,33 +6,43 @@ the shape can go from both kinds of network; from a residual one those that chan
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from resdeploy import store
+from resdeploy.data import datasets
 from resdeploy.deploy import model_string, networks
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
+from resdeploy.models import weights, zoo
 from resdeploy.models.resnet import BasicBlock, Bottleneck, ResNet, blocks_of
 from resdeploy.report import chart, documents
 from resdeploy.report.documents import Environment
 from resdeploy.report.rows import Json
-from resdeploy.train.images import Samples, normalise
+from resdeploy.train.images import Samples, load_to_judge, normalise
 
 if TYPE_CHECKING:
     from resdeploy.records import Preprocessing, Progress
 
 BATCH = 250
-Block = BasicBlock | Bottleneck
 # Numbers of blocks to delete or pairs to swap, as far as there are so many.
 COUNTS = (1, 2, 3, 4, 6, 8, 10, 12, 16, 20, 24)
+Block = BasicBlock | Bottleneck
+Tell = Callable[[int, int], None]  # how much is done, and of how much
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionPlan:
+    """Which images, and how many random choices."""
+
+    data: str
+    images: int = 500
+    repeats: int = 3
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +61,73 @@ class Point:
     blocks: int
     errors: tuple[float, ...]  # percent, one per random choice
     tau: float | None = None  # Kendall's rank correlation of the order with the original, the mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkLesions:
+    """One network, whole and without some of its blocks."""
+
+    model: str
+    error: float  # of the whole network, percent
+    single: tuple[Deleted, ...]
+    several: tuple[Point, ...]
+    shuffled: tuple[Point, ...]
+    notes: tuple[str, ...] = ()  # on the images
+
+
+@dataclass(frozen=True, kw_only=True)
+class LesionReport:
+    """All networks, judged on the same images."""
+
+    plan: LesionPlan
+    networks: tuple[NetworkLesions, ...]
+
+
+def study_lesions(requests: Sequence[Request], plan: LesionPlan, *, progress: Progress) -> LesionReport:
+    """Deletes and swaps blocks of trained networks.
+
+    Raises:
+        UsageError: random weights, or a network that is not one of ours.
+    """
+    return LesionReport(plan=plan, networks=tuple(_operate(request, plan, progress) for request in requests))
+
+
+def _operate(request: Request, plan: LesionPlan, progress: Progress) -> NetworkLesions:
+    patient, notes = _admit(request, plan, progress)
+    name = model_string.stem(request.model)
+    counts = [count for count in COUNTS if count <= len(patient.keeping)]
+    error, single = patient.delete_each(lambda done, total: progress(f"{name}: one block", done, total))
+    return NetworkLesions(
+        model=name,
+        error=error,
+        single=single,
+        several=patient.delete_several(
+            counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: several", done, total)
+        ),
+        shuffled=patient.shuffle(
+            counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: shuffled", done, total)
+        ),
+        notes=notes,
+    )
+
+
+def _admit(request: Request, plan: LesionPlan, progress: Progress) -> tuple[Patient, tuple[str, ...]]:
+    """The trained network and its images, and notes on these.
+
+    Raises:
+        UsageError: random weights, or a network that is not one of ours.
+    """
+    network = networks.resolve(request)
+    if network.path is None:
+        raise UsageError(f"{request.model} is not trained", fix="Name a checkpoint, or add --weights FILE")
+    net = zoo.create(network.spec)
+    weights.load_into(net, network.path)
+    if not isinstance(net, ResNet) or network.spec.preprocessing is None:
+        raise UsageError(f"{request.model} is not a network of ours", fix="Choose one that `resdeploy models` lists")
+    images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)
+    images = datasets.choose(images, plan.images, plan.seed)
+    samples, notes = load_to_judge(images, network.spec.preprocessing, progress=progress)
+    return Patient(net, samples, network.spec.preprocessing), tuple(notes)
 
 
 class Patient:
@@ -72,7 +149,7 @@ class Patient:
         return tuple(name for name, block in self.blocks.items() if block.residual or keeps_shape(block))
 
     @torch.no_grad()
-    def single(self, progress: Callable[[int, int], None]) -> tuple[float, tuple[Deleted, ...]]:
+    def delete_each(self, tell: Tell) -> tuple[float, tuple[Deleted, ...]]:
         """The whole network's error, and that without each block; what lies before a block is computed once."""
         wrong = dict.fromkeys(self.deletable, 0)
         whole = 0
@@ -81,56 +158,51 @@ class Patient:
             reached = self._stem(x)
             for k, name in enumerate(self.names):
                 if name in wrong:
-                    rest = self._run(self._without(name, reached), self.names[k + 1 :])
+                    rest = self._run(self._bypass(name, reached), self.names[k + 1 :])
                     wrong[name] += int((rest != labels).sum())
                 reached = self.blocks[name](reached)
-            whole += int((self._answer(reached) != labels).sum())
-            progress(i + 1, len(batches))
+            whole += int((self._classify(reached) != labels).sum())
+            tell(i + 1, len(batches))
         total = len(self.samples)
-        found = tuple(
-            Deleted(block=name, shortcut=kind(self.blocks[name]), error=100 * count / total)
+        lesions = tuple(
+            Deleted(block=name, shortcut=shortcut_of(self.blocks[name]), error=100 * count / total)
             for name, count in wrong.items()
         )
-        return 100 * whole / total, found
+        return 100 * whole / total, lesions
 
     @torch.no_grad()
-    def error(self, order: Sequence[str], deleted: Collection[str] = ()) -> float:
+    def measure_error(self, order: Sequence[str], deleted: Collection[str] = ()) -> float:
         """The error in percent with the blocks in this order and some of them deleted."""
         wrong = 0
         for x, labels in self._batches():
             wrong += int((self._run(self._stem(x), order, deleted) != labels).sum())
         return 100 * wrong / len(self.samples)
 
-    def several(self, counts: Sequence[int], repeats: int, seed: int, progress: Callable[[int, int], None]) -> tuple[
-        Point, ...
-    ]:  # fmt: skip
+    def delete_several(self, counts: Sequence[int], repeats: int, seed: int, tell: Tell) -> tuple[Point, ...]:
         """The error without k random blocks that keep the shape, for each k, `repeats` times."""
         random = np.random.default_rng((seed, 0))
         points = []
         for i, count in enumerate(counts):
-            errors = [
-                self.error(self.names, set(random.choice(self.keeping, count, replace=False))) for _ in range(repeats)
-            ]
-            points.append(Point(blocks=count, errors=tuple(errors)))
-            progress(i + 1, len(counts))
+            choices = (random.choice(self.keeping, count, replace=False) for _ in range(repeats))
+            errors = tuple(self.measure_error(self.names, set(choice)) for choice in choices)
+            points.append(Point(blocks=count, errors=errors))
+            tell(i + 1, len(counts))
         return tuple(points)
 
-    def shuffled(self, counts: Sequence[int], repeats: int, seed: int, progress: Callable[[int, int], None]) -> tuple[
-        Point, ...
-    ]:  # fmt: skip
-        """The error after k random swaps of two blocks of a stage that keep the shape, for each k."""
+    def shuffle(self, counts: Sequence[int], repeats: int, seed: int, tell: Tell) -> tuple[Point, ...]:
+        """The error after k random swaps of two blocks of a stage that keep the shape, for each k, `repeats` times."""
         random = np.random.default_rng((seed, 1))
         points = []
         for i, count in enumerate(counts):
-            orders = [self._swapped(count, random) for _ in range(repeats)]
+            orders = [self._swap(count, random) for _ in range(repeats)]
             taus = [kendall([self.names.index(name) for name in order]) for order in orders]
-            points.append(
-                Point(blocks=count, errors=tuple(self.error(order) for order in orders), tau=float(np.mean(taus)))
-            )
-            progress(i + 1, len(counts))
+            errors = tuple(self.measure_error(order) for order in orders)
+            points.append(Point(blocks=count, errors=errors, tau=float(np.mean(taus))))
+            tell(i + 1, len(counts))
         return tuple(points)
 
-    def _swapped(self, count: int, random: np.random.Generator) -> list[str]:
+    def _swap(self, count: int, random: np.random.Generator) -> list[str]:
+        """The blocks in order after so many swaps."""
         order = list(self.names)
         stages = {name.partition(".")[0] for name in self.keeping}
         places = [
@@ -151,7 +223,7 @@ class Patient:
         result: Tensor = self.net.maxpool(self.net.relu(self.net.bn1(self.net.conv1(x))))
         return result
 
-    def _without(self, name: str, x: Tensor) -> Tensor:
+    def _bypass(self, name: str, x: Tensor) -> Tensor:
         block = self.blocks[name]
         if not block.residual:
             return x
@@ -160,10 +232,10 @@ class Patient:
 
     def _run(self, x: Tensor, order: Sequence[str], deleted: Collection[str] = ()) -> Tensor:
         for name in order:
-            x = self._without(name, x) if name in deleted else self.blocks[name](x)
-        return self._answer(x)
+            x = self._bypass(name, x) if name in deleted else self.blocks[name](x)
+        return self._classify(x)
 
-    def _answer(self, x: Tensor) -> Tensor:
+    def _classify(self, x: Tensor) -> Tensor:
         logits: Tensor = self.net.fc(torch.flatten(self.net.avgpool(x), 1))
         return logits.argmax(1)
 
@@ -174,7 +246,7 @@ def keeps_shape(block: Block) -> bool:
     return bool(first.in_channels == last.out_channels and first.stride == (1, 1) and block.conv2.stride == (1, 1))
 
 
-def kind(block: Block) -> str:
+def shortcut_of(block: Block) -> str:
     """What stays where a block was."""
     if not block.residual:
         return "none"
@@ -188,109 +260,52 @@ def kendall(order: Sequence[int]) -> float:
     return float(agreeing) / (n * (n - 1) / 2) if n > 1 else 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class LesionPlan:
-    """Which images, and how many random choices."""
-
-    data: str
-    images: int = 500
-    repeats: int = 3
-    seed: int = 0
-
-
-def study_lesions(
-    requests: Sequence[Request],
-    plan: LesionPlan,
-    environment: Mapping[str, Any],
-    out: Path | None = None,
-    *,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Deletes blocks of trained networks; charts go to `<out stem>.single.svg`, `.several.svg` and `.shuffled.svg`.
-
-    Raises:
-        UsageError: random weights, or a network that is not one of ours.
-    """
-    rows: list[dict[str, Any]] = []
-    curves: dict[str, list[dict[str, Any]]] = {"several": [], "shuffled": []}
-    wholes = []
-    notes: dict[str, None] = {}
-    for request in requests:
-        name, whole, single, several, shuffled, told = _operate(request, plan, progress)
-        notes |= dict.fromkeys(told)
-        wholes.append({"model": name, "error": whole})
-        rows += [{"model": name, **one, "rise_pp": one["error"] - whole} for one in single]
-        curves["several"] += [{"model": name, **dataclasses.asdict(point)} for point in several]
-        curves["shuffled"] += [{"model": name, **dataclasses.asdict(point)} for point in shuffled]
-    document = lesion_document(
-        rows, {"whole": wholes, "plan": dataclasses.asdict(plan), **curves, "notes": list(notes)}, environment
-    )
-    if out is not None:
-        store.write_json(out, document)
-        for kind, drawn in charts_of(document).items():
-            store.write_bytes(out.with_name(f"{out.stem}.{kind}.svg"), drawn.encode())
-    return document
-
-
-def _operate(
-    request: Request, plan: LesionPlan, progress: Progress
-) -> tuple[str, float, list[dict[str, Any]], Sequence[Point], Sequence[Point], Sequence[str]]:
-    from resdeploy.data import datasets
-    from resdeploy.models import resnet, weights, zoo
-    from resdeploy.train.images import load_to_judge
-
-    network = networks.resolve(request)
-    if network.path is None:
-        raise UsageError(f"{request.model} is not trained", fix="Name a checkpoint, or add --weights FILE")
-    net = zoo.create(network.spec)
-    weights.load_into(net, network.path)
-    if not isinstance(net, resnet.ResNet) or network.spec.preprocessing is None:
-        raise UsageError(f"{request.model} is not a network of ours", fix="Choose one that `resdeploy models` lists")
-    images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)
-    images = datasets.choose(images, plan.images, plan.seed)
-    samples, notes = load_to_judge(images, network.spec.preprocessing, progress=progress)
-    patient = Patient(net, samples, network.spec.preprocessing)
-    name = model_string.stem(request.model)
-    whole, single = patient.single(lambda done, total: progress(f"{name}: one block", done, total))
-    counts = [count for count in COUNTS if count <= len(patient.keeping)]
-    several = patient.several(
-        counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: several", done, total)
-    )
-    shuffled = patient.shuffled(
-        counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: shuffled", done, total)
-    )
-    return name, whole, [dataclasses.asdict(one) for one in single], several, shuffled, notes
-
-
-def charts_of(document: Mapping[str, Any]) -> dict[str, str]:
-    """The three figures of Veit et al.: one block deleted, several deleted, blocks shuffled."""
-    models = [whole["model"] for whole in document["whole"]]
-    single = [
-        chart.Line(name=model, xs=[float(i) for i in range(len(errors))], ys=errors, dots=True)
-        for model in models
-        if (errors := [row["error"] for row in document["results"] if row["model"] == model])
-    ]
-    drawn = {"single": chart.lines(single, title="One block deleted", x="block", y="error (%)")}
-    for kind, title, x in (
-        ("several", "Random blocks deleted", "blocks deleted"),
-        ("shuffled", "Pairs of blocks swapped", "swaps"),
-    ):
-        lines = [
-            chart.Line(
-                name=model,
-                xs=[0.0, *(float(point["blocks"]) for point in points)],
-                ys=[whole, *(float(np.mean(point["errors"])) for point in points)],
-                low=[whole, *(min(point["errors"]) for point in points)],
-                high=[whole, *(max(point["errors"]) for point in points)],
-            )
-            for model, whole in ((one["model"], one["error"]) for one in document["whole"])
-            if (points := [point for point in document[kind] if point["model"] == model])
-        ]
-        if lines:
-            drawn[kind] = chart.lines(lines, title=title, x=x, y="error (%)")
-    return drawn
-
-
-def lesion_document(rows: Sequence[Mapping[str, Any]], curves: Mapping[str, Any], environment: Environment) -> Json:
+def lesion_document(report: LesionReport, environment: Environment) -> Json:
     """`study lesion`: a row per block that was deleted, and the curves of several deletions and of shuffles."""
-    return documents.document("study lesion", environment, [dict(row) for row in rows], **curves)
+    return documents.document(
+        "study lesion",
+        environment,
+        [
+            {"model": network.model, **asdict(deleted), "rise_pp": deleted.error - network.error}
+            for network in report.networks
+            for deleted in network.single
+        ],
+        whole=[{"model": network.model, "error": network.error} for network in report.networks],
+        plan=asdict(report.plan),
+        several=[{"model": n.model, **asdict(point)} for n in report.networks for point in n.several],
+        shuffled=[{"model": n.model, **asdict(point)} for n in report.networks for point in n.shuffled],
+        notes=list(dict.fromkeys(note for network in report.networks for note in network.notes)),
+    )
+
+
+def charts_of(report: LesionReport) -> dict[str, str]:
+    """The three figures of Veit et al.: one block deleted, several deleted, blocks shuffled."""
+    single = [
+        chart.Line(
+            name=network.model,
+            xs=[float(i) for i in range(len(network.single))],
+            ys=[deleted.error for deleted in network.single],
+            dots=True,
+        )
+        for network in report.networks
+        if network.single
+    ]
+    several = [_curve(network, network.several) for network in report.networks if network.several]
+    shuffled = [_curve(network, network.shuffled) for network in report.networks if network.shuffled]
+    charts = {"single": chart.lines(single, title="One block deleted", x="block", y="error (%)")}
+    if several:
+        charts["several"] = chart.lines(several, title="Random blocks deleted", x="blocks deleted", y="error (%)")
+    if shuffled:
+        charts["shuffled"] = chart.lines(shuffled, title="Pairs of blocks swapped", x="swaps", y="error (%)")
+    return charts
+
+
+def _curve(network: NetworkLesions, points: Sequence[Point]) -> chart.Line:
+    """The mean error and its range, from the whole network on."""
+    return chart.Line(
+        name=network.model,
+        xs=[0.0, *(float(point.blocks) for point in points)],
+        ys=[network.error, *(float(np.mean(point.errors)) for point in points)],
+        low=[network.error, *(min(point.errors) for point in points)],
+        high=[network.error, *(max(point.errors) for point in points)],
+    )

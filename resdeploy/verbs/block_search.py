@@ -1,10 +1,10 @@
-"""Dropping residual blocks: the ones whose absence changes the network's answers least, as many as a budget allows.
+"""Dropping residual blocks: those whose absence changes the network's answers least, as many as a budget allows.
 
 A trained residual network behaves like an ensemble of paths of different lengths, most of which survive the loss of a
 block (Veit et al. 2016, arXiv:1605.06431). What a block is worth is measured by leaving it out: the mean Kullback-
 Leibler divergence of the answers from the whole network's, which tells blocks apart where counts of wrong answers
-cannot. Blocks go one by one, each the cheapest given those that are gone. After each loss costs grow, more or less,
-so most candidates need not be tried again: the one that was cheapest is, and stands if it still is (Minoux 1978's lazy
+cannot. Blocks go one by one, each the cheapest given those that are gone. The cost of the others mostly grows as blocks
+go, so only the one that looks cheapest is tried again, and it goes if it still is the cheapest (Minoux 1978's lazy
 greedy choice).
 
 Everything here works on the ONNX graph and needs no torch. The images to choose on and the images to judge on are
@@ -96,17 +96,17 @@ def prune(
         raise UsageError(f"{len(shared)} images are to be chosen on and judged on", fix="Give two different sets")
     with scratch.folder() as folder:
         search = _Search(source, choosing, len(judging), budget, predict, folder, progress)
-        lesions = search.lesions()
+        lesions = search.try_each()
         removed, path = search.choose(lesions)
         tuned = None
         if tune is not None and removed:
             trained = tune(removed)
             store.write_bytes(out, Path(trained.path).read_bytes())
             artifact = dataclasses.replace(trained, path=str(out))
-            tuned = search.lesion(removed[-1], predict(artifact, choosing))
+            tuned = search.compare(removed[-1], predict(artifact, choosing))
         else:
-            artifact = search.without(removed, out)
-    artifact = _noted(artifact, removed, choosing)
+            artifact = search.write_without(removed, out)
+    artifact = _note_removal(artifact, removed, choosing)
     baseline, candidate = predict(source, judging), predict(artifact, judging)
     return Pruned(
         artifact=artifact,
@@ -130,22 +130,23 @@ def cut(
     out: Path,
     progress: Progress | None = None,
 ) -> Artifact:
-    """As `prune`, without a verdict: `judged_on` other images will have one made by whoever asks.
+    """As `prune`, but the caller makes the verdict, on `judged_on` images that are not seen here.
 
     Raises:
         UsageError: no block can be removed.
     """
     with scratch.folder() as folder:
         search = _Search(source, choosing, judged_on, budget, predict, folder, progress)
-        removed, _ = search.choose(search.lesions())
-        return _noted(search.without(removed, out), removed, choosing)
+        removed, _ = search.choose(search.try_each())
+        return _note_removal(search.write_without(removed, out), removed, choosing)
 
 
-def _noted(artifact: Artifact, removed: Sequence[str], choosing: Dataset) -> Artifact:
+def _note_removal(artifact: Artifact, removed: Sequence[str], choosing: Dataset) -> Artifact:
+    """The artifact with a note on what is missing from it, and how that was chosen."""
     if not removed:
         return artifact
-    noted = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
-    return dataclasses.replace(artifact, notes=(*artifact.notes, noted))
+    note = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
+    return dataclasses.replace(artifact, notes=(*artifact.notes, note))
 
 
 class _Search:
@@ -176,8 +177,8 @@ class _Search:
             raise UsageError(f"{budget.blocks} blocks cannot go, there are {len(self.candidates)} that can")
         self.whole = predict(source, images)
 
-    def without(self, names: Sequence[str], out: Path) -> Artifact:
-        """The network without these blocks, as a file."""
+    def write_without(self, names: Sequence[str], out: Path) -> Artifact:
+        """Writes the network without these blocks."""
         model = drop.remove(self.model, names)
         spec = self.source.model
         if spec is not None:
@@ -193,8 +194,8 @@ class _Search:
             checks={},
         )
 
-    def lesion(self, block: str, answers: Predictions) -> Lesion:
-        """What these answers have lost."""
+    def compare(self, block: str, answers: Predictions) -> Lesion:
+        """What these answers have lost against the whole network's, `block` being the last to go."""
         pair = pairs.match(self.whole, answers)
         lost, gained = int(pair.lost.sum()), int(pair.gained.sum())
         low, high = stats.tango_interval(lost, gained, pair.images, tail=1 - self.budget.confidence)
@@ -208,17 +209,17 @@ class _Search:
             flips=lost + gained,
         )
 
-    def lesions(self) -> tuple[Lesion, ...]:
+    def try_each(self) -> tuple[Lesion, ...]:
         """Every block that can go, alone."""
-        found = []
+        lesions = []
         for i, name in enumerate(self.candidates):
-            found.append(self._tried((name,)))
+            lesions.append(self._try((name,)))
             self.progress("lesions", i + 1, len(self.candidates))
-        return tuple(found)
+        return tuple(lesions)
 
-    def _tried(self, names: Sequence[str]) -> Lesion:
+    def _try(self, names: Sequence[str]) -> Lesion:
         path = self.folder / "tried.onnx"
-        return self.lesion(names[-1], self.predict(self.without(names, path), self.images))
+        return self.compare(names[-1], self.predict(self.write_without(names, path), self.images))
 
     def choose(self, lesions: Sequence[Lesion]) -> tuple[tuple[str, ...], tuple[Lesion, ...]]:
         """The blocks that go, in order, and the path; its last point is the first block too many, if there is one."""
@@ -227,7 +228,7 @@ class _Search:
         path: list[Lesion] = []
         spent = 0.0
         while worth and len(removed) != self.budget.blocks:
-            best = self._cheapest(removed, worth, spent)
+            best = self._find_cheapest(removed, worth, spent)
             path.append(best)
             if self.budget.blocks is None and not self._allowed(best):
                 break
@@ -237,7 +238,7 @@ class _Search:
         self.progress("removing", len(self.candidates), len(self.candidates))
         return removed, tuple(path)
 
-    def _cheapest(self, removed: tuple[str, ...], worth: dict[str, float], spent: float) -> Lesion:
+    def _find_cheapest(self, removed: tuple[str, ...], worth: dict[str, float], spent: float) -> Lesion:
         """The block whose loss costs least now; `worth` gets what is learned about the others."""
         tried: dict[str, Lesion] = {}
         while True:
@@ -246,7 +247,7 @@ class _Search:
                 return tried[name]
             if len(tried) == TRIES:
                 return min(tried.values(), key=lambda lesion: lesion.divergence)
-            tried[name] = self._tried((*removed, name))
+            tried[name] = self._try((*removed, name))
             worth[name] = tried[name].divergence - spent
 
     def _allowed(self, lesion: Lesion) -> bool:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from resdeploy import scratch, store
 from resdeploy.backends import choose
-from resdeploy.deploy import build, candidates, export, model_files, model_string, networks
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy import candidates, export, model_files, model_string, networks
+from resdeploy.deploy.model_string import OnnxFile, Request
 from resdeploy.errors import UsageError
 from resdeploy.measure import interleaved, predictions, run_images
-from resdeploy.measure.one_run import Bench, Row, compare_rows, time_rows
-from resdeploy.measure.summary import summarise
-from resdeploy.records import Artifact, Cost, Failure, Predictions, Progress
-from resdeploy.report import pruning
+from resdeploy.measure.one_run import Bench, Row, compare_rows, summaries, time_rows
+from resdeploy.records import Artifact, Cost, Predictions, Progress, PruneOutcome, PruneSide
 from resdeploy.verbs import block_search
 
 if TYPE_CHECKING:
@@ -41,17 +39,16 @@ class PrunePlan:
     predictions: Path | None = None  # folder for both files of per-image answers on the images judged on
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What was removed, and cost and time before and after."""
+def fine_tuning_plan(epochs: int, lr: float, seed: int) -> Plan | None:
+    """The one cycle at a low rate, without the recipe's start at identity; None: no epochs, no fine-tuning."""
+    if not epochs:
+        return None
+    from resdeploy.train.loop import Plan
 
-    pruned: block_search.Pruned
-    written: Artifact
-    costs: tuple[Cost, Cost]
-    bench: Bench
+    return Plan(epochs=epochs, lr=lr, seed=seed)
 
 
-def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -> Outcome:
+def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -> PruneOutcome:
     """Prunes a network or an FP32 ONNX file; `out` is a checkpoint or an ONNX file by its suffix.
 
     Raises:
@@ -61,39 +58,68 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
     from resdeploy.data import datasets
 
     store.probe(out)
-    kind = model_string.format_of(out.name)
-    if kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"):
-        raise UsageError(f"{out} is neither .onnx nor .safetensors", fix="Name the file to write by its suffix")
-    from_onnx = model_string.format_of(request.model) == "onnx"
-    if from_onnx and (kind == "checkpoint" or plan.training is not None):
-        asked = "a checkpoint" if kind == "checkpoint" else "fine-tuning"
-        raise UsageError(
-            f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
-        )
+    kind = _kind_to_write(request, plan, out)
     images = datasets.distinct(datasets.open_dataset(plan.data, split="test"))
-    learned = None if plan.training is None else _learned(plan, images)
+    train_images = None if plan.training is None else _training_images(plan, images)
     source = export.to_onnx(request, progress=progress)
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Prune first, then quantize")
     choosing, judging = block_search.halves(images, plan.seed)
     with scratch.folder() as folder:
-        graph = folder / "pruned.onnx"
         tuner = None
-        if learned is not None and plan.training is not None:
-            tuner = _Tuner(request, plan.training, learned, choosing, folder, progress)
+        if train_images is not None and plan.training is not None:
+            tuner = _Tuner(request, plan.training, train_images, choosing, folder, progress)
         pruned = block_search.prune(
-            source, choosing, judging, plan.budget, predict=_predict, out=graph, tune=tuner, progress=progress
-        )
-        written = store.copied(pruned.artifact, out) if kind == "onnx" else _checkpoint(request, pruned, tuner, out)
+            source, choosing, judging, plan.budget,
+            predict=_predict, out=folder / "pruned.onnx", tune=tuner, progress=progress,
+        )  # fmt: skip
+        if kind == "onnx":
+            written = store.copied(pruned.artifact, out)
+        else:
+            written = _write_checkpoint(request, pruned, tuner, out)
         if plan.predictions is not None:
             predictions.save(pruned.baseline, plan.predictions / "baseline.npz")
             predictions.save(pruned.candidate, plan.predictions / "pruned.npz")
-        return Outcome(
-            pruned=pruned,
-            written=written,
-            costs=(candidates.cost_of(source), candidates.cost_of(pruned.artifact)),
-            bench=_timed(source, pruned.artifact, plan, progress),
+        costs = candidates.cost_of(source), candidates.cost_of(pruned.artifact)
+        return _outcome(pruned, written, costs, _time(source, pruned.artifact, plan, progress))
+
+
+def _kind_to_write(request: Request, plan: PrunePlan, out: Path) -> Literal["onnx", "checkpoint"]:
+    """What `out` is by its suffix.
+
+    Raises:
+        UsageError: neither, or nothing that can be made of an ONNX file.
+    """
+    kind = model_string.format_of(out.name)
+    if kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"):
+        raise UsageError(f"{out} is neither .onnx nor .safetensors", fix="Name the file to write by its suffix")
+    from_onnx = isinstance(request.named, OnnxFile)
+    if from_onnx and (kind == "checkpoint" or plan.training is not None):
+        asked = "a checkpoint" if kind == "checkpoint" else "fine-tuning"
+        raise UsageError(
+            f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
         )
+    return kind
+
+
+def _outcome(pruned: block_search.Pruned, written: Artifact, costs: tuple[Cost, Cost], bench: Bench) -> PruneOutcome:
+    before, after = (
+        PruneSide(cost=cost, timing=timing, score=predictions.score(answers))
+        for cost, timing, answers in zip(
+            costs, summaries(bench.outcomes), (pruned.baseline, pruned.candidate), strict=True
+        )
+    )
+    return PruneOutcome(
+        artifact=written,
+        removed=pruned.removed,
+        lesions=pruned.lesions,
+        path=pruned.path,
+        tuned=pruned.tuned,
+        before=before,
+        after=after,
+        comparisons=bench.comparisons,
+        verdict=pruned.verdict,
+    )
 
 
 def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *, progress: Progress) -> Artifact:
@@ -117,19 +143,19 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
 
 
 def _predict(artifact: Artifact, images: Dataset) -> Predictions:
-    """Answers of an FP32 file from ONNX Runtime, which takes it as it is."""
-    execution = candidates.execution_for(artifact, batch_size=BATCH, threads=None)
-    candidate = interleaved.Candidate(label="tried", backend="onnxruntime", artifact=artifact, execution=execution)
-    found = run_images.predict(candidate, images, model_files.preprocessing_of(artifact), batch_size=4 * BATCH)
-    if found.unreadable:
+    """Answers of an FP32 file from ONNX Runtime."""
+    # ONNX Runtime takes the file as it is: nothing need be built to be tried once.
+    candidate = candidates.candidate(artifact, "onnxruntime", batch_size=BATCH, make=lambda source, *_: source)
+    answers = run_images.predict(candidate, images, model_files.preprocessing_of(artifact), batch_size=4 * BATCH)
+    if answers.unreadable:
         raise UsageError(
-            f"{len(found.unreadable)} images cannot be decoded, the first is {found.unreadable[0]}",
+            f"{len(answers.unreadable)} images cannot be decoded, the first is {answers.unreadable[0]}",
             fix="Repair or remove them",
         )
-    return found
+    return answers
 
 
-def _learned(plan: PrunePlan, tested: Dataset) -> Dataset:
+def _training_images(plan: PrunePlan, tested: Dataset) -> Dataset:
     """The images to fine-tune on, none of which is among those to choose and to judge on.
 
     Raises:
@@ -177,7 +203,7 @@ class _Tuner:
             start.model, self.images, self.choosing, self.plan,
             out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
         )  # fmt: skip
-        # Its test images were those to choose on: no figure to be proud of, and not the verdict's.
+        # Its test images were those to choose on, so its figures are not the verdict's.
         checks = {name.replace("test_", "choosing_"): x for name, x in self.trained.checks.items()}
         self.trained = dataclasses.replace(self.trained, checks=checks)
         assert self.trained.model is not None
@@ -203,55 +229,25 @@ def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str
     return weights.save(net, spec, out, network.weights, notes=notes)
 
 
-def _checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
+def _write_checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
     notes = pruned.artifact.notes
     if tuner is None or tuner.trained is None:
         return _cut(request, pruned.removed, out, notes)
     return store.copied(tuner.trained, out, notes=notes)
 
 
-def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> Bench:
-    """Both in one interleaved run, one image a query."""
+def _time(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> Bench:
+    """Both in one interleaved run, one image per query."""
     backend, _ = choose.pick(plan.backend, "fp32")
-    table = []
+    rows = []
     for label, source in (("before", before), ("after", after)):
-        execution = candidates.execution_for(source, batch_size=1, threads=plan.threads)
-        candidate = interleaved.Candidate(
-            label=label, backend=backend, artifact=build.build(source, backend, execution), execution=execution
-        )
-        table.append(Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
+        candidate = candidates.candidate(source, backend, label=label, threads=plan.threads)
+        rows.append(Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
     return compare_rows(
-        table,
+        rows,
         time_rows(
-            table,
+            rows,
             interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
             interleaved.Listener(progress=progress),
         ),
-    )
-
-
-def tuning(epochs: int, lr: float, seed: int) -> Plan | None:
-    """How to fine-tune: the one cycle at a low rate, without the recipe's start at identity."""
-    if not epochs:
-        return None
-    from resdeploy.train.loop import Plan
-
-    return Plan(epochs=epochs, lr=lr, seed=seed)
-
-
-def document(found: Outcome, environment: dict[str, Any]) -> dict[str, Any]:
-    """The JSON document of a pruning."""
-    pruned = found.pruned
-    outcomes = [o if isinstance(o, Failure) else summarise(o) for o in found.bench.outcomes]
-    return pruning.prune(
-        pruned.removed,
-        pruned.lesions,
-        pruned.path,
-        pruned.tuned,
-        found.costs,
-        (outcomes[0], outcomes[1]),
-        found.bench.comparisons,
-        (predictions.score(pruned.baseline), predictions.score(pruned.candidate)),
-        pruned.verdict,
-        environment,
     )

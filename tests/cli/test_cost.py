@@ -70,6 +70,14 @@ def test_what_has_no_roof_is_refused_with_the_reason(model: str, arguments: tupl
     assert words in f"{done.output}{done.exception}{getattr(done.exception, 'fix', '')}"
 
 
+def test_a_command_that_fails_leaves_no_chart(model: str, tmp_path: Path) -> None:
+    """The chart is of the whole report: the roofs alone would have given one."""
+    chart = tmp_path / "roofs.svg"
+    done = run(model, "--roofline", "t4", "--against", "naive", "--chart", str(chart))
+    assert "no 1x1 convolutions" in str(done.exception)
+    assert not chart.exists()
+
+
 def test_published_accuracies_are_drawn_over_macs(tmp_path: Path) -> None:
     """Every network of a family with a figure is a dot; a paper's ten crops are a ring."""
     chart = tmp_path / "accuracy.svg"
@@ -149,14 +157,14 @@ def test_accuracies_are_drawn_over_the_latencies_of_a_saved_bench(tmp_path: Path
     done = CliRunner().invoke(app, ["models", "--chart", str(chart), "--latencies", str(bench)])
     assert done.exit_code == 0, done.output
     drawn = chart.read_text()
-    assert "median ms an image, openvino fp32 batch 1" in drawn
+    assert "median ms per image, openvino fp32 batch 1" in drawn
     assert "resnet18" in drawn
     assert "resnet50" in drawn
     assert "mine" not in drawn
     assert "vgg16" not in drawn
 
 
-def test_latencies_that_may_not_be_believed_are_not_drawn(tmp_path: Path) -> None:
+def test_unreliable_latencies_are_not_drawn(tmp_path: Path) -> None:
     """Exit 2, the row named, no chart."""
     bench = saved_bench(tmp_path / "b.json", {"resnet18": 10.0, "resnet50": 20.0}, invalid=("resnet50",))
     chart = tmp_path / "c.svg"

@@ -14,23 +14,20 @@ torch = pytest.importorskip("torch")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from resdeploy.cost import (  # noqa: E402
-    conventions,
-    counterfactuals,
-    json_parts,
-)
+from resdeploy.cost import conventions, counterfactuals, json_parts  # noqa: E402
+from resdeploy.cost.cost import CostReport  # noqa: E402
 from resdeploy.errors import UsageError  # noqa: E402
 from resdeploy.graph import counts, from_torch  # noqa: E402
 from resdeploy.models import resnet, zoo  # noqa: E402
-from resdeploy.report import documents, render  # noqa: E402
+from resdeploy.report import render  # noqa: E402
 from tests.graph.test_intent import TARGETS, quantized  # noqa: E402
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 
 
-def compared(model, name: str) -> counterfactuals.Counterfactual:
+def compared(model, name: str) -> counterfactuals.BasicCounterfactual:
     spec = zoo.spec(name)
-    return counterfactuals.basic(model, spec)
+    return counterfactuals.compare_basic_blocks(model, spec)
 
 
 def test_every_identity_block_saves_exactly_288_17ths_and_costs_17_18ths(ours) -> None:
@@ -88,10 +85,10 @@ def test_standing_batch_norms_and_exporters_arithmetic_change_nothing(ours, torc
     """The same blocks, MACs and parameters from TorchScript's file with its batch norms, and from torch's raw graph."""
     spec = zoo.spec("resnet50", input_shape=(3, 64, 64))
     net = zoo.create(spec)
-    expected = counterfactuals.basic(ours("resnet50"), spec)
+    expected = counterfactuals.compare_basic_blocks(ours("resnet50"), spec)
     for model in (torchscript(net, spec.input_shape, folded=False), from_torch._trace(net, spec)):
         assert sum(node.op_type == "BatchNormalization" for node in model.graph.node) == 53
-        found = counterfactuals.basic(model, spec)
+        found = counterfactuals.compare_basic_blocks(model, spec)
         own, known = ([dataclasses.replace(b, stage="") for b in c.blocks] for c in (found, expected))
         assert own == known  # the raw graph's node names tell no stage
         assert dataclasses.replace(found, blocks=()) == dataclasses.replace(expected, blocks=())
@@ -103,7 +100,7 @@ def test_deeper_and_grouped_networks_too(ours, torchscript) -> None:
 
     model = torchscript(zoo.create(zoo.spec("resnet101")), (3, 224, 224))
     spec = metadata.spec_of(model, Path("foreign.onnx"))
-    found = counterfactuals.basic(model, spec)
+    found = counterfactuals.compare_basic_blocks(model, spec)
     wide = dataclasses.replace(resnet.VARIANTS["basic101"], width=256)
     with torch.device("meta"), mock.patch.object(torch.nn.init, "kaiming_normal_"):
         net = resnet.ResNet(wide).eval()
@@ -116,7 +113,7 @@ def test_deeper_and_grouped_networks_too(ours, torchscript) -> None:
 
 def test_the_report_states_both_apart(ours) -> None:
     """288/17 in (a) only, 17/18 in (b) only."""
-    document = json_parts.basic([compared(ours("resnet50"), "resnet50")])
+    document = json_parts.cost_document(CostReport(costs=(), basic=(compared(ours("resnet50"), "resnet50"),)), {})
     wide, narrow = document["against_outer_width"], document["against_quarter_width"]
     assert {row["block_ratio_exact"] for row in wide[:-1]} == {"288/17"}
     assert {row["block_share_exact"] for row in narrow[:-1]} == {"17/18"}
@@ -129,9 +126,9 @@ def test_tables_show_both_answers_and_other_tools_count(ours) -> None:
     """In every form; the exact ratios stand in the tables, fvcore's figure beside ours."""
     spec = zoo.spec("resnet50")
     counted = counts.count(ours("resnet50"), spec)
-    parts = json_parts.basic([compared(ours("resnet50"), "resnet50")])
-    parts |= json_parts.conventions([counted], conventions.CONVENTIONS["fvcore"])
-    document = documents.cost([counted], {}, per_layer=True, **parts)
+    fvcore = conventions.CONVENTIONS["fvcore"].apply(counted)
+    report = CostReport(costs=(counted,), tool_counts=(fvcore,), basic=(compared(ours("resnet50"), "resnet50"),))
+    document = json_parts.cost_document(report, {}, per_layer=True)
     for form in ("table", "md"):
         shown = render.render(document, form)
         assert all(text in shown for text in ("288/17", "17/18", "13.574x", "4,111,512,576"))
@@ -143,7 +140,7 @@ def test_inception_modules_with_and_without_their_reductions(ours) -> None:
     """All nine of GoogLeNet 2014, each large kernel's branch and the module, against table 1's arithmetic."""
     spec = zoo.spec("googlenet2014")
     model = ours("googlenet2014")
-    compared = counterfactuals.naive(model, spec)
+    compared = counterfactuals.compare_naive_modules(model, spec)
     assert len(compared.reductions) == 18
     found = {m.name: m for m in compared.modules}
     for name, known in FACTS["inception_modules"].items():
@@ -158,7 +155,10 @@ def test_inception_modules_with_and_without_their_reductions(ours) -> None:
 
 def test_networks_without_either_say_so(ours) -> None:
     """ResNet-18 has no bottlenecks; ResNet-50 has no Inception modules, its own 1x1 belong to residual blocks."""
-    for compare, name in ((counterfactuals.basic, "resnet18"), (counterfactuals.naive, "resnet50")):
+    for compare, name in (
+        (counterfactuals.compare_basic_blocks, "resnet18"),
+        (counterfactuals.compare_naive_modules, "resnet50"),
+    ):
         spec = zoo.spec(name)
         with pytest.raises(UsageError, match=name):
             compare(ours(name), spec)

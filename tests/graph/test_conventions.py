@@ -13,6 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.cost import conventions, json_parts
+from resdeploy.cost.cost import CostReport
 from resdeploy.graph import counts, metadata
 from resdeploy.graph.canonical import form
 from resdeploy.records import Cost, ModelSpec
@@ -88,12 +89,13 @@ def test_a_convention_says_nothing_of_operators_that_it_was_not_compared_on() ->
 
     known, other, unknown = made("Relu"), made("Softmax"), made("Einsum", equation="nchw->nchw")
     for convention in conventions.CONVENTIONS.values():
-        parts = json_parts.conventions([known, other, unknown], convention)
-        figures = [row["count"] for row in parts["conventions"]]
+        counted = tuple(map(convention.apply, (known, other, unknown)))
+        document = json_parts.cost_document(CostReport(costs=(), tool_counts=counted), {})
+        figures = [row["count"] for row in document["conventions"]]
         assert (figures[0] is None, figures[2]) == (False, None)
-        assert any("Einsum" in note for note in parts["notes"])
+        assert any("Einsum" in note for note in document["notes"])
         assert (figures[1] is None) == (convention.name != "torchvision")
-        assert (figures[1] is None) == any("Softmax" in note for note in parts["notes"])
+        assert (figures[1] is None) == any("Softmax" in note for note in document["notes"])
 
 
 def test_pools_and_biases_that_folding_removed_are_remembered(ours) -> None:
@@ -175,10 +177,9 @@ def test_bottlenecks_of_another_exporters_file_are_compared(torchscript) -> None
     net = zoo.create(spec)
     model = dynamo(net, spec.input_shape)
     assert not any(node.op_type == "BatchNormalization" for node in model.graph.node)
-    found = counterfactuals.basic(model, dataclasses.replace(spec, params=None))
-    expected = counterfactuals.basic(
-        form.canonicalise(torchscript(net, spec.input_shape, folded=False), whole=True), spec
-    )
+    found = counterfactuals.compare_basic_blocks(model, dataclasses.replace(spec, params=None))
+    own = form.canonicalise(torchscript(net, spec.input_shape, folded=False), whole=True)
+    expected = counterfactuals.compare_basic_blocks(own, spec)
     for side in ("own_macs", "outer_macs", "quarter_macs"):
         assert getattr(found, side) == getattr(expected, side)
     assert [(b.own, b.outer, b.quarter) for b in found.blocks] == [(b.own, b.outer, b.quarter) for b in expected.blocks]

@@ -31,7 +31,7 @@ def test_a_chain_has_the_multiplications_it_is_said_to_have(shape: tuple[int, in
 def test_the_int8_chain_computes_what_the_fp32_chain_does(target) -> None:
     """Its weights are the same numbers; only activations are rounded, to some 255 steps."""
     model = peak_graphs.chain(*SMALL)
-    narrow = peak_graphs.quantized(model, target)
+    narrow = peak_graphs.quantize(model, target)
     inputs = np.random.default_rng(1).standard_normal((2, 16, 8, 8)).astype(np.float32)
     exact, found = run(model, inputs), run(narrow, inputs)
     assert 0.1 < exact.std() < 10  # neither dead nor exploding over depth
@@ -48,7 +48,7 @@ def test_the_int8_chain_computes_what_the_fp32_chain_does(target) -> None:
 def test_a_chain_of_another_seed_is_not_quantized_with_this_ones_weights() -> None:
     """The integers come from the seed, so a wrong one would change the network unseen."""
     with pytest.raises(ValueError, match="seed=1"):
-        peak_graphs.quantized(peak_graphs.chain(*SMALL, seed=0), "openvino", seed=1)
+        peak_graphs.quantize(peak_graphs.chain(*SMALL, seed=0), "openvino", seed=1)
 
 
 def test_a_stream_reads_two_arrays_and_writes_one_of_the_size_asked() -> None:

@@ -131,8 +131,8 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
             for one in candidates
         )  # fmt: skip
 
-    monkeypatch.setattr(peaks, "_stream", stream)
-    monkeypatch.setattr(peaks, "_chains", lambda *_: [])
+    monkeypatch.setattr(peaks, "_build_stream", stream)
+    monkeypatch.setattr(peaks, "_build_chains", lambda *_: [])
     monkeypatch.setattr(interleaved, "run", run)
     if len(failing) == 1:
         found = peaks.measure(("openvino", "onnxruntime"), 1, (SHAPE,), 0.05, progress=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from resdeploy.cost import gpus, json_parts, peak_graphs, roofline
+from resdeploy.cost.cost import CostReport
 from resdeploy.graph import counts
 from resdeploy.records import Layer, Peaks, Roof
 
@@ -51,16 +52,16 @@ def test_a_fused_kernel_is_one_row_and_foreign_kernels_are_kept_apart() -> None:
         Layer(name="k1", kind="Conv", precision="fp32", time_s=3.0),
         Layer(name="again", kind="Conv", precision="fp32", time_s=0.25),
     ]
-    nodes = {"k0": ("conv0", "relu0"), "k1": ("conv1", "relu1", "pool"), "again": ("conv1",)}
-    found = roofline.roofline(
-        counted(), machine(FLOPS, 1e15), "fp32", kernels_of=nodes, executed=kernels, p50_s=8.0, backend="b"
-    )
+    layers = {"k0": ("conv0", "relu0"), "k1": ("conv1", "relu1", "pool"), "again": ("conv1",)}
+    run = roofline.TracedRun(backend="b", kernels=tuple(kernels), layers_of=layers, p50_s=8.0)
+    found = roofline.roofline(counted(), machine(FLOPS, 1e15), "fp32", run)
     assert [layer.name for layer in found.layers] == ["conv0", "conv1 + pool"]
     assert [layer.measured_s for layer in found.layers] == [2.0, 3.0]
     assert found.layers[0].reached == pytest.approx(0.5)
     assert found.other_s == 0.75
     assert found.reached == pytest.approx(found.allowed_s / 8.0)
-    untimed = roofline.roofline(counted(), machine(1.0, 1.0), "fp32", kernels_of=nodes, executed=kernels[:1])
+    first = roofline.TracedRun(kernels=tuple(kernels[:1]), layers_of=layers)
+    untimed = roofline.roofline(counted(), machine(1.0, 1.0), "fp32", first)
     assert untimed.layers[1].measured_s is None
     assert untimed.layers[1].reached is None
 
@@ -71,11 +72,12 @@ def test_operators_that_nobody_counted_make_the_time_a_lower_bound() -> None:
 
     partly = dataclasses.replace(counted(), unknown=("e (Einsum)", "f (Einsum)"))
     peaks = Peaks(name="m", source="s", roofs={p: Roof(rate=1.0) for p in ("fp32", "int8")}, bandwidth=Roof(rate=1.0))
-    found = [roofline.roofline(cost, peaks, p) for cost in (counted(), partly) for p in ("fp32", "int8")]
-    document = json_parts.rooflines(found, peaks, per_layer=False)
+    found = tuple(roofline.roofline(cost, peaks, p) for cost in (counted(), partly) for p in ("fp32", "int8"))
+    document = json_parts.cost_document(CostReport(costs=(), peaks=peaks, rooflines=found), {})
     (note,) = (note for note in document["notes"] if "lower bound" in note)
     assert "2 operators" in note
-    assert not any("lower" in note for note in json_parts.rooflines(found[:2], peaks, per_layer=False)["notes"])
+    whole = json_parts.cost_document(CostReport(costs=(), peaks=peaks, rooflines=found[:2]), {})
+    assert not any("lower" in note for note in whole["notes"])
     units = {row["of"]: row.get("unit") for row in document["roofs"]}
     assert units["arithmetic in fp32"] == "GFLOP/s"
     assert units["arithmetic in int8"] == "GOP/s"

@@ -39,7 +39,7 @@ def images(tmp_path: Path) -> Path:
 def refused(folder: Path, data: str, train_data: str | None = None, *, epochs: int = 1) -> UsageError:
     """The refusal; the network does not exist, so that nothing can have been done before it."""
     plan = prune.PrunePlan(
-        data=str(folder / data), budget=Budget(max_drop_pp=2), training=prune.tuning(epochs, 0.01, 0),
+        data=str(folder / data), budget=Budget(max_drop_pp=2), training=prune.fine_tuning_plan(epochs, 0.01, 0),
         train_data=train_data and str(folder / train_data),
     )  # fmt: skip
     with pytest.raises(UsageError) as caught:

@@ -30,9 +30,7 @@ def test_every_kernel_that_multiplies_is_found_and_timed(
     onnx.save(peak_graphs.chain(*SHAPE), path)
     roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))
     plan = BenchPlan(backends=(backend,), duration_s=0.05)
-    (found,) = under_roofs.time_under_roofs(
-        [Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None
-    )
+    (found,) = under_roofs.time_under_roofs([Request(model=str(path))], roofs, ["fp32"], plan, progress=lambda *_: None)
     convolutions = [layer for layer in found.layers if layer.flops]
     assert [layer.name.split(" + ")[0] for layer in convolutions] == ["conv0", "conv1", "conv2"]
     assert all(layer.measured_s and layer.reached for layer in convolutions)
@@ -55,6 +53,4 @@ def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
     roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))
     plan = BenchPlan(backends=("onnxruntime",), duration_s=0.05)
     with pytest.raises(BackendCrash, match="SIGSEGV"):
-        under_roofs.time_under_roofs(
-            [Request(model=str(path))], roofs, ["fp32"], plan, measured=True, progress=lambda *_: None
-        )
+        under_roofs.time_under_roofs([Request(model=str(path))], roofs, ["fp32"], plan, progress=lambda *_: None)

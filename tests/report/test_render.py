@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from resdeploy.cache import Doubt, Part
+from resdeploy.cost import json_parts
+from resdeploy.cost.cost import CostReport
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
+    Artifact,
     Audit,
     Availability,
     BackendName,
@@ -37,6 +40,8 @@ from resdeploy.records import (
     Measurement,
     Mixed,
     Predictions,
+    PruneOutcome,
+    PruneSide,
     Score,
     Sensitivity,
     Subject,
@@ -47,8 +52,15 @@ from resdeploy.report import documents, mixed, pruning, render
 from resdeploy.report.render import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.tables import TABLES
-from resdeploy.study import degradation
-from resdeploy.study.lesion import lesion_document
+from resdeploy.study.degradation import (
+    DegradationPlan,
+    DegradationReport,
+    Difference,
+    NetworkMeans,
+    degradation_document,
+)
+from resdeploy.study.lesion import Deleted, LesionPlan, LesionReport, NetworkLesions, lesion_document
+from resdeploy.train.loop import Plan
 
 ENVIRONMENT = {
     "os": "Debian", "kernel": "Linux 6", "machine": "x86_64", "python": "CPython 3.11", "memory_bytes": 8_000_000_000,
@@ -170,7 +182,7 @@ def all_documents(name):
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
         documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
         gated(name),
-        documents.cost([cost], ENVIRONMENT, per_layer=True),
+        json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT, {name: True}),
         documents.audit(audited(name), ENVIRONMENT),
@@ -198,16 +210,25 @@ def audited(name):
 
 def study_documents(name, cost):
     lesion = Lesion(block=name, divergence=0.1, drop_pp=0.2, interval_pp=(-0.1, 0.5), flips=3)
-    deleted = {"model": name, "block": name, "shortcut": name, "error": 17.0, "rise_pp": 0.4}
-    trained = {"model": name, "depth": 20, "seeds": 3, "train_loss": 0.1, "train_loss_ci95": [0.0, 0.2]}
+    before, after = (PruneSide(cost=cost, timing=t, score=scored(name)) for t in (summary(name), failed(name)))
+    pruned = PruneOutcome(
+        artifact=Artifact(path=name, format="onnx", precision="fp32", sha256=name), removed=(name,), lesions=(lesion,),
+        path=(lesion,), tuned=lesion, before=before, after=after, comparisons=(faster(name),), verdict=verdict(name),
+    )  # fmt: skip
+    lesions = NetworkLesions(
+        model=name, error=16.6, single=(Deleted(block=name, shortcut=name, error=17.0),), several=(), shuffled=(),
+        notes=(name,),
+    )  # fmt: skip
+    means = NetworkMeans(
+        model=name, depth=20, seeds=3, train_loss=0.1, train_loss_ci95=(0.0, 0.2), train_error=3.0, test_error=4.0
+    )
+    budget = DegradationPlan(data=name, depths=(20, 56), seeds=3, training=Plan(epochs=1))
+    difference = Difference(of=name, value=2.0, ci95=(-math.inf, 3.0))
     return [
-        pruning.prune(
-            [name], [lesion], [lesion], lesion, (cost, cost), (summary(name), failed(name)), [faster(name)],
-            (scored(name), scored(name)), verdict(name), ENVIRONMENT,
-        ),
-        lesion_document([deleted], {"several": [], "shuffled": []}, ENVIRONMENT),
-        degradation.degradation_document(
-            [trained], [{"of": name, "value": 2.0, "ci95": [-math.inf, 3.0]}], ENVIRONMENT
+        pruning.prune_document(pruned, ENVIRONMENT),
+        lesion_document(LesionReport(plan=LesionPlan(data=name), networks=(lesions,)), ENVIRONMENT),
+        degradation_document(
+            DegradationReport(plan=budget, trainings=(), networks=(means,), differences=(difference,)), ENVIRONMENT
         ),
     ]  # fmt: skip
 

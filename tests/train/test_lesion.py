@@ -44,7 +44,7 @@ def test_deleting_a_block_equals_zeroing_its_last_bn_exactly(samples: Samples, n
     """Every block of both kinds of shortcut: the same logits bit for bit, and the study's error is theirs."""
     net = network(name)
     patient = lesion.Patient(net, samples, SIGHT)
-    whole, single = patient.single(lambda *_: None)
+    whole, single = patient.delete_each(lambda *_: None)
     assert whole == error(net, samples)
     assert [one.block for one in single] == list(resnet.blocks_of(net))
     assert {one.shortcut for one in single} == {"identity", "change"}
@@ -66,7 +66,7 @@ def test_a_plain_network_loses_whole_blocks(samples: Samples) -> None:
     """Only those that keep the shape; deleting one equals leaving the module out."""
     net = network("plain20")
     patient = lesion.Patient(net, samples, SIGHT)
-    _, single = patient.single(lambda *_: None)
+    _, single = patient.delete_each(lambda *_: None)
     names = [n for n in resnet.blocks_of(net) if n not in ("layer2.0", "layer3.0")]
     assert [one.block for one in single] == names
     for one in single:
@@ -81,12 +81,12 @@ def test_random_choices_are_seeded_and_of_the_size_asked_for(samples: Samples) -
     net = network("resnet20")
     patient = lesion.Patient(net, samples, SIGHT)
     assert patient.keeping == tuple(n for n in resnet.blocks_of(net) if n not in ("layer2.0", "layer3.0"))
-    (point,) = patient.several([7], 2, 0, lambda *_: None)
+    (point,) = patient.delete_several([7], 2, 0, lambda *_: None)
     cut = copy.deepcopy(net)
     resnet.remove_blocks(cut, patient.keeping)
     assert point.errors == (error(cut, samples),) * 2
-    swapped = patient.shuffled([1, 3], 2, 0, lambda *_: None)
-    assert swapped == patient.shuffled([1, 3], 2, 0, lambda *_: None)
+    swapped = patient.shuffle([1, 3], 2, 0, lambda *_: None)
+    assert swapped == patient.shuffle([1, 3], 2, 0, lambda *_: None)
     assert swapped[0].tau is not None
     assert swapped[0].tau < 1
 
