@@ -1,4 +1,4 @@
-"""What the operating system says of a place where files are to go, in our words."""
+"""What the operating system refuses on a disk (full, read-only, no such place), as our errors."""
 
 from __future__ import annotations
 

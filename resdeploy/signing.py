@@ -1,4 +1,4 @@
-"""What this user's resdeploy has made, told from what somebody else has put there: HMAC by a key of the user's own.
+"""Signatures (HMAC with the user's own key) that tell what this user's resdeploy made from what others put there.
 
 Records and digests tell accidents; whoever plants a file plants its record too. The key lies outside the cache and
 outside every folder that travels. Where none can be kept (no home, a read-only one), a key of this process signs:

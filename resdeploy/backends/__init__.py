@@ -1,4 +1,4 @@
-"""Backends: modules behind one small protocol, and one literal table.
+"""Backends: the protocol that a backend's module satisfies, and the literal table that registers each one.
 
 A module, not a class, satisfies `Backend`: three functions and three constants. There is no base class and
 no registration; adding a backend is one file and one line in `MODULES`.

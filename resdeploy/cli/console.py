@@ -1,4 +1,4 @@
-"""What verbs print: results to stdout or a file, notes and progress bars to stderr."""
+"""What commands print: results to stdout or a file, notes and progress bars to stderr."""
 
 from __future__ import annotations
 

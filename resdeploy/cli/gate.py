@@ -1,4 +1,4 @@
-"""`resdeploy gate`."""
+"""`resdeploy gate`: its options, and a verdict with the reports that CI reads."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Option types that several verbs share, so that a name means the same everywhere."""
+"""Option types that several commands share, so that a name means the same everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy train`."""
+"""`resdeploy train`: its options, and a trained checkpoint or INT8 file."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""What `cost` can say beside the counts: other tools' conventions, and networks without 1x1 convolutions."""
+"""Parts of the JSON of `cost`: other tools' conventions, and networks without 1x1 convolutions."""
 
 from __future__ import annotations
 

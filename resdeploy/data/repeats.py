@@ -1,4 +1,4 @@
-"""Images that are there more than once, by their bytes: statistics take images for independent, and these are not.
+"""Images that occur more than once, by their bytes: statistics take images for independent, and copies are not.
 
 Each content counts once, under the first of its names. Under several labels it counts not at all, since nobody can
 say which answer would be right.

@@ -1,4 +1,4 @@
-"""Which images INT8 ranges come from, and what they show of a model."""
+"""Calibration images: which ones INT8 ranges come from, and what the model does on them."""
 
 from __future__ import annotations
 

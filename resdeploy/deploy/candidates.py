@@ -1,4 +1,4 @@
-"""From a model on the command line to a built file and how to run it."""
+"""From a MODEL to the ONNX file for a backend, and the settings to run it with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An FP32 ONNX file in another precision, explicit in its graph."""
+"""Lowers an FP32 ONNX file to FP16, BF16 or INT8, explicit in its graph, and checks that it still computes the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are made once: what each was made from is remembered, and only a change makes it anew.
+"""Resumes a run: a file in its folder is made again only when something that it was made from has changed.
 
 A run's folder travels (a CI cache, a shared disk), and whoever can write there can plant results. So what is remembered
 of a file is signed with the user's own key, its digest with it (`signing`), and a model's record too

@@ -1,4 +1,4 @@
-"""Made once: a result is cached under the hash of everything that it depends on."""
+"""Reuses finished work: models are cached under a hash of everything that they depend on, our code included."""
 
 from __future__ import annotations
 

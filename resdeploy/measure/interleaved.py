@@ -1,4 +1,4 @@
-"""One interleaved run for everything that is to be compared.
+"""Times candidates in turns: one interleaved run of everything that is to be compared.
 
 A machine's speed wanders over seconds (clocks, heat, neighbours) and settles differently in every process (memory
 layout, thread placement). So candidates take turns in blocks of random order, which spreads the wandering over all of

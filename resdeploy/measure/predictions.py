@@ -1,4 +1,4 @@
-"""Predictions on disk: what a team already has, and our own with everything known about them.
+"""Predictions on disk, read and written: foreign files, and our own with their origin.
 
 A foreign file holds `predictions` (class ids, one an image) or `logits` (images x classes), `labels` (class ids), and
 optionally `ids`, under these names:

@@ -1,4 +1,4 @@
-"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether to believe it."""
+"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether it is reliable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights from the network into the cache, checked before they are anything."""
+"""Downloads of weights into the cache, checked before anything reads them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions, and the verdicts of gates and audits."""
+"""Predictions, and the verdicts of gates and audits on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark saw and what may be said of it. Raw samples are fields; whatever is derived from them is not."""
+"""What a benchmark saw, and what may be said of it: raw samples are fields, everything derived is not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gate's document in the languages of CI: JUnit XML, Markdown for a comment, GitHub annotations, OpenMetrics.
+"""The gate's document for CI: JUnit XML, Markdown for a comment, GitHub annotations, OpenMetrics.
 
 Names come from files that strangers made: every text goes through `render.inert` first, and then through the escapes
 of its own language.

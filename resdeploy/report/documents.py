@@ -1,4 +1,4 @@
-"""Records to documents: plain dictionaries, one function a command.
+"""Records to documents: the plain dictionaries that `--format json` prints, one function per command.
 
 Keys that CI jobs read are fixed by `docs/architecture.md`; adding one is free, changing one is a new `SCHEMA_VERSION`.
 A number that does not exist is null, never NaN. A candidate that failed is a row like the others, with nulls.

@@ -1,4 +1,4 @@
-"""`quantize --sensitivity` and `--max-drop` to documents."""
+"""The documents of `quantize --sensitivity` and `quantize --max-drop`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which part of each command's document a table shows: one literal.
+"""The tables of every command: how each column is titled, and where in the document its value lies.
 
 The first table of a command is also its CSV.
 """

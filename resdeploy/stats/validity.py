@@ -1,4 +1,4 @@
-"""May a run be believed? Tests on a series of blocks of times, each with its own reason.
+"""Whether a run is reliable: tests on a series of blocks of times, each with its own reason.
 
 Every test asks two things: is the effect real (an error rate of at most ALPHA on a clean run), and is it large enough
 to matter. Without the second, a long run would fail for effects of a thousandth; without the first, a short one for

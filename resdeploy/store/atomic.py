@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, digests, and what killed writers leave behind.
+"""Atomic writes, digests of files, and the leftovers of killed writers.
 
 A reader sees the old file or the new one, never a mixture: every write goes to a unique temporary file in
 the destination's own folder, is fsynced, renamed over the destination, and the folder is fsynced (the recipe

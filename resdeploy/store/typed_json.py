@@ -1,4 +1,4 @@
-"""Records from text: strict, with every problem found; and keys of cached work."""
+"""Reads records from JSON and TOML: strict, with every problem reported at once; hashes keys of cached work."""
 
 from __future__ import annotations
 

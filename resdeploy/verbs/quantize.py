@@ -1,4 +1,4 @@
-"""`quantize --sensitivity` and `--max-drop`: what each layer costs, and the fastest model within a budget."""
+"""`quantize --sensitivity` and `--max-drop`: what each layer costs in INT8, and the fastest model within a budget."""
 
 from __future__ import annotations
 

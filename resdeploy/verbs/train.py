@@ -1,4 +1,4 @@
-"""Networks from images: training, quantization-aware training, and the data both take."""
+"""`train`: training and quantization-aware training from images, and the data that both take."""
 
 from __future__ import annotations
 

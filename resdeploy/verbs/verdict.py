@@ -1,4 +1,4 @@
-"""What a candidate may lose or take, and the checks of it."""
+"""Limits of `gate` and `run`: what a candidate may lose or take, and the checks that judge it by them."""
 
 from __future__ import annotations
 
