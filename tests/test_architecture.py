@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import re
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs import rooms
+import pytest
+
+from docs import generate
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "resdeploy"
@@ -20,14 +21,19 @@ MODULES = {
 }
 
 
-def test_the_table_of_rooms_is_that_of_the_code() -> None:
-    assert rooms.put(PAGE, rooms.table(ROOT)) == PAGE, "run: make docs"
+def test_the_page_says_what_the_code_has() -> None:
+    """The table of rooms and files, and the signature of every door."""
+    assert generate.generated(PAGE, ROOT) == PAGE, "run: make docs"
 
 
-def test_every_file_of_the_package_is_in_the_table() -> None:
-    table = rooms.table(ROOT)
-    lost = [file for file in PACKAGE.rglob("*.py") if file.name != "__init__.py" and f"{file.name}" not in table]
-    assert not lost
+def test_every_file_is_in_the_table() -> None:
+    table = generate.table(ROOT)
+    assert [name for name, file in MODULES.items() if generate.summary(file) not in table and name != "resdeploy"] == []
+
+
+def test_a_door_that_does_not_exist_is_named() -> None:
+    with pytest.raises(ValueError, match=r"graph\.qdq\.walk"):
+        generate.signature("graph.qdq.walk", ROOT)
 
 
 def test_every_module_says_in_one_line_what_it_does() -> None:
