@@ -10,8 +10,8 @@ INT8 and FP16 at batch 1 and 128 with audit and agreement; the CIFAR nets' agree
 other batches, networks and FP32; then ResNet-50 built again, three times in all, since kernels are chosen by timing and
 the choice differs from build to build.
 
-Engines of one network and batch are timed interleaved in one run (`measure.interleaved`): compute by CUDA events and by the
-clock under a CUDA graph, and end to end with the copies.
+Engines of one network and batch are timed interleaved in one run (`measure.interleaved`): compute by CUDA events and by
+the clock under a CUDA graph, and end to end with the copies.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ def main() -> int:
         "--budget", type=float, default=480.0, help="seconds; what does not fit is left out, from the end"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-suite.json"))
-    parser.add_argument("--seconds", type=float, default=1.0, help="of timed queries a row")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timed queries per row")
     parser.add_argument("--torch-python", help="an interpreter with torch for CUDA; none: torch is left out")
     parser.add_argument("--max-batch", type=int, default=256)
     parser.add_argument("--builds", type=int, default=BUILDS, help="of each engine of the first network")

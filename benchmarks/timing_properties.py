@@ -4,10 +4,10 @@
     python benchmarks/timing_properties.py --noise bench.json  # also with the noise of a saved `resdeploy bench`
     python benchmarks/timing_properties.py --scale 0.05        # a quick look
 
-Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, extensions and validity rules. Only
-the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times what
-a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the raw
-times of a real run.
+Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, extensions and validity rules.
+Only the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times
+what a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the
+raw times of a real run.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def one(file: Path, seed: int, noise: Noise, pattern: Pattern | None = None) -> 
 
 
 def kinds(measurement: Measurement) -> set[str]:
-    """The reasons not to believe it."""
+    """The reasons why it is unreliable."""
     return {doubt.kind for doubt in stats.doubts(summary.per_image_s(measurement))}
 
 

@@ -321,7 +321,7 @@ def _to_stdout(text: str) -> None:
 
 @contextlib.contextmanager
 def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None, Starting | None]]:
-    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images a second.
+    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images per second.
 
     The row that runs now is marked.
     """

@@ -58,7 +58,7 @@ def cost(
     duration: options.Duration = 3.0,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
-    per_layer: Annotated[bool, typer.Option("--per-layer", help="One row a layer.")] = False,
+    per_layer: Annotated[bool, typer.Option("--per-layer", help="One row per layer.")] = False,
     fmt: options.Format = "table",
     output: options.Output = None,
     quiet: options.Quiet = False,

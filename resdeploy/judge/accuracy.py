@@ -70,7 +70,7 @@ def judge_many(
     each candidate alone.
 
     Raises:
-        UsageError: a limit that is none, or one of top-5 where only one class an image is known.
+        UsageError: a limit that is none, or one of top-5 where only one class per image is known.
     """
     for limit in (max_drop_pp, max_top5_drop_pp):
         if limit is not None and not 0 <= limit < 100:

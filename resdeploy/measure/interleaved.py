@@ -44,7 +44,7 @@ EXTENSIONS = 3  # an unstable run goes on at most this often
 SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
 # Steady: a window no faster than the best before it, within what asv and criterion call no change.
 WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
-# With several streams a block ends when the last of them does; at 8 queries a stream the idle tail is below 1/16.
+# With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
 MAX_QUERIES = 5000  # a block; more would only fill memory
 REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results
@@ -96,11 +96,11 @@ def run(
 
     Args:
         candidates: with labels that differ.
-        duration_s: of timed queries a candidate, at least, or about MAX_QUERIES queries a block.
+        duration_s: of timed queries per candidate, at least, or about MAX_QUERIES queries per block.
         seed: of the order of blocks.
         blocks: a candidate, spread over its processes.
-        processes: fresh processes a candidate.
-        extensions: further processes for all, as long as a run is not to be believed (`summary.doubts`).
+        processes: fresh processes per candidate.
+        extensions: further processes for all, as long as a run is unreliable (`summary.doubts`).
         progress: what is being done.
         watch: is told of every block as soon as it is timed, and of every failure.
         starting: is told which candidate is next, before its lane is opened and before each of its blocks.

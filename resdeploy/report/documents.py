@@ -75,7 +75,7 @@ def document(command: str, environment: Environment, results: list[Json], **part
 
 
 def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
-    """`bench`: one row a candidate, and the speed-ups."""
+    """`bench`: one row per candidate, and the speed-ups."""
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
     return document(
@@ -215,7 +215,7 @@ def compare(changes: Iterable[Change], notes: Iterable[str], environment: Enviro
 
 
 def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = False, **parts: Any) -> Json:
-    """`cost`: counts a model, and a stage and block of it; with `per_layer` a layer too.
+    """`cost`: counts of each model and of its stages and blocks; with `per_layer` of its layers too.
 
     Args:
         costs: one per row.
@@ -323,7 +323,7 @@ def doctor(
 
 
 def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:
-    """`run`: what a profile led to, one row a model, backend and precision."""
+    """`run`: what a profile led to, one row per model, backend and precision."""
     results: list[Json] = []
     comparisons: list[Json] = []
     checks: list[Json] = []
@@ -369,7 +369,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     doubtful = [row["label"] for row in rows if row["state"] == "INVALID"]
     if doubtful:
         notes.append(
-            f"Times not to be believed, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
+            f"Unreliable times, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
             "'warnings' in the JSON; stop other programs, remove measurements.json and run again"
         )
     return notes

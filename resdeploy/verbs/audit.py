@@ -1,4 +1,4 @@
-"""`audit`: the executed layers of a model, from a lane or from saved inspector JSON, held against its graph."""
+"""`audit`: the executed layers of a model, from a lane or from saved inspector JSON, compared with its graph."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def left_state(out: Path) -> Path | None:
 def train(
     request: Request, how: TrainOptions, out: Path, *, progress: Progress, watch: Callable[[str], None]
 ) -> Artifact:
-    """Trains a network, or with `qat` its INT8 file; `watch` gets a line an epoch.
+    """Trains a network, or with `qat` its INT8 file; `watch` gets a line per epoch.
 
     Raises:
         UsageError: a suffix of another kind of file, options that do not go together, or a finished training to resume.

@@ -151,7 +151,7 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 
 
 def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
-    """Two lanes a candidate over a clean run, none left open."""
+    """Two lanes per candidate over a clean run, none left open."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
     results = interleaved.run(candidates("a", "b"), duration_s=2, open_lane=machine)
     assert not machine.open_lanes
@@ -252,7 +252,7 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
 
 
 def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
-    """On x86 ONNX Runtime runs an FP16 convolution in FP32; OpenVINO in BF16 or FP32 on CPUs without FP16; in silence."""
+    """On x86 ONNX Runtime runs an FP16 convolution in FP32; OpenVINO in BF16 or FP32 on CPUs without it; in silence."""
     onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     if platform.machine() != "x86_64":
