@@ -73,5 +73,5 @@ def make_folder(folder: Path) -> None:
 
 
 def refused(folder: Path) -> PermissionError:
-    """What file systems such as /proc mean when they say that a file cannot be found that is to be made."""
+    """The refusal that file systems such as /proc mean when they say "not found" of a file that is to be created."""
     return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

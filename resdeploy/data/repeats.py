@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def counted(
     ids: Sequence[str], labels: NDArray[np.int64], contents: Sequence[str]
 ) -> tuple[NDArray[np.int64], Repeats]:
-    """Positions of the images that count, in order, and what is left out.
+    """Positions of the images that are counted, in order, and what is left out.
 
     Args:
         ids: (N,) names.

@@ -130,7 +130,7 @@ def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> lis
 
 
 def lower_key(source: Artifact, precision: Precision, target: Target, plan: calibration.CalibrationPlan) -> Any:
-    """Everything that the file of `lowered` depends on: `force` says only whether a lost one is given out."""
+    """Everything that the file of `lower` depends on; not `force`, which decides whether a bad one is handed out."""
     tools = reuse.versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision != "int8" and plan.data is None:
         return (precision, reuse.identity(source), tools)

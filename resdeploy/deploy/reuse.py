@@ -8,19 +8,16 @@ import hashlib
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from resdeploy import __version__, cache, store
 from resdeploy.records import (
     Artifact,
 )
 
-if TYPE_CHECKING:
-    pass
-
 
 def identity(source: Artifact) -> Any:
-    """A file and what is known of it, which what is made from it inherits."""
+    """What a cache key takes of a source: its digest, and what files made from it inherit of its record."""
     return (source.sha256, source.precision, source.model, source.weights, source.calibration, source.notes)
 
 
@@ -32,7 +29,7 @@ def data_signature(data: str, split: Literal["train", "test"]) -> str:
 
 
 def make_or_reuse(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
-    """Made at `out` where the user named a file, else taken from or put into the cache."""
+    """The artifact: made at `out` where the user named a file, else taken from the cache or made and put there."""
     if out is None:
         return cache.cached(key, suffix, make)
     store.probe(out)

@@ -176,7 +176,7 @@ def _suffix(path: Path) -> str:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Whatever a parser says about a file is that the file is malformed."""
+    """Turns whatever a parser raises about a file into MalformedInput."""
     try:
         yield
     except ResdeployError:

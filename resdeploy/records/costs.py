@@ -75,7 +75,7 @@ class Cost:
         return self.batch_size * sum(layer.activation_bytes(precision) for layer in self.layers)
 
     def intensity(self, precision: Precision) -> float:
-        """FLOPs a byte moved (Williams et al. 2009, "Roofline")."""
+        """FLOPs per byte moved (Williams et al. 2009, "Roofline")."""
         moved = self.weight_bytes(precision) + self.activation_bytes(precision)
         return self.flops / moved if moved else 0.0
 

@@ -148,7 +148,7 @@ def gate(found: Gate, environment: Environment) -> Json:
 
 
 def audit(found: Audit, environment: Environment) -> Json:
-    """`audit`: the verdict, one row a residual block, and every executed kernel."""
+    """`audit`: the verdict, one row per residual block, and every executed kernel."""
     blocks = [
         {
             "name": block.name,
@@ -196,7 +196,7 @@ def audit(found: Audit, environment: Environment) -> Json:
 
 
 def compare(changes: Iterable[Change], notes: Iterable[str], environment: Environment) -> Json:
-    """`compare`: one row a quantity of a model; `environment` is that of the comparison, not of the measurements."""
+    """`compare`: one row per quantity of a model; `environment` is that of the comparison, not of the measurements."""
     rows = [
         {
             "subject": change.subject,
@@ -256,7 +256,7 @@ def cost(costs: Iterable[Cost], environment: Environment, *, per_layer: bool = F
 
 
 def _bytes(counted: Cost | LayerCost, precision: Precision, batch_size: int = 1) -> Json:
-    """Weights, activations read and written, and FLOPs a byte of both."""
+    """Weights, activations read and written, and FLOPs per byte of both."""
     weights, activations = counted.weight_bytes(precision), batch_size * counted.activation_bytes(precision)
     flops = counted.flops if isinstance(counted, Cost) else 2 * batch_size * counted.macs
     moved = weights + activations
@@ -387,7 +387,7 @@ def _flipped(candidate: str, flip: Flip) -> Json:
 
 
 def _groups(counted: Cost, kind: Literal["stage", "block"]) -> list[Json]:
-    """Sums a stage or a block, in the order of the graph; layers outside them count under their own name."""
+    """Sums per stage or block, in the order of the graph; layers outside them count under their own name."""
     groups: dict[str, Json] = {}
     for layer in counted.layers:
         if not layer.macs and not layer.params:

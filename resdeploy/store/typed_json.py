@@ -71,7 +71,7 @@ def parse(kind: type[T], text: str | bytes, origin: str) -> T:
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once: that takes ten times as long as reading a sidecar."""
+    """The validator of a type, kept: making one takes ten times as long as reading a sidecar."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

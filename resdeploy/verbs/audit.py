@@ -21,7 +21,7 @@ COMPILED: dict[str, BackendName] = {"openvino": "openvino", "engine": "tensorrt"
 
 @dataclass(frozen=True, kw_only=True)
 class AuditPlan:
-    """What to hold the model against, and how to run it."""
+    """What to compare the model with, and how to run it."""
 
     times: Path | None = None  # a saved profile, for saved inspector JSON
     against: str | None = None  # the ONNX file that a compiled model was made from

@@ -76,7 +76,7 @@ def plan_of(
     duration: float = 3.0,
     **options: Any,
 ) -> GatePlan:
-    """The plan that options of the command line's names describe; the others are `GatePlan`'s own."""
+    """The plan for options named as on the command line; `**options` are fields of `GatePlan`."""
     limits = Limits(
         drop_pp=max_drop,
         top5_drop_pp=max_top5_drop,
@@ -354,7 +354,7 @@ def _check_fusion(side: GateSide, plan: GatePlan) -> tuple[Check, ...]:
 def _measure(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[tuple[Check, ...], ...]:
-    """The checks of time and memory of each candidate, from one interleaved run, one image a query."""
+    """The checks of time and memory of each candidate, from one interleaved run, one image per query."""
     table: dict[str, bench.Row] = {}
     for k, side in enumerate(candidates):
         assert side.source is not None

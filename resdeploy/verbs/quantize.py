@@ -43,7 +43,7 @@ class QuantizeGoal:
     duration_s: float = 3.0  # of timed queries, a candidate
 
     def refuse_nonsense(self, precision: Precision, plan: calibration.CalibrationPlan) -> None:
-        """Before any work.
+        """Refuses contradictions before any work.
 
         Raises:
             UsageError: a search without images, images without a search, or for another precision either of them or

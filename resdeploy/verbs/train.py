@@ -174,7 +174,7 @@ class Outcome:
         return self.before is not None and self.after < self.before
 
     def told(self, lr: float | None) -> str:
-        """In one line; `lr` is the peak learning rate asked for."""
+        """The outcome in one line; `lr` is the peak learning rate asked for."""
         if self.before is None:
             return f"top-1 {self.after:.2f} % on {self.images:,} images"
         found = f"top-1 {self.before:.2f} % before, {self.after:.2f} % after, on {self.images:,} images"

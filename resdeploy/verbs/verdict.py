@@ -56,5 +56,5 @@ def check_runs(
 
 
 def compares_nothing(name: str) -> str:
-    """What is said of a candidate that is the baseline itself: a slip in a CI job that would always pass."""
+    """The note on a candidate that is the baseline itself: a slip in a CI job that would always pass."""
     return f"{name} and the baseline are the same: this compares nothing"
