@@ -35,9 +35,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from peer_static import quantize_static
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peer_static import quantize_static
 from resdeploy import stats, store
 from resdeploy.data import datasets
 from resdeploy.deploy import calibration, export, lower

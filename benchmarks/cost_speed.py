@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -34,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, model in (("chain", chain()), ("quantized residual blocks", blocks())):
         times = [seconds(model) for _ in range(ROUNDS)]
         rows.append({"graph": name, "nodes": len(model.graph.node), "cpu_s": float(np.median(times)), "runs_s": times})
@@ -62,9 +63,10 @@ class Writer:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.held = [numpy_helper.from_array(np.float32(0.1), "scale"), numpy_helper.from_array(np.uint8(0), "zero")]
+        scale, zero = np.array(0.1, np.float32), np.array(0, np.uint8)
+        self.held = [numpy_helper.from_array(scale, "scale"), numpy_helper.from_array(zero, "zero")]
 
-    def emit(self, op: str, *inputs: str, **attributes: object) -> str:
+    def emit(self, op: str, *inputs: str, **attributes: Any) -> str:
         name = f"n{len(self.nodes)}"
         self.nodes.append(helper.make_node(op, inputs, [name], name, **attributes))
         return name

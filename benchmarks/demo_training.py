@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     profile = store.read_profile(ROOT / "profiles/quickstart.toml")
+    assert profile.data is not None
     results = []
     for seed in range(arguments.seeds):
         request = Request(model=profile.model, seed=seed, sight=PreprocessingOverride(img_size=profile.img_size))

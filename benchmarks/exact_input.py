@@ -82,7 +82,11 @@ def measure(model: str, backend: BackendName, duration_s: float, folder: Path) -
         made = quantized(inside if pixels else source, backend, effort, folder / f"{backend}-{i}.onnx")
         built = build.build(made, backend, execution, folder / f"{backend}-{i}b{build.suffix_of(backend)}")
         candidates.append(interleaved.Candidate(label=label, backend=backend, artifact=built, execution=execution))
-    outcomes = [m for m in interleaved.run(candidates, duration_s=duration_s, seed=0) if isinstance(m, Measurement)]
+    outcomes = [
+        m
+        for m in interleaved.run(candidates, interleaved.Schedule(duration_s=duration_s, seed=0))
+        if isinstance(m, Measurement)
+    ]
     base = summary.summarise(outcomes[0])
     rows = []
     for outcome in outcomes:

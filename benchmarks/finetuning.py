@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from quantization import NETWORKS
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quantization import NETWORKS
 from resdeploy import store
 from resdeploy.data import datasets
 from resdeploy.deploy import networks

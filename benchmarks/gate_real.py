@@ -22,14 +22,14 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from resdeploy import store
-from resdeploy.deploy import calibration, export, lower
+from resdeploy import stats, store
+from resdeploy.deploy import calibration, candidates, export, lower
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.graph import files, residual
-from resdeploy.judge import accuracy, pairs
-from resdeploy.measure import environment, predictions
+from resdeploy.judge import pairs
+from resdeploy.measure import environment, predictions, run_images
 from resdeploy.records import Artifact, Judged, Predictions
-from resdeploy.verbs import evaluate, gate
+from resdeploy.verbs import gate
 from resdeploy.verbs.verdict import Limits
 
 HERE = Path(__file__).resolve().parent
@@ -165,7 +165,7 @@ def contradictions(before: Predictions, after: Predictions, limit: float) -> dic
     for _ in range(PARTS):
         part = change_of[rng.choice(len(change_of), PART_IMAGES, replace=False)]
         lost, gained = int((part > 0).sum()), int((part < 0).sum())
-        score = float(accuracy.stats.tango_score(lost, gained, PART_IMAGES, limit / 100))
+        score = float(stats.tango_score(lost, gained, PART_IMAGES, limit / 100))
         state = "pass" if score <= -1.6448536 else "fail" if score >= 1.6448536 else "inconclusive"
         found[state] += 1
     wrong = found["pass"] if over else found["fail"]
@@ -196,6 +196,7 @@ def row(
     found = gate.gate(plan, progress=quiet).gate
     check = found.judged[0].verdict.checks[0]
     assert check.interval is not None
+    assert check.observed is not None
     before = predictions.load(baseline)
     after = answers(before, found.judged[0])
     return {
@@ -241,8 +242,8 @@ def main() -> int:
         fp32[net] = export.to_onnx(Request(model=net, weights=str(weights)), folder / f"{net}.onnx", progress=quiet)
         baselines[net] = folder / f"{net}.npz"
         if not baselines[net].exists():
-            evaluation = evaluate.EvalPlan(data=data, backend="openvino")
-            predictions.save(evaluate.predict(fp32[net], "openvino", evaluation, progress=quiet), baselines[net])
+            candidate = candidates.candidate(fp32[net], "openvino", batch_size=32)
+            predictions.save(run_images.predict_test_split(candidate, data, progress=quiet), baselines[net])
     document = {
         "command": f"python benchmarks/gate_real.py --data FOLDER --limit {arguments.limit:g}",
         "limit_pp": arguments.limit,

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,7 +70,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     with tempfile.TemporaryDirectory() as name:
         pairs = write(Path(name), 10) | write(Path(name), 1000)
-        commands = {
+        commands: dict[str, list[Any]] = {
             form: [sys.executable, "-m", "resdeploy", "gate", "--baseline", a, "--candidate", b, "--max-drop", "1"]
             for form, (a, b) in pairs.items()
         }

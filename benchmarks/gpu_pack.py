@@ -108,7 +108,7 @@ def pack_network(name: str, out: Path, img_size: int | None) -> list[dict[str, A
     give_seeded_weights(model)
     onnx.save(model, work)
     source = dataclasses.replace(source, sha256=store.digest(work), checks={})
-    rows = []
+    rows: list[dict[str, Any]] = []
     for precision in ("fp32", "fp16", "int8"):
         path = work if precision == "fp32" else out / f".{name}.{precision}.onnx"
         made = source if precision == "fp32" else lowered(source, precision, "synthetic:16", path)
@@ -129,7 +129,7 @@ def pack_cifar(name: str, weights: Path, data: Path, out: Path) -> list[dict[str
     """One CIFAR net in three precisions, with its trained weights."""
     work = out / f"{name}.fp32.onnx"
     source = export.to_onnx(Request(model=name, weights=str(weights)), work, progress=quiet)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for precision in ("fp32", "fp16", "int8"):
         if precision != "fp32":
             lowered(source, precision, str(data / "train"), out / f"{name}.{precision}.onnx")
@@ -138,7 +138,7 @@ def pack_cifar(name: str, weights: Path, data: Path, out: Path) -> list[dict[str
     return rows
 
 
-def inputs(folder: str, size: int, count: int) -> dict[str, np.ndarray]:
+def inputs(folder: str, size: int, count: int) -> dict[str, Any]:
     """Pixels of real images as the networks see them, (N, H, W, 3) uint8, with the means and deviations of channels."""
     from resdeploy.data import datasets, loading
     from resdeploy.models import zoo

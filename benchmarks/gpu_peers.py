@@ -59,7 +59,7 @@ def torch_peer(kind: str, network: str, batch: int, size: int, seconds: float) -
     torch.backends.cudnn.benchmark = True
     dtype = torch.half if DEVICE == "cuda" else torch.float
     how: dict[str, Any] = {"device": DEVICE, "dtype": dtype, "memory_format": torch.channels_last}
-    module = resnet.ResNet(resnet.VARIANTS[network]).eval().to(**how)
+    module: Any = resnet.ResNet(resnet.VARIANTS[network]).eval().to(**how)
     images = torch.randn(batch, 3, size, size).to(**how)
     started = time.perf_counter()
     if kind == "torch-compile":

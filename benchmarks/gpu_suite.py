@@ -153,10 +153,10 @@ def agree(suite: Suite, network: str, precision: str) -> None:
     reference = Execution(batch_size=32, input_shape=suite.execution(network, 1).input_shape)
     with Lane("onnxruntime") as lane:
         lane.open(suite.source(network, "fp32"), reference)
-        expected = lane.predict(images)
+        expected: np.ndarray = lane.predict(images)
     with Lane("tensorrt") as lane:
         lane.open(suite.engine(network, precision, batch, 0), suite.execution(network, batch))
-        got = lane.predict(images)
+        got: np.ndarray = lane.predict(images)
     error = np.abs(got - expected).max(axis=1) / np.abs(expected).max(axis=1)
     cosine = (got * expected).sum(1) / (np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1))
     same = got.argmax(1) == expected.argmax(1)
@@ -186,7 +186,9 @@ def timed(suite: Suite, network: str, precisions: tuple[str, ...], batch: int, n
         for precision in precisions
     ]
     before = nvml.snapshot()
-    outcomes = interleaved.run(candidates, duration_s=suite.args.seconds, blocks=8, processes=1, extensions=0)
+    outcomes = interleaved.run(
+        candidates, interleaved.Schedule(duration_s=suite.args.seconds, blocks=8, processes=1, extensions=0)
+    )
     after = nvml.snapshot()
     for precision, outcome in zip(precisions, outcomes, strict=True):
         row = {"what": "time", **named(network, precision, batch, number), "peer": "resdeploy", "gpu": [before, after]}

@@ -30,10 +30,10 @@ from resdeploy.backends.lane import Lane
 from resdeploy.deploy import build, candidates, export
 from resdeploy.deploy.model_string import Request
 from resdeploy.graph import drop, files
-from resdeploy.measure import environment, summary
+from resdeploy.measure import environment, interleaved, one_run, summary
 from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec, Progress
 from resdeploy.report import documents
-from resdeploy.verbs import bench, compare
+from resdeploy.verbs import compare
 
 RESULTS = Path(__file__).parent / "results"
 SLEEP_S, QUERIES = 0.01, 300
@@ -83,7 +83,11 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
         again = saved(folder / "again.json", less, arguments, 2)
         more = saved(folder / "more.json", whole, arguments, 3)
         pair = [_row(artifact, arguments) for artifact in (less, whole)]
-        outcomes = bench.time_rows(pair, duration_s=10 * arguments.duration, seed=4, progress=Silent)
+        outcomes = one_run.time_rows(
+            pair,
+            interleaved.Schedule(duration_s=10 * arguments.duration, seed=4),
+            interleaved.Listener(progress=Silent),
+        )
         shorter, longer = (o for o in outcomes if isinstance(o, Measurement))
         truth = 1 / summary.compare(shorter, longer).speedup
         same, slower = (compare.compare(first, other).changes[0] for other in (again, more))
@@ -99,21 +103,26 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _row(artifact: Artifact, arguments: argparse.Namespace) -> bench.Row:
+def _row(artifact: Artifact, arguments: argparse.Namespace) -> one_run.Row:
     from resdeploy.measure.interleaved import Candidate
 
     execution = candidates.execution_for(artifact, batch_size=1, threads=arguments.threads)
     built = build.build(artifact, arguments.backend, execution)
     label = f"{Path(artifact.path).stem} {arguments.backend}"
     candidate = Candidate(label=label, backend=arguments.backend, artifact=built, execution=execution)
-    return bench.Row(source=artifact, candidate=candidate, baselines=())
+    return one_run.Row(source=artifact, candidate=candidate, baselines=())
 
 
 def saved(out: Path, artifact: Artifact, arguments: argparse.Namespace, seed: int) -> Path:
     """One run by itself, as `bench --format json -o` saves it."""
     row = [_row(artifact, arguments)]
-    found = bench.compare_rows(row, bench.time_rows(row, duration_s=arguments.duration, seed=seed, progress=Silent))
-    store.write_json(out, documents.bench(bench.summaries(found.outcomes), found.comparisons, environment.capture()))
+    found = one_run.compare_rows(
+        row,
+        one_run.time_rows(
+            row, interleaved.Schedule(duration_s=arguments.duration, seed=seed), interleaved.Listener(progress=Silent)
+        ),
+    )
+    store.write_json(out, documents.bench(one_run.summaries(found.outcomes), found.comparisons, environment.capture()))
     return out
 
 

@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from calibration import PACKAGES, inputs, photographs
-from networks import with_biases
-from peer_static import quantize_static
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.calibration import PACKAGES, inputs, photographs
+from benchmarks.networks import with_biases
+from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.backends.lane import Lane
 from resdeploy.deploy import calibration, export, lower
@@ -127,7 +129,7 @@ def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
         build(fp32, folder / "images", out)
         made[name] = Artifact(path=str(out), format="onnx", precision="int8", sha256=store.digest(out))
         print(name, file=sys.stderr, flush=True)
-    candidates = []
+    candidates: list[interleaved.Candidate] = []
     for backend, names in ROWS.items():
         for name in names:
             execution = Execution(input_shape=(3, 224, 224))
@@ -137,7 +139,7 @@ def speed(samples: Path, folder: Path, duration_s: float) -> dict[str, Any]:
             candidates.append(
                 interleaved.Candidate(label=f"{backend}: {name}", backend=backend, artifact=built, execution=execution)
             )
-    outcomes = interleaved.run(candidates, duration_s=duration_s)
+    outcomes = interleaved.run(candidates, interleaved.Schedule(duration_s=duration_s))
     found = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     ratios = []
     for backend, (mine, *peers) in ROWS.items():

@@ -31,9 +31,11 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx
-from networks import with_biases
-from peer_static import quantize_static
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.networks import with_biases
+from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
@@ -274,9 +276,8 @@ def main() -> None:
 
         outcomes = interleaved.run(
             [candidate for *_, candidate in made.values()],
-            duration_s=arguments.duration,
-            extensions=arguments.extensions,
-            watch=watch,
+            interleaved.Schedule(duration_s=arguments.duration, extensions=arguments.extensions),
+            interleaved.Listener(watch=watch),
         )
         save(made, outcomes, request.model, arguments.output)
 

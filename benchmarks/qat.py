@@ -24,8 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from quantization import NETWORKS, Images, changed, logits, sample
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quantization import NETWORKS, Images, changed, logits, sample
 from resdeploy import store
 from resdeploy.data import datasets
 from resdeploy.deploy import export

@@ -34,8 +34,10 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from peer_static import quantize_static
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peer_static import quantize_static
 from resdeploy import store
 from resdeploy.data import datasets
 from resdeploy.deploy import export

@@ -5,9 +5,9 @@
     python benchmarks/timing_properties.py --scale 0.05        # a quick look
 
 Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, extensions and validity rules.
-Only the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1, times
-what a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is estimated from the
-raw times of a real run.
+Only the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1,
+times what a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is
+estimated from the raw times of a real run.
 """
 
 from __future__ import annotations
@@ -128,13 +128,17 @@ class SyntheticLane:
 def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ...]:
     """One interleaved run of these clocks, with the defaults of `bench`."""
     candidates = []
+    synthetic: Any = SyntheticLane  # not a Lane, but it does what one does
     named = {f"m{n}": clock for n, clock in enumerate(clocks)}
     for name in named:
         spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8))
         artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
         candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
     found = interleaved.run(
-        candidates, duration_s=DURATION_S, seed=seed, open_lane=lambda _: SyntheticLane(named), look=lambda: QUIET
+        candidates,
+        interleaved.Schedule(duration_s=DURATION_S, seed=seed),
+        open_lane=lambda _: synthetic(named),
+        look=lambda: QUIET,
     )
     return tuple(outcome for outcome in found if isinstance(outcome, Measurement))
 

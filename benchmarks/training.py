@@ -14,6 +14,7 @@ import argparse
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,12 +30,14 @@ from resdeploy.train.images import Samples, steps_of
 STEPS, WARM_UP = 4, 2  # a turn
 
 
-def ours(name: str, size: int, batch_size: int, turns: int, precision: str):
+def ours(name: str, size: int, batch_size: int, turns: int, precision: Any):
     spec = zoo.spec(name, classes=10, input_shape=(3, size, size))
     count = batch_size * (STEPS * turns + WARM_UP)
     pixels = torch.randint(0, 256, (count, size, size, 3), dtype=torch.uint8)
     samples = Samples(pixels=pixels, labels=torch.randint(0, 10, (count,)))
-    net = zoo.create(spec).to(memory_format=torch.channels_last).train()
+    assert spec.preprocessing is not None
+    net: Any = zoo.create(spec)
+    net = net.to(memory_format=torch.channels_last).train()
     steps = count // batch_size
     run = loop._Run(
         plan=loop.Plan(epochs=1, batch_size=batch_size, precision=precision), lr=0.1,
@@ -47,6 +50,7 @@ def ours(name: str, size: int, batch_size: int, turns: int, precision: str):
             group["lr"] = recipes.learning_rate("fast", 0.1, step.number, steps)
         loss, _ = loop._step(run, net, step)
         loop._check_finite(loss, step.number, 0.1, Path("none"))
+        assert run.average is not None
         run.average.update(net, step.number)
         yield
 

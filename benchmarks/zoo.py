@@ -135,7 +135,8 @@ def run(artifact: Artifact, backend: BackendName, image: NDArray[np.float32], fo
     with Lane(backend) as lane:
         out = folder / ("model.xml" if backend == "openvino" else "built.onnx")
         lane.open(lane.build(artifact, execution, out), execution)
-        return lane.predict(image)
+        logits: NDArray[Any] = lane.predict(image)
+        return logits
 
 
 def error(found: NDArray[np.floating], exact: NDArray[np.floating]) -> float:
@@ -145,7 +146,7 @@ def error(found: NDArray[np.floating], exact: NDArray[np.floating]) -> float:
 def placements(path: Path) -> dict[str, Any]:
     """For each target: operators quantized, additions that an INT8 kernel can take in, and why others cannot."""
     model = files.load_model(path)
-    found = {}
+    found: dict[str, Any] = {}
     for target in TARGETS:
         plan = qdq.plan(model, target)
         found[target] = {

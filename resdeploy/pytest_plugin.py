@@ -7,14 +7,17 @@ that test runs which never ask for the fixture pay nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    from typing_extensions import Unpack
+
     from resdeploy.records import Gate
+    from resdeploy.verbs.gate import GateOptions
 
 # name of the argument: name on the command line, help
 OPTIONS = {
@@ -48,22 +51,25 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     """
 
     def judge(
-        candidate: str | PathLike[str], *more: str | PathLike[str], baseline: str | PathLike[str], **options: Any
+        candidate: str | PathLike[str],
+        *more: str | PathLike[str],
+        baseline: str | PathLike[str],
+        **options: Unpack[GateOptions],
     ) -> Gate:
         __tracebackhide__ = True
         from resdeploy.errors import ResdeployError
         from resdeploy.verbs import gate
 
         sides = [str(baseline), str(candidate), *map(str, more)]
-        for name in OPTIONS:
-            # Saved predictions are of images of their own: the configured ones are for models.
-            wanted = name != "data" or not all(map(gate.is_saved, sides))
-            if wanted and options.get(name) is None and (value := _setting(request.config, name)) is not None:
-                options[name] = value
+        if options.get("backend") is None and (backend := _setting(request.config, "backend")) is not None:
+            options["backend"] = backend
+        # Saved predictions are of images of their own: the configured ones are for models.
+        if options.get("data") is None and not all(map(gate.is_saved, sides)):
+            options["data"] = _setting(request.config, "data")
         try:
             plan = gate.plan_of(sides[0], sides[1:], **options)
             found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
-        except (ResdeployError, TypeError) as e:
+        except ResdeployError as e:
             pytest.fail(f"resdeploy_gate: {e}", pytrace=False)
         if found.verdict.state != "pass":
             pytest.fail("\n".join(_reasons(found)), pytrace=False)

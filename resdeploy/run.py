@@ -10,8 +10,8 @@ from typing import Any
 
 from resdeploy import backends, locks, store
 from resdeploy.backends import machine
-from resdeploy.deploy import build, calibration, candidates, export, lower, model_files, model_string, networks, reuse
-from resdeploy.deploy.model_string import PreprocessingOverride, Request
+from resdeploy.deploy import build, calibration, candidates, export, lower, model_files, networks, reuse
+from resdeploy.deploy.model_string import ForeignName, OnnxFile, PreprocessingOverride, Request, ZooName
 from resdeploy.deploy.resume import Note, Steps
 from resdeploy.errors import (
     BackendCrash,
@@ -22,13 +22,12 @@ from resdeploy.errors import (
     ProfileError,
     ResdeployError,
 )
-from resdeploy.judge import accuracy, budgets, pairs
-from resdeploy.measure import environment, interleaved, summary
-from resdeploy.measure.predictions import load, save, score
+from resdeploy.judge import pairs
+from resdeploy.measure import environment, interleaved, one_run, predictions, run_images, summary
 from resdeploy.records import (
     Artifact,
     BackendName,
-    Check,
+    Execution,
     Failure,
     Measurement,
     Precision,
@@ -38,9 +37,8 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.report.documents import RunRow
-from resdeploy.verbs import evaluate, prune, verdict
-from resdeploy.verbs.bench import Bench, Row, compare_rows, time_rows
-from resdeploy.verbs.train import outcome_of, train_float
+from resdeploy.verbs import prune, train, verdict
+from resdeploy.verbs.verdict import Evidence, Limits, Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +69,7 @@ class Result:
     profile: Profile
     folder: Path
     variants: tuple[Variant, ...]
-    bench: Bench
+    bench: one_run.Bench
     environment: dict[str, Any]  # of the bench
     verdicts: dict[str, Verdict]
     failures: tuple[Failure, ...] = ()  # what could not be built, run on the images, or timed
@@ -96,7 +94,7 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
         rows_.append(
             RunRow(
                 outcome=summary.summarise(outcome),
-                score=score(variant.predictions) if variant.predictions is not None else None,
+                score=predictions.score(variant.predictions) if variant.predictions is not None else None,
                 comparison=speedups.get(label),
                 verdict=result.verdicts.get(label),
             )
@@ -117,22 +115,20 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
     """
     _check(profile)
     with locks.held(folder / ".lock", f"the folder {folder}"):
-        return _run(profile, folder, Steps(folder, note), progress, note)
-
-
-def _run(profile: Profile, folder: Path, steps: Steps, progress: Progress, note: Note) -> Result:
-    fp32 = _fp32(profile, steps, progress, note)
-    variants, failures = _variants(profile, steps, fp32, _pruned(profile, steps, fp32, progress), progress)
-    accuracies = _judged(profile, variants)
-    bench, where = _bench(profile, steps, variants, progress)
-    verdicts = _with_budgets(profile, variants, bench, accuracies)
+        making = Making(profile=profile, steps=Steps(folder, note), progress=progress, note=note)
+        fp32 = making.fp32()
+        variants, failures = making.variants(fp32, making.pruned(fp32))
+        for variant in variants:
+            if profile.max_drop_pp is not None and variant.predictions is not None and not variant.baseline:
+                pairs.refuse_leak(variant.predictions)  # before minutes of measuring
+        bench, where = making.bench(variants)
     return Result(
         profile=profile,
         folder=folder,
         variants=variants,
         bench=bench,
         environment=where,
-        verdicts=verdicts,
+        verdicts=_judge(profile, variants, bench),
         failures=(*failures, *bench.failures),
     )
 
@@ -182,270 +178,263 @@ def _is_file_name(name: str) -> bool:
     return name == Path(name).name and name not in ("", "..") and name.isprintable()
 
 
-def _fp32(profile: Profile, steps: Steps, progress: Progress, note: Note) -> Artifact:
-    """The profile's network in ONNX, trained first where it says so."""
-    sight = PreprocessingOverride(img_size=profile.img_size)
-    request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=sight)
-    if profile.epochs and profile.data is not None:
-        trained = _trained(profile, profile.data, request, steps, progress, note)
-        if model_string.format_of(profile.model) is None:  # with its name: a factory's may come from the profile alone
-            request = dataclasses.replace(request, weights=trained.path)
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """What a profile asks for, made file by file; `steps` remembers what is there already."""
+
+    profile: Profile
+    steps: Steps
+    progress: Progress
+    note: Note
+
+    def fp32(self) -> Artifact:
+        """The profile's network in ONNX, trained first where it says so."""
+        profile = self.profile
+        override = PreprocessingOverride(img_size=profile.img_size)
+        request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=override)
+        if profile.epochs and profile.data is not None:
+            trained = self.trained(request, profile.data)
+            if isinstance(request.named, (ZooName, ForeignName)):  # a factory may be named by the profile alone
+                request = dataclasses.replace(request, weights=trained.path)
+            else:
+                request = Request(model=trained.path, seed=profile.seed)
+        if isinstance(request.named, OnnxFile):
+            made_from: Any = model_files.open_model(request)
         else:
-            request = Request(model=trained.path, seed=profile.seed)
-    if model_string.format_of(request.model) == "onnx":
-        made_from: Any = model_files.open_model(request)
-    else:
-        network = networks.resolve(request)
-        made_from = dataclasses.replace(network, path=None)  # its hash is in `weights`
-    return steps.artifact(
-        "model.fp32.onnx",
-        (made_from, reuse.versions("torch", "onnx", "onnx-ir", "onnxscript")),
-        lambda path: export.to_onnx(request, path, data=profile.data, progress=progress),
-    )
+            made_from = dataclasses.replace(networks.resolve(request), path=None)  # its hash is in `weights`
+        return self.steps.artifact(
+            "model.fp32.onnx",
+            (made_from, reuse.versions("torch", "onnx", "onnx-ir", "onnxscript")),
+            lambda path: export.to_onnx(request, path, data=profile.data, progress=self.progress),
+        )
 
+    def trained(self, request: Request, data: str) -> Artifact:
+        """The trained checkpoint; an interrupted training of the same key goes on, another one starts anew."""
+        profile, steps = self.profile, self.steps
+        name, started = "model.safetensors", "model.safetensors (begun)"
+        key = (
+            dataclasses.replace(networks.resolve(request), path=None),
+            profile.epochs,
+            profile.lr,
+            [reuse.data_signature(data, split) for split in ("train", "test")],
+            reuse.versions("torch", by_verb=True),
+        )
 
-def _trained(profile: Profile, data: str, request: Request, steps: Steps, progress: Progress, note: Note) -> Artifact:
-    """The trained checkpoint; an interrupted training of the same key goes on, another one starts anew."""
-    name, started = "model.safetensors", "model.safetensors (begun)"
-    key = (
-        dataclasses.replace(networks.resolve(request), path=None),
-        profile.epochs,
-        profile.lr,
-        [reuse.data_signature(data, split) for split in ("train", "test")],
-        reuse.versions("torch"),
-    )
+        def make(path: Path) -> Artifact:
+            from resdeploy.train import state
+            from resdeploy.train.loop import Plan
 
-    def train(path: Path) -> Artifact:
-        from resdeploy.train import state
-        from resdeploy.train.loop import Plan
+            resume = steps.recalls(started, key) and state.own(path)
+            steps.remember(started, key)
+            plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
+            made = train.train_float(request, data, plan, path, resume=resume, progress=self.progress)
+            if (outcome := train.outcome_of(made)) is not None:
+                self.note(outcome.told(profile.lr))
+            return made
 
-        resume = steps.recalls(started, key) and state.own(path)
-        steps.remember(started, key)
-        plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
-        made = train_float(request, data, plan, path, resume=resume, progress=progress)
-        if (outcome := outcome_of(made)) is not None:
-            note(outcome.told(profile.lr))
-        return made
+        return steps.artifact(name, key, make)
 
-    return steps.artifact(name, key, train)
+    def pruned(self, fp32: Artifact) -> Artifact | None:
+        """The network without the blocks that training images can spare; None where the profile keeps them all."""
+        drop_pp, data, seed = self.profile.prune_drop_pp, self.profile.data, self.profile.seed
+        if drop_pp is None or data is None:
+            return None
+        signatures = [reuse.data_signature(data, split) for split in ("train", "test")]
+        versions = reuse.versions("onnx", "onnxruntime", "pillow", by_verb=True)
+        return self.steps.artifact(
+            "model.pruned.fp32.onnx",
+            ("prune", fp32.sha256, drop_pp, seed, signatures, versions),
+            lambda path: prune.cut(fp32, data, drop_pp, seed, path, progress=self.progress),
+        )
 
+    def variants(self, fp32: Artifact, pruned: Artifact | None) -> tuple[tuple[Variant, ...], tuple[Failure, ...]]:
+        """Every backend in every precision that it runs; one that fails is a row of the result, and the others go on.
 
-def _pruned(profile: Profile, steps: Steps, fp32: Artifact, progress: Progress) -> Artifact | None:
-    """The network without the blocks that training images can spare; None where the profile keeps them all."""
-    if profile.prune_drop_pp is None or profile.data is None:
-        return None
-    data, drop_pp = profile.data, profile.prune_drop_pp
-    signatures = [reuse.data_signature(data, split) for split in ("train", "test")]
-    return steps.artifact(
-        "model.pruned.fp32.onnx",
-        ("prune", fp32.sha256, drop_pp, profile.seed, signatures, reuse.versions("onnx", "onnxruntime", "pillow")),
-        lambda path: prune.cut(fp32, data, drop_pp, profile.seed, path, progress=progress),
-    )
+        Where blocks were dropped, that network in all of them, and the whole one in FP32 for the comparison.
 
+        Raises:
+            ResdeployError: all failed; the first one's.
+        """
+        variants: list[Variant] = []
+        failures: list[Failure] = []
+        errors: list[ResdeployError] = []
+        networks = [(fp32, p) for p in self.profile.precisions if pruned is None or p == "fp32"]
+        networks += [(pruned, p) for p in self.profile.precisions if pruned is not None]
+        for backend, (network, precision) in itertools.product(self.profile.backends, networks):
+            if precision not in backends.load(backend).ACCEPTS:
+                continue
+            one = Wanted(network=network, backend=backend, precision=precision, pruned=network is pruned)
+            try:
+                variants.append(self.variant(one))
+            except (BackendCrash, EnvironmentFailure, OutputLost) as e:
+                if isinstance(e, (DiskFull, NotWritable)):
+                    raise
+                errors.append(e)
+                failures.append(self._failure(one, e))
+        if not variants:
+            raise errors[0]
+        return tuple(variants), tuple(failures)
 
-def _variants(
-    profile: Profile, steps: Steps, fp32: Artifact, pruned: Artifact | None, progress: Progress
-) -> tuple[tuple[Variant, ...], tuple[Failure, ...]]:
-    """Every backend in every precision that it runs; one that fails is a row of the result, and the others go on.
+    def _label(self, one: Wanted) -> str:
+        return f"{self.profile.model}{' pruned' if one.pruned else ''} {one.backend} {one.precision}"
 
-    Where blocks were dropped, that network in all of them, and the whole one in FP32 for the comparison.
+    def _failure(self, one: Wanted, error: ResdeployError) -> Failure:
+        return Failure(
+            label=self._label(one),
+            model=self.profile.model,
+            backend=one.backend,
+            precision=one.precision,
+            batch_size=self.profile.batch_size,
+            error_code=error.code,
+            exit_status=error.exit_status,
+            message=str(error),
+        )
 
-    Raises:
-        ResdeployError: all failed; the first one's.
-    """
-    variants: list[Variant] = []
-    failures: list[Failure] = []
-    errors: list[ResdeployError] = []
-    networks = [(fp32, p) for p in profile.precisions if pruned is None or p == "fp32"]
-    networks += [(pruned, p) for p in profile.precisions if pruned is not None]
-    for backend, (network, precision) in itertools.product(profile.backends, networks):
-        if precision not in backends.load(backend).ACCEPTS:
-            continue
-        stem = ".pruned" if network is pruned else ""
-        try:
-            variants.append(_variant(profile, steps, network, stem, backend, precision, progress))
-        except (BackendCrash, EnvironmentFailure, OutputLost) as e:
-            if isinstance(e, (DiskFull, NotWritable)):
-                raise
-            errors.append(e)
-            failures.append(
-                Failure(
-                    label=_label(profile, stem, backend, precision),
-                    model=profile.model,
-                    backend=backend,
-                    precision=precision,
-                    batch_size=profile.batch_size,
-                    error_code=e.code,
-                    exit_status=e.exit_status,
-                    message=str(e),
-                )
+    def variant(self, one: Wanted) -> Variant:
+        """One backend's model in one precision: lowered, built, and run on the held-out images."""
+        profile, source = self.profile, self._lowered(one)
+
+        def make(source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
+            return self.steps.artifact(
+                f"{one.stem}{build.suffix_of(backend)}",
+                build.build_key(source, backend, execution),
+                lambda path: build.build(source, backend, execution, path),
             )
-    if not variants:
-        raise errors[0]
-    return tuple(variants), tuple(failures)
 
-
-def _label(profile: Profile, stem: str, backend: BackendName, precision: Precision) -> str:
-    return f"{profile.model}{stem.replace('.', ' ')} {backend} {precision}"
-
-
-def _variant(
-    profile: Profile,
-    steps: Steps,
-    fp32: Artifact,
-    stem: str,
-    backend: BackendName,
-    precision: Precision,
-    progress: Progress,
-) -> Variant:
-    """One backend's model in one precision: lowered, built, and run on the held-out images; its files have `stem`."""
-    source = _lowered(profile, steps, fp32, stem, backend, precision, progress)
-    execution = candidates.execution_for(source, batch_size=profile.batch_size, threads=profile.threads)
-    built = steps.artifact(
-        f"{backend}{stem}.{precision}{build.suffix_of(backend)}",
-        build.build_key(source, backend, execution),
-        lambda path: build.build(source, backend, execution, path),
-    )
-    candidate = interleaved.Candidate(
-        label=_label(profile, stem, backend, precision),
-        backend=backend,
-        artifact=built,
-        execution=execution,
-        macs=candidates.cost_of(source).macs,
-    )
-    predictions = None
-    if profile.data is not None:
-        data = profile.data
-        predictions = steps.step(
-            f"{backend}{stem}.{precision}.predictions.npz",
-            ("eval", built.sha256, execution, reuse.data_signature(data, "test"), reuse.versions(backend, "pillow")),
-            load,
-            lambda path: _saved(evaluate.predict_built(candidate, data, progress=progress), path),
+        candidate = candidates.candidate(
+            source,
+            one.backend,
+            label=self._label(one),
+            batch_size=profile.batch_size,
+            threads=profile.threads,
+            make=make,
         )
-    return Variant(
-        backend=backend,
-        precision=precision,
-        source=source,
-        candidate=candidate,
-        baseline=precision == "fp32" and not stem,
-        predictions=predictions,
-    )
-
-
-def _lowered(
-    profile: Profile,
-    steps: Steps,
-    fp32: Artifact,
-    stem: str,
-    backend: BackendName,
-    precision: Precision,
-    progress: Progress,
-) -> Artifact:
-    if precision == "fp32":
-        return fp32
-    target = lower.TARGETS[backend]
-    plan = calibration.CalibrationPlan(
-        data=profile.calib_data or profile.data,
-        samples=profile.calib_samples,
-        method=profile.calib_method,
-        arithmetic=profile.calib_precision,
-        portable=profile.portable,
-        seed=profile.seed,
-    )
-    return steps.artifact(
-        f"model{stem}.int8.{target}.onnx" if precision == "int8" else f"model{stem}.{precision}.onnx",
-        lower.lower_key(fp32, precision, target, plan),
-        lambda path: lower.lower(fp32, precision, target, plan, path, progress=progress),
-    )
-
-
-def _bench(
-    profile: Profile, steps: Steps, variants: tuple[Variant, ...], progress: Progress
-) -> tuple[Bench, dict[str, Any]]:
-    """All variants in one interleaved run, each compared with FP32 on its own backend; and where that was."""
-    baselines = {variant.backend: variant.candidate.label for variant in variants if variant.baseline}
-    table = [
-        Row(
-            source=variant.source,
-            candidate=variant.candidate,
-            baselines=() if variant.baseline or variant.backend not in baselines else (baselines[variant.backend],),
+        candidate = dataclasses.replace(candidate, macs=candidates.cost_of(source).macs)
+        return Variant(
+            backend=one.backend,
+            precision=one.precision,
+            source=source,
+            candidate=candidate,
+            baseline=one.precision == "fp32" and not one.pruned,
+            predictions=None if profile.data is None else self._answers(one, candidate, profile.data),
         )
-        for variant in variants
-    ]
 
-    def measure(path: Path) -> Measurements:
-        found = time_rows(table, duration_s=profile.duration_s, seed=profile.seed, progress=progress)
-        kept = Measurements(
-            measurements=tuple(m for m in found if isinstance(m, Measurement)),
-            environment=environment.capture(),
-            failures=tuple(f for f in found if isinstance(f, Failure)),
+    def _answers(self, one: Wanted, candidate: interleaved.Candidate, data: str) -> Predictions:
+        """Per-image answers on the held-out images, kept in a file."""
+
+        def make(path: Path) -> Predictions:
+            answers = run_images.predict_test_split(candidate, data, progress=self.progress)
+            predictions.save(answers, path)
+            return answers
+
+        signature, versions = reuse.data_signature(data, "test"), reuse.versions(one.backend, "pillow")
+        key = ("eval", candidate.artifact.sha256, candidate.execution, signature, versions)
+        return self.steps.step(f"{one.stem}.predictions.npz", key, predictions.load, make)
+
+    def _lowered(self, one: Wanted) -> Artifact:
+        """The network in the precision that is wanted."""
+        profile, network, precision = self.profile, one.network, one.precision
+        if precision == "fp32":
+            return network
+        target = lower.TARGETS[one.backend]
+        plan = calibration.CalibrationPlan(
+            data=profile.calib_data or profile.data,
+            samples=profile.calib_samples,
+            method=profile.calib_method,
+            arithmetic=profile.calib_precision,
+            portable=profile.portable,
+            seed=profile.seed,
         )
-        store.write_json(path, dataclasses.asdict(kept))
-        return kept
+        stem = "model.pruned" if one.pruned else "model"
+        return self.steps.artifact(
+            f"{stem}.int8.{target}.onnx" if precision == "int8" else f"{stem}.{precision}.onnx",
+            lower.lower_key(network, precision, target, plan),
+            lambda path: lower.lower(network, precision, target, plan, path, progress=self.progress),
+        )
 
-    keys = [
-        (row.candidate.label, build.build_key(row.source, row.candidate.backend, row.candidate.execution))
-        for row in table
-    ]
-    key = ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.usable_cores())
-    measured = steps.step("measurements.json", key, lambda path: store.read(Measurements, path), measure)
-    if measured.failures:
-        steps.forget("measurements.json")
-    return compare_rows(table, (*measured.measurements, *measured.failures)), measured.environment
+    def bench(self, variants: tuple[Variant, ...]) -> tuple[one_run.Bench, dict[str, Any]]:
+        """All variants in one interleaved run, each compared with FP32 on its own backend; and where that was."""
+        profile = self.profile
+        baselines = {variant.backend: variant.candidate.label for variant in variants if variant.baseline}
+        table = [
+            one_run.Row(
+                source=variant.source,
+                candidate=variant.candidate,
+                baselines=() if variant.baseline or variant.backend not in baselines else (baselines[variant.backend],),
+            )
+            for variant in variants
+        ]
+
+        def measure(path: Path) -> Measurements:
+            outcomes = one_run.time_rows(
+                table,
+                interleaved.Schedule(duration_s=profile.duration_s, seed=profile.seed),
+                interleaved.Listener(progress=self.progress),
+            )
+            kept = Measurements(
+                measurements=tuple(m for m in outcomes if isinstance(m, Measurement)),
+                environment=environment.capture(),
+                failures=tuple(f for f in outcomes if isinstance(f, Failure)),
+            )
+            store.write_json(path, dataclasses.asdict(kept))
+            return kept
+
+        keys = [
+            (row.candidate.label, build.build_key(row.source, row.candidate.backend, row.candidate.execution))
+            for row in table
+        ]
+        key = ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.usable_cores())
+        kept = self.steps.step("measurements.json", key, lambda path: store.read(Measurements, path), measure)
+        if kept.failures:
+            self.steps.forget("measurements.json")
+        return one_run.compare_rows(table, (*kept.measurements, *kept.failures)), kept.environment
 
 
-def _judged(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:
-    """All others against the whole network in FP32 on the first backend, Holm's correction over all of them."""
-    if profile.max_drop_pp is None:
-        return {}
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A network on a backend in a precision."""
+
+    network: Artifact
+    backend: BackendName
+    precision: Precision
+    pruned: bool
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return f"{self.backend}{'.pruned' if self.pruned else ''}.{self.precision}"
+
+
+def _judge(profile: Profile, variants: tuple[Variant, ...], bench: one_run.Bench) -> dict[str, Verdict]:
+    """Every candidate that was timed, with Holm's correction over all of them.
+
+    Its accuracy is judged against the whole network in FP32 on the first backend, its speed against FP32 on its own.
+    """
+    limits = Limits(
+        drop_pp=profile.max_drop_pp,
+        slowdown_pct=profile.max_slowdown_pct,
+        memory_mb=profile.max_memory_mb,
+        size_mb=profile.max_size_mb,
+    )
     reference = next((variant.predictions for variant in variants if variant.baseline), None)
-    others = {v.candidate.label: v.predictions for v in variants if not v.baseline and v.predictions is not None}
-    if reference is None or not others:
-        return {}
-    for predicted in others.values():
-        pairs.refuse_leak(predicted)
-    matched = [pairs.match(reference, predicted) for predicted in others.values()]
-    return dict(zip(others, accuracy.judge_many(matched, max_drop_pp=profile.max_drop_pp), strict=True))
+    runs = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
+    fp32 = {v.backend: runs.get(v.candidate.label) for v in variants if v.baseline}
+    evidence: dict[str, Evidence] = {}
+    for variant in variants:
+        if not variant.baseline:
+            run = runs.get(variant.candidate.label)
+            evidence[variant.candidate.label] = Evidence(
+                answers=_pair(reference, variant) if limits.of_accuracy else None,
+                times=None if run is None else Times.of_run(fp32.get(variant.backend), run),
+                size_bytes=None if run is None else run.size_bytes,
+                peak_rss_bytes=None if run is None else run.peak_rss_bytes,
+            )
+    verdicts = verdict.judge(list(evidence.values()), limits, confidence=0.95, seed=profile.seed)
+    return {label: one for label, one in zip(evidence, verdicts, strict=True) if label in runs and one.checks}
 
 
-def _with_budgets(
-    profile: Profile, variants: tuple[Variant, ...], bench: Bench, verdicts: dict[str, Verdict]
-) -> dict[str, Verdict]:
-    """Every candidate's verdict on accuracy with the checks of its speed against FP32, its memory and its size."""
-    budget = verdict.Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb)
-    found = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
-    fp32 = {v.backend: found[v.candidate.label] for v in variants if v.baseline and v.candidate.label in found}
-    timed = [
-        (fp32.get(v.backend), found[v.candidate.label])
-        for v in variants
-        if not v.baseline and v.candidate.label in found
-    ]
-    measured = verdict.check_runs(timed, budget, confidence=0.95, seed=profile.seed)
-    whole = {}
-    for (_, new), checks in zip(timed, measured, strict=True):
-        of_accuracy = _of_accuracy(profile, verdicts, new.label)
-        size = () if profile.max_size_mb is None else (budgets.size(new.size_bytes, max_mb=profile.max_size_mb),)
-        if together := (*of_accuracy.checks, *checks, *size):
-            whole[new.label] = dataclasses.replace(of_accuracy, checks=together)
-    return whole
-
-
-def _of_accuracy(profile: Profile, verdicts: dict[str, Verdict], label: str) -> Verdict:
-    """A limit that was asked for and could not be judged does not pass."""
-    if label in verdicts or profile.max_drop_pp is None:
-        return verdicts.get(label, Verdict(checks=()))
-    check = Check(
-        name="top1",
-        limit=profile.max_drop_pp,
-        observed=None,
-        interval=None,
-        state="inconclusive",
-        unit="points",
-        note="FP32 or this model has no predictions to compare: it failed on the images.",
-    )
-    return Verdict(checks=(check,))
-
-
-def _saved(predictions: Predictions, path: Path) -> Predictions:
-    save(predictions, path)
-    return predictions
+def _pair(reference: Predictions | None, variant: Variant) -> pairs.Pair | None:
+    """The answers of both to the same images; None where a side has none."""
+    if reference is None or variant.predictions is None:
+        return None
+    return pairs.match(reference, variant.predictions)

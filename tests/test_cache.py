@@ -129,7 +129,7 @@ def test_sixteen_processes_at_once_have_one_whole_entry(
             try:
                 os.close(begin)
                 os.read(go, 1)  # all at once: ended when the parent closes its end
-                builds = []
+                builds: list[str] = []
                 made = cache.cached(KEY, ".xml", making("made", builds))
                 (tmp_path / f"{os.getpid()}.{len(builds)}").write_text(made.sha256)
                 status = 0
@@ -139,8 +139,8 @@ def test_sixteen_processes_at_once_have_one_whole_entry(
     os.close(go)
     os.close(begin)
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 16
-    builds = sum(path.suffix == ".1" for path in tmp_path.iterdir())
-    assert builds == 1 if locking else builds > 1
+    single = sum(path.suffix == ".1" for path in tmp_path.iterdir())
+    assert single == 1 if locking else single > 1
     assert cache.cached(KEY, ".xml", refuse).notes == ("made",)
     assert len({path.read_text() for path in tmp_path.iterdir() if path.is_file()}) == 1
 

@@ -44,11 +44,9 @@ def small_network(path: Path) -> None:
         helper.make_node("Flatten", ["c"], ["d"], name="flat"),
         helper.make_node("MatMul", ["d", "matrix"], ["logits"], name="fc"),
     ]
-    sides = [
-        [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)]
-        for name, shape in (("input", ["N", 3, 8, 8]), ("logits", ["N", 10]))
-    ]
-    graph = helper.make_graph(nodes, "small", *sides, [kernel, matrix])
+    given = helper.make_tensor_value_info("input", onnx.TensorProto.FLOAT, ["N", 3, 8, 8])
+    logits = helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["N", 10])
+    graph = helper.make_graph(nodes, "small", [given], [logits], [kernel, matrix])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -37,7 +38,7 @@ def constant(tensor: onnx.TensorProto) -> onnx.NodeProto:
     return node
 
 
-def model_of(*nodes: onnx.NodeProto, **parts: object) -> onnx.ModelProto:
+def model_of(*nodes: onnx.NodeProto, **parts: Any) -> onnx.ModelProto:
     """x (n, 6) -> y = x + k, where `nodes` make k."""
     graph = helper.make_graph(
         [*nodes, helper.make_node("Add", ["x", "k"], ["y"])],
@@ -120,7 +121,7 @@ def test_a_file_that_holds_all_its_tensors_is_read_once_for_its_digest(
     path = write(tmp_path, in_initializer(numpy_helper.from_array(VALUES, "w")))
     opened, real = [], Path.open
 
-    def note(self: Path, *args: object) -> object:
+    def note(self: Path, *args: Any) -> Any:
         opened.append(self)
         return real(self, *args)
 

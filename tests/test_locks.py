@@ -8,6 +8,8 @@ import fcntl
 import os
 import signal
 import stat
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +45,7 @@ def test_a_held_lock_is_waited_for_with_a_word_that_names_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(locks, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(locks.sys, "argv", ["/bin/resdeploy", "build", "https://secret@host/m.onnx"])
+    monkeypatch.setattr(sys, "argv", ["/bin/resdeploy", "build", "https://secret@host/m.onnx"])
     path = tmp_path / "below/x.lock"
     with holder(path) as pid:
 
@@ -51,7 +53,7 @@ def test_a_held_lock_is_waited_for_with_a_word_that_names_the_holder(
             os.kill(pid, signal.SIGKILL)  # however a process ends, its lock ends with it
             os.waitpid(pid, 0)
 
-        monkeypatch.setattr(locks.time, "sleep", end)
+        monkeypatch.setattr(time, "sleep", end)
         with locks.held(path, "the cached x.onnx"):
             assert not locks.free(path)
     assert locks.free(path)
@@ -86,7 +88,7 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_one_that_is_ther
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
 
-        monkeypatch.setattr(locks.time, "sleep", removed)
+        monkeypatch.setattr(time, "sleep", removed)
         with locks.held(path, "it"):
             assert not locks.free(path)
 

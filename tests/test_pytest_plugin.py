@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -112,7 +113,7 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     from resdeploy.verbs import gate
 
     told = {"junit", "comment", "metrics", "github", "fmt", "output", "quiet", "verbose"}
-    named = {
+    named: dict[str, Any] = {
         name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
     }
     plan = gate.plan_of("a.npz", ["b.npz"], **{**named, "backend": "auto", "mean": (0.1,), "std": (0.2,)})

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -185,7 +186,7 @@ def test_no_descriptor_left_means_no_folder_left(bases: tuple[Path, Path], monke
     """A folder that cannot be locked for want of descriptors is not made."""
     opened = os.open
 
-    def exhausted(path: object, flags: int, *rest: int) -> int:
+    def exhausted(path: Any, flags: int, *rest: int) -> int:
         if flags & os.O_DIRECTORY and not flags & os.O_NOFOLLOW:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
         return opened(path, flags, *rest)

@@ -64,7 +64,7 @@ def test_of_many_that_begin_at_once_one_makes_the_key(key: Path) -> None:
         (lambda key: key.write_bytes(b"0" * 33), "does not hold a key"),
         (lambda key: key.chmod(0o666), "can be read or changed by others"),
         (lambda key: key.chmod(0o640), "can be read or changed by others"),
-        (lambda key: (key.unlink(), os.mkfifo(key)), "is not a plain file"),
+        (lambda key: (key.unlink(), os.mkfifo(key)), "is not a plain file"),  # type: ignore[func-returns-value]
     ],
 )
 def test_a_key_that_others_could_know_is_replaced_with_a_word(

@@ -112,6 +112,13 @@ def full() -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def loaded(path: Path, **trust: bool) -> Artifact:
+    """What `store.load` gives where there is a sidecar."""
+    found = store.load(path, **trust)
+    assert found is not None
+    return found
+
+
 def started(work: Callable[[], None]) -> int:
     """A fork that does the work."""
     pid = os.fork()
@@ -239,7 +246,7 @@ def test_readers_beside_a_writer_see_one_artifact_or_the_other(tmp_path: Path) -
 
     writers, reads = [started(write), started(write)], 0
     while os.waitpid(writers[0], os.WNOHANG) == (0, 0):
-        assert store.load(out).notes[0].isdecimal()
+        assert loaded(out).notes[0].isdecimal()
         reads += 1
     assert os.waitstatus_to_exitcode(os.waitpid(writers[1], 0)[1]) == 0
     assert reads > 3
@@ -314,14 +321,14 @@ def test_what_another_key_signed_or_another_name_bore_is_not_ones_own(
     made = store.publish(out, make("mine"))
     out.rename(other)
     store.sidecar(out).rename(store.sidecar(other))
-    assert store.load(other).notes == made.notes  # a file that is named may be renamed
+    assert loaded(other).notes == made.notes  # a file that is named may be renamed
     with pytest.raises(IntegrityError, match="not signed by you"):
         store.load_own(other)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another user"))
     store.publish(other, make("theirs"))
     assert store.load_own(other).notes == ("theirs",)
     monkeypatch.undo()
-    assert store.load(other).notes == ("theirs",)
+    assert loaded(other).notes == ("theirs",)
     with pytest.raises(IntegrityError, match="not signed by you"):
         store.load_own(other)
     link = tmp_path / "linked"
@@ -338,13 +345,13 @@ def test_host_code_is_loaded_from_a_named_file_by_signature_or_by_the_users_word
     def host_code(path: Path) -> Artifact:
         return dataclasses.replace(make("engine")(path), format="engine", tools={"version_compatible": "yes"})
 
-    assert store.load(Path(store.publish(out, host_code).path)).notes == ("engine",)
+    assert loaded(Path(store.publish(out, host_code).path)).notes == ("engine",)
     document = json.loads(store.sidecar(out).read_text())
     document["seal"]["signature"] = "0" * 64
     store.sidecar(out).write_text(json.dumps(document))
     with pytest.raises(IntegrityError, match=r"carries code .* not signed by you"):
         store.load(out)
-    assert store.load(out, trusted=True).notes == ("engine",)
+    assert loaded(out, trusted=True).notes == ("engine",)
 
 
 def test_what_is_planted_as_a_publication_moves_no_other_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +425,7 @@ def test_a_signal_at_any_line_of_a_publication_leaves_the_old_artifact_or_the_ne
 ) -> None:
     """Raised by Python's own handler, at each line in turn until none is left."""
     out, last, ended, seen = tmp_path / "m.xml", 0, False, set()
+    left = 0
     mine = ("artifacts.py", "files.py", "scratch.py", "disk.py", "interrupts.py")
 
     def trace(frame: FrameType, _event: str, _argument: Any) -> Any:

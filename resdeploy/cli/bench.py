@@ -71,7 +71,7 @@ def bench(
         choose.pick(backend, "fp32")  # what cannot run here is said before its imports
     from resdeploy.deploy import model_string
     from resdeploy.deploy.calibration import CalibrationPlan
-    from resdeploy.measure import environment, journal
+    from resdeploy.measure import environment, journal, one_run
     from resdeploy.records import Summary
     from resdeploy.report import documents
     from resdeploy.verbs import bench
@@ -110,7 +110,7 @@ def bench(
         console.note("what was measured so far: resdeploy show", quiet=quiet)
         raise
     console.announce(*result.sources, quiet=quiet)
-    outcomes = bench.summaries(result.outcomes)
+    outcomes = one_run.summaries(result.outcomes)
     console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output, quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))

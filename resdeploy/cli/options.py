@@ -249,5 +249,6 @@ def beside(model: str, suffix: str) -> Path:
     """Where a file made from MODEL goes by default: beside it, or in the current folder for a zoo name."""
     from resdeploy.deploy import model_string
 
-    folder = Path(model).parent if model_string.format_of(model) else Path()
+    named = model_string.classify(model)
+    folder = Path() if isinstance(named, (model_string.ZooName, model_string.ForeignName)) else named.path.parent
     return folder / (model_string.stem(model) + suffix)

@@ -22,15 +22,14 @@ def show(
 
     Examples: resdeploy show a.json --format md · resdeploy show
     """
-    from resdeploy.measure import journal
+    from resdeploy.measure import journal, one_run
     from resdeploy.report import documents, render
-    from resdeploy.verbs import bench
 
     path = file or journal.latest()
     saved = render.saved(path)
     if saved is None:
         going_on = journal.goes_on(path)  # asked first: a run that ends meanwhile leaves no journal to load
         outcomes, where = journal.load(path)
-        saved = documents.bench(bench.summaries(outcomes), (), where)
+        saved = documents.bench(one_run.summaries(outcomes), (), where)
         saved |= {"cut_short": True, "notes": [journal.told(outcomes, going_on=going_on), *saved["notes"]]}
     console.emit(saved, fmt, output)

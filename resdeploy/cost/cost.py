@@ -13,8 +13,9 @@ from resdeploy.deploy import calibration, candidates, export, model_string
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
 from resdeploy.measure import summary
+from resdeploy.measure.one_run import Bench
 from resdeploy.records import Cost, Failure, Precision, Progress
-from resdeploy.verbs.bench import Bench, BenchPlan, bench
+from resdeploy.verbs.bench import BenchPlan, bench
 
 
 @dataclass(frozen=True, kw_only=True)

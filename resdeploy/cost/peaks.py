@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from resdeploy import backends, cache, packages, scratch, store
 from resdeploy.backends import machine
@@ -21,6 +20,7 @@ from resdeploy.cost import peak_graphs
 from resdeploy.errors import BackendMissing, ResdeployError, UsageError
 from resdeploy.graph import cast, files
 from resdeploy.measure import interleaved
+from resdeploy.measure.interleaved import Listener, Schedule
 from resdeploy.measure.summary import summarise
 from resdeploy.records import (
     PRECISIONS,
@@ -144,15 +144,14 @@ def measure(
         if len(unbuilt) == len(names):
             raise unbuilt[0]
 
-        def fastest(among: Sequence[_Entrant], duration_s: float, **rest: Any) -> dict[Precision | None, _Timed]:
+        def fastest(among: Sequence[_Entrant], schedule: Schedule) -> dict[Precision | None, _Timed]:
             candidates = [entrant.candidate for entrant in among]
-            outcomes = interleaved.run(
-                candidates, duration_s=duration_s, progress=progress, open_lane=open_lane, **rest
-            )
+            outcomes = interleaved.run(candidates, schedule, Listener(progress=progress), open_lane=open_lane)
             return _fastest(among, outcomes, missing)
 
-        heats = fastest(entrants, HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
-        best = fastest([timed.entrant for timed in heats.values()], duration_s)
+        heat = Schedule(duration_s=HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
+        heats = fastest(entrants, heat)
+        best = fastest([timed.entrant for timed in heats.values()], Schedule(duration_s=duration_s))
     roofs = {p: best[p].roof() for p in PRECISIONS if p in best}
     return Peaks(
         name=machine.cpu().model,

@@ -2,8 +2,8 @@
 
 Williams, Waterman, Patterson, "Roofline: An Insightful Visual Performance Model", CACM 52(4), 2009: a kernel that does
 W FLOPs and moves Q bytes takes at least max(W / peak arithmetic, Q / peak bandwidth). Which of the two is larger is its
-bound. Bytes are those of `graph.counts`, every tensor to and from memory once: a layer whose tensors are still in a cache
-can be faster than a memory bound, and then reaches more than all of it.
+bound. Bytes are those of `graph.counts`, every tensor to and from memory once: a layer whose tensors are still in a
+cache can be faster than a memory bound, and then reaches more than all of it.
 """
 
 from __future__ import annotations

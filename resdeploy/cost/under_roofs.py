@@ -133,7 +133,11 @@ def _measure(
                 )
                 sized = dataclasses.replace(cost, batch_size=size)
                 rows.append(_Row(source=source, cost=sized, precision=precision, candidate=candidate))
-    outcomes = interleaved.run([row.candidate for row in rows], duration_s=plan.duration_s, progress=progress)
+    outcomes = interleaved.run(
+        [row.candidate for row in rows],
+        interleaved.Schedule(duration_s=plan.duration_s),
+        interleaved.Listener(progress=progress),
+    )
     return tuple(_place(row, outcome, found) for row, outcome in zip(rows, outcomes, strict=True))
 
 

@@ -39,6 +39,7 @@ __all__ = [
     "fingerprint",
     "load_pixels",
     "open_dataset",
+    "training_images",
 ]
 
 ACCEPTED = "digits, cifar10:DIR, an image folder, or synthetic:N"
@@ -316,3 +317,17 @@ def _content(dataset: Dataset, index: int) -> str:
 def fingerprint(ids: Sequence[str], labels: NDArray[np.int64], hashes: Sequence[str]) -> str:
     """SHA-256 over what was evaluated or calibrated on: names, labels and contents, in order."""
     return store.fingerprint([list(ids), labels.tolist(), list(hashes)])
+
+
+def training_images(data: str) -> tuple[Dataset, Dataset]:
+    """The training and the test split of a data set.
+
+    Raises:
+        UsageError: it has no splits, so that a result could not be judged.
+    """
+    train_data, test_data = (open_dataset(data, split=split) for split in ("train", "test"))
+    if train_data.split == "all":
+        raise UsageError(
+            f"{data} has no training and test images of its own", fix="Put them into two folders in it: train and val"
+        )
+    return train_data, test_data

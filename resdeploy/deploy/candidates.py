@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from resdeploy import backends, packages, store
-from resdeploy.deploy import calibration, export, lower, model_files, model_string
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy import build, export, lower, model_files, model_string
+from resdeploy.deploy.calibration import CalibrationPlan
+from resdeploy.deploy.model_string import CompiledFile, Request
 from resdeploy.errors import BackendMissing, UsageError
+from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -32,7 +35,7 @@ def source_for(
     request: Request,
     backend: BackendName,
     precision: Precision | None,
-    calibration: calibration.CalibrationPlan,
+    calibration: CalibrationPlan,
     *,
     target: Target | None = None,
     progress: Progress,
@@ -41,9 +44,8 @@ def source_for(
 
     INT8 follows the fusion rules of `target` (None: the backend's own).
     """
-    if model_string.format_of(request.model) in ("openvino", "engine"):
-        path = Path(request.model)
-        if model_string.format_of(request.model) == "engine" and path.is_file() and not store.sidecar(path).is_file():
+    if isinstance(named := request.named, CompiledFile):
+        if named.format == "engine" and named.path.is_file() and not store.sidecar(named.path).is_file():
             return model_files.foreign_engine(request, precision)
         compiled = model_files.open_model(request)
         if precision not in (None, compiled.precision):
@@ -53,7 +55,7 @@ def source_for(
             )
         return compiled
     if backends.load(backend).SOURCE == "checkpoint":
-        if not model_string.can_give(request, "checkpoint"):
+        if not request.can_give("checkpoint"):
             if not any(backends.load(name).available().ok for name in ("tensorrt", "openvino", "onnxruntime")):
                 raise BackendMissing(
                     f"nothing here runs {request.model}: no runtime for ONNX files is installed",
@@ -68,6 +70,39 @@ def source_for(
     artifact = export.to_onnx(request, progress=progress)
     target = target or lower.TARGETS[backend]
     return lower.lower(artifact, precision or artifact.precision, target, calibration, progress=progress)
+
+
+def candidate(
+    source: Artifact,
+    backend: BackendName,
+    *,
+    label: str | None = None,
+    batch_size: int = 1,
+    threads: int | None = None,
+    execution: Execution | None = None,
+    make: Callable[[Artifact, BackendName, Execution], Artifact] = build.build,
+) -> Candidate:
+    """`source` built for a backend, and how to run it.
+
+    Args:
+        source: the file to build from.
+        backend: what is to run it.
+        label: its name among others; None: the file's stem and the backend.
+        batch_size: images per query.
+        threads: of one stream; None: what the backend chooses.
+        execution: all of how to run it, where batch size and threads are not enough.
+        make: builds it; by default a file in the cache.
+
+    Raises:
+        UsageError: a precision or a file that the backend cannot run.
+    """
+    execution = execution or execution_for(source, batch_size=batch_size, threads=threads)
+    return Candidate(
+        label=label or f"{model_string.stem(source.path)} {backend}",
+        backend=backend,
+        artifact=make(source, backend, execution),
+        execution=execution,
+    )
 
 
 def execution_for(source: Artifact, *, batch_size: int, threads: int | None, streams: int = 1) -> Execution:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import scratch, store
-from resdeploy.deploy import model_files, model_string, networks
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy import model_files, networks
+from resdeploy.deploy.model_string import CompiledFile, OnnxFile, Request
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
@@ -48,11 +48,10 @@ def to_onnx(request: Request, out: Path | None = None, *, data: str | None = Non
     Raises:
         UsageError: a compiled file, from which no ONNX can be made.
     """
-    kind = model_string.format_of(request.model)
-    if kind == "onnx":
+    if isinstance(request.named, OnnxFile):
         artifact = model_files.open_model(request)
         return artifact if out is None else _canonical(artifact, out)
-    if kind not in (None, "checkpoint"):
+    if isinstance(request.named, CompiledFile):
         raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
     network = networks.resolve(request)
 

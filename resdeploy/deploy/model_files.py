@@ -9,7 +9,7 @@ from pathlib import Path
 from resdeploy import store
 from resdeploy.backends import openvino
 from resdeploy.deploy import model_string
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import CompiledFile, Request
 from resdeploy.errors import IntegrityError, UsageError
 from resdeploy.records import (
     Artifact,
@@ -33,14 +33,14 @@ def open_model(request: Request) -> Artifact:
     """
     path = Path(request.model)
     model_string.refuse_changes(request)
-    kind = model_string.format_of(request.model)
-    if kind == "engine":
+    compiled = request.named.format if isinstance(request.named, CompiledFile) else None
+    if compiled == "engine":
         refuse_unknown_origin(path, trusted=request.trust_engine)
     artifact = store.load(path, trusted=request.trust_engine)
-    if kind == "openvino":
+    if compiled == "openvino":
         openvino.check(path)
     if artifact is None:
-        if kind != "onnx":
+        if compiled is not None:
             raise UsageError(
                 f"{path} has no sidecar {store.sidecar(path).name}, and a compiled file cannot say what it classifies",
                 fix="Name the ONNX file it was made from",

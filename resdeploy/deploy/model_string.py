@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,15 +26,57 @@ FORMATS: dict[str, Format] = {
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
+@dataclass(frozen=True)
+class ZooName:
+    """A network of ours by its name; whether there is one, the zoo tells."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class ForeignName:
+    """`timm:NAME`, `torchvision:NAME`, or `package.module:factory`."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """Weights that may say which network is theirs."""
+
+    path: Path
+
+
+@dataclass(frozen=True)
+class OnnxFile:
+    path: Path
+
+
+@dataclass(frozen=True)
+class CompiledFile:
+    """What one runtime has built already."""
+
+    path: Path
+    format: Literal["openvino", "engine"]
+
+
+Model = ZooName | ForeignName | CheckpointFile | OnnxFile | CompiledFile
+
+
+@functools.cache
+def classify(model: str) -> Model:
+    """What a MODEL on the command line names, by its spelling alone; a URL counts as a name, and there is none such."""
+    form = format_of(model)
+    if form is None:
+        return ForeignName(model) if ":" in model else ZooName(model)
+    if form == "onnx":
+        return OnnxFile(Path(model))
+    return CheckpointFile(Path(model)) if form == "checkpoint" else CompiledFile(Path(model), form)
+
+
 def format_of(name: str) -> Format | None:
     """The format that a file name's suffix states; None for the name of a network, and for a URL."""
     return FORMATS.get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
-
-
-def can_give(request: Request, wanted: Format) -> bool:
-    """Whether a file in this format can be made of the request."""
-    found = format_of(request.model) or "checkpoint"
-    return found == wanted or (found == "checkpoint" and wanted == "onnx")
 
 
 def refuse_missing(requests: Iterable[Request]) -> None:
@@ -44,22 +87,24 @@ def refuse_missing(requests: Iterable[Request]) -> None:
     """
     from resdeploy.models import zoo
 
-    for model in (request.model for request in requests):
-        if format_of(model):
-            if not Path(model).is_file():
-                raise MissingInput(f"there is no file {model}", fix="Check the path")
-        elif ":" not in model:
-            zoo.find(model)
+    for named in (request.named for request in requests):
+        if isinstance(named, ZooName):
+            zoo.find(named.name)
+        elif not isinstance(named, ForeignName) and not named.path.is_file():
+            raise MissingInput(f"there is no file {named.path}", fix="Check the path")
 
 
 def stem(model: str) -> str:
     """A short name for a model's rows and files: `resnet50`, `timm-resnet50d`, or the model file's own stem."""
-    return Path(model).stem if format_of(model) else model.replace(":", "-").replace("/", "-")
+    named = classify(model)
+    if isinstance(named, (ZooName, ForeignName)):
+        return model.replace(":", "-").replace("/", "-")
+    return named.path.stem
 
 
 def refuse_changes(request: Request) -> None:
     """A file has its weights and classes."""
-    for option, given in (("--weights", request.weights != "random"), ("--classes", request.classes is not None)):
+    for option, given in (("--weights", not request.random), ("--classes", request.classes is not None)):
         if given:
             raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it out")
 
@@ -128,3 +173,20 @@ class Request:
     seed: int = 0
     sight: PreprocessingOverride = PreprocessingOverride()
     trust_engine: bool = False  # run an engine although it was downloaded
+
+    @property
+    def named(self) -> Model:
+        return classify(self.model)
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are drawn, and not those of a file."""
+        return self.weights == "random"
+
+    def can_give(self, wanted: Format) -> bool:
+        """Whether a file in this format can be made of it."""
+        if isinstance(self.named, OnnxFile):
+            return wanted == "onnx"
+        if isinstance(self.named, CompiledFile):
+            return wanted == self.named.format
+        return wanted in ("checkpoint", "onnx")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.deploy import model_string
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import CheckpointFile, ForeignName, Request
 from resdeploy.errors import FactoryRefused, MalformedInput, UsageError, WeightsMismatch
 from resdeploy.records import ModelSpec, Weights
 
@@ -40,7 +40,7 @@ def resolve(request: Request) -> Network:
             "an engine is a program and is not fetched from a URL by itself",
             fix="Download it, and name the file with --trust-engine if you trust where it came from",
         )
-    if model_string.format_of(request.model) == "checkpoint":
+    if isinstance(request.named, CheckpointFile):
         return _checkpoint_network(request)
     foreign.permit(request.model)  # the one place: a request holds what was typed
     size = request.sight.img_size
@@ -49,7 +49,7 @@ def resolve(request: Request) -> Network:
         classes=request.classes,
         weights=request.weights,
         # A foreign module is run once to learn its classes, at the size it will have.
-        input_shape=(3, size, size) if size and ":" in request.model else None,
+        input_shape=(3, size, size) if size and isinstance(request.named, ForeignName) else None,
     )
     path, record = weights.resolve(request.weights, spec, seed=request.seed)
     stored = weights.spec_in(path) if path is not None else None

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from resdeploy import __version__, cache, store
-from resdeploy.records import (
-    Artifact,
-)
+from resdeploy.records import Artifact
+
+# What only chooses, judges and shows: nothing here is reached from this room (tests/deploy/test_reuse.py).
+UNCONCERNED = ("cli", "pytest_plugin.py", "run.py", "report", "judge", "study", "cost", "verbs")
 
 
 def identity(source: Artifact) -> Any:
-    """What a cache key takes of a source: its digest, and what files made from it inherit of its record."""
+    """All that a file made from this one depends on: its content, and what its record hands on."""
     return (source.sha256, source.precision, source.model, source.weights, source.calibration, source.notes)
 
 
@@ -36,9 +37,14 @@ def make_or_reuse(key: Any, suffix: str, out: Path | None, make: Callable[[Path]
     return store.publish(out, make)
 
 
-def versions(*packages: str) -> dict[str, str]:
-    """Our code and the versions of the packages that a result depends on; what is not installed is left out."""
-    found = {"resdeploy": f"{__version__} {_code()}"}
+def versions(*packages: str, by_verb: bool = False) -> dict[str, str]:
+    """Our code and the versions of the packages that a result depends on; what is not installed is left out.
+
+    Args:
+        packages: names of distributions.
+        by_verb: whether a verb decides what is in the file, as which blocks `prune` drops.
+    """
+    found = {"resdeploy": f"{__version__} {_code(by_verb=by_verb)}"}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
@@ -46,9 +52,16 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 @functools.cache
-def _code() -> str:
-    """A digest of our own sources: what another version of them made is made again."""
+def _code(*, by_verb: bool) -> str:
+    """A digest of the sources that can change a file: what another version of them made is made again."""
     sha = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+    for path in sources(by_verb=by_verb):
         sha.update(path.read_bytes())
     return sha.hexdigest()[:16]
+
+
+def sources(*, by_verb: bool = False) -> list[Path]:
+    """Our files but those of `UNCONCERNED`; with `by_verb`, those of the verbs too."""
+    root = Path(__file__).parents[1]
+    rooms = set(UNCONCERNED) - ({"verbs"} if by_verb else set())
+    return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in rooms]

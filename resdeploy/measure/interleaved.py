@@ -38,7 +38,7 @@ from resdeploy.records import (
     Scope,
 )
 
-BLOCKS = 16  # a candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
+BLOCKS = 16  # per candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
 PROCESSES = 2
 EXTENSIONS = 3  # an unstable run goes on at most this often
 SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
@@ -76,17 +76,31 @@ class Candidate:
         return self.artifact.model.name if self.artifact.model else Path(self.artifact.path).stem
 
 
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """How long to time, in how many turns."""
+
+    duration_s: float = 3.0  # of timed queries per candidate, at least, or about MAX_QUERIES queries per block
+    seed: int = 0  # of the order of blocks
+    blocks: int = BLOCKS  # per candidate, spread over its processes
+    processes: int = PROCESSES  # fresh ones per candidate
+    extensions: int = EXTENSIONS  # further processes for all, as long as a run is unreliable (`summary.doubts`)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listener:
+    """Who is told how a run goes on."""
+
+    progress: Progress | None = None  # of what is being done
+    watch: Watch | None = None  # of every block as soon as it is timed, and of every failure
+    starting: Starting | None = None  # of which candidate is next, before its lane is opened and before each block
+
+
 def run(
     candidates: Sequence[Candidate],
+    schedule: Schedule = Schedule(),
+    listener: Listener = Listener(),
     *,
-    duration_s: float = 3.0,
-    seed: int = 0,
-    blocks: int = BLOCKS,
-    processes: int = PROCESSES,
-    extensions: int = EXTENSIONS,
-    progress: Progress | None = None,
-    watch: Watch | None = None,
-    starting: Starting | None = None,
     open_lane: Callable[[BackendName], Lane] = Lane,
     look: Callable[[], environment.Snapshot] = environment.snapshot,
 ) -> tuple[Measurement | Failure, ...]:
@@ -96,19 +110,13 @@ def run(
 
     Args:
         candidates: with labels that differ.
-        duration_s: of timed queries per candidate, at least, or about MAX_QUERIES queries per block.
-        seed: of the order of blocks.
-        blocks: a candidate, spread over its processes.
-        processes: fresh processes per candidate.
-        extensions: further processes for all, as long as a run is unreliable (`summary.doubts`).
-        progress: what is being done.
-        watch: is told of every block as soon as it is timed, and of every failure.
-        starting: is told which candidate is next, before its lane is opened and before each of its blocks.
+        schedule: how long, in how many turns.
+        listener: who is told of it.
         open_lane: makes lanes.
         look: reads the machine's counters.
 
     Returns:
-        One result a candidate, in their order.
+        One result per candidate, in their order.
 
     Raises:
         UsageError: labels that are not unique, or none.
@@ -118,15 +126,17 @@ def run(
     if not labels or len(set(labels)) != len(labels):
         raise UsageError(f"candidates need different names: {', '.join(labels) or 'there are none'}")
     entrants = [_Entrant(candidate) for candidate in candidates]
-    order = random.Random(seed)
-    rounds = math.ceil(blocks / processes)
+    order = random.Random(schedule.seed)
+    processes = schedule.processes
+    rounds = math.ceil(schedule.blocks / processes)
     before = look()
-    for generation in range(processes + extensions):
+    for generation in range(processes + schedule.extensions):
         if generation >= processes and not any(entrant.unstable for entrant in entrants):
             break
         what = "timing" if generation < processes else "timing again, unstable so far"
-        tell = _teller(entrants, rounds * processes, progress, what, watch)
-        _generation(entrants, rounds, duration_s / blocks, order, open_lane, starting or _unheard, tell)
+        tell = _teller(entrants, rounds * processes, what, listener)
+        block_s = schedule.duration_s / schedule.blocks
+        _generation(entrants, rounds, block_s, order, open_lane, listener.starting or _unheard, tell)
         found = environment.disturbances(before, look())
         for entrant in entrants:
             entrant.disturbances = found
@@ -330,9 +340,7 @@ def _recorded(entrant: _Entrant) -> Iterator[None]:
         entrant.error = e
 
 
-def _teller(
-    entrants: Sequence[_Entrant], rounds: int, progress: Progress | None, what: str, watch: Watch | None
-) -> Callable[[_Entrant], None]:
+def _teller(entrants: Sequence[_Entrant], rounds: int, what: str, listener: Listener) -> Callable[[_Entrant], None]:
     """Says what has been done, after each block and each failure."""
 
     def tell(entrant: _Entrant) -> None:
@@ -340,10 +348,11 @@ def _teller(
         done = sum(len(e.blocks) for e in running)
         # An extension adds rounds that nobody could plan for.
         per_entrant = max(rounds, *(len(e.blocks) for e in running)) if running else rounds
-        if progress is not None and running:
-            progress(what, done, len(running) * per_entrant)
-        if watch is not None:
-            watch(entrant.failure() if entrant.error else entrant.measurement(), done, len(running) * per_entrant)
+        if listener.progress is not None and running:
+            listener.progress(what, done, len(running) * per_entrant)
+        if listener.watch is not None:
+            outcome = entrant.failure() if entrant.error else entrant.measurement()
+            listener.watch(outcome, done, len(running) * per_entrant)
 
     return tell
 

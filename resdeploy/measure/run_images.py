@@ -13,13 +13,15 @@ from resdeploy.backends import Tensor, machine
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets, preprocess
 from resdeploy.data.datasets import Dataset
-from resdeploy.errors import BackendCrash, UsageError
+from resdeploy.errors import BackendCrash, MalformedInput, UsageError
 from resdeploy.measure import predictions
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Origin, Predictions, Preprocessing, Progress
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+DECODED = 32  # images decoded at a time, whatever the batch size of the model
 
 
 def predict(
@@ -180,5 +182,32 @@ def _finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.flo
             cause="Activations overflowed, as FP16 does above 65,504",
             fix="Use fp32 or bf16, or another --backend",
             code="E-NOT-FINITE",
+        )
+    return found
+
+
+def predict_test_split(
+    candidate: Candidate, data: str, *, skip_bad: bool = False, keep_logits: bool = True, progress: Progress
+) -> Predictions:
+    """Per-image results of a built model on the data set's test split.
+
+    Raises:
+        MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
+    """
+    images = datasets.open_dataset(data, split="test")
+    model = candidate.artifact.model
+    found = predict(
+        candidate,
+        images,
+        model.preprocessing if model else None,
+        batch_size=max(DECODED, candidate.execution.batch_size),
+        keep_logits=keep_logits,
+        progress=progress,
+    )
+    if found.unreadable and not skip_bad:
+        shown = ", ".join(found.unreadable[:5]) + (" ..." if len(found.unreadable) > 5 else "")
+        raise MalformedInput(
+            f"{len(found.unreadable)} of {len(images)} images cannot be decoded: {shown}",
+            fix="Repair or remove them; eval and gate go on without them with --skip-bad",
         )
     return found

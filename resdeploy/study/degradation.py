@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from resdeploy import __version__, stats, store
+from resdeploy.data import datasets
 from resdeploy.deploy import networks
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import MalformedInput, ResdeployError, UsageError
@@ -194,7 +195,7 @@ def study_depths(
         )
     if len(set(plan.depths)) < 2 or plan.seeds < 2:
         raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
-    train_data, test_data = train.training_images(plan.data)
+    train_data, test_data = datasets.training_images(plan.data)
 
     def spec_of(name: str) -> ModelSpec:
         request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))

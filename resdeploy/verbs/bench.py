@@ -3,37 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
 from resdeploy.backends import choose, lane, machine
-from resdeploy.deploy import build, calibration, candidates, model_string
+from resdeploy.deploy import candidates, model_string
+from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import ResdeployError, UsageError
-from resdeploy.measure import interleaved, journal, summary
+from resdeploy.measure import interleaved, journal, one_run
 from resdeploy.records import (
-    Artifact,
     BackendName,
-    Comparison,
     Failure,
     Measurement,
     Precision,
     Progress,
     Scenario,
     Scope,
-    Summary,
     Target,
 )
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"
-
-
 IMAGES = 64  # files that the scope `jpeg` decodes in turn; they are in the page cache after the first time
 
 
@@ -57,36 +52,27 @@ class BenchPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One built model as one row of a run; `baselines` are the labels of the rows it is compared with."""
+class _Cell:
+    """One row that is asked for, whose file is still to be made."""
 
-    source: Artifact
-    candidate: interleaved.Candidate
-    baselines: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """The result of one interleaved run, in the order of its rows, those that could not be built first."""
-
-    outcomes: tuple[Measurement | Failure, ...]
-    comparisons: tuple[Comparison, ...]
-    sources: tuple[Artifact, ...] = ()  # the files measured, before they were built
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Failure))
+    request: Request
+    backend: BackendName
+    precision: Precision | None  # None: what the model is
+    batch_size: int
+    threads: int | None
+    label: str
+    baselines: tuple[str, ...]  # labels of the rows that it is compared with
 
 
 def bench(
     requests: Sequence[Request],
     plan: BenchPlan,
-    calibration: calibration.CalibrationPlan,
+    calibration: CalibrationPlan,
     *,
     progress: Progress,
     watch: interleaved.Watch | None = None,
     starting: interleaved.Starting | None = None,
-) -> Bench:
+) -> one_run.Bench:
     """Times every model x batch size x threads x backend x precision, interleaved in one run; what fails is a row too.
 
     Raises:
@@ -94,44 +80,31 @@ def bench(
         ResdeployError: every row failed; of the first one's class.
     """
     images = _images(plan)
-    rows: list[Row] = []
+    rows: list[one_run.Row] = []
     failures: list[Failure] = []
     errors: list[ResdeployError] = []
-    names = _names(requests)
-    for request, batch_size, threads in itertools.product(
-        dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes), dict.fromkeys(plan.threads)
-    ):
-        sized = f"b{batch_size}" + (f" t{threads}" if len(set(plan.threads)) > 1 else "")
-        for backend, precision, baselines in _table(request, plan):
-            label, *others = (
-                f"{names[request]} {name}{' ' + wide if wide else ''} {sized}"
-                for name, wide in ((backend, precision), *baselines)
-            )
-            try:
-                row = _row(request, backend, precision, (batch_size, threads), label, plan, calibration, progress)
-            except UsageError:
-                raise
-            except ResdeployError as e:
-                errors.append(e)
-                failures.append(_failure(label, request, backend, precision, batch_size, e))
-            else:
-                # Without a low precision the first row is what the others are compared with.
-                first = () if baselines or not rows else (rows[0].candidate.label,)
-                candidate = dataclasses.replace(row.candidate, images=images)
-                rows.append(dataclasses.replace(row, candidate=candidate, baselines=(*others, *first)))
+    for cell in _cells(requests, plan):
+        try:
+            row = _row(cell, images, plan, calibration, progress)
+        except UsageError:
+            raise
+        except ResdeployError as e:
+            errors.append(e)
+            failures.append(_failure(cell, e))
+        else:
+            # Without a low precision the first row is what the others are compared with.
+            first = (rows[0].candidate.label,) if rows and not cell.baselines else cell.baselines
+            rows.append(dataclasses.replace(row, baselines=first))
     if not rows:
         raise errors[0]
     with journal.keeping(plan.journal, failures) as keep:
-        outcomes = time_rows(
+        outcomes = one_run.time_rows(
             rows,
-            duration_s=plan.duration_s,
-            seed=plan.seed,
-            progress=progress,
-            watch=_both(keep, watch),
-            starting=starting,
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Listener(progress=progress, watch=_both(keep, watch), starting=starting),
             timeout_s=plan.timeout_s,
         )
-        found = compare_rows(rows, outcomes)
+        found = one_run.compare_rows(rows, outcomes)
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
 
 
@@ -164,9 +137,27 @@ def _images(plan: BenchPlan) -> tuple[Path, ...]:
     return found
 
 
-def summaries(outcomes: Iterable[Measurement | Failure]) -> tuple[Summary | Failure, ...]:
-    """Every outcome as it is reported."""
-    return tuple(o if isinstance(o, Failure) else summary.summarise(o) for o in outcomes)
+def _cells(requests: Sequence[Request], plan: BenchPlan) -> Iterator[_Cell]:
+    """Every model x batch size x threads x backend x precision."""
+    names = _names(requests)
+    for request, batch_size, threads in itertools.product(
+        dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes), dict.fromkeys(plan.threads)
+    ):
+        sized = f"b{batch_size}" + (f" t{threads}" if len(set(plan.threads)) > 1 else "")
+        for backend, precision, baselines in _table(request, plan):
+            label, *others = (
+                f"{names[request]} {name}{' ' + wide if wide else ''} {sized}"
+                for name, wide in ((backend, precision), *baselines)
+            )
+            yield _Cell(
+                request=request,
+                backend=backend,
+                precision=precision,
+                batch_size=batch_size,
+                threads=threads,
+                label=label,
+                baselines=tuple(others),
+            )
 
 
 def _names(requests: Sequence[Request]) -> dict[Request, str]:
@@ -179,87 +170,38 @@ def _names(requests: Sequence[Request]) -> dict[Request, str]:
 
 
 def _row(
-    request: Request,
-    backend: BackendName,
-    precision: Precision | None,
-    size: tuple[int, int | None],
-    label: str,
-    plan: BenchPlan,
-    calibration: calibration.CalibrationPlan,
-    progress: Progress,
-) -> Row:
+    cell: _Cell, images: tuple[Path, ...], plan: BenchPlan, calibration: CalibrationPlan, progress: Progress
+) -> one_run.Row:
+    """The cell's file, made and built."""
+    backend, threads = cell.backend, cell.threads
     on_tensorrt = backend == "onnxruntime" and plan.provider == "tensorrt"
     target: Target | None = "tensorrt" if on_tensorrt else None
-    source = candidates.source_for(request, backend, precision, calibration, target=target, progress=progress)
-    batch_size, threads = size
+    source = candidates.source_for(cell.request, backend, cell.precision, calibration, target=target, progress=progress)
     streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
-    execution = candidates.execution_for(source, batch_size=batch_size, threads=threads, streams=streams)
+    execution = candidates.execution_for(source, batch_size=cell.batch_size, threads=threads, streams=streams)
     if backend == "onnxruntime":
         execution = dataclasses.replace(execution, provider=plan.provider)
-    candidate = interleaved.Candidate(
-        label=label,
-        backend=backend,
-        artifact=build.build(source, backend, execution),
-        execution=execution,
+    candidate = dataclasses.replace(
+        candidates.candidate(source, backend, label=cell.label, execution=execution),
         macs=candidates.cost_of(source).macs if source.format == "onnx" else None,
         scenario=plan.scenario,
         scope=plan.scope,
+        images=images,
     )
-    return Row(source=source, candidate=candidate, baselines=())
+    return one_run.Row(source=source, candidate=candidate, baselines=cell.baselines)
 
 
-def _failure(
-    label: str,
-    request: Request,
-    backend: BackendName,
-    precision: Precision | None,
-    batch_size: int,
-    error: ResdeployError,
-) -> Failure:
+def _failure(cell: _Cell, error: ResdeployError) -> Failure:
     return Failure(
-        label=label,
-        model=request.model,
-        backend=backend,
-        precision=precision or "fp32",
-        batch_size=batch_size,
+        label=cell.label,
+        model=cell.request.model,
+        backend=cell.backend,
+        precision=cell.precision or "fp32",
+        batch_size=cell.batch_size,
         error_code=error.code,
         exit_status=error.exit_status,
         message=str(error),
     )
-
-
-def time_rows(
-    rows: Sequence[Row],
-    *,
-    duration_s: float,
-    seed: int,
-    progress: Progress,
-    watch: interleaved.Watch | None = None,
-    starting: interleaved.Starting | None = None,
-    timeout_s: float = lane.TIMEOUT_S,
-) -> tuple[Measurement | Failure, ...]:
-    """Raw times of built rows from one interleaved run."""
-    return interleaved.run(
-        [row.candidate for row in rows],
-        duration_s=duration_s,
-        seed=seed,
-        progress=progress,
-        watch=watch,
-        starting=starting,
-        open_lane=functools.partial(lane.Lane, timeout_s=timeout_s),
-    )
-
-
-def compare_rows(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:
-    """Each row beside its baselines, where both could be measured."""
-    measured = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
-    comparisons = tuple(
-        summary.compare(measured[baseline], measured[row.candidate.label])
-        for row in rows
-        for baseline in row.baselines
-        if baseline in measured and row.candidate.label in measured
-    )
-    return Bench(outcomes=tuple(outcomes), comparisons=comparisons, sources=tuple(row.source for row in rows))
 
 
 Baseline = tuple[BackendName, Precision]
@@ -294,4 +236,4 @@ def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
         picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
         return tuple(dict.fromkeys(picked))
     able = (name for name in backends.PREFERENCE if backends.load(name).available().ok)
-    return tuple(name for name in able if model_string.can_give(request, backends.load(name).SOURCE))
+    return tuple(name for name in able if request.can_give(backends.load(name).SOURCE))

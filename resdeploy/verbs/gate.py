@@ -10,19 +10,20 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from resdeploy import store
 from resdeploy.backends import choose
-from resdeploy.deploy import build, calibration, model_string
-from resdeploy.deploy.candidates import execution_for, source_for
+from resdeploy.deploy import calibration, model_string
+from resdeploy.deploy.candidates import candidate, source_for
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
 from resdeploy.errors import UsageError
-from resdeploy.judge import accuracy, budgets, hints, pairs
-from resdeploy.measure import interleaved, results
+from resdeploy.judge import accuracy, hints, pairs
+from resdeploy.measure import interleaved, one_run, results
 from resdeploy.measure.predictions import SUFFIXES, load, save
 from resdeploy.records import (
     Artifact,
+    Audit,
     BackendName,
     Check,
     Gate,
@@ -33,9 +34,12 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
-from resdeploy.verbs import bench
+from resdeploy.verbs import verdict
 from resdeploy.verbs.saved_benches import judge_saved
-from resdeploy.verbs.verdict import Limits, check_runs, compares_nothing
+from resdeploy.verbs.verdict import Evidence, Limits, Times, compares_nothing
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,48 +61,68 @@ class GatePlan:
     update_baseline: bool = False
 
 
-def plan_of(
-    baseline: str,
-    candidates: Sequence[str],
-    *,
-    img_size: int | None = None,
-    resize: int | None = None,
-    interpolation: Interpolation | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    max_drop: float | None = None,
-    max_top5_drop: float | None = None,
-    max_slowdown: float | None = None,
-    max_size: float | None = None,
-    max_memory: float | None = None,
-    require_fused: bool = False,
-    backend: str = "auto",
-    duration: float = 3.0,
-    **options: Any,
-) -> GatePlan:
-    """The plan for options named as on the command line; `**options` are fields of `GatePlan`."""
+class GateOptions(TypedDict, total=False):
+    """Limits and options by the names that the command line gives them; None is what the command has without it."""
+
+    max_drop: float | None
+    max_top5_drop: float | None
+    max_slowdown: float | None
+    max_size: float | None
+    max_memory: float | None
+    require_fused: bool
+    data: str | None
+    confidence: float
+    backend: str
+    batch_size: int
+    duration: float
+    threads: int | None
+    skip_bad: bool
+    img_size: int | None
+    resize: int | None
+    interpolation: Interpolation | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
+    update_baseline: bool
+
+
+def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
+    """The plan that options of the command line's names describe.
+
+    Raises:
+        UsageError: an option of no such name.
+    """
+    if unknown := sorted(options.keys() - GateOptions.__annotations__):
+        raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
     limits = Limits(
-        drop_pp=max_drop,
-        top5_drop_pp=max_top5_drop,
-        slowdown_pct=max_slowdown,
-        size_mb=max_size,
-        memory_mb=max_memory,
-        fused=require_fused,
+        drop_pp=options.get("max_drop"),
+        top5_drop_pp=options.get("max_top5_drop"),
+        slowdown_pct=options.get("max_slowdown"),
+        size_mb=options.get("max_size"),
+        memory_mb=options.get("max_memory"),
+        fused=options.get("require_fused", False),
     )
+    mean, std = options.get("mean"), options.get("std")
     return GatePlan(
         baseline=baseline,
         candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
         limits=limits,
+        data=options.get("data"),
         sight=PreprocessingOverride(
-            img_size=img_size,
-            resize=resize,
-            interpolation=interpolation,
+            img_size=options.get("img_size"),
+            resize=options.get("resize"),
+            interpolation=options.get("interpolation"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
         ),
-        backends=tuple(dict.fromkeys(backend.split(","))),
-        duration_s=duration,
-        **options,
+        skip_bad=options.get("skip_bad", False),
+        confidence=options.get("confidence", GatePlan.confidence),
+        backends=tuple(dict.fromkeys(options.get("backend", "auto").split(","))),
+        batch_size=options.get("batch_size", GatePlan.batch_size),
+        threads=options.get("threads"),
+        duration_s=options.get("duration", GatePlan.duration_s),
+        seed=options.get("seed", GatePlan.seed),
+        update_baseline=options.get("update_baseline", False),
     )
 
 
@@ -218,17 +242,15 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
         found = load(Path(given))
         pairs.refuse_leak(found)
         return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
-    from resdeploy.verbs import evaluate  # it brings the image decoder, which saved predictions do not need
+    from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = Request(model=given, seed=plan.seed, sight=plan.sight)
     name, _ = choose.pick(backend, "fp32")
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
     if plan.data is not None:
-        evaluation = evaluate.EvalPlan(
-            data=plan.data, backend=name, batch_size=plan.batch_size, threads=plan.threads, skip_bad=plan.skip_bad
-        )
-        predictions = evaluate.predict(source, name, evaluation, progress=progress)
+        shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
+        predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
     return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)
 
@@ -248,35 +270,36 @@ def _judge(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
     """All checks of all candidates, and what must be known of the comparison."""
-    matched = [
-        pairs.match(baseline.predictions, side.predictions)
-        for side in candidates
-        if baseline.predictions is not None and side.predictions is not None
-    ]
-    assert len(matched) in (0, len(candidates))  # `_check` has refused a mixture
-    verdicts: Sequence[Verdict | None] = [None] * len(candidates)
-    if matched:
-        verdicts = accuracy.judge_many(
-            matched,
-            max_drop_pp=plan.limits.drop_pp,
-            max_top5_drop_pp=plan.limits.top5_drop_pp,
-            confidence=plan.confidence,
-        )
-    measured = _measure(baseline, candidates, plan, progress) if plan.limits.of_runs else ((),) * len(candidates)
+    runs = _measure(baseline, candidates, plan, progress)
+    evidence = [_look_at(baseline, side, runs.get(side.name), plan) for side in candidates]
+    verdicts = verdict.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
     judged = []
-    for k, side in enumerate(candidates):
-        verdict = verdicts[k]
-        of_accuracy = verdict or Verdict(checks=())
-        checks = (*of_accuracy.checks, *measured[k], *_check_size(side, plan.limits), *_check_fusion(side, plan))
-        one = Judged(candidate=_subject(side), verdict=dataclasses.replace(of_accuracy, checks=checks))
-        if matched:
-            one = _explain(one, side, matched[k], plan, progress)
-            flips = pairs.flips(matched[k])
-            unchanged = matched[k].images - len(flips)
-            classes = accuracy.class_drops(matched[k])
-            one = dataclasses.replace(one, flips=flips, unchanged=unchanged, classes=classes)
-        judged.append(one)
+    for side, seen, one in zip(candidates, evidence, verdicts, strict=True):
+        answer = Judged(candidate=_subject(side), verdict=one)
+        judged.append(answer if seen.answers is None else _with_images(answer, side, seen.answers, plan, progress))
     return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
+
+
+def _look_at(
+    baseline: GateSide | None, side: GateSide, run: tuple[Measurement | None, Measurement] | None, plan: GatePlan
+) -> Evidence:
+    """What the limits that were given need to know of a candidate."""
+    limits, source = plan.limits, side.source
+    before = None if baseline is None else baseline.predictions
+    return Evidence(
+        answers=None if before is None or side.predictions is None else pairs.match(before, side.predictions),
+        times=None if run is None else Times.of_run(*run),
+        peak_rss_bytes=None if run is None else run[1].peak_rss_bytes,
+        size_bytes=store.size_bytes(Path(source.path)) if source is not None and limits.size_mb is not None else None,
+        audit=_audit(side, plan) if limits.fused else None,
+    )
+
+
+def _with_images(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
+    """With the images whose answers changed, the classes that lose, and the likely cause of a failure."""
+    flips = pairs.flips(pair)
+    one = _explain(one, side, pair, plan, progress)
+    return dataclasses.replace(one, flips=flips, unchanged=pair.images - len(flips), classes=accuracy.class_drops(pair))
 
 
 def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, progress: Progress) -> Judged:
@@ -293,10 +316,8 @@ def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, prog
         return one
     from resdeploy.verbs import misread_input
 
-    execution = execution_for(side.source, batch_size=plan.batch_size, threads=plan.threads)
-    built = build.build(side.source, side.backend, execution)
-    candidate = interleaved.Candidate(label=side.name, backend=side.backend, artifact=built, execution=execution)
-    if found := misread_input.cause(candidate, pair, plan.data, progress=progress):
+    shown = candidate(side.source, side.backend, label=side.name, batch_size=plan.batch_size, threads=plan.threads)
+    if found := misread_input.cause(shown, pair, plan.data, progress=progress):
         first = dataclasses.replace(first, note=f"{first.note} {found}.")
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
@@ -336,26 +357,29 @@ def _content(side: GateSide) -> str:
     return store.fingerprint((side.source.sha256, side.source.model))
 
 
-def _check_size(side: GateSide, limits: Limits) -> tuple[Check, ...]:
-    if limits.size_mb is None or side.source is None:
-        return ()
-    return (budgets.size(store.size_bytes(Path(side.source.path)), max_mb=limits.size_mb),)
+def _audit(side: GateSide, plan: GatePlan) -> Audit | None:
+    """The layers that the backend executes, held against the graph."""
+    if side.source is None or side.backend is None:
+        return None
+    from resdeploy.deploy import executed
+    from resdeploy.judge import fusion
 
-
-def _check_fusion(side: GateSide, plan: GatePlan) -> tuple[Check, ...]:
-    """What the executed layers say of the fusion that the graph asks for."""
-    if not plan.limits.fused or side.source is None or side.backend is None:
-        return ()
-    from resdeploy.verbs import audit
-
-    return budgets.fused(audit.audit_file(side.source, side.backend, audit.AuditPlan(threads=plan.threads)))
+    return fusion.judge(
+        f"{model_string.stem(side.source.path)} on {side.backend}",
+        executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
+        intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
+        asked=side.source.precision,
+        runtime=side.backend,
+    )
 
 
 def _measure(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
-) -> tuple[tuple[Check, ...], ...]:
-    """The checks of time and memory of each candidate, from one interleaved run, one image per query."""
-    table: dict[str, bench.Row] = {}
+) -> dict[str, tuple[Measurement | None, Measurement]]:
+    """Each candidate, by its name, and its baseline, from one interleaved run, one image per query."""
+    if not plan.limits.of_runs:
+        return {}
+    table: dict[str, one_run.Row] = {}
     for k, side in enumerate(candidates):
         assert side.source is not None
         assert side.backend is not None
@@ -365,19 +389,21 @@ def _measure(
             request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
-    outcomes = bench.time_rows(list(table.values()), duration_s=plan.duration_s, seed=plan.seed, progress=progress)
-    found: dict[str, Measurement] = {}
-    for outcome in outcomes:
-        found[outcome.label] = interleaved.measurement_or_raise(outcome)
-    timed = [(found.get(f"baseline {side.backend}"), found[f"candidate {k}"]) for k, side in enumerate(candidates)]
-    return check_runs(timed, plan.limits, confidence=plan.confidence, seed=plan.seed)
+    outcomes = one_run.time_rows(
+        list(table.values()),
+        interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+        interleaved.Listener(progress=progress),
+    )
+    times = {outcome.label: interleaved.measurement_or_raise(outcome) for outcome in outcomes}
+    return {
+        side.name: (times.get(f"baseline {side.backend}"), times[f"candidate {k}"]) for k, side in enumerate(candidates)
+    }
 
 
-def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> bench.Row:
-    execution = execution_for(source, batch_size=1, threads=plan.threads)
-    built = build.build(source, backend, execution)
-    candidate = interleaved.Candidate(label=label, backend=backend, artifact=built, execution=execution)
-    return bench.Row(source=source, candidate=candidate, baselines=())
+def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> one_run.Row:
+    return one_run.Row(
+        source=source, candidate=candidate(source, backend, label=label, threads=plan.threads), baselines=()
+    )
 
 
 def _subject(side: GateSide) -> Subject:
@@ -411,10 +437,13 @@ def _subject(side: GateSide) -> Subject:
 def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> GateRun:
     """Stores the first baseline, unless the candidate breaks a limit that needs none."""
     assert candidate.predictions is not None
-    checks = (*_check_size(candidate, plan.limits), *_check_fusion(candidate, plan))
-    if plan.limits.memory_mb is not None:
-        alone = dataclasses.replace(plan, limits=Limits(memory_mb=plan.limits.memory_mb))
-        checks = (*checks, *_measure(candidate, [candidate], alone, progress)[0])
+    limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
+    alone = dataclasses.replace(plan, limits=limits)
+    run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
+    (found,) = verdict.judge(
+        [_look_at(None, candidate, run, alone)], limits, confidence=plan.confidence, seed=plan.seed
+    )
+    checks = found.checks
     good = all(check.state == "pass" for check in checks)
     if good:
         save(candidate.predictions, Path(plan.baseline))

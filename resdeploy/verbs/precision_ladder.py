@@ -96,7 +96,9 @@ def time_rungs(
         best = min((rung for rung in rungs if rung.check is not None), key=_most_lost)
         return tuple(replace(rung, chosen=rung is best) for rung in rungs)
     outcomes = interleaved.run(
-        [baseline, *(built(rung) for rung in passed)], duration_s=duration_s, seed=seed, progress=progress
+        [baseline, *(built(rung) for rung in passed)],
+        interleaved.Schedule(duration_s=duration_s, seed=seed),
+        interleaved.Listener(progress=progress),
     )
     times = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     found = [_with_times(rung, times.get(rung.label), times.get(baseline.label)) for rung in rungs]

@@ -13,11 +13,11 @@ from resdeploy.deploy import build, candidates, export, model_files, model_strin
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
 from resdeploy.measure import interleaved, predictions, run_images
+from resdeploy.measure.one_run import Bench, Row, compare_rows, time_rows
 from resdeploy.measure.summary import summarise
 from resdeploy.records import Artifact, Cost, Failure, Predictions, Progress
 from resdeploy.report import pruning
-from resdeploy.verbs import block_search, train
-from resdeploy.verbs.bench import Bench, Row, compare_rows, time_rows
+from resdeploy.verbs import block_search
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -104,7 +104,7 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
     """
     from resdeploy.data import datasets
 
-    train_data, test_data = train.training_images(data)
+    train_data, test_data = datasets.training_images(data)
     test_data = datasets.distinct(test_data)  # as many as will judge
     choosing = datasets.distinct(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
     budget = block_search.Budget(max_drop_pp=max_drop_pp)
@@ -220,7 +220,14 @@ def _timed(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progres
             label=label, backend=backend, artifact=build.build(source, backend, execution), execution=execution
         )
         table.append(Row(source=source, candidate=candidate, baselines=("before",) if label == "after" else ()))
-    return compare_rows(table, time_rows(table, duration_s=plan.duration_s, seed=plan.seed, progress=progress))
+    return compare_rows(
+        table,
+        time_rows(
+            table,
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Listener(progress=progress),
+        ),
+    )
 
 
 def tuning(epochs: int, lr: float, seed: int) -> Plan | None:

@@ -11,10 +11,12 @@ from resdeploy import backends, scratch, store
 from resdeploy.deploy import build, calibration, candidates, lower
 from resdeploy.errors import UsageError
 from resdeploy.judge import pairs
+from resdeploy.measure import run_images
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
     BackendName,
+    Execution,
     LayerCost,
     Mixed,
     Precision,
@@ -23,7 +25,7 @@ from resdeploy.records import (
     Sensitivity,
     Target,
 )
-from resdeploy.verbs import evaluate, precision_ladder
+from resdeploy.verbs import precision_ladder
 
 if TYPE_CHECKING:
     from resdeploy.quantize.ptq import Calibrated
@@ -206,19 +208,20 @@ class _Bench:
 
     def candidate(self, rung: Mixed | None, *, batch_size: int = 1) -> Candidate:
         """Built for the target's backend."""
+        source, label = (self.seen.source, "fp32") if rung is None else (self._onnx(rung), rung.label)
+        return candidates.candidate(source, self.seen.target, label=label, batch_size=batch_size, make=self._build)
+
+    def _build(self, source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
         from resdeploy.backends.lane import Lane
 
-        backend: BackendName = self.seen.target
-        source = self.seen.source if rung is None else self._onnx(rung)
-        execution = candidates.execution_for(source, batch_size=batch_size, threads=None)
         with Lane(backend) as lane:
-            built = lane.build(source, execution, self._next(build.suffix_of(backend)))
-        label = "fp32" if rung is None else rung.label
-        return Candidate(label=label, backend=backend, artifact=built, execution=execution)
+            return lane.build(source, execution, self._next(build.suffix_of(backend)))
 
     def predictions(self, rung: Mixed | None) -> Predictions:
         """On the judging images."""
-        return evaluate.predict_built(self.candidate(rung, batch_size=BATCH_SIZE), self.data, progress=self.progress)
+        return run_images.predict_test_split(
+            self.candidate(rung, batch_size=BATCH_SIZE), self.data, progress=self.progress
+        )
 
     def _next(self, suffix: str) -> Path:
         return self.folder / f"{len(list(self.folder.iterdir()))}{suffix}"

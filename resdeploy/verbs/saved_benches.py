@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resdeploy.errors import UsageError
-from resdeploy.judge import budgets, speed
 from resdeploy.measure import results
 from resdeploy.records import Check, Gate, Judged, Subject, Verdict
 from resdeploy.verbs import verdict
@@ -29,28 +28,22 @@ def judge_saved(
         common = _in_common(before, after)
         compared += [(after, old, new) for old, new in common]
         unseen += _unseen(before, after, common)
-    doubts = [(*_elsewhere(before, after), *_invalid(old, new)) for after, old, new in compared]
-    checks: list[list[Check]] = [[] for _ in compared]
-    if limits.slowdown_pct is not None:
-        checks = [
-            [check]
-            for check in speed.judge_many(
-                [(old.blocks_s, new.blocks_s) for _, old, new in compared],
-                max_slowdown_pct=limits.slowdown_pct,
-                confidence=confidence,
-                paired=False,
-                seed=seed,
-                doubts=doubts,
-            )
-        ]
-    for own, (_, _, new) in zip(checks, compared, strict=True):
-        if limits.size_mb is not None:
-            own.append(budgets.size(new.size_bytes or 0, max_mb=limits.size_mb))
-        if limits.memory_mb is not None:
-            own.append(budgets.memory(new.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+    evidence = [
+        verdict.Evidence(
+            times=verdict.Times(
+                baseline=old.blocks_s,
+                candidate=new.blocks_s,
+                doubts=(*_elsewhere(before, after), *_invalid(old, new)),
+            ),
+            size_bytes=new.size_bytes,
+            peak_rss_bytes=new.peak_rss_bytes,
+        )
+        for after, old, new in compared
+    ]
+    verdicts = verdict.judge(evidence, limits, confidence=confidence, seed=seed, paired=False)
     judged = [
-        Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=Verdict(checks=tuple(own)))
-        for own, (after, _, new) in zip(checks, compared, strict=True)
+        Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=one)
+        for one, (after, _, new) in zip(verdicts, compared, strict=True)
     ]
     same = [
         verdict.compares_nothing(given) for given in candidates if Path(given).resolve() == Path(baseline).resolve()

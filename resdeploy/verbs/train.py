@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy import store, vocabulary
-from resdeploy.deploy import export, lower, model_string, networks
+from resdeploy.deploy import export, lower, networks
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import ForeignName, Request, ZooName
 from resdeploy.errors import UsageError
 from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from resdeploy.train.loop import Plan
     from resdeploy.train.qat import Plan as QatPlan
     from resdeploy.train.state import Epoch
+from resdeploy.data import datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ def train(
     if out.suffix != wanted:
         raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
     _refuse_ignored(how)
-    if how.strict and request.weights == "random" and model_string.format_of(request.model) is None:
+    if how.strict and request.random and isinstance(request.named, (ZooName, ForeignName)):
         raise UsageError(
             "--strict compares with the accuracy before, and random weights have none",
             fix="Add --weights FILE, or leave --strict out",
@@ -154,7 +155,7 @@ def train_float(
 
     store.probe(out)
     network = networks.resolve(request)
-    train_data, test_data = training_images(data)
+    train_data, test_data = datasets.training_images(data)
     spec = spec_for(network.spec, train_data)
     return loop.train(
         spec, train_data, test_data, plan, out=out, initial=network.path, resume=resume, progress=progress, watch=watch
@@ -222,22 +223,6 @@ def train_int8(
     return store.publish(
         out, lambda path: qat.train(source, start, images, plan, out=path, progress=progress, watch=watch)
     )
-
-
-def training_images(data: str) -> tuple[Dataset, Dataset]:
-    """The training and the test split of a data set.
-
-    Raises:
-        UsageError: it has no splits, so that a result could not be judged.
-    """
-    from resdeploy.data import datasets
-
-    train_data, test_data = (datasets.open_dataset(data, split=split) for split in ("train", "test"))
-    if train_data.split == "all":
-        raise UsageError(
-            f"{data} has no training and test images of its own", fix="Put them into two folders in it: train and val"
-        )
-    return train_data, test_data
 
 
 def spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:

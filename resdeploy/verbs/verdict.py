@@ -1,13 +1,16 @@
-"""Limits of `gate` and `run`: what a candidate may lose or take, and the checks that judge it by them."""
+"""What a candidate may lose or take, and the verdict on what was seen of it: the one place where limits are judged."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resdeploy.judge import budgets, speed
+from resdeploy.judge import accuracy, budgets, speed
+from resdeploy.judge.pairs import Pair
+from resdeploy.judge.speed import Blocks
 from resdeploy.measure import summary
-from resdeploy.records import Check, Measurement
+from resdeploy.records import Audit, Check, Measurement, Verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,29 +33,113 @@ class Limits:
         return self.slowdown_pct is not None or self.memory_mb is not None
 
 
-def check_runs(
-    timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits, *, confidence: float, seed: int
-) -> tuple[tuple[Check, ...], ...]:
-    """The checks of speed and memory of measured candidates, each with its baseline from the same run."""
-    checks: list[list[Check]] = [[] for _ in timed]
-    if limits.slowdown_pct is not None:
-        both = [(own, old, new) for own, (old, new) in zip(checks, timed, strict=True) if old is not None]
-        slowdowns = speed.judge_many(
-            [(summary.per_image_s(old), summary.per_image_s(new)) for _, old, new in both],
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Seconds per image of a candidate and of its baseline, one array per block."""
+
+    baseline: Blocks | None  # None: it was not timed on this backend
+    candidate: Blocks
+    doubts: tuple[str, ...] = ()  # why they may mislead, beside what they show themselves
+
+    @classmethod
+    def of_run(cls, baseline: Measurement | None, candidate: Measurement) -> Times:
+        """From one interleaved run."""
+        disturbances = (*(baseline.disturbances if baseline else ()), *candidate.disturbances)
+        return cls(
+            baseline=None if baseline is None else summary.per_image_s(baseline),
+            candidate=summary.per_image_s(candidate),
+            doubts=tuple(dict.fromkeys(disturbances)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What was seen of one candidate beside its baseline; None: not looked at."""
+
+    answers: Pair | None = None
+    times: Times | None = None
+    size_bytes: int | None = None
+    peak_rss_bytes: int | None = None
+    audit: Audit | None = None
+
+
+def judge(
+    evidence: Sequence[Evidence], limits: Limits, *, confidence: float, seed: int, paired: bool = True
+) -> tuple[Verdict, ...]:
+    """A verdict on each candidate; Holm's correction over all of them, for each quantity.
+
+    Args:
+        evidence: of each candidate.
+        limits: what each may lose or take.
+        confidence: of the intervals; 1 minus the chance that any of several verdicts is wrong.
+        seed: of resampling.
+        paired: whether a candidate's blocks and its baseline's took turns in one run.
+
+    Raises:
+        UsageError: a limit or a confidence that is none, or top-5 where a side names fewer classes.
+    """
+    verdicts = _judge_answers(evidence, limits, confidence)
+    slowdowns = _judge_times(evidence, limits, confidence=confidence, seed=seed, paired=paired)
+    return tuple(
+        dataclasses.replace(verdict, checks=(*verdict.checks, *slowdown, *_judge_budgets(seen, limits)))
+        for seen, verdict, slowdown in zip(evidence, verdicts, slowdowns, strict=True)
+    )
+
+
+def _judge_answers(evidence: Sequence[Evidence], limits: Limits, confidence: float) -> list[Verdict]:
+    answered = [seen.answers for seen in evidence if seen.answers is not None]
+    drops = {"max_drop_pp": limits.drop_pp, "max_top5_drop_pp": limits.top5_drop_pp}
+    judged = iter(accuracy.judge_many(answered, **drops, confidence=confidence) if answered else ())
+    return [_without_answers(limits) if seen.answers is None else next(judged) for seen in evidence]
+
+
+def _without_answers(limits: Limits) -> Verdict:
+    """A limit that was asked for and could not be judged does not pass."""
+    asked = (("top1", limits.drop_pp), ("top5", limits.top5_drop_pp))
+    note = "FP32 or this model has no predictions to compare: it failed on the images."
+    return Verdict(
+        checks=tuple(
+            Check(name=name, limit=limit, observed=None, interval=None, state="inconclusive", unit="points", note=note)
+            for name, limit in asked
+            if limit is not None
+        )
+    )
+
+
+def _judge_times(
+    evidence: Sequence[Evidence], limits: Limits, *, confidence: float, seed: int, paired: bool
+) -> list[tuple[Check, ...]]:
+    if limits.slowdown_pct is None:
+        return [()] * len(evidence)
+    both = [
+        (seen.times.baseline, seen.times.candidate, seen.times.doubts)
+        for seen in evidence
+        if seen.times is not None and seen.times.baseline is not None
+    ]
+    judged = iter(
+        speed.judge_many(
+            [(baseline, candidate) for baseline, candidate, _ in both],
             max_slowdown_pct=limits.slowdown_pct,
             confidence=confidence,
+            paired=paired,
             seed=seed,
-            doubts=[tuple(dict.fromkeys((*old.disturbances, *new.disturbances))) for _, old, new in both],
+            doubts=[doubts for _, _, doubts in both],
         )
-        for (own, _, _), check in zip(both, slowdowns, strict=True):
-            own.append(check)
-        for own, (old, _) in zip(checks, timed, strict=True):
-            if old is None:  # asked for and not seen: no pass
-                own.append(speed.untimed(limits.slowdown_pct, "The baseline was not timed on this backend"))
+    )
+    untimed = speed.untimed(limits.slowdown_pct, "The baseline was not timed on this backend")
+    return [(untimed if seen.times is None or seen.times.baseline is None else next(judged),) for seen in evidence]
+
+
+def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:
+    """What is counted and not estimated: memory, size, and the fusion of blocks."""
+    checks: list[Check] = []
     if limits.memory_mb is not None:
-        for own, (_, new) in zip(checks, timed, strict=True):
-            own.append(budgets.memory(new.peak_rss_bytes, max_mb=limits.memory_mb))
-    return tuple(map(tuple, checks))
+        checks.append(budgets.memory(seen.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+    if limits.size_mb is not None:
+        checks.append(budgets.size(seen.size_bytes or 0, max_mb=limits.size_mb))
+    if limits.fused and seen.audit is not None:
+        checks += budgets.fused(seen.audit)
+    return tuple(checks)
 
 
 def compares_nothing(name: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,7 +30,7 @@ def tiny_network(batch: int | str = "batch", channels: int = 8) -> onnx.ModelPro
         *(constant("w2", c, c, 3, 3), constant("b2", c)),
         *(constant("wf", 10, c), constant("bf", 10)),
     ]
-    conv = {"pads": [1, 1, 1, 1], "strides": [1, 1]}
+    conv: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": [1, 1]}
     nodes = [
         helper.make_node("Conv", ["input", "w1", "b1"], ["c1"], name="conv1", **conv),
         helper.make_node("Relu", ["c1"], ["r1"], name="relu1"),

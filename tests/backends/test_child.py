@@ -29,8 +29,8 @@ done
 """
 ARTIFACT = Artifact(path="model.engine", format="engine", precision="fp32", sha256="0")
 # Where lanes are made of. The rest of the standard library runs inside of these.
-TRACED = ("/resdeploy/backends/lane.py", "/resdeploy/backends/child.py", "/resdeploy/backends/exchange.py")
-TRACED += ("/resdeploy/interrupts.py", "/resdeploy/scratch.py")
+TRACED: tuple[str, ...] = ("/resdeploy/backends/lane.py", "/resdeploy/backends/child.py")
+TRACED += ("/resdeploy/backends/exchange.py", "/resdeploy/interrupts.py", "/resdeploy/scratch.py")
 
 
 @pytest.fixture

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 
-from resdeploy import backends
 from resdeploy.backends import choose, cuda, tensorrt
 from resdeploy.errors import BackendMissing, UnknownName, UsageError
 
 
 def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
     """Makes packages look uninstalled."""
-    find = backends.importlib.util.find_spec
-    monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: None if name in packages else find(name))
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in packages else find(name))
 
 
 def test_survey_imports_no_vendor() -> None:

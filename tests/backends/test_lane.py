@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -30,7 +32,7 @@ from resdeploy.records import Artifact, Execution
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Lanes put their folders under tmp_path, where the test sees them; none may stay."""
     base = tmp_path / "lanes"
     base.mkdir()
@@ -122,7 +124,9 @@ def test_death_of_the_child_is_a_crash_that_names_its_input(
     """The error has exit status 7, the signal, the backend and the input's hash, and no file is left."""
     monkeypatch.setenv("RESDEPLOY_NULL_FAULT", fault)
     with Lane("null") as lane:
-        act = lane.open if ":" not in fault else lambda *args: lane.build(*args, tmp_path / "built.onnx")
+        act: Callable[..., Any] = (
+            lane.open if ":" not in fault else lambda what, how: lane.build(what, how, tmp_path / "built.onnx")
+        )
         with pytest.raises(BackendCrash) as caught:
             act(tiny, Execution())
     assert caught.value.exit_status == 7
@@ -168,6 +172,7 @@ def test_a_full_disk_on_the_way_to_the_child_or_back_is_no_crash(name: str, tiny
     """Exit status 6 with what helps there; the file that fills up is /dev/full. The lane goes on."""
     with Lane("null") as lane:
         lane.open(tiny, Execution(batch_size=2))
+        assert lane._child
         full = lane._child.folder / name
         full.symlink_to("/dev/full")
         with pytest.raises(DiskFull, match="MB are free") as caught:
@@ -205,6 +210,7 @@ def test_child_killed_between_operations_is_reported(tiny: Artifact) -> None:
     """Somebody's kill of an idle child surfaces with the next operation, as a crash."""
     with Lane("null") as lane:
         lane.open(tiny, Execution())
+        assert lane._child
         os.kill(lane._child.process.pid, signal.SIGKILL)
         with pytest.raises(BackendCrash, match="SIGKILL"):
             lane.block(1)
@@ -272,6 +278,7 @@ def test_signal_to_the_parent_ends_the_child(number: signal.Signals, tiny: Artif
     base = tmp_path / "lanes"
     command = [sys.executable, "-c", SCRIPT, str(base), tiny.path]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as parent:
+        assert parent.stdout
         child = int(parent.stdout.readline())
         os.kill(parent.pid, number)
         parent.wait(20)

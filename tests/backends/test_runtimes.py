@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,22 +17,23 @@ from resdeploy import store
 from resdeploy.backends import machine, onnxruntime
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
-from resdeploy.records import Artifact, Execution
+from resdeploy.records import Artifact, BackendName, Execution
 from tests.backends.conftest import artifact_of
 from tests.graph.test_intent import quantized
 from tests.graph.test_symmetric import answers, network
 
+assert_allclose: Any = np.testing.assert_allclose  # a lane's answers are of any type
 RUNTIMES = [("onnxruntime", "built.onnx"), ("openvino", "built.xml")]
 
 
 @pytest.fixture(params=RUNTIMES, ids=[name for name, _ in RUNTIMES])
-def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[str, Path]:
+def runtime(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[BackendName, Path]:
     """A runtime and where it builds to."""
     pytest.importorskip(request.param[0])
     return request.param[0], tmp_path / "out" / request.param[1]
 
 
-def test_outputs_equal_the_reference(runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray) -> None:
+def test_outputs_equal_the_reference(runtime: tuple[BackendName, Path], tiny: Artifact, images: np.ndarray) -> None:
     """Five images through batches of two, the last one padded, give onnx.reference's logits."""
     (expected,) = ReferenceEvaluator(tiny.path).run(None, {"input": images})
     name, out = runtime
@@ -44,16 +46,16 @@ def test_outputs_equal_the_reference(runtime: tuple[str, Path], tiny: Artifact, 
         assert opened.outputs["logits"].shape == (2, 10)
         assert opened.load_s > 0
         assert opened.first_s > 0
-        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
         block = lane.block(9, warmup=1)
         assert len(block.run_s) == 9
-        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
     assert sorted(p.suffix for p in out.parent.iterdir()) == sorted(
         {out.suffix, *(c.suffix for c in store.companions(out))}
     )
 
 
-def test_layers_are_the_executed_kernels(runtime: tuple[str, Path], tiny: Artifact) -> None:
+def test_layers_are_the_executed_kernels(runtime: tuple[BackendName, Path], tiny: Artifact) -> None:
     """Both convolutions are there in FP32 with a time; the ReLU after the first one ran inside it."""
     name, out = runtime
     with Lane(name) as lane:
@@ -85,7 +87,9 @@ def test_onnxruntime_plans_its_memory_as_asked(tiny: Artifact, wanted: bool) -> 
     assert opened.settings["enable_mem_pattern"] == str(wanted)
 
 
-def test_every_output_is_returned_by_name(runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray) -> None:
+def test_every_output_is_returned_by_name(
+    runtime: tuple[BackendName, Path], tiny: Artifact, images: np.ndarray
+) -> None:
     """predict_all gives activations too, for calibration."""
     model = onnx.load(tiny.path)
     model.graph.output.append(onnx.helper.make_tensor_value_info("r1", onnx.TensorProto.FLOAT, None))
@@ -98,10 +102,10 @@ def test_every_output_is_returned_by_name(runtime: tuple[str, Path], tiny: Artif
         found = lane.predict_all(images)
     assert list(found) == ["logits", "r1"]
     for value, wanted in zip(found.values(), expected, strict=True):
-        np.testing.assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
+        assert_allclose(value, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_damaged_file_is_malformed(runtime: tuple[str, Path], tiny: Artifact) -> None:
+def test_damaged_file_is_malformed(runtime: tuple[BackendName, Path], tiny: Artifact) -> None:
     """A truncated ONNX file is refused with exit status 4 and nothing is written."""
     path = Path(tiny.path)
     path.write_bytes(path.read_bytes()[:300])
@@ -111,7 +115,7 @@ def test_damaged_file_is_malformed(runtime: tuple[str, Path], tiny: Artifact) ->
     assert list(out.parent.iterdir()) == []
 
 
-def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[str, Path], tiny: Artifact) -> None:
+def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[BackendName, Path], tiny: Artifact) -> None:
     """The mismatch is told by its sizes, before anything runs, of the file that was named: with external data too."""
     model = onnx.load(tiny.path)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -123,7 +127,7 @@ def test_file_of_a_fixed_batch_is_not_run_at_another(runtime: tuple[str, Path], 
 
 
 def test_file_of_any_image_size_runs_at_the_size_given(
-    runtime: tuple[str, Path], tiny: Artifact, images: np.ndarray
+    runtime: tuple[BackendName, Path], tiny: Artifact, images: np.ndarray
 ) -> None:
     """Height and width are names in the file and 0 in its description: asked for, and then run."""
     model = onnx.load(tiny.path)
@@ -142,7 +146,7 @@ def test_file_of_any_image_size_runs_at_the_size_given(
                 lane.build(source, Execution(input_shape=unknown), out)
         execution = Execution(batch_size=5, input_shape=(3, 16, 16))
         assert lane.open(lane.build(source, execution, out), execution).inputs["input"].shape == (5, 3, 16, 16)
-        np.testing.assert_allclose(lane.predict(small), expected, rtol=1e-4, atol=1e-5)
+        assert_allclose(lane.predict(small), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_openvino_writes_xml_only(tiny: Artifact, tmp_path: Path) -> None:
@@ -179,7 +183,7 @@ def from_torch(tmp_path_factory: pytest.TempPathFactory, images: np.ndarray) -> 
 
 
 def test_what_torch_writes_in_two_files_runs(
-    runtime: tuple[str, Path], from_torch: tuple[Path, np.ndarray], images: np.ndarray
+    runtime: tuple[BackendName, Path], from_torch: tuple[Path, np.ndarray], images: np.ndarray
 ) -> None:
     """External data go through every runtime, built and opened as they are."""
     path, expected = from_torch
@@ -189,7 +193,7 @@ def test_what_torch_writes_in_two_files_runs(
         source = artifact_of(path)
         for opened in (lane.build(source, Execution(batch_size=5), out), source):
             lane.open(opened, Execution(batch_size=5))
-            np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+            assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
@@ -206,10 +210,10 @@ def test_torch_lane_equals_torch(tmp_path: Path, images: np.ndarray) -> None:
     with Lane("torch") as lane:
         built = lane.build(source, Execution(), tmp_path / "built.safetensors")
         lane.open(built, Execution(batch_size=2))
-        np.testing.assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
+        assert_allclose(lane.predict(images), expected, rtol=1e-4, atol=1e-5)
         layers = lane.layers()
         lane.open(built, Execution(batch_size=5, precision="bf16"))
-        np.testing.assert_allclose(lane.predict(images), expected, atol=0.1)
+        assert_allclose(lane.predict(images), expected, atol=0.1)
     assert sum(layer.kind == "Conv2d" for layer in layers) == 19
     assert layers[-1].kind == "Linear"
 

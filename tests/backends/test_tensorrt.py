@@ -105,7 +105,8 @@ def unreadable() -> bytes:
 
 def execution(folder: Path, batch_size: int = 2, **options: Any) -> Execution:
     cache = str(folder / "timing.cache")
-    engine = EngineOptions(**{"batch_range": (1, 4), "timing_cache": cache, "workspace_mib": 64, "level": 3} | options)
+    given: dict[str, Any] = {"batch_range": (1, 4), "timing_cache": cache, "workspace_mib": 64, "level": 3}
+    engine = EngineOptions(**given | options)
     return Execution(batch_size=batch_size, input_shape=(3, 32, 32), engine=engine)
 
 
@@ -372,7 +373,7 @@ def engine(bench: Bench) -> Callable[[], Artifact]:
 
 def test_any_batch_of_the_profile_runs(bench: Bench, engine: Callable[[], Artifact], images: np.ndarray) -> None:
     built = engine()
-    answers = []
+    answers: list[Any] = []
     for batch_size in (1, 3, 4):
         with tensorrt.open(built, execution(bench.folder, batch_size)) as loaded:
             answers.append(worker.answer(loaded, [loaded.session()], images)["logits"])
@@ -535,7 +536,7 @@ def test_weights_are_put_back(bench: Bench, version: str, option: str, images: n
     again = execution(bench.folder, refit_from=bare.path)
     whole = tensorrt.build(source, again, bench.folder / "whole.engine")
     with tensorrt.open(whole, again) as loaded:
-        got = worker.answer(loaded, [loaded.session()], images)["logits"]
+        got: Any = worker.answer(loaded, [loaded.session()], images)["logits"]
     expected = onnxruntime.InferenceSession(source.path, providers=["CPUExecutionProvider"]).run(
         None, {"input": images}
     )

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -56,10 +57,12 @@ class Commands:
     def run(self, args: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         if self.server is None:
             command = [sys.executable, "-m", "tests.cli.forked"]
-            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
+            pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": ROOT}
             self.server = subprocess.Popen(command, **pipes)
         with tempfile.NamedTemporaryFile() as stdout, tempfile.NamedTemporaryFile() as stderr:
             request = {"args": args, "cwd": str(cwd), "environment": environment}
+            assert self.server.stdin
+            assert self.server.stdout
             self.server.stdin.write(json.dumps(request | {"stdout": stdout.name, "stderr": stderr.name}) + "\n")
             self.server.stdin.flush()
             if not select.select([self.server.stdout], [], [], LONGEST_S)[0]:
@@ -124,8 +127,8 @@ def digits_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not out.exists():
             base = [sys.executable, "-m", "resdeploy"]
-            training = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "3", "-o", checkpoint]
-            subprocess.run([*base, *training], check=True, capture_output=True)
+            training = ["train", "resnet20", "--data", "digits", "--img-size", "16", "--epochs", "3"]
+            subprocess.run([*base, *training, "-o", checkpoint], check=True, capture_output=True)
             subprocess.run([*base, "export", checkpoint, "-o", out], check=True, capture_output=True)
     return out
 

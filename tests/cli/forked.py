@@ -18,7 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
-from typing import NoReturn
+from typing import Any, NoReturn
 
 VENDORS = ("onnx", "onnx_ir", "onnxscript", "scipy.stats", "sklearn.datasets", "torch", "torch.onnx", "pydantic")
 
@@ -36,7 +36,7 @@ def preload() -> None:
                 importlib.import_module(found.name)
 
 
-def become(request: dict[str, object]) -> None:
+def become(request: dict[str, Any]) -> None:
     """What a new process would have: its own folder, environment, arguments and streams."""
     os.chdir(str(request["cwd"]))
     tempfile.tempdir = None  # looked for anew in the environment
@@ -70,7 +70,7 @@ def run() -> int:
 
 def end(status: int) -> NoReturn:
     """As Python ends a process, but for taking all modules apart, which would copy every page that was shared."""
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -26,7 +27,7 @@ def entry(name: str) -> Path:
     return Path(cache.cached(name, ".onnx", make).path)
 
 
-def documented(*args: str) -> dict[str, object]:
+def documented(*args: str) -> dict[str, Any]:
     done = runner.invoke(cli.app, ["cache", *args, "--format", "json"])
     return {"status": done.exit_code, **json.loads(done.stdout)}
 
@@ -94,7 +95,7 @@ def test_without_home_or_a_cache_that_can_be_written_commands_work_and_say_so(
     (tmp_path / "file").write_bytes(b"x")
     hidden = ("HOME", "RESDEPLOY_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME")
     bare = {name: value for name, value in os.environ.items() if name not in hidden} | {"TMPDIR": str(tmp_path)}
-    command = ["-m", "resdeploy", "bench", digits_onnx, "--backend", "onnxruntime", "--duration", "0.1"]
+    command = ["-m", "resdeploy", "bench", str(digits_onnx), "--backend", "onnxruntime", "--duration", "0.1"]
     nobody = (
         "import os, pwd, runpy, sys\npwd.getpwuid = {}.__getitem__\nrunpy.run_module('resdeploy', run_name='__main__')"
     )

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -78,12 +79,14 @@ def test_a_name_in_a_progress_bar_is_text() -> None:
     """Neither rich's markup, which would raise, nor an escape that the terminal would act upon."""
     from rich.console import Console
 
-    shown, tasks = console.bars(), {}
+    shown = console.bars()
+    tasks: dict[str, Any] = {}
     console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 1, 2)
-    terminal = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=120)
+    drawn = io.StringIO()
+    terminal = Console(file=drawn, force_terminal=True, color_system=None, width=120)
     terminal.print(shown)
-    assert "downloading a[/b][red]\\x1b[2Jc.pth" in terminal.file.getvalue()
-    assert "\x1b[2J" not in terminal.file.getvalue()
+    assert "downloading a[/b][red]\\x1b[2Jc.pth" in drawn.getvalue()
+    assert "\x1b[2J" not in drawn.getvalue()
     console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 2, 2)
     assert not shown.tasks
 
@@ -157,7 +160,7 @@ def test_the_size_printed_counts_the_weights_beside_the_file(resdeploy: Run, tmp
     """OpenVINO's XML is small; its .bin holds the model."""
     done = resdeploy("build", digits_onnx, "--backend", "openvino", "-o", "m.xml")
     assert done.returncode == 0, done.stderr
-    printed = float(re.search(r"wrote m\.xml \(([\d.]+) MB", done.stderr)[1])
+    (printed,) = map(float, re.findall(r"wrote m\.xml \(([\d.]+) MB", done.stderr))
     real = sum((tmp_path / name).stat().st_size for name in ("m.xml", "m.bin")) / 1e6
     assert printed == pytest.approx(real, abs=0.05)
     assert (tmp_path / "m.bin").stat().st_size / 1e6 > 0.1

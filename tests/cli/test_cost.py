@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -16,6 +15,7 @@ from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.cost import peak_graphs
 from resdeploy.records import Artifact
+from tests.shortly import time_shortly
 
 SHAPE = (16, 8, 2, 3)
 
@@ -101,7 +101,6 @@ def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeyp
     from resdeploy.deploy import export
     from resdeploy.graph import files
     from resdeploy.graph.canonical import form
-    from resdeploy.measure import interleaved
     from resdeploy.models import resnet, zoo
     from tests.graph import symbolic
 
@@ -115,7 +114,7 @@ def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(export, "to_onnx", small)
     monkeypatch.setattr(zoo, "COUNTERFACTUALS", {"resnet164": ("resnet20_b",)})
-    monkeypatch.setattr(interleaved, "run", functools.partial(interleaved.run, blocks=8, processes=1, extensions=0))
+    time_shortly(monkeypatch.setattr, blocks=8)
     options = ("--against", "basic", "--measure", "--backend", "null", "--duration", "0.1", "--format", "json")
     done = run("resnet164", *options)
     assert done.exit_code == 0, done.output

@@ -103,7 +103,7 @@ def graph(canary: Path) -> Path:
     ]
     ends = [
         onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in (("input", ["N", 3, 16, 16]), ("logits", ["N", 10]))
+        for name, shape in (("input", ("N", 3, 16, 16)), ("logits", ("N", 10)))
     ]
     model = onnx.helper.make_model(
         onnx.helper.make_graph(nodes, "g", ends[:1], ends[1:], held),
@@ -368,6 +368,7 @@ def test_saved_measurements_and_predictions_name_nothing(canary: Path, monkeypat
     )  # fmt: skip
     path = canary.with_name("j.journal")
     with contextlib.suppress(KeyboardInterrupt), journal.keeping(path) as keep:
+        assert keep
         keep(row, 0, 0)
         keep(dataclasses.replace(row, blocks=(block,)), 0, 0)
         raise KeyboardInterrupt

@@ -46,7 +46,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def ran(folder: Path, driver: Path, out: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **gpu_environment(out.parent, driver, VERSION)}
-    command = [sys.executable, SUITE, folder, "-o", out, "--seconds", "0.02", "--max-batch", "1", *options]
+    command: list[Any] = [sys.executable, SUITE, folder, "-o", out, "--seconds", "0.02", "--max-batch", "1", *options]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -93,7 +93,7 @@ def test_the_table_shows_the_build_that_fused_least(tmp_path: Path) -> None:
     audits = [{"what": "audit", **of, "fused": n, "blocks": 16, "adds_in": ["int8"]} for n in (16, 9, 16)]
     time = {"what": "time", **of, "peer": "resdeploy", "device_p50_ms": 2.0, "end_to_end_p50_ms": 3.0}
     (tmp_path / "gpu.json").write_text(json.dumps({"results": [*audits, time]}))
-    command = [sys.executable, TABLE, tmp_path / "gpu.json"]
+    command = [sys.executable, str(TABLE), str(tmp_path / "gpu.json")]
     assert "9 of 16 in int8" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 

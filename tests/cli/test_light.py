@@ -54,7 +54,7 @@ def test_an_onnx_file_goes_the_whole_way_without_torch(torchless: Path, tmp_path
     environment["PYTHONPATH"] = str(Path(__file__).parents[2])
 
     def run(*args: object) -> str:
-        command = [torchless, "-m", "resdeploy", *map(str, args)]
+        command = [str(torchless), "-m", "resdeploy", *map(str, args)]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return done.stdout

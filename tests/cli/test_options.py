@@ -15,7 +15,7 @@ from resdeploy import pytest_plugin
 from resdeploy.cli import app
 from resdeploy.measure import interleaved
 
-VERBS = typer.main.get_command(app).commands
+VERBS = vars(typer.main.get_command(app))["commands"]
 # A verb with verbs of its own (`study`) stands for those.
 COMMANDS = {n: c for verb, command in VERBS.items() for n, c in getattr(command, "commands", {verb: command}).items()}
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
-from test_bad_input import files_in, refused
 from typer.testing import CliRunner
 
 from resdeploy import store
@@ -24,6 +22,8 @@ from resdeploy.records import Precision
 from resdeploy.report import mixed, render
 from resdeploy.verbs import precision_ladder, quantize
 from tests.cli.conftest import Run
+from tests.cli.test_bad_input import files_in, refused
+from tests.shortly import time_shortly
 
 
 def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
@@ -31,11 +31,7 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
 ) -> None:
     """The model chosen is shown to be within the budget, is the fastest measured, and says how it was chosen."""
     monkeypatch.setattr(precision_ladder, "SHARES", (1 / 4,))
-    monkeypatch.setattr(
-        precision_ladder.bench,
-        "run",
-        functools.partial(precision_ladder.bench.run, blocks=2, processes=1, extensions=0),
-    )
+    time_shortly(monkeypatch.setattr, blocks=2)
     source = export.to_onnx(Request(model=str(digits_onnx)), progress=lambda *_: None)
     plan = calibration.CalibrationPlan(data="digits", samples=64)
     wanted = quantize.QuantizeGoal(max_drop_pp=5.0, data="digits", duration_s=0.1)
@@ -52,6 +48,7 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
     assert chosen["timing"]["latency_ms"]["p50"] == min(timed)
     assert {row["kind"] for row in document["layers"]} == {"Conv", "Gemm", "block"}
     record = store.load(out)
+    assert record is not None
     assert any("chosen by search" in note for note in record.notes)
     assert record.checks["drop_at_most_pp"] == pytest.approx(chosen["check"]["interval"][1])
     assert set(files_in(tmp_path)) == {Path("m.onnx"), Path("m.onnx.json")}
@@ -244,6 +241,7 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     assert "nothing to do with its source's" in done.stderr
     assert "snr_db" in done.stderr
     record = store.load(tmp_path / "x.onnx")
+    assert record is not None
     assert record.checks["snr_db"] < 3
     assert any("pool (MaxPool)" in note for note in record.notes)
 
@@ -271,7 +269,9 @@ def test_an_fp16_file_that_overflows_is_refused_and_images_mend_it(
     done = CliRunner().invoke(app, [*arguments, "--calib-data", "digits", "--calib-samples", "8", *map(str, SEEN)])
     assert done.exit_code == 0, done.stderr
     assert "kept in FP32, their values overflow: loud" in done.stderr
-    assert store.load(tmp_path / "x.onnx").checks["snr_db"] > 40
+    record = store.load(tmp_path / "x.onnx")
+    assert record is not None
+    assert record.checks["snr_db"] > 40
 
 
 def test_a_search_does_not_write_a_lost_candidate(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_a_signal_ends_the_children_first_and_leaves_nothing(
     """Ctrl-C, a CI system that cancels, a lost terminal; and the same once more while the first is dealt with."""
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    command = [sys.executable, "-m", "resdeploy", "bench", digits_onnx, "--backend", "null", "--duration", "120"]
+    command = [sys.executable, "-m", "resdeploy", "bench", str(digits_onnx), "--backend", "null", "--duration", "120"]
     environment = {**os.environ, "TMPDIR": str(temporary), "RESDEPLOY_CACHE": str(tmp_path / "cache")}
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process:
         while not workers_of(process.pid):
@@ -43,9 +44,10 @@ def test_a_signal_ends_the_children_first_and_leaves_nothing(
 
 def test_under_nohup_a_lost_terminal_is_not_heard(digits_onnx: Path, tmp_path: Path) -> None:
     """The command runs to its end."""
-    command = ["nohup", sys.executable, "-m", "resdeploy", "bench", digits_onnx, "--backend", "null", "--duration", "2"]
+    command = [sys.executable, "-m", "resdeploy", "bench", str(digits_onnx), "--backend", "null", "--duration", "2"]
     environment = {**os.environ, "RESDEPLOY_CACHE": str(tmp_path / "cache")}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    quiet: Any = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    with subprocess.Popen(["nohup", *command], env=environment, **quiet) as process:
         while not workers_of(process.pid):
             assert process.poll() is None
             time.sleep(0.05)

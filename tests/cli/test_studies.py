@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from PIL import Image
 
 from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, content_hash, open_dataset
+from resdeploy.data.folder import Split
 from resdeploy.records import Preprocessing
 from resdeploy.verbs.block_search import halves
 from tests.cli.conftest import Run
@@ -25,12 +27,13 @@ TRAINING, TEST = 100, 40
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     """Some of `digits` as a folder of files with a training and a test split."""
-    for split, count, folder in (("train", TRAINING, "train"), ("test", TEST, "val")):
+    wanted: tuple[tuple[Split, int, str], ...] = (("train", TRAINING, "train"), ("test", TEST, "val"))
+    for split, count, folder in wanted:
         images = choose(open_dataset("digits", split=split), count, 0)
         for i, label in enumerate(images.labels.tolist()):
             path = tmp_path / "pictures" / folder / str(label) / f"{i}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(images.read(i)).save(path)
+            Image.fromarray(np.asarray(images.read(i))).save(path)
     return tmp_path / "pictures"
 
 
@@ -54,8 +57,9 @@ def constants(path: Path) -> dict[str, bytes]:
 def answers(path: Path, images: Dataset) -> np.ndarray:
     """Classes by ONNX Runtime alone, of `digits` enlarged to the input's size."""
     spec = json.loads(path.with_name(path.name + ".json").read_text())["model"]["preprocessing"]
-    seen = Preprocessing(**{k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()})
-    inputs = [preprocess.apply(Image.fromarray(images.read(i)), seen) for i in range(len(images))]
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.items()}
+    seen = Preprocessing(**fields)
+    inputs = [preprocess.apply(Image.fromarray(np.asarray(images.read(i))), seen) for i in range(len(images))]
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return session.run(None, {session.get_inputs()[0].name: np.stack(inputs)})[0].argmax(1)
 

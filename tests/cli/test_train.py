@@ -6,8 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from click.testing import Result
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from resdeploy import run, store
 from resdeploy.cli import app
@@ -17,6 +16,12 @@ from resdeploy.records import Profile
 from resdeploy.train import curves
 
 pytest.importorskip("sklearn")
+
+
+def checks_of(path: Path) -> dict[str, float]:
+    record = store.load(path)
+    assert record is not None
+    return dict(record.checks)
 
 
 def train(model: object, out: Path, *options: str) -> Result:
@@ -38,10 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_epoch_more_keeps_what_was_learned_and_the_last_line_says_so(trained: Path, tmp_path: Path) -> None:
     """By default, also under --strict: within a point of 360 images, or better; the same figures in the sidecar."""
-    before = store.load(trained).checks["test_top1"]
+    before = checks_of(trained)["test_top1"]
     assert before > 70
     done = train(trained, tmp_path / "ft.safetensors", "--epochs", "1")
-    checks = store.load(tmp_path / "ft.safetensors").checks
+    checks = checks_of(tmp_path / "ft.safetensors")
     assert done.exit_code == 0
     assert checks["test_top1_before"] == before
     assert checks["test_top1"] > before - 1
@@ -56,7 +61,7 @@ def test_a_network_that_got_worse_is_said_and_is_exit_1_under_strict(trained: Pa
         out = tmp_path / f"{status}.safetensors"
         done = train(trained, out, "--epochs", "1", "--lr", "3", *options)
         assert done.exit_code == status, done.output
-        checks = store.load(out).checks
+        checks = checks_of(out)
         assert checks["test_top1"] < checks["test_top1_before"]
         assert done.output.splitlines()[-1].endswith("it fell on these images; try --lr 0.3, or more images")
 
@@ -67,7 +72,8 @@ def test_a_profile_trains_trained_weights_as_gently(trained: Path, tmp_path: Pat
     said: list[str] = []
     asked = Profile(name="p", model=str(trained), data="digits", epochs=1)
     steps = Steps(tmp_path / "run", said.append)
-    made = run._trained(asked, "digits", Request(model=str(trained)), steps, lambda *_: None, said.append)
+    making = run.Making(profile=asked, steps=steps, progress=lambda *_: None, note=said.append)
+    made = making.trained(Request(model=str(trained)), "digits")
     rates = [curves.read(path)[-1].lr for path in (Path(made.path), tmp_path / "ft.safetensors")]
     assert rates[0] == rates[1]
-    assert said[-1].startswith(f"top-1 {store.load(trained).checks['test_top1']:.2f} % before, ")
+    assert said[-1].startswith(f"top-1 {checks_of(trained)['test_top1']:.2f} % before, ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,8 @@ def test_cifar_batches_of_both_versions_give_the_images_that_were_written(
     folder, pixels, labels = cifar
     train, test = open_dataset(f"cifar10:{folder}", split="train"), open_dataset(str(folder), split="test")
     assert (len(train), len(test)) == (20, 4)
-    np.testing.assert_array_equal(train.read(5)[..., 2].ravel(), pixels[5, 2048:])
-    np.testing.assert_array_equal(test.read(3)[1, 2], pixels[23].reshape(3, 32, 32)[:, 1, 2])
+    np.testing.assert_array_equal(np.asarray(train.read(5))[..., 2].ravel(), pixels[5, 2048:])
+    np.testing.assert_array_equal(np.asarray(test.read(3))[1, 2], pixels[23].reshape(3, 32, 32)[:, 1, 2])
     np.testing.assert_array_equal(np.concatenate([train.labels, test.labels]), labels)
     assert train.classes[3] == "cat"
 
@@ -156,6 +157,7 @@ def test_folder_listing_equals_torchvisions(shared: Path, torchvision: object) -
 
     root = shared / "data/cifar10/test"
     oracle, data = ImageFolder(root), open_dataset(str(root))
+    assert isinstance(data.items, tuple)
     assert [path for path, _ in oracle.samples] == [str(path) for path in data.items]
     assert [label for _, label in oracle.samples] == data.labels.tolist()
     assert tuple(oracle.classes) == data.classes
@@ -304,7 +306,7 @@ def test_what_is_not_a_data_set_is_a_usage_error(data: str, error: type[Resdeplo
 
 
 @pytest.mark.parametrize("make", [lambda p: None, lambda p: (p / "cat").mkdir(), lambda p: (p / "a.txt").touch()])
-def test_an_empty_folder_is_missing_input(tmp_path: Path, make: object) -> None:
+def test_an_empty_folder_is_missing_input(tmp_path: Path, make: Callable[[Path], object]) -> None:
     """No files, empty classes, no images."""
     make(tmp_path)
     with pytest.raises(MissingInput, match="no images"):

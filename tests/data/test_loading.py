@@ -9,6 +9,7 @@ import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def test_order_and_contents_do_not_depend_on_threads_or_batch_size(workers: int,
     found = list(batches(data, SPEC, batch_size, workers=workers))
     assert [len(b.indices) for b in found[:-1]] == [batch_size] * (len(found) - 1)
     assert np.concatenate([b.indices for b in found]).tolist() == list(range(200))
-    expected = np.stack([preprocess.apply(Image.fromarray(data.read(i)), SPEC) for i in range(200)])
+    expected = np.stack([preprocess.apply(Image.fromarray(np.asarray(data.read(i))), SPEC) for i in range(200)])
     np.testing.assert_array_equal(np.concatenate([b.inputs for b in found]), expected)
 
 
@@ -70,7 +71,7 @@ def test_hashes_are_sha256_of_the_file_or_the_pixels(tmp_path: Path) -> None:
     assert batch.hashes == (hashlib.sha256(png).hexdigest()[:16],)
     digits = open_dataset("digits").subset([5])
     (batch,) = batches(digits, SPEC, 4)
-    assert batch.hashes == (hashlib.sha256(digits.read(0).tobytes()).hexdigest()[:16],)
+    assert batch.hashes == (hashlib.sha256(np.asarray(digits.read(0)).tobytes()).hexdigest()[:16],)
 
 
 def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
 def test_a_consumer_that_stops_leaves_no_threads() -> None:
     """Closing the stream ends the decoders."""
     before = threading.active_count()
-    stream = batches(open_dataset("digits"), SPEC, 4, workers=3)
+    stream: Any = batches(open_dataset("digits"), SPEC, 4, workers=3)
     next(stream)
     stream.close()
     assert threading.active_count() == before

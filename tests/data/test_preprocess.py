@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from resdeploy.data import preprocess
+from resdeploy.deploy.model_string import Interpolation
 from resdeploy.errors import UsageError
 from resdeploy.records import Preprocessing
 
@@ -24,7 +25,7 @@ def photographs(shared: Path) -> list[Path]:
 @pytest.mark.parametrize(("resize", "crop"), [(256, 224), (232, 224), (235, 224), (330, 299)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_it_equals_torchvision_on_photographs(
-    shared: Path, torchvision: ModuleType, resize: int, crop: int, interpolation: str
+    shared: Path, torchvision: ModuleType, resize: int, crop: int, interpolation: Interpolation
 ) -> None:
     """V1 (256/224), V2 (232/224) and others give torchvision's tensor exactly, at odd native sizes."""
     transforms = torchvision.transforms

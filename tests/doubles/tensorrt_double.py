@@ -27,7 +27,7 @@ from tests.doubles import cuda_runtime, fusion, plans
 
 API = Path(__file__).parents[1] / "data/tensorrt/api.json.gz"
 VERSIONS = ("8.6.0", "10.3.0", "10.16.1", "11.4.0")
-NUMPY = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
+NUMPY: dict[int, str] = {TensorProto.FLOAT: "FLOAT", TensorProto.FLOAT16: "HALF"}
 GPU = "Double GPU"
 
 
@@ -50,7 +50,7 @@ class Double:
         self.version, self.major, self.execute = version, int(version.split(".")[0]), execute
         self.used: set[tuple[str, str]] = set()
         self.calls: list[str] = []
-        self.classes: dict[str, type] = {}
+        self.classes: dict[str, Any] = {}
         lists = api()[version]["classes"]
         for name, found in lists.items():
             if without == (name, ""):
@@ -140,7 +140,7 @@ def _init(self: Any, *arguments: Any) -> None:
 def _get(self: Any, name: str) -> Any:
     """Properties: what was set, what the double gives, or nothing of that name."""
     kind = type(self)
-    base = next(c for c in kind.__mro__ if isinstance(c.__dict__.get("_members"), Mapping))
+    base: Any = next(c for c in kind.__mro__ if isinstance(c.__dict__.get("_members"), Mapping))
     if name.startswith("_") or name not in base._members:
         raise AttributeError(f"'tensorrt.{base.__name__}' object has no attribute {name!r}")
     base._double.used.add((base.__name__, name))
@@ -169,7 +169,8 @@ def _set(self: Any, name: str, value: Any) -> None:
 
 def _method(kind: str, name: str, parameters: list[str]) -> Callable[..., Any]:
     def method(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        double = next(c for c in type(self).__mro__ if "_members" in c.__dict__)._double
+        base: Any = next(c for c in type(self).__mro__ if "_members" in c.__dict__)
+        double = base._double
         double.used.add((kind, name))
         if unknown := sorted(set(keywords) - set(parameters)):
             raise TypeError(f"{kind}.{name}() of TensorRT {double.version} has no argument {', '.join(unknown)}")
@@ -348,9 +349,9 @@ def _address(double: Double, context: Any, name: str, memory: int) -> bool:
 
 def _view(double: Double, context: Any, name: str) -> Any:
     shape, kind = _context_shape(double, context, name), _dtype(double, context._own["engine"], name).name
-    dtype = np.dtype({"FLOAT": np.float32, "HALF": np.float16}[kind])
+    dtype: np.dtype[Any] = np.dtype({"FLOAT": np.float32, "HALF": np.float16}[kind])
     size = int(np.prod(shape)) * dtype.itemsize
-    buffer = (ctypes.c_byte * size).from_address(context._own["addresses"][name])
+    buffer: Any = (ctypes.c_byte * size).from_address(context._own["addresses"][name])
     return np.frombuffer(buffer, dtype).reshape(shape)
 
 

@@ -38,10 +38,10 @@ def test_an_fp32_engine_answers_as_onnxruntime_does(engine: Artifact, tmp_path: 
     """TF32 convolutions have ten bits of mantissa: one part in a hundred, not one in ten thousand."""
     with Lane("onnxruntime") as lane:
         lane.open(artifact_of(tmp_path / "tiny.onnx"), dataclasses.replace(HOW, batch_size=5))
-        expected = lane.predict(images)
+        expected: np.ndarray = lane.predict(images)
     with Lane("tensorrt") as lane:
         opened = lane.open(engine, HOW)
-        got = lane.predict(images)
+        got: np.ndarray = lane.predict(images)
         block = lane.block(20, warmup=5)
     assert opened.settings["cuda_graph"] == "yes"
     assert np.abs(got - expected).max() < 1e-2 * np.abs(expected).max()

@@ -86,7 +86,7 @@ _MODULES: dict[type, Callable[[_Writer, fx.Node, nn.Module, list[str]], None]] =
 }
 
 
-def _function(w: _Writer, at: fx.Node) -> None:
+def _function(w: _Writer, at: Any) -> None:  # an fx.Node, whose arguments may be all sorts of things
     if at.target is operator.getitem:  # x[:, :, ::2, ::2]
         steps = [part.step or 1 for part in at.args[1]]
         numbers = [[0] * 4, [1 << 30] * 4, [0, 1, 2, 3], steps]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,11 +19,13 @@ from resdeploy.graph import channels
 from resdeploy.graph.canonical import form
 from resdeploy.models import zoo
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 
 def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)
@@ -114,6 +117,7 @@ def test_random_small_networks_keep_their_function(seed: int, groups: int, flat:
 
     node, value = helper.make_node, helper.make_tensor_value_info
     width = 8 * 16 if flat else 8
+    kernel: dict[str, Any] = {"kernel_shape": [1, 1]} if flat else {}
     graph = helper.make_graph(
         [
             node("Conv", ["input", "w0", "b0"], ["a"], "a", strides=[2, 2]),
@@ -124,7 +128,7 @@ def test_random_small_networks_keep_their_function(seed: int, groups: int, flat:
                 ["c"],
                 ["d"],
                 "d",
-                **({"kernel_shape": [1, 1]} if flat else {}),
+                **kernel,
             ),
             node("Flatten", ["d"], ["e"], "e"),
             node("Gemm", ["e", "w2", "b2"], ["f"], "f", transB=int(trans)),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,7 +70,7 @@ def test_clipped_activations_count_nothing_where_the_tool_counts_nothing(torchsc
 def test_a_convention_says_nothing_of_operators_that_it_was_not_compared_on() -> None:
     """Named, as are those that nobody can count; torchvision's figure is our own count, and needs only the latter."""
 
-    def made(op: str, **attributes: object) -> Cost:
+    def made(op: str, **attributes: Any) -> Cost:
         nodes = [
             helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
             helper.make_node(op, ["c"], ["y"], "it", **attributes),
@@ -121,7 +122,7 @@ def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> 
 
     spec = zoo.spec("resnet18", input_shape=(3, 64, 64))
     foreign = dataclasses.replace(spec, params=None)
-    net = zoo.create(spec)
+    net: Any = zoo.create(spec)
     for module in net.modules():
         if hasattr(module, "running_mean"):  # as if trained: dynamo drops the zeros that an untrained one folds to
             module.running_mean += 1
@@ -155,7 +156,7 @@ def dynamo(module, shape: tuple[int, ...]):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(module, (torch.zeros(1, *shape),), dynamo=True, verbose=False)
+        program: Any = torch.onnx.export(module, (torch.zeros(1, *shape),), dynamo=True, verbose=False)
     return program.model_proto
 
 
@@ -195,7 +196,7 @@ def test_what_has_only_the_name_of_a_convolution_or_hides_one_is_unknown() -> No
         helper.make_node("If", ["positive"], ["y"], "branch", **branches),
     ]
     held = [numpy_helper.from_array(np.ones((2, c, 1, 1), np.float32), n) for n, c in (("w0", 3), ("w", 2))]
-    held.append(numpy_helper.from_array(np.float32(0), "zero"))
+    held.append(numpy_helper.from_array(np.array(0, np.float32), "zero"))
     inputs, outputs = [value("x", TensorProto.FLOAT, (1, 3, 4, 4))], [value("y", TensorProto.FLOAT, (1, 2, 4, 4))]
     graph = helper.make_graph(nodes, "g", inputs, outputs, held)
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.example", 1)]

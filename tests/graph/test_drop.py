@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -27,13 +28,14 @@ def exported(
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.normal_(0, 0.3)
+                assert module.running_mean is not None
                 module.running_mean.normal_(0, 0.2)
     path = tmp_path_factory.mktemp("drop") / "net.onnx"
     from_torch.export(net, spec, path, weights=Weights(source="random", seed=3))
     return name, net, path
 
 
-def run(model: object, path: Path, x: np.ndarray) -> np.ndarray:
+def run(model: onnx.ModelProto, path: Path, x: np.ndarray) -> np.ndarray:
     import onnxruntime
 
     files.save_model(model, path)
@@ -49,10 +51,12 @@ def test_without_blocks_the_graph_is_the_network_with_their_last_bn_at_zero(
     model = files.load_model(path)
     x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
     names = drop.removable(model)
+    assert isinstance(net, resnet.ResNet)
     assert names == tuple(n for n, b in resnet.blocks_of(net).items() if b.downsample is None)
     for chosen in (names[:1], names[-1:], names[1:4], names):
         oracle = zoo.create(zoo.spec(name, classes=7, input_shape=(3, 32, 32))).double()
         oracle.load_state_dict(net.state_dict())
+        assert isinstance(oracle, resnet.ResNet)
         for block in (resnet.blocks_of(oracle)[n] for n in chosen):
             last = block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2
             torch.nn.init.zeros_(last.weight)
@@ -87,6 +91,7 @@ def test_a_block_that_changes_the_shape_keeps_its_shortcut(
     name, net, path = exported
     oracle = zoo.create(zoo.spec(name, classes=7, input_shape=(3, 32, 32))).double()
     oracle.load_state_dict(net.state_dict())
+    assert isinstance(oracle, resnet.ResNet)
     block = resnet.blocks_of(oracle)["layer2.0"]
     last = block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2
     torch.nn.init.zeros_(last.weight)

@@ -16,7 +16,9 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast, counts, files, from_torch, metadata
 from resdeploy.records import Artifact, ModelSpec, Preprocessing, Weights
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 
 def run(path: Path, inputs: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -133,6 +135,7 @@ def test_the_spec_travels_in_the_file(exported: tuple[Artifact, torch.nn.Module]
 def test_resnet50_costs_what_the_facts_say(exported: tuple[Artifact, torch.nn.Module]) -> None:
     """4,089,184,256 multiply-accumulates and 25,530,472 folded parameters (facts), layer by layer."""
     artifact = exported[0]
+    assert artifact.model is not None
     counted = counts.count(files.load_model(Path(artifact.path)), artifact.model)
     assert (counted.macs, counted.params_deployed, counted.params) == (4_089_184_256, 25_530_472, 25_557_032)
     assert counted.unknown == ()
@@ -150,6 +153,7 @@ def test_fp16_keeps_fp32_at_both_ends(exported: tuple[Artifact, torch.nn.Module]
     half = cast.to_half(model, "fp16")
     files.save_model(half, tmp_path / "half.onnx")
     assert half.ByteSize() < 0.51 * model.ByteSize()
+    assert artifact.model is not None
     assert counts.count(files.load_model(tmp_path / "half.onnx"), artifact.model).macs == 4_089_184_256
     x = np.random.default_rng(0).normal(size=(1, 3, 224, 224)).astype(np.float32)
     found, expected = run(tmp_path / "half.onnx", x), run(Path(artifact.path), x)

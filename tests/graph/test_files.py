@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -167,7 +168,7 @@ def test_more_than_one_file_can_hold_is_refused_unread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("entries", [{"offset": 4, "length": 24}, {"offset": 25}, {"offset": -4}, {"length": "2_4"}])
-def test_values_beyond_the_external_file_are_refused(tmp_path: Path, entries: dict[str, int]) -> None:
+def test_values_beyond_the_external_file_are_refused(tmp_path: Path, entries: dict[str, Any]) -> None:
     """The tensor is named."""
     (tmp_path / "w.bin").write_bytes(VALUES.tobytes())
     with pytest.raises(UnsafeInput, match="tensor 'w' is not within its 24 bytes"):

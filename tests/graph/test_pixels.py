@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnxruntime
@@ -95,7 +97,7 @@ def test_pixels_in_give_the_logits_of_normalised_floats(
     spec = Preprocessing(size=(9, 9), mean=mean, std=std)
     raw, normalised = both(random, spec)
     expected = run(model, normalised)
-    near = {"rtol": 1e-4, "atol": 1e-4 * float(np.abs(expected).max())}
+    near: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4 * float(np.abs(expected).max())}
     taking_pixels = pixels.to_pixels(model, spec)
     onnx.checker.check_model(taking_pixels, full_check=True)
     np.testing.assert_allclose(run(taking_pixels, raw), expected, **near)

@@ -6,6 +6,7 @@ import io
 import warnings
 from collections import Counter
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +19,10 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.errors import MalformedInput
 from resdeploy.graph.canonical import form
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
+
 CANONICAL = {"Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Flatten", "Gemm"}
 RESNET18 = {"Conv": 20, "Relu": 17, "Add": 8, "MaxPool": 1, "GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1}
 
@@ -41,9 +45,9 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
-def torchscript(module: torch.nn.Module, example: torch.Tensor, **options: object) -> onnx.ModelProto:
+def torchscript(module: torch.nn.Module, example: torch.Tensor, **options: Any) -> onnx.ModelProto:
     """The exporter that most ONNX files in the world came from."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module, (example,), buffer, dynamo=False, **options)
@@ -61,6 +65,7 @@ def randomise_statistics(module: torch.nn.Module) -> None:
                 (layer.bias, -0.5),
                 (layer.running_mean, -0.5),
             ):
+                assert tensor is not None
                 tensor.data = torch.rand(tensor.shape, generator=generator) + low
 
 
@@ -124,7 +129,7 @@ def test_the_canonical_form_is_a_fixed_point_and_deterministic(resnet18: torch.n
 
 
 def graph_model(
-    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 17, **shapes: object
+    nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 17, **shapes: Any
 ) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
@@ -264,7 +269,7 @@ def residual_nets(draw: st.DrawFn) -> onnx.ModelProto:
     opset = draw(st.sampled_from([17, 18]))
     width = draw(st.sampled_from([4, 8]))
 
-    def emit(op: str, inputs: list[str], **attributes: object) -> str:
+    def emit(op: str, inputs: list[str], **attributes: Any) -> str:
         out = f"v{len(nodes)}"
         nodes.append(helper.make_node(op, inputs, [out], **attributes))
         return out

@@ -7,7 +7,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from types import ModuleType
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import onnx
@@ -24,12 +24,15 @@ from resdeploy.graph.residual import Index, node_name
 from resdeploy.models import zoo
 from resdeploy.records import Target
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
+
 TARGETS = get_args(Target)
 
 
 def exported(module: torch.nn.Module, size: int) -> onnx.ModelProto:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)
@@ -46,7 +49,7 @@ def networks(torchvision: ModuleType) -> dict[str, onnx.ModelProto]:
     }
 
 
-def quantized(model: onnx.ModelProto, target: Target, **options: object) -> onnx.ModelProto:
+def quantized(model: onnx.ModelProto, target: Target, **options: Any) -> onnx.ModelProto:
     """With parameters that are plausible and calibrated on nothing."""
     plan = qdq.plan(model, target, **options)
     index = Index(model)
@@ -61,10 +64,19 @@ def quantized(model: onnx.ModelProto, target: Target, **options: object) -> onnx
     return qdq.insert(model, plan, activations, weights_of(index, plan))
 
 
+def maker(index: Index, tensor: str) -> str:
+    """The operator of the node that makes a tensor."""
+    made = index.made_by(tensor)
+    assert made is not None
+    return made.op_type
+
+
 def weights_of(index: Index, plan: qdq.Placement) -> dict[str, qdq.Weight]:
     found = {}
     for site in plan.weights:
-        values = numpy_helper.to_array(index.value(site.tensor))
+        stored = index.value(site.tensor)
+        assert stored is not None
+        values = numpy_helper.to_array(stored)
         others = tuple(i for i in range(values.ndim) if i != site.axis)
         scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, 1e-6).astype(np.float32)
         found[site.node] = qdq.Weight(values=np.rint(values / scale).astype(np.int8), scale=scale.ravel())
@@ -96,7 +108,7 @@ def test_files_are_valid_and_every_weighted_operator_reads_integers(
         weighted = [node for node in result.graph.node if node.op_type in ("Conv", "Gemm")]
         assert len(weighted) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
         for node in weighted:
-            sources = [index.made_by(name) for name in node.input[:2]]
+            sources: list[Any] = [index.made_by(name) for name in node.input[:2]]
             if target == "openvino":  # max pooling may lie between: it computes on integers as it is
                 while sources[0].op_type in qdq.TRANSPARENT:
                     sources[0] = index.made_by(sources[0].input[0])
@@ -112,11 +124,11 @@ def test_tensorrt_adds_read_one_convolution_as_it_is_and_one_quantized_skip(
         index = Index(result)
         for node in result.graph.node:
             if node.op_type == "Add":
-                assert sorted(index.made_by(name).op_type for name in node.input) == ["Conv", "DequantizeLinear"]
+                assert sorted(maker(index, name) for name in node.input) == ["Conv", "DequantizeLinear"]
             if node.op_type == "GlobalAveragePool":
-                assert index.made_by(node.input[0]).op_type == "DequantizeLinear"
+                assert maker(index, node.input[0]) == "DequantizeLinear"
             if node.op_type == "MaxPool":  # it runs inside the convolution before it, one pair after both
-                assert index.made_by(node.input[0]).op_type == "Relu"
+                assert maker(index, node.input[0]) == "Relu"
 
 
 def test_tensorrt_files_hold_no_zero_point_but_zero(networks: dict[str, onnx.ModelProto]) -> None:
@@ -126,7 +138,9 @@ def test_tensorrt_files_hold_no_zero_point_but_zero(networks: dict[str, onnx.Mod
         index = Index(result)
         for node in result.graph.node:
             if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
-                zero_point = numpy_helper.to_array(index.value(node.input[2]))
+                stored = index.value(node.input[2])
+                assert stored is not None
+                zero_point = numpy_helper.to_array(stored)
                 assert zero_point.dtype == np.int8
                 assert not zero_point.any()
 
@@ -244,7 +258,7 @@ def random_network(random: np.random.Generator, blocks: list[tuple[int, bool]], 
     nodes: list[onnx.NodeProto] = []
     stored: list[onnx.TensorProto] = []
 
-    def weighted(op: str, name: str, data: str, shape: tuple[int, ...], **attributes: object) -> str:
+    def weighted(op: str, name: str, data: str, shape: tuple[int, ...], **attributes: Any) -> str:
         scale = np.sqrt(2 / np.prod(shape[1:]))
         stored.append(numpy_helper.from_array((random.standard_normal(shape) * scale).astype(np.float32), f"{name}.w"))
         stored.append(numpy_helper.from_array(random.standard_normal(shape[0]).astype(np.float32) / 4, f"{name}.b"))

@@ -6,6 +6,7 @@ import dataclasses
 import io
 import warnings
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,12 +19,14 @@ from resdeploy.graph.canonical import form
 from resdeploy.graph.residual import find_blocks
 from resdeploy.models import zoo
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
 
 
 def exported(module: torch.nn.Module, size: int = 64) -> onnx.ModelProto:
     """In the canonical form, from the exporter that most ONNX files came from."""
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(module.eval(), (torch.zeros(1, 3, size, size),), buffer, dynamo=False, opset_version=17)

@@ -29,7 +29,7 @@ def network(
     weight: Any = None,
     stored: Any = None,
     opset: int = 17,
-    attributes: Mapping[str, int] | None = None,
+    attributes: Mapping[str, Any] | None = None,
     between: str = "",
 ) -> onnx.ModelProto:
     """input -> Q -> [an operator] -> DQ -> Conv -> logits.
@@ -43,7 +43,8 @@ def network(
         between: an operator between the data's quantizer and dequantizer.
     """
     rng = np.random.default_rng(5)
-    held = {"s": np.float32(0.05), "ws": np.full(4, 0.01, np.float32), "b": rng.normal(size=4).astype(np.float32)}
+    held: dict[str, Any] = {"s": np.float32(0.05), "ws": np.full(4, 0.01, np.float32)}
+    held["b"] = rng.normal(size=4).astype(np.float32)
     zero, middle, weights = ["z"] if activation is not None else [], "q", []
     if activation is not None:
         held["z"] = np.asarray(activation)
@@ -92,7 +93,7 @@ def integers(low: int, high: int, kind: type) -> np.ndarray:
     return np.random.default_rng(2).integers(low, high + 1, (4, 3, 3, 3)).astype(kind)
 
 
-EXACT = {
+EXACT: dict[str, dict[str, Any]] = {
     "activations at 128": {"activation": MIDDLE, "weight": np.zeros(4, np.int8)},
     "float weights at 128": {"weight": np.full(4, 128, np.uint8)},
     "float weights at another middle": {"weight": np.array([128, 100, 90, 130], np.uint8)},
@@ -117,7 +118,7 @@ def test_what_int8_at_zero_holds_is_rewritten_bit_by_bit(case: str) -> None:
     assert symmetric(found) is found
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "activations at 0": ({"activation": ZERO}, r"node x/Q \(QuantizeLinear\) has UINT8 with a zero point of 0"),
     "activations without a zero point": ({"activation": None}, r"x/Q .* has UINT8 with a zero point of 0"),
     "the type in an attribute": (

@@ -34,7 +34,7 @@ def network(name: str) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     held = [numpy_helper.from_array(np.zeros(1, np.int64), "zero")]
 
-    def op(kind: str, path: str, *reads: str, **attributes: object) -> str:
+    def op(kind: str, path: str, *reads: str, **attributes: Any) -> str:
         if kind in ("Conv", "Gemm"):
             weight = np.ones((1, 1, 1, 1) if kind == "Conv" else (1, 1), np.float32)
             held.append(numpy_helper.from_array(weight, f"{path}.weight"))

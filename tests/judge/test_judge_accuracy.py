@@ -64,6 +64,7 @@ def test_a_candidate_within_the_limit_passes_with_its_bound() -> None:
     assert check.state == "pass"
     assert check.observed == pytest.approx(0.05)
     assert check.interval == pytest.approx([100 * x for x in stats.tango_interval(40, 35, 10_000)])
+    assert check.interval is not None
     assert f"top-1 drops by at most {check.interval[1]:.3g} points" in check.note
     assert "On this very set it drops by 0.05 points, within the limit: 40 right answers lost, 35 gained" in check.note
 
@@ -330,7 +331,7 @@ def test_settings_of_the_preprocessing_that_differ_are_named() -> None:
         replace(side, preprocessing_fingerprint=name, origin=origin)
         for side, name, origin in zip(table(300, 0, 10_000), "ab", origins, strict=True)
     ]
-    assert "mean 0.485,0.456,0.406 and 0.5,0.5,0.5." in top1(*sides).note
+    assert "mean 0.485,0.456,0.406 and 0.5,0.5,0.5." in top1(sides[0], sides[1]).note
 
 
 def test_another_machine_and_other_versions_are_differences() -> None:

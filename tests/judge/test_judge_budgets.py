@@ -6,7 +6,7 @@ import pytest
 
 from resdeploy.errors import UsageError
 from resdeploy.judge import budgets, fusion
-from resdeploy.records import Audit, Check, Verdict
+from resdeploy.records import Audit, Check, State, Verdict
 
 
 def test_a_file_of_the_limit_passes_and_one_byte_more_fails() -> None:
@@ -34,7 +34,7 @@ def test_a_limit_that_is_none_is_refused(limit: float) -> None:
             judged(1, max_mb=limit)
 
 
-def audited(*states: str) -> Audit:
+def audited(*states: State) -> Audit:
     checks = (
         Check(name=f"{k}", limit=9.0, observed=3.0, interval=None, state=state, note="its sum is a kernel of its own")
         for k, state in enumerate(states)
@@ -58,6 +58,6 @@ def test_the_audits_checks_are_the_gates_with_their_states() -> None:
 def test_a_backend_that_tells_no_layers_is_not_a_pass() -> None:
     """Nothing was looked at: inconclusive."""
     for asked in (None, "fp32", "int8"):
-        states = [check.state for check in budgets.fused(fusion.judge("x", (), asked=asked))]  # type: ignore[arg-type]
+        states = [check.state for check in budgets.fused(fusion.judge("x", (), asked=asked))]
         assert states
         assert set(states) == {"inconclusive"}

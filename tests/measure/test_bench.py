@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from resdeploy import store
-from resdeploy.backends.lane import Opened
+from resdeploy.backends.lane import Lane, Opened
 from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
 from resdeploy.graph import cast
 from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import (
     Artifact,
+    BackendName,
     Block,
     Calibration,
     Execution,
@@ -138,7 +139,9 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 
     def order(seed):
         machine = Machine({name: steady(0.01) for name in "abc"})
-        interleaved.run(candidates("a", "b", "c"), duration_s=1, seed=seed, extensions=0, open_lane=machine)
+        interleaved.run(
+            candidates("a", "b", "c"), interleaved.Schedule(duration_s=1, seed=seed, extensions=0), open_lane=machine
+        )
         return machine.timed
 
     first = order(1)
@@ -153,17 +156,21 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
     """Two lanes per candidate over a clean run, none left open."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
-    results = interleaved.run(candidates("a", "b"), duration_s=2, open_lane=machine)
+    results = interleaved.run(candidates("a", "b"), interleaved.Schedule(duration_s=2), open_lane=machine)
     assert not machine.open_lanes
     lanes = {name: {n for event, m, n in machine.log if m == name and event == "block"} for name in "ab"}
     assert all(len(numbers) >= interleaved.PROCESSES for numbers in lanes.values())
-    assert [m.peak_rss_bytes for m in results] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
+    measured = [m for m in results if isinstance(m, Measurement)]
+    assert [m.peak_rss_bytes for m in measured] == [1000 + max(lanes["a"]), 1000 + max(lanes["b"])]
 
 
 def test_raw_times_of_at_least_the_duration_are_kept(candidates):
     """The sum of timed queries reaches the floor; warm-up queries are not among them."""
     slow_at_first = {"a": lambda n: 0.5 if n < 3 else 0.010}
-    (result,) = interleaved.run(candidates("a"), duration_s=2, extensions=0, open_lane=Machine(slow_at_first))
+    (result,) = interleaved.run(
+        candidates("a"), interleaved.Schedule(duration_s=2, extensions=0), open_lane=Machine(slow_at_first)
+    )
+    assert isinstance(result, Measurement)
     times = [t for block in result.blocks for t in block.run_s]
     assert sum(times) >= 2
     assert set(times) == {0.010}
@@ -176,7 +183,10 @@ def test_raw_times_of_at_least_the_duration_are_kept(candidates):
 def test_warm_up_lasts_until_queries_get_no_faster(candidates):
     """A model that takes 60 queries to reach its speed shows none of them in its samples."""
     warming = {"a": lambda n: 0.01 * (1 + max(0, 60 - n) / 60)}
-    (result,) = interleaved.run(candidates("a"), duration_s=1, extensions=0, open_lane=Machine(warming))
+    (result,) = interleaved.run(
+        candidates("a"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine(warming)
+    )
+    assert isinstance(result, Measurement)
     assert max(t for block in result.blocks for t in block.run_s) == pytest.approx(0.01, rel=0.02)
 
 
@@ -193,7 +203,9 @@ def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
     """The failed candidate has its code and message and is not asked again; the other has all its blocks."""
     crash = BackendCrash("it died of SIGSEGV", cause="A bug", fix="Try another --backend")
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("block", 3, crash)})
-    failed, fine = interleaved.run(candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine)
+    failed, fine = interleaved.run(
+        candidates("a", "b"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine
+    )
     assert failed == Failure(
         label="a",
         model="a",
@@ -236,7 +248,8 @@ def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, 
     machine = Machine({"a": steady(0.01)})
     machine.layers = [Layer(name=str(n), kind="Conv", precision=p) for n, p in enumerate(layers)]
     machine.layers.append(Layer(name="out", kind="Cast", precision="fp32"))
-    (result,) = interleaved.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    assert isinstance(result, Measurement)
     assert result.notes == ((said,) if said else ())
     assert not machine.open_lanes
 
@@ -246,13 +259,14 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
     (candidate,) = candidates("a")
     candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision="fp16"))
     machine = Machine({"a": steady(0.01)}, {"a": ("trace", 1, BackendCrash("it died"))})
-    (result,) = interleaved.run([candidate], duration_s=1, extensions=0, open_lane=machine)
+    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.notes == ("in which precision it computes could not be seen: it died",)
 
 
 def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
-    """On x86 ONNX Runtime runs an FP16 convolution in FP32; OpenVINO in BF16 or FP32 on CPUs without it; in silence."""
+    """On x86 ONNX Runtime runs an FP16 convolution in FP32, OpenVINO without FP16 in BF16 or FP32, silently."""
     onnx = pytest.importorskip("onnx")
     openvino = pytest.importorskip("openvino")
     if platform.machine() != "x86_64":
@@ -269,40 +283,49 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
     )
     execution = Execution(precision="fp16")
     rows = []
-    for name, file in (("onnxruntime", "b.onnx"), ("openvino", "b.xml")):
+    runtimes: tuple[tuple[BackendName, str], ...] = (("onnxruntime", "b.onnx"), ("openvino", "b.xml"))
+    for name, file in runtimes:
         pytest.importorskip(name)
-        with interleaved.Lane(name) as lane:
+        with Lane(name) as lane:
             built = lane.build(source, execution, tmp_path / file)
         rows.append(interleaved.Candidate(label=name, backend=name, artifact=built, execution=execution))
-    for result in interleaved.run(rows, duration_s=0.1, blocks=2, processes=1, extensions=0):
+    for result in interleaved.run(rows, interleaved.Schedule(duration_s=0.1, blocks=2, processes=1, extensions=0)):
         has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if result.backend == "openvino" else ()
         computed = next((precision for precision in ("FP16", "BF16") if precision in has), "FP32")
         told = f"stored in FP16, computed in {computed} by {result.backend} on this machine (1 of 1 convolutions)"
+        assert isinstance(result, Measurement)
         assert result.notes == (() if computed == "FP16" else (told,))
 
 
 def test_where_weights_and_calibration_come_from_is_kept(candidates):
     """Times of random weights or synthetic ranges can be told from real ones."""
     (plain,) = candidates("a")
-    (result,) = interleaved.run([plain], duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    (result,) = interleaved.run(
+        [plain], interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
+    )
+    assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == (None, None)
     calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
     artifact = dataclasses.replace(
         plain.artifact, weights=Weights(source="random", seed=0), calibration=calibration, precision="int8"
     )
     rows = [dataclasses.replace(plain, artifact=artifact)]
-    (result,) = interleaved.run(rows, duration_s=1, extensions=0, open_lane=Machine({"a": steady(0.01)}))
+    (result,) = interleaved.run(
+        rows, interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
+    )
+    assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == ("random", "synthetic")
 
 
 def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
     """A drifting model is measured in three further processes, a steady one in none."""
     stable = Machine({"a": steady(0.01)})
-    interleaved.run(candidates("a"), duration_s=2, open_lane=stable)
+    interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=stable)
     assert len(stable.timed) == interleaved.BLOCKS
     drifting = Machine({"a": steady(0.01)})
     drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
-    (result,) = interleaved.run(candidates("a"), duration_s=2, open_lane=drifting)
+    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=drifting)
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS * (1 + interleaved.EXTENSIONS / interleaved.PROCESSES)
     assert not summary.summarise(result).valid
 
@@ -310,8 +333,11 @@ def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
 def test_several_streams_are_the_offline_scenario(candidates):
     """Throughput counts the images of all sessions over the wall time."""
     (result,) = interleaved.run(
-        candidates("a", streams=2, batch_size=4), duration_s=2, extensions=0, open_lane=Machine({"a": lambda _n: 0.01})
+        candidates("a", streams=2, batch_size=4),
+        interleaved.Schedule(duration_s=2, extensions=0),
+        open_lane=Machine({"a": lambda _n: 0.01}),
     )
+    assert isinstance(result, Measurement)
     assert result.scenario == "offline"
     assert min(len(block.run_s) for block in result.blocks) >= 2 * interleaved.QUERIES_PER_STREAM
     assert summary.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
@@ -322,7 +348,10 @@ def test_progress_counts_to_its_total(candidates):
     seen = []
     machine = Machine({"a": steady(0.01), "b": steady(0.01)})
     interleaved.run(
-        candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, progress=lambda *a: seen.append(a)
+        candidates("a", "b"),
+        interleaved.Schedule(duration_s=1, extensions=0),
+        interleaved.Listener(progress=lambda *a: seen.append(a)),
+        open_lane=machine,
     )
     assert seen[-1] == ("timing", 2 * interleaved.BLOCKS, 2 * interleaved.BLOCKS)
     done = [done for _, done, _ in seen]
@@ -334,10 +363,14 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
     seen = []
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"b": ("block", 2, BackendCrash("it died"))})
     (whole, failed) = interleaved.run(
-        candidates("a", "b"), duration_s=1, extensions=0, open_lane=machine, watch=lambda o, *_: seen.append(o)
+        candidates("a", "b"),
+        interleaved.Schedule(duration_s=1, extensions=0),
+        interleaved.Listener(watch=lambda o, *_: seen.append(o)),
+        open_lane=machine,
     )
     sizes = [len(o.blocks) for o in seen if isinstance(o, Measurement) and o.label == "a"]
     assert sorted(set(sizes)) == list(range(interleaved.BLOCKS + 1))
+    assert isinstance(whole, Measurement)
     assert [o.blocks for o in seen if o.label == "a"][-1] == whole.blocks
     assert [o for o in seen if isinstance(o, Failure)] == [failed]
 
@@ -345,8 +378,13 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
 def test_every_row_is_named_before_it_runs(candidates):
     """The label is told before the lane is opened and before each block: with the machine's log in step."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
-    told = []
-    interleaved.run(candidates("a", "b"), extensions=0, open_lane=machine, starting=told.append)
+    told: list[str] = []
+    interleaved.run(
+        candidates("a", "b"),
+        interleaved.Schedule(extensions=0),
+        interleaved.Listener(starting=told.append),
+        open_lane=machine,
+    )
     assert told.count("a") == told.count("b") == interleaved.BLOCKS + interleaved.PROCESSES
     assert told[:2] == ["a", "b"]
     half = interleaved.BLOCKS // interleaved.PROCESSES * 2
@@ -359,7 +397,10 @@ def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candida
     quiet = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
     looks = iter([quiet, *(dataclasses.replace(quiet, clock_s=n, busy_s=0.8 * n) for n in range(1, 9))])
     machine = Machine({"a": steady(0.01)})
-    (result,) = interleaved.run(candidates("a"), duration_s=2, open_lane=machine, look=lambda: next(looks))
+    (result,) = interleaved.run(
+        candidates("a"), interleaved.Schedule(duration_s=2), open_lane=machine, look=lambda: next(looks)
+    )
+    assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.disturbances[0].startswith("other processes took 40%")
     assert not summary.summarise(result).valid
@@ -377,9 +418,13 @@ def test_labels_must_differ(candidates):
 def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
-    (result,) = interleaved.run(candidates("a"), duration_s=0.4, extensions=0)
+    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=0.4, extensions=0))
+    assert isinstance(result, Measurement)
     found = summary.summarise(result)
+    assert found.latency_s["min"] is not None
+    assert found.latency_s["p50"] is not None
     assert found.latency_s["min"] >= 0.01
+    assert found.end_to_end_p50_s is not None
     assert found.latency_s["p50"] <= found.end_to_end_p50_s
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.peak_rss_bytes > 1_000_000
@@ -388,7 +433,7 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
 
 def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
     """One process reads a foreign address; its neighbour in the same run is measured."""
-    real = interleaved.Lane
+    real = Lane
 
     def one_that_crashes(backend):
         lane = real(backend)
@@ -399,10 +444,12 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
                 patch.setenv("RESDEPLOY_NULL_FAULT", "crash" if artifact.model.name == "a" else "")
                 return opened(artifact, execution)
 
-        lane.open = open_
+        lane.open = open_  # type: ignore[method-assign,assignment]
         return lane
 
-    failed, fine = interleaved.run(candidates("a", "b"), duration_s=0.2, extensions=0, open_lane=one_that_crashes)
+    failed, fine = interleaved.run(
+        candidates("a", "b"), interleaved.Schedule(duration_s=0.2, extensions=0), open_lane=one_that_crashes
+    )
     assert isinstance(failed, Failure)
     assert failed.exit_status == 7
     assert "SIGSEGV" in failed.message

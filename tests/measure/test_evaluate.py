@@ -74,6 +74,7 @@ def test_predictions_are_those_of_numpy_image_by_image(folder, linear):
     candidate, weights = linear()
     dataset = datasets.open_dataset(str(folder))
     found = run_images.predict(candidate, dataset, SPEC, batch_size=5)
+    assert found.logits is not None
     np.testing.assert_allclose(found.logits, expected(dataset, weights), rtol=1e-4, atol=1e-3)
     np.testing.assert_array_equal(found.top[:, 0], expected(dataset, weights).argmax(axis=1))
     assert found.ids == dataset.ids
@@ -132,6 +133,8 @@ def test_every_image_counts_once_whatever_its_names(folder, linear):
     assert found.images == clean.images
     assert found.data_fingerprint == clean.data_fingerprint
     np.testing.assert_array_equal(found.labels, clean.labels)
+    assert found.logits is not None
+    assert clean.logits is not None
     np.testing.assert_allclose(found.logits, clean.logits, rtol=1e-5)
     score, expected_score = predictions.score(found), predictions.score(clean)
     assert (score.total, score.top1_ci95) == (21, expected_score.top1_ci95)
@@ -147,6 +150,7 @@ def test_an_image_of_two_classes_counts_for_neither(folder, linear):
     """Nobody knows which answer would be right."""
     (folder / "dog" / "other.png").write_bytes((folder / "cat" / "5.png").read_bytes())
     found = run_images.predict(linear()[0], datasets.open_dataset(str(folder)), SPEC)
+    assert found.logits is not None
     assert len(found.ids) == len(found.top) == len(found.logits) == 20
     assert not {"dog/other.png", "cat/5.png"} & set(found.ids)
     assert found.repeats.contradicted == ("cat/5.png is dog/other.png",)

@@ -38,6 +38,7 @@ def cache(tmp_path, monkeypatch):
 def cut(path, *outcomes):
     """Keeps these, and ends as Ctrl-C does."""
     with contextlib.suppress(KeyboardInterrupt), journal.keeping(path) as keep:
+        assert keep
         for outcome in outcomes:
             keep(outcome, 0, 0)
         raise KeyboardInterrupt
@@ -55,6 +56,7 @@ def test_a_cut_run_is_read_back_as_it_was(tmp_path):
     assert outcomes == (FAILURE, grown(3))
     assert where["cpu"]["model"]
     with journal.keeping(tmp_path / "well") as keep:
+        assert keep
         keep(grown(0), 0, 0)
     assert not (tmp_path / "well").exists()
 
@@ -77,10 +79,12 @@ def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_not(tmp_path):
 def test_two_runs_at_once_leave_each_other_alone(cache):
     """Each has its own journal: one begins, is cut, or ends well, and the other's blocks stay."""
     with journal.keeping(journal.of_this_run()) as keep:
+        assert keep
         keep(grown(0), 0, 0)
         keep(grown(1), 0, 0)
         (first,) = cache.iterdir()
         with journal.keeping(journal.of_this_run()) as other:
+            assert other
             other(FAILURE, 0, 0)
         assert list(cache.iterdir()) == [first]
         assert journal.latest() == first
@@ -96,6 +100,7 @@ def test_two_runs_at_once_leave_each_other_alone(cache):
 def test_what_still_goes_on_is_said_to(cache):
     """Not that it was cut short; and what ends well meanwhile is gone."""
     with journal.keeping(journal.of_this_run()) as keep:
+        assert keep
         for outcome in map(grown, range(3)):
             keep(outcome, 0, 0)
         path = journal.latest()
@@ -140,6 +145,7 @@ def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
             for path in (tmp_path / "cache").glob(f"bench-{run.pid}-*.journal"):
                 if path.read_text().count('"block"') >= 2:
                     return run, path
+            assert run.stderr
             assert run.poll() is None, run.stderr.read()
             assert time.monotonic() < deadline
             time.sleep(0.05)

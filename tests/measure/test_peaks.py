@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from resdeploy import backends
 from resdeploy.backends import machine
 from resdeploy.cost import peaks
 from resdeploy.errors import BackendCrash, BackendMissing
 from resdeploy.measure import interleaved
-from resdeploy.records import Artifact, Availability, Block, Execution, Measurement, Peaks, Roof
+from resdeploy.records import Artifact, Availability, BackendName, Block, Execution, Measurement, Peaks, Roof
 
 SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
 
@@ -25,12 +27,12 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
     run, runs = interleaved.run, []
 
-    def shortened(candidates: list[interleaved.Candidate], **options: object) -> object:
+    def shortened(candidates: list[interleaved.Candidate], **options: Any) -> object:
         runs.append([candidate.label for candidate in candidates])
         return run(candidates, **options | {"blocks": 8, "processes": 1, "extensions": 0})
 
     monkeypatch.setattr(interleaved, "run", shortened)
-    options = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}
+    options: dict[str, Any] = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}
     found = peaks.of_this_machine(**options)
     heats, final = runs
     assert len(heats) == 5  # two shapes in two precisions, and the memory
@@ -48,7 +50,7 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     assert any("not 4 times the cache" in note for note in found.notes)
     if found.valid:
 
-        def forbidden(_name: object) -> object:
+        def forbidden(_name: object) -> Any:
             raise AssertionError
 
         assert peaks.of_this_machine(**options, open_lane=forbidden) == found
@@ -62,7 +64,7 @@ def test_without_a_runtime_there_is_no_roof(monkeypatch: pytest.MonkeyPatch) -> 
         def available() -> Availability:
             return Availability(ok=False)
 
-    monkeypatch.setattr(peaks.backends, "load", lambda _name: Absent)
+    monkeypatch.setattr(backends, "load", lambda _name: Absent)
     with pytest.raises(BackendMissing, match="pip install"):
         peaks.of_this_machine()
 
@@ -96,7 +98,7 @@ def test_a_damaged_cache_file_is_measured_again(tmp_path: Path, monkeypatch: pyt
     good = Peaks(name="a machine", source="measured", roofs={}, bandwidth=roof)
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
     monkeypatch.setattr(peaks, "measure", lambda *_, **__: good)
-    options = {"names": ("onnxruntime",), "shapes": (SHAPE,), "duration_s": 0.05}
+    options: dict[str, Any] = {"names": ("onnxruntime",), "shapes": (SHAPE,), "duration_s": 0.05}
     peaks.of_this_machine(**options)
     (path,) = tmp_path.glob("peaks/*.json")
     for damaged in ('{"name": "a mach', "{}", ""):
@@ -111,7 +113,7 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
 ) -> None:
     """One backend's stream is enough; where none can be built the first reason is raised."""
 
-    def stream(name: str, *_: object) -> object:
+    def stream(name: BackendName, *_: object) -> object:
         if name in failing:
             raise BackendCrash(f"{name} cannot build it")
         source = Artifact(path="stream.onnx", format="onnx", precision="fp32", sha256="0")

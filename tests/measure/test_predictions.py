@@ -82,6 +82,7 @@ def test_images_of_a_file_count_once_where_it_tells_them_apart(tmp_path: Path, s
     assert found.ids == (saved.ids[0], *saved.ids[4:])
     assert found.labels.tolist() == [0, 4, 6]
     assert found.images == ("x", *saved.images[4:])
+    assert saved.logits is not None
     np.testing.assert_array_equal(found.logits, saved.logits[[0, 4, 5]])
     assert found.data_fingerprint == datasets.fingerprint(found.ids, found.labels, found.images)
     assert found.repeats.again == ("b is a", f"{saved.ids[1]} is {saved.ids[0]}")

@@ -75,7 +75,9 @@ def test_end_to_end_includes_the_copies():
 def test_the_median_lies_in_its_interval_and_one_block_has_none():
     """Blocks are what is resampled, so a single one gives no interval."""
     found = summary.summarise(measured(noisy(0.01)))
+    assert found.p50_ci95_s is not None
     low, high = found.p50_ci95_s
+    assert found.latency_s["p50"] is not None
     assert low <= found.latency_s["p50"] <= high
     assert summary.summarise(measured([[0.01, 0.02]])).p50_ci95_s is None
 
@@ -120,6 +122,7 @@ def test_a_true_speed_up_is_found_with_an_interval_that_holds_it():
     slow, fast = measured(noisy(0.03, seed=1), label="slow"), measured(noisy(0.01, seed=2), label="fast")
     found = summary.compare(slow, fast)
     assert (found.baseline, found.candidate) == ("slow", "fast")
+    assert found.speedup_ci95 is not None
     low, high = found.speedup_ci95
     assert low < 3 < high
     assert low <= found.speedup <= high

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import timing_properties as simulated
-
+from benchmarks import timing_properties as simulated
 from resdeploy.measure import summary
 
 NOISE = simulated.Noise()

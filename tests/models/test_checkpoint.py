@@ -19,7 +19,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from resdeploy.errors import MalformedInput, MissingInput, PickleRefused, UnsafeInput, WeightsMismatch  # noqa: E402
+from resdeploy.errors import (  # noqa: E402
+    MalformedInput,
+    MissingInput,
+    PickleRefused,
+    ResdeployError,
+    UnsafeInput,
+    WeightsMismatch,
+)
 from resdeploy.models import weights, zoo  # noqa: E402
 
 SPEC = zoo.spec("resnet20")
@@ -43,7 +50,7 @@ def loads_as(path: Path, expected: State, *, tolerance: float = 0.0) -> None:
         torch.testing.assert_close(tensor, expected[key], rtol=tolerance, atol=0, msg=key)
 
 
-def refused(path: Path, kind: type[Exception]) -> Any:
+def refused(path: Path, kind: type[ResdeployError]) -> Any:
     """Loading fails with that error, exit status 4, and the network is as before."""
     net = zoo.create(SPEC)
     before = {k: v.clone() for k, v in net.state_dict().items()}

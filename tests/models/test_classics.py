@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from resdeploy.models import checkpoint, preact, zoo  # noqa: E402
+import torch
+
+from resdeploy.models import checkpoint, preact, zoo
 
 OTHERS = [p.name for p in zoo.PUBLISHED if p.file and zoo.find(p.name).family in ("alexnet", "vgg", "inception")]
 

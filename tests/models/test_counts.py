@@ -7,15 +7,17 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from resdeploy.models import classics, inception, preact, resnet, zoo  # noqa: E402
+from resdeploy.models import classics, inception, preact, resnet, zoo
 
 FACTS = json.loads((Path(__file__).parents[1] / "counts.json").read_text())
 KNOWN: dict[str, list[int]] = {**FACTS["imagenet"], **FACTS["imagenet_variants"], **FACTS["cifar"]}
@@ -81,7 +83,7 @@ def _activated(found: re.Match[str]) -> tuple[torch.nn.Module, int]:
         config = resnet.VARIANTS[f"resnet{depth}{'_b' if how == 'B' else ''}"]
     config = replace(config, stride_in_1x1=how != "3x3")
     classes = 1000 if imagenet else 100 if hundred else 10
-    make = functools.partial(preact.PreActResNet, preact.Variant(config=config))
+    make: Any = functools.partial(preact.PreActResNet, preact.Variant(config=config))
     if kind == "post":
         make = functools.partial(resnet.ResNet, config)
     return build(make, classes=classes).eval(), 224 if imagenet else 32

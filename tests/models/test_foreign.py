@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -75,10 +76,11 @@ def test_a_factory_of_the_current_folder_is_measured(here: Path) -> None:
         None,
     )
     assert spec.input_shape == (3, 224, 224)
-    net = zoo.create(spec, seed=1)
+    create: Any = zoo.create
+    net = create(spec, seed=1)
     assert not net.training
-    assert torch.equal(net[0].weight, zoo.create(spec, seed=1)[0].weight)
-    assert not torch.equal(net[0].weight, zoo.create(spec, seed=2)[0].weight)
+    assert torch.equal(net[0].weight, create(spec, seed=1)[0].weight)
+    assert not torch.equal(net[0].weight, create(spec, seed=2)[0].weight)
 
 
 def test_a_factory_that_nobody_typed_is_not_imported(here: Path) -> None:

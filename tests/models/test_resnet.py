@@ -10,9 +10,11 @@ from unittest import mock
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
 
-from resdeploy.models import resnet, weights, zoo  # noqa: E402
+import torch
+
+from resdeploy.models import resnet, weights, zoo
 
 # SHA-256 of "\n".join(f"{key}:{tuple(shape)}") over torchvision 0.28's state_dict, in its order.
 STATE_DICTS = {
@@ -138,11 +140,12 @@ def test_real_cifar_weights_load_strictly_and_classify(name: str, file: str, sha
     spec = zoo.spec(name).preprocessing
     assert spec is not None
     assert (spec.resize, spec.size) == (None, (32, 32))
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
     images, labels = [], []
     for label, folder in enumerate(sorted((shared / "data" / "cifar10" / "test").iterdir())):
         for path in sorted(folder.glob("*.jpg"))[:40]:
             pixels = np.asarray(Image.open(path).convert("RGB"), np.float32) / 255
-            images.append(((pixels - np.float32(spec.mean)) / np.float32(spec.std)).transpose(2, 0, 1))
+            images.append(((pixels - mean) / std).transpose(2, 0, 1))
             labels.append(label)
     with torch.no_grad():
         found = net(torch.from_numpy(np.stack(images))).argmax(1)

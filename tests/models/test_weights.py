@@ -12,9 +12,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from email.message import Message
+from http.client import HTTPMessage as Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -328,10 +329,11 @@ def test_channels_last_and_tied_weights_can_be_saved(tmp_path: Path) -> None:
     """safetensors itself refuses both."""
     torch = pytest.importorskip("torch")
     spec = zoo.spec("resnet20")
-    net = zoo.create(spec).to(memory_format=torch.channels_last)
+    net: Any = zoo.create(spec)
+    net.to(memory_format=torch.channels_last)
     net.layer1[0].conv1.weight = net.layer1[0].conv2.weight
     weights.save(net, spec, tmp_path / "w.safetensors", Weights(source="random", seed=0))
-    other = zoo.create(spec, seed=1)
+    other: Any = zoo.create(spec, seed=1)
     weights.load_into(other, tmp_path / "w.safetensors")
     assert torch.equal(other.layer1[0].conv1.weight, net.layer1[0].conv2.weight)
 

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks import zoo
+from resdeploy.backends import machine
 from resdeploy.errors import BackendCrash
+from resdeploy.measure import environment
 
 OLD = {
     "environment": {"cpu": {"model": "another machine's"}},
@@ -34,7 +36,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch, path: Path, *options: str, failing:
 
     names = ["resnet20", "resnet32", "resnet44", "resnet56"]
     monkeypatch.setattr(zoo, "measure", measure)
-    monkeypatch.setattr(zoo.environment, "capture", lambda: {"cpu": {"model": "this machine's"}})
+    monkeypatch.setattr(environment, "capture", lambda: {"cpu": {"model": "this machine's"}})
     monkeypatch.setattr(sys, "argv", ["zoo.py", *names, "--output", str(path), "--resume", *options])
     with pytest.raises(SystemExit) as ended:
         zoo.main()
@@ -47,7 +49,7 @@ def test_a_resumed_run_measures_what_is_missing_or_failed(monkeypatch: pytest.Mo
     path = tmp_path / "zoo.json"
     path.write_text(json.dumps(OLD))
     rows = resumed(monkeypatch, path)
-    here = zoo.machine.cpu().model
+    here = machine.cpu().model
     assert {name: row.get("measured", False) for name, row in rows.items()} == {
         "resnet20": False, "resnet32": False, "resnet44": True, "resnet56": True,
     }  # fmt: skip

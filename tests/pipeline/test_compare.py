@@ -76,6 +76,8 @@ def test_what_two_runs_differ_by_anyway_is_no_difference(save) -> None:
     assert found(compare(a, b).changes) == ["no difference found"]
     assert found(compare(a, b, noise_pct=0.5).changes) == ["slower"]
     (own, *_), (wide, *_) = compare(a, b, noise_pct=0).changes, compare(a, b, noise_pct=5).changes
+    assert own.interval is not None
+    assert wide.interval is not None
     assert [1 + end / 100 for end in wide.interval] == pytest.approx(
         [(1 + own.interval[0] / 100) / 1.05, (1 + own.interval[1] / 100) * 1.05]
     )

@@ -13,11 +13,11 @@ from types import ModuleType
 
 import pytest
 
-from resdeploy.deploy import export
+from resdeploy.deploy import candidates, export
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.measure import predictions
+from resdeploy.measure import predictions, run_images
 from resdeploy.records import Artifact, Check
-from resdeploy.verbs import evaluate, gate
+from resdeploy.verbs import gate
 from resdeploy.verbs.verdict import Limits
 
 PER_CLASS = 60
@@ -52,8 +52,9 @@ def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     weights = next((shared / "data/weights").glob("resnet20-*.th"))
     request = Request(model="resnet20", weights=str(weights))
     artifact = export.to_onnx(request, folder / "resnet20.onnx", progress=quiet)
-    plan = evaluate.EvalPlan(data=str(folder / "images"), backend="onnxruntime")
-    predictions.save(evaluate.predict(artifact, "onnxruntime", plan, progress=quiet), folder / "base.npz")
+    candidate = candidates.candidate(artifact, "onnxruntime", batch_size=32)
+    answers = run_images.predict_test_split(candidate, str(folder / "images"), progress=quiet)
+    predictions.save(answers, folder / "base.npz")
     return artifact
 
 

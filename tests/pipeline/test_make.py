@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,7 +15,7 @@ from resdeploy.data.datasets import Dataset
 from resdeploy.deploy import calibration, lower
 from resdeploy.errors import OutputLost
 from resdeploy.quantize import fidelity
-from resdeploy.records import Artifact
+from resdeploy.records import Artifact, Precision
 from tests.backends.conftest import artifact_of, tiny_network
 
 FP32 = Artifact(path="m.onnx", format="onnx", precision="fp32", sha256="0" * 64)
@@ -44,11 +45,12 @@ def test_a_hit_of_the_cache_reads_no_calibration_image(linked: Path, monkeypatch
     """Their names, sizes and times are the key, and tell a file that has changed."""
     plan = calibration.CalibrationPlan(data=str(linked))
     monkeypatch.setattr(Dataset, "read", lambda *_: pytest.fail("read"))
-    keys = [lower.lower_key(FP32, precision, "openvino", plan) for precision in ("int8", "fp16")]
+    precisions: tuple[Precision, ...] = ("int8", "fp16")
+    keys = [lower.lower_key(FP32, precision, "openvino", plan) for precision in precisions]
     os.utime(linked / "b/0.png", ns=(0, 0))
     assert all(
         lower.lower_key(FP32, precision, "openvino", plan) != key
-        for precision, key in zip(("int8", "fp16"), keys, strict=True)
+        for precision, key in zip(precisions, keys, strict=True)
     )
 
 
@@ -60,7 +62,12 @@ def test_a_lost_file_is_made_once_and_given_out_to_who_forces_it(
     onnx.save(tiny_network(), tmp_path / "m.onnx")
     source, compare = artifact_of(tmp_path / "m.onnx"), fidelity.compare_half
     made: list[object] = []
-    monkeypatch.setattr(fidelity, "compare_half", lambda *models: (made.append(models), compare(*models))[1])
+
+    def compared(*models: Any) -> Any:
+        made.append(models)
+        return compare(*models)
+
+    monkeypatch.setattr(fidelity, "compare_half", compared)
     monkeypatch.setattr(fidelity, "LOST_DB", fidelity.LIMIT_DB + 1)  # whatever the output
     plain, forced = calibration.CalibrationPlan(), calibration.CalibrationPlan(force=True)
 

@@ -33,5 +33,5 @@ def test_int8_follows_the_rules_of_what_computes(
     onnx.save(tiny_network(), tmp_path / "tiny.onnx")
     plan = BenchPlan(precision="int8", backends=("onnxruntime",), provider=provider)
     with pytest.raises(MalformedInput, match="far enough"):
-        bench([Request(model=str(tmp_path / "tiny.onnx"))], plan, calibration.CalibrationPlan(), progress=None)
+        bench([Request(model=str(tmp_path / "tiny.onnx"))], plan, calibration.CalibrationPlan(), progress=print)
     assert asked["int8"] == target

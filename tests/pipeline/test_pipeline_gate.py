@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,22 +22,22 @@ from resdeploy.cli import app
 from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure.predictions import load, save
-from resdeploy.records import Block, Calibration, Execution, Gate, Measurement, Origin, Predictions, Profile
-from resdeploy.verbs import gate
+from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
+from resdeploy.verbs import gate, verdict
 from resdeploy.verbs.gate import GatePlan
-from resdeploy.verbs.verdict import Limits, check_runs
+from resdeploy.verbs.verdict import Evidence, Limits, Times
 
 DROP = Limits(drop_pp=1.0)
 
 
-def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: object) -> Predictions:
+def predictions(lost: int, gained: int = 0, images: int = 5000, **fields: Any) -> Predictions:
     """A model that answers class 1 wrongly for `lost` images that the baseline (0, 0) has right."""
     labels = np.zeros(images, dtype=np.int64)
     labels[images - gained :] = 2  # the baseline is wrong here
     top = np.zeros(images, dtype=np.int64)
     top[:lost] = 1
     top[images - gained :] = 2
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "model": "m",
         "ids": tuple(f"test/{k:05d}.jpg" for k in range(images)),
         "labels": labels,
@@ -57,7 +59,7 @@ def files(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP, **options: object) -> Gate:
+def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP, **options: Any) -> Gate:
     plan = GatePlan(
         baseline=str(folder / baseline),
         candidates=tuple(str(folder / name) for name in candidates),
@@ -168,9 +170,9 @@ def test_what_cannot_be_judged_is_a_usage_error(
     assert says in str(caught.value)
 
 
-def bench(times_s: list[float], *, cpu: str = "Xeon", rows: int = 1) -> dict[str, object]:
+def bench(times_s: list[float], *, cpu: str = "Xeon", rows: int = 1) -> dict[str, Any]:
     """A saved bench of 16 blocks, with the keys that `resdeploy bench` writes."""
-    row = {
+    row: dict[str, Any] = {
         "label": "r20 openvino b1", "model": "r20", "backend": "openvino", "precision": "int8", "batch_size": 1,
         "scenario": "single-stream", "samples_ms": [1e3 * t for t in times_s],
         "block_sizes": [len(times_s) // 16] * 16, "size_bytes": 3_000_000, "peak_rss_bytes": 90_000_000, "sha256": "ab",
@@ -198,8 +200,8 @@ def test_saved_benches_are_judged_on_speed_size_and_memory(tmp_path: Path) -> No
     for one in found.judged:
         assert [(c.name, c.state) for c in one.verdict.checks] == [
             ("slowdown", "fail"),
-            ("size", "pass"),
             ("memory", "fail"),
+            ("size", "pass"),
         ]
         assert one.verdict.checks[0].observed == pytest.approx(10, abs=0.5)
     assert "in runs of their own" in found.notes[0]
@@ -247,7 +249,7 @@ def test_times_of_two_machines_decide_nothing(tmp_path: Path) -> None:
         ({"model": "other", "backend": "other"}, None),
     ],
 )
-def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, object], error: type[ResdeployError]) -> None:
+def test_a_damaged_bench_is_refused(tmp_path: Path, change: dict[str, Any], error: type[ResdeployError] | None) -> None:
     """Times that contradict their blocks, no times, only failed rows; the only row of each side needs no equal name."""
     document = bench(clock(0.01, 0))
     write(tmp_path, "a.json", document)
@@ -317,7 +319,7 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
         Block(put_s=(0.0,) * 20, run_s=tuple(part), get_s=(0.0,) * 20, started_s=float(k))
         for k, part in enumerate(times)
     ]
-    known: dict[str, object] = {
+    known: dict[str, Any] = {
         "label": label,
         "model": "m",
         "backend": "openvino",
@@ -332,12 +334,18 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
     return Measurement(**known | fields)
 
 
+def judged_runs(timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits) -> list[tuple[Check, ...]]:
+    """The checks of candidates of which only a run with their baselines was seen."""
+    evidence = [Evidence(times=Times.of_run(old, new), peak_rss_bytes=new.peak_rss_bytes) for old, new in timed]
+    return [one.checks for one in verdict.judge(evidence, limits, confidence=0.95, seed=0)]
+
+
 def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
     """Twice as fast passes a demanded speed-up of a third, an equal one fails it; memory is the candidate's own."""
     fp32 = measurement("fp32", 0.01, 0)
     timed = [(fp32, measurement("a", 0.005, 1)), (fp32, measurement("b", 0.01, 2, peak_rss_bytes=0))]
     limits = Limits(slowdown_pct=-33, memory_mb=100)
-    found = check_runs(timed, limits, confidence=0.95, seed=0)
+    found = judged_runs(timed, limits)
     assert [[(check.name, check.state) for check in one] for one in found] == [
         [("slowdown", "pass"), ("memory", "pass")],
         [("slowdown", "fail"), ("memory", "inconclusive")],
@@ -347,7 +355,7 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
 
 def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
     """A limit of speed was asked for; a baseline that failed on this backend leaves it open."""
-    ((check,),) = check_runs([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3), confidence=0.95, seed=0)
+    ((check,),) = judged_runs([(None, measurement("a", 0.005, 1))], Limits(slowdown_pct=3))
     assert (check.name, check.state) == ("slowdown", "inconclusive")
 
 
@@ -374,9 +382,11 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
-    limited = run._of_accuracy(Profile(name="p", max_drop_pp=1.0), {}, "int8 openvino")
-    assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive")]
-    assert not run._of_accuracy(Profile(name="p"), {}, "int8 openvino").checks
+    (limited,) = verdict.judge([Evidence(size_bytes=1)], Limits(drop_pp=1.0, size_mb=1.0), confidence=0.95, seed=0)
+    assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive"), ("size", "pass")]
+    assert limited.state == "inconclusive"
+    (free,) = verdict.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)
+    assert free.state == "pass"
 
 
 def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -> None:
@@ -418,7 +428,7 @@ def test_repeated_images_change_neither_the_verdict_nor_the_count_and_are_told(m
     Of the two images in two classes neither counts on either side.
     """
     sight = PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
-    asked = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
+    asked: dict[str, Any] = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
     clean = judged(models, "base.onnx", "other.onnx", **asked)
     for path in sorted((models / "images" / "b").iterdir()):
         os.link(path, path.with_stem(f"{path.stem}_again"))
@@ -450,7 +460,7 @@ def test_an_old_baseline_with_repeated_images_is_counted_once(files: Path) -> No
     clean = judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0]
     for name, lost in (("base", 0), ("good", 5)):
         once = predictions(lost)
-        twice = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
+        twice: dict[str, Any] = {field: np.concatenate([getattr(once, field)] * 2) for field in ("labels", "top")}
         ids = (*once.ids, *(f"again/{i}" for i in once.ids))
         save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
     assert judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0] == clean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from PIL import Image
 from resdeploy.data.datasets import Dataset, contents
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
-from resdeploy.verbs import prune
+from resdeploy.verbs import block_search, prune
 from resdeploy.verbs.block_search import Budget
 
 pytest.importorskip("torch")
@@ -71,9 +72,12 @@ def test_no_image_is_read_twice_before_the_work_begins(images: Path, monkeypatch
     """The test images are told apart from each other and from the training images by one reading."""
     read: list[str] = []
     original = Dataset.read
-    monkeypatch.setattr(
-        Dataset, "read", lambda self, k: (read.append(f"{self.name}/{self.ids[k]}"), original(self, k))[1]
-    )
+
+    def noted(self: Dataset, k: int) -> Any:
+        read.append(f"{self.name}/{self.ids[k]}")
+        return original(self, k)
+
+    monkeypatch.setattr(Dataset, "read", noted)
     assert "no-such-network" in refused(images, "flat", "split").what
     assert len(read) == len(set(read)) == 8 + 12
 
@@ -94,8 +98,8 @@ def test_an_image_that_is_there_twice_is_not_chosen_on_and_judged_on(
         divided.append(original(found, seed))
         raise RuntimeError
 
-    original = prune.block_search.halves
-    monkeypatch.setattr(prune.block_search, "halves", halves)
+    original = block_search.halves
+    monkeypatch.setattr(block_search, "halves", halves)
     plan = prune.PrunePlan(data=str(images / "flat"), budget=Budget(max_drop_pp=2))
     with pytest.raises(RuntimeError):
         prune.prune(Request(model=str(images / "m.onnx")), plan, images / "out.onnx", progress=lambda *_: None)

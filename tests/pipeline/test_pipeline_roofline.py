@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import onnx
@@ -14,6 +13,7 @@ from resdeploy.errors import BackendCrash
 from resdeploy.measure import interleaved
 from resdeploy.records import Failure, Peaks, Roof
 from resdeploy.verbs.bench import BenchPlan
+from tests.shortly import time_shortly
 
 SHAPE = (32, 16, 3, 3)
 
@@ -25,8 +25,7 @@ def test_every_kernel_that_multiplies_is_found_and_timed(
     """Whatever name the backend gives to a convolution with its activation inside."""
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(under_roofs, "TRACED_S", 0.02)
-    quick = functools.partial(interleaved.run, blocks=8, processes=1, extensions=0)
-    monkeypatch.setattr(interleaved, "run", quick)
+    time_shortly(monkeypatch.setattr, blocks=8)
     path = tmp_path / "chain.onnx"
     onnx.save(peak_graphs.chain(*SHAPE), path)
     roofs = Peaks(name="m", source="s", roofs={"fp32": Roof(rate=1e12)}, bandwidth=Roof(rate=1e15))

@@ -19,14 +19,16 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
     """The other variants go on."""
     fp32 = Artifact(path="a.onnx", format="onnx", precision="fp32", sha256="")
 
-    def made(_profile: Any, _steps: Any, _source: Any, _stem: str, _backend: str, precision: str, _p: Any) -> str:
-        if precision == "int8":
+    def made(_making: run.Making, one: run.Wanted) -> str:
+        if one.precision == "int8":
             raise OutputLost("lost")
-        return precision
+        return one.precision
 
-    monkeypatch.setattr(run, "_variant", made)
+    monkeypatch.setattr(run.Making, "variant", made)
     asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
     steps = Steps(tmp_path, lambda _: None)
-    variants, (failure,) = run._variants(asked, steps, fp32, None, lambda *_: None)
+    making = run.Making(profile=asked, steps=steps, progress=lambda *_: None, note=lambda _: None)
+    told: Any = making.variants(fp32, None)
+    variants, (failure,) = told
     assert variants == ("fp32",)
     assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from resdeploy.verbs import train
 pytest.importorskip("torch")
 
 
-def refusal(folder: Path, **options: object) -> UsageError:
+def refusal(folder: Path, **options: Any) -> UsageError:
     """The error of training a network that does not exist."""
     weights = str(options.pop("weights", "random"))
     how = train.TrainOptions(**{"data": "digits", "epochs": 1, **options})

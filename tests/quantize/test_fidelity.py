@@ -13,9 +13,6 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from test_overflow import logits, loud
-from test_ptq import calibration, here
-from test_sensitivity import network
 
 from resdeploy import store
 from resdeploy.errors import OutputLost
@@ -23,10 +20,13 @@ from resdeploy.graph import cast, files
 from resdeploy.graph.canonical import form
 from resdeploy.quantize import fidelity, overflow, ptq
 from resdeploy.records import Artifact, Likeness, Target, Weights
+from tests.quantize.test_overflow import logits, loud
+from tests.quantize.test_ptq import calibration, here
+from tests.quantize.test_sensitivity import network
 
 Images = NDArray[np.float32]
 TARGETS = get_args(Target)
-PADDED = np.finfo(np.float32).min
+PADDED = float(np.finfo(np.float32).min)
 
 
 def padded(filler: float) -> onnx.ModelProto:
@@ -34,7 +34,7 @@ def padded(filler: float) -> onnx.ModelProto:
     random, node = np.random.default_rng(5), helper.make_node
     shapes = {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (16, 16, 1, 1), "w2": (10, 16)}
     weights = {name: (random.standard_normal(shape) / 5).astype(np.float32) for name, shape in shapes.items()}
-    weights |= {"pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "filler": np.float32(filler)}
+    weights |= {"pads": np.array([0, 0, 0, 0, 0, 0, 1, 1]), "filler": np.array(filler, np.float32)}
     nodes = [
         node("Conv", ["input", "w0", "b0"], ["c0"], "conv0", pads=[1, 1, 1, 1]),
         node("Relu", ["c0"], ["r0"], "relu0"),

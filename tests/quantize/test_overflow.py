@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
-from test_ptq import here
-from test_sensitivity import network
 
 from resdeploy.errors import MissingInput
 from resdeploy.graph import cast
 from resdeploy.graph.canonical import form
 from resdeploy.quantize import overflow
+from tests.quantize.test_ptq import here
+from tests.quantize.test_sensitivity import network
 
 
 def loud(gain: float) -> onnx.ModelProto:
@@ -31,7 +33,8 @@ def loud(gain: float) -> onnx.ModelProto:
 def logits(model: onnx.ModelProto, images: np.ndarray) -> np.ndarray:
     """By ONNX's reference, which rounds every value to its type; ONNX Runtime on a CPU computes FP16 in FP32."""
     with np.errstate(all="ignore"):
-        return np.asarray(ReferenceEvaluator(model).run(None, {"input": images})[0])
+        found: Any = ReferenceEvaluator(model).run(None, {"input": images})
+        return np.asarray(found[0])
 
 
 @pytest.fixture

@@ -25,7 +25,10 @@ from tests.graph.conftest import torchscript as torchscript
 from tests.graph.test_qdq import quantized
 from tests.quantize.test_ptq import calibration, here
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
+
 openvino = pytest.importorskip("openvino")
 
 from resdeploy.models import preact, resnet  # noqa: E402

@@ -106,7 +106,7 @@ def logits(model: onnx.ModelProto | Path, images: np.ndarray) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: images})[0]
 
 
-def quantized(model: onnx.ModelProto, folder: Path, target: Target, images: np.ndarray, effort: str) -> Artifact:
+def quantized(model: onnx.ModelProto, folder: Path, target: Target, images: np.ndarray, effort: Effort) -> Artifact:
     source = folder / "fp32.onnx"
     files.save_model(model, source)
     return ptq.quantize(

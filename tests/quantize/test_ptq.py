@@ -10,6 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -29,12 +30,15 @@ from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
 from resdeploy.records import Artifact, Calibration, Target
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+
+import torch
+
 Images = NDArray[np.float32]
 
 
 @contextlib.contextmanager
-def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[Callable[[Images], Images]]:
+def here(model: onnx.ModelProto, image_shape: tuple[int | str, ...]) -> Iterator[Callable[[Images], Images]]:
     """In this process, which spares each test a child."""
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     batch, *shape = session.get_inputs()[0].shape
@@ -51,7 +55,7 @@ def here(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterator[
 
 
 def export(module: torch.nn.Module, out: Path, size: int = 32) -> Artifact:
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         axes = {"input": {0: "batch"}}
@@ -83,7 +87,7 @@ def calibration(count: int = 10, method: str = "minmax") -> Calibration:
 
 
 def quantize(
-    source: Artifact, batches: list[Images], out: Path, target: Target = "openvino", **options: object
+    source: Artifact, batches: list[Images], out: Path, target: Target = "openvino", **options: Any
 ) -> Artifact:
     return ptq.quantize(source, batches, calibration=calibration(), target=target, out=out, run=here, **options)
 
@@ -91,7 +95,7 @@ def quantize(
 def test_ranges_are_the_extremes_of_each_tensor_in_torch(images: Images) -> None:
     """Minimum and maximum over all images, however these are batched."""
     layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 2, 3))
-    buffer = io.BytesIO()
+    buffer: Any = io.BytesIO()  # torch's annotation knows only files
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -232,7 +236,7 @@ def test_a_lattice_is_cut_out_of_every_channel_alike(channels: int, height: int,
     a = np.maximum(x, 0)
     ends = np.stack([a.min(axis=(1, 2, 3)), a.max(axis=(1, 2, 3))], axis=1)
     np.testing.assert_array_equal(rows, np.hstack([ends, a[:, :, cuts[0], cuts[1]].reshape(2, -1)]))
-    assert len(at.spread(np.arange(channels) + 1.0)) == at.samples
+    assert len(at.spread(np.arange(channels).astype(np.float64) + 1.0)) == at.samples
 
 
 def _with_output(model: onnx.ModelProto, tensor: str) -> bytes:
@@ -253,7 +257,8 @@ def test_a_fixed_batch_size_is_calibrated_but_not_corrected(images: Images, tmp_
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.conv(x).reshape(1, -1, 8).mean(2)
 
-    buffer, path = io.BytesIO(), tmp_path / "fp32.onnx"
+    buffer: Any = io.BytesIO()
+    path = tmp_path / "fp32.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(Fixed(), (torch.zeros(1, 3, 32, 32),), buffer, dynamo=False, opset_version=17)
@@ -332,10 +337,10 @@ def test_a_bad_image_is_named(resnet20: Artifact, images: Images, tmp_path: Path
 def test_weights_and_activations_that_are_not_finite_are_named(images: Images, tmp_path: Path) -> None:
     """A weight of NaN, and weights whose sums overflow float32."""
     for value, match in ((np.nan, "holds NaN"), (3e38, "activation .* is not finite")):
-        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
+        layers: Any = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(), torch.nn.Conv2d(4, 4, 3))
         layers[0].weight.data[:] = 3e38
         layers[2].bias.data[1] = value
-        model = io.BytesIO()
+        model: Any = io.BytesIO()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(layers, (torch.zeros(1, 3, 32, 32),), model, dynamo=False, opset_version=17)

@@ -12,7 +12,6 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-from test_ptq import calibration, here
 
 from resdeploy import store
 from resdeploy.errors import MissingInput, UsageError
@@ -20,6 +19,7 @@ from resdeploy.graph import qdq
 from resdeploy.quantize import ptq, sensitivity
 from resdeploy.quantize.ptq import Calibrated
 from resdeploy.records import Artifact, Target
+from tests.quantize.test_ptq import calibration, here
 
 Images = NDArray[np.float32]
 

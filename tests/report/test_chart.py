@@ -40,7 +40,7 @@ def test_points_lie_in_proportion_and_names_are_escaped() -> None:
     """Twice the value, half the way up; a name with markup stays text."""
     curve = chart.Line(name="<b>&", xs=[1, 2, 3], ys=[0.0, 5.0, 10.0], low=[0, 4, 9], high=[1, 6, 10])
     root = ET.fromstring(chart.lines([curve], title="t", x="x", y="y"))
-    points = [tuple(map(float, p.split(","))) for p in root.find(f"{SVG}polyline").attrib["points"].split()]
+    points = [tuple(map(float, p.split(","))) for p in root.findall(f"{SVG}polyline")[0].attrib["points"].split()]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 - x0 == x2 - x1 > 0
     assert y0 - y1 == y1 - y2 > 0
@@ -52,14 +52,14 @@ def test_a_single_point_and_a_gap_are_drawn() -> None:
     """One epoch is a chart already; a value that is not finite is left out."""
     ET.fromstring(chart.lines([chart.Line(name="a", xs=[1], ys=[2.0])], title="", x="", y=""))
     gap = chart.lines([chart.Line(name="a", xs=[1, 2, 3], ys=[1.0, math.nan, 3.0])], title="", x="", y="")
-    assert len(ET.fromstring(gap).find(f"{SVG}polyline").attrib["points"].split()) == 2
+    assert len(ET.fromstring(gap).findall(f"{SVG}polyline")[0].attrib["points"].split()) == 2
 
 
 def test_a_logarithmic_axis_gives_every_decade_the_same_room() -> None:
     """1, 10 and 100 are evenly spaced both ways."""
     curve = chart.Line(name="a", xs=[1, 10, 100], ys=[1, 10, 100])
     root = ET.fromstring(chart.lines([curve], title="", x="", y="", log_x=True, log_y=True))
-    points = [tuple(map(float, p.split(","))) for p in root.find(f"{SVG}polyline").attrib["points"].split()]
+    points = [tuple(map(float, p.split(","))) for p in root.findall(f"{SVG}polyline")[0].attrib["points"].split()]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert math.isclose(x1 - x0, x2 - x1, abs_tol=0.2)
     assert math.isclose(y0 - y1, y1 - y2, abs_tol=0.2)

@@ -12,16 +12,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import xmlschema
-from test_render import HOSTILE, gated
 
-from resdeploy.records import Check, Reported, Verdict
+from resdeploy.records import Check, Reported, State, Verdict
 from resdeploy.report import ci, render
+from tests.report.test_render import HOSTILE, gated
 
 SCHEMA = Path(__file__).with_name("junit-10.xsd")
 NAMES = [*HOSTILE, "@maintainer", "see #1", "www.example.org", "]]>", "&amp;", "\x00\ufffe", 'a="b"', "%0A::error::x"]
 
 
-def check(state: str, name: str = "top1", limit: float | None = 0.5) -> Check:
+def check(state: State, name: str = "top1", limit: float | None = 0.5) -> Check:
     note = f"{name} was looked at"
     return Check(name=name, limit=limit, observed=0.1, interval=(-0.1, 0.4), state=state, unit="points", note=note)
 

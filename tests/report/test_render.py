@@ -18,6 +18,7 @@ from resdeploy.models import zoo
 from resdeploy.records import (
     Audit,
     Availability,
+    BackendName,
     Block,
     BlockAudit,
     Change,
@@ -162,7 +163,9 @@ def all_documents(name):
         speedup=faster(name),
         chosen=True,
     )
-    survey = {"torch": Availability(ok=False, reason=name, install=name, devices=(name,))}
+    survey: dict[BackendName, Availability] = {
+        "torch": Availability(ok=False, reason=name, install=name, devices=(name,))
+    }
     return [
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
         documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),

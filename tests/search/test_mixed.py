@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resdeploy.errors import BackendCrash
+from resdeploy.measure import interleaved
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
@@ -150,7 +151,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float | None]]
                 for one in candidates
             )
 
-        monkeypatch.setattr(precision_ladder.interleaved, "run", run)
+        monkeypatch.setattr(interleaved, "run", run)
         return asked
 
     return known

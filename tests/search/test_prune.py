@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +39,8 @@ class World:
 
     def __init__(self, whole: Artifact, worth: dict[str, float]) -> None:
         self.names = drop.removable(files.load_model(Path(whole.path)))
-        self.worth, self.seen = worth, []
+        self.worth = worth
+        self.seen: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
 
     def __call__(self, artifact: Artifact, images: Dataset) -> Predictions:
         left = drop.removable(files.load_model(Path(artifact.path)))
@@ -67,7 +68,9 @@ WORTH = {
 }
 
 
-def go(world: World, source: Artifact, images: Sequence[Dataset], out: Path, **budget: object) -> block_search.Pruned:
+def go(
+    world: World, source: Artifact, images: tuple[Dataset, Dataset], out: Path, **budget: Any
+) -> block_search.Pruned:
     limits = block_search.Budget(**{"max_drop_pp": 2.0, **budget})
     return block_search.prune(source, *images, limits, predict=world, out=out)
 
@@ -82,6 +85,7 @@ def test_the_cheapest_blocks_go_in_order_and_no_more_than_the_budget_allows(
     assert {lesion.block for lesion in found.lesions} == set(WORTH)
     assert found.verdict.state == "pass"
     assert drop.removable(files.load_model(tmp_path / "p.onnx")) == tuple(n for n in WORTH if n not in found.removed)
+    assert found.artifact.model is not None
     assert found.artifact.model.removed == found.removed
     assert any("layer1.2" in note for note in found.artifact.notes)
 
@@ -108,7 +112,7 @@ def test_lazy_choice_takes_what_an_exhaustive_one_would(
 ) -> None:
     """With worths that add up, the order is that of the worths."""
     found = go(World(source, WORTH), source, images, tmp_path / "p.onnx", blocks=7)
-    assert found.removed[:5] == tuple(sorted(WORTH, key=WORTH.get)[:5])
+    assert found.removed[:5] == tuple(sorted(WORTH, key=WORTH.__getitem__)[:5])
     assert len(found.removed) == 7
     assert found.verdict.state == "fail"
 
@@ -143,13 +147,16 @@ def test_a_pruned_description_makes_the_same_network(source: Artifact, tmp_path:
     """From the spec alone: its state has the keys of the blocks that are left, and its file survives a round trip."""
     from resdeploy.models import weights
 
+    assert source.model is not None
     spec = dataclasses.replace(source.model, removed=("layer1.2", "layer3.1"), params=None)
     net = zoo.create(spec, seed=2)
     assert not any(key.startswith(("layer1.2.", "layer3.1.")) for key in net.state_dict())
     assert any(key.startswith("layer3.2.") for key in net.state_dict())
     weights.save(net, spec, tmp_path / "n.safetensors", Weights(source="random", seed=2))
-    assert weights.spec_in(tmp_path / "n.safetensors") == spec
-    again = zoo.create(weights.spec_in(tmp_path / "n.safetensors"))
+    stored = weights.spec_in(tmp_path / "n.safetensors")
+    assert stored is not None
+    assert stored == spec
+    again = zoo.create(stored)
     weights.load_into(again, tmp_path / "n.safetensors")
     with pytest.raises(UsageError, match=r"layer2\.0"):
         zoo.create(dataclasses.replace(spec, removed=("layer2.0",)))

@@ -124,7 +124,8 @@ def test_turns_by_hand() -> None:
     found = stats.paired_ratio([[3.0, 6.0, 3.0]] * 6, [[2.0]] * 6)
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
     few = stats.paired_ratio([[3.0]] * 5, [[2.0]] * 5)
-    assert (few.value, few.low, few.high) == (pytest.approx(1.5), 0, np.inf)
+    assert few.value == pytest.approx(1.5)
+    assert (few.low, few.high) == (0, np.inf)
     with pytest.raises(ValueError, match="shorter"):
         stats.paired_ratio([[3.0]] * 6, [[2.0]] * 5)
     with pytest.raises(ValueError, match="needs blocks"):

@@ -39,7 +39,8 @@ class Counter:
 
 def study(folder: Path, progress: Callable[[str, int, int], None], plan: loop.Plan = PLAN) -> list[object]:
     """Networks of 20 and 32 layers, one seed; curves without the times."""
-    train, test = (choose(open_dataset("digits", split=s), n, 0) for s, n in (("train", 40), ("test", 10)))
+    train, test = (open_dataset("digits", split=split) for split in ("train", "test"))
+    train, test = choose(train, 40, 0), choose(test, 10, 0)
     found = degradation.train_networks(
         spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress
     )

@@ -49,7 +49,7 @@ def agrees(kind: str, *inputs: str, opset: int = 18, **attributes: Any) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-PADDING = [
+PADDING: list[dict[str, Any]] = [
     {},
     {"pads": [1, 1, 1, 1]},
     {"pads": [0, 0, 1, 1]},
@@ -75,7 +75,8 @@ def test_padding_is_onnx_runtimes(padding: dict[str, Any], strides: int) -> None
 @pytest.mark.parametrize(("kernel", "stride"), [(2, 2), (3, 2), (2, 3), (3, 4)])
 def test_pooling_that_rounds_up_is_onnx_runtimes(pads: list[int], kernel: int, stride: int) -> None:
     """The last window reaches over the edge, and what is there counts for nothing."""
-    asked = {"kernel_shape": [kernel, kernel], "strides": [stride, stride], "pads": pads, "ceil_mode": 1}
+    asked: dict[str, Any] = {"kernel_shape": [kernel, kernel], "strides": [stride, stride], "pads": pads}
+    asked["ceil_mode"] = 1
     agrees("MaxPool", **asked)
     agrees("AveragePool", **asked)
     agrees("AveragePool", count_include_pad=1, **asked)

@@ -29,6 +29,7 @@ def network(name: str) -> resnet.ResNet:
     torch.manual_seed(4)
     net = zoo.create(zoo.spec(name, classes=10, preprocessing=SIGHT), seed=4).train()
     net(torch.randn(64, 1, 8, 8))
+    assert isinstance(net, resnet.ResNet)
     return net.eval()
 
 

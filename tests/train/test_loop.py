@@ -14,10 +14,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save
 
 from resdeploy import store, vocabulary
@@ -29,8 +31,9 @@ from resdeploy.records import Artifact, Preprocessing, Weights
 from resdeploy.train import distributed, loop, recipes, state
 from resdeploy.train.images import Samples, Step, augment, load, normalise
 
-SPEC = zoo.spec("resnet20", classes=10, preprocessing=Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,)))
-SETTINGS = {"epochs": 3, "lr": 0.1, "batch_size": 16, "seed": 5, "threads": 1}
+SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
+SPEC = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
+SETTINGS: dict[str, Any] = {"epochs": 3, "lr": 0.1, "batch_size": 16, "seed": 5, "threads": 1}
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,10 @@ def images() -> tuple[Dataset, Dataset]:
 
 def some() -> tuple[Dataset, Dataset]:
     """A hundred training images and thirty others."""
-    return tuple(choose(open_dataset("digits", split=s), n, 0) for s, n in (("train", 100), ("test", 30)))
+    return choose(open_dataset("digits", split="train"), 100, 0), choose(open_dataset("digits", split="test"), 30, 0)
 
 
-def run(out: Path, images: tuple[Dataset, Dataset], **changes: object) -> Artifact:
+def run(out: Path, images: tuple[Dataset, Dataset], **changes: Any) -> Artifact:
     names = {field.name for field in dataclasses.fields(loop.Plan)}
     plan = loop.Plan(**{**SETTINGS, **{k: v for k, v in changes.items() if k in names}})
     return loop.train(SPEC, *images, plan, out=out, **{k: v for k, v in changes.items() if k not in names})
@@ -74,14 +77,14 @@ def test_resnet20_learns_handwriting_on_images_it_has_not_seen(tmp_path: Path) -
     assert artifact.checks["test_top1"] > 90
     net = zoo.create(SPEC, seed=9)
     weights.load_into(net, out)
-    inputs = np.stack(
-        [preprocess.apply(preprocess.Image.fromarray(test.read(i)), SPEC.preprocessing) for i in range(360)]
-    )
+    inputs = np.stack([preprocess.apply(Image.fromarray(np.asarray(test.read(i))), SIGHT) for i in range(360)])
     with torch.no_grad():
         right = (net(torch.from_numpy(inputs)).argmax(1).numpy() == test.labels).mean()
     assert 100 * right == pytest.approx(artifact.checks["test_top1"], abs=0.3)
     stored = store.load(out)
     assert stored is not None
+    assert stored.model is not None
+    assert stored.weights is not None
     assert stored.model.labels == tuple("0123456789")
     assert stored.weights.source == "trained:digits"
     assert sorted(p.name for p in tmp_path.iterdir()) == [
@@ -288,10 +291,10 @@ def pictures(folder: Path) -> tuple[Dataset, Dataset]:
             (folder / "d" / split / name).mkdir(parents=True)
             for i in range(4):
                 Image.new("L", (8, 8), value + i + 100 * (name == "b")).save(folder / f"d/{split}/{name}/{i}.png")
-    return tuple(open_dataset(str(folder / "d"), split=split) for split in ("train", "test"))
+    return open_dataset(str(folder / "d"), split="train"), open_dataset(str(folder / "d"), split="test")
 
 
-def run_two(out: Path, train: Dataset, test: Dataset, **changes: object) -> Artifact:
+def run_two(out: Path, train: Dataset, test: Dataset, **changes: Any) -> Artifact:
     plan = loop.Plan(**{**SETTINGS, "epochs": 1, "batch_size": 4, **changes})
     return loop.train(dataclasses.replace(SPEC, classes=2), train, test, plan, out=out)
 
@@ -325,7 +328,7 @@ def test_an_epoch_is_not_chosen_on_images_that_were_learned_from(tmp_path: Path)
     sizes: list[int] = []
     original = loop.evaluate
 
-    def evaluate(net: torch.nn.Module, samples: Samples, *more: object) -> tuple[float, float]:
+    def evaluate(net: torch.nn.Module, samples: Samples, *more: Any) -> tuple[float, float]:
         sizes.append(len(samples))
         return original(net, samples, *more)
 
@@ -352,7 +355,8 @@ def test_the_average_looks_back_over_a_fiftieth_of_the_steps() -> None:
         net(x).square().sum().backward()
         with torch.no_grad():
             for p in net.parameters():
-                p -= 1e-4 * p.grad
+                assert p.grad is not None
+                p.sub_(1e-4 * p.grad)
         mine.update(net, step)
         theirs.update_parameters(net)
     for name, value in theirs.module.state_dict().items():
@@ -376,7 +380,7 @@ def test_the_average_is_what_is_judged_and_saved(tmp_path: Path, images: tuple[D
     assert not all(torch.equal(saved[name], states[-1][f"model.{name}"]) for name in saved)
     net = zoo.create(SPEC)
     weights.load_into(net, out)
-    loss, top1 = loop.evaluate(net, load(images[1], SPEC.preprocessing)[0], SPEC.preprocessing)
+    loss, top1 = loop.evaluate(net, load(images[1], SIGHT)[0], SIGHT)
     assert artifact.checks["test_top1"] == lines[-1].held_out_top1 == top1
     assert lines[-1].held_out_loss == pytest.approx(loss, rel=1e-6)
 
@@ -388,15 +392,16 @@ def test_held_out_images_choose_the_best_epoch_and_are_not_learned_from(
     out = tmp_path / "r.safetensors"
     lines: list[state.Epoch] = []
     artifact = run(out, images, hold_out=0.2, watch=lines.append)
-    figures = [line.held_out_top1 for line in lines]
+    figures: list[Any] = [line.held_out_top1 for line in lines]
     assert artifact.checks["best_epoch"] == 1 + figures.index(max(figures))
     assert lines[-1].steps == 3 * (80 // 16)
     held_out = choose(images[0], 20, SETTINGS["seed"])
     net = zoo.create(SPEC)
     weights.load_into(net, loop.best_path(out))
-    samples, _ = load(held_out, SPEC.preprocessing)
-    assert loop.evaluate(net, samples, SPEC.preprocessing)[1] == max(figures)
+    samples, _ = load(held_out, SIGHT)
+    assert loop.evaluate(net, samples, SIGHT)[1] == max(figures)
     kept = store.load(loop.best_path(out))
+    assert kept is not None
     assert kept.checks == {"held_out_top1": max(figures), "epoch": artifact.checks["best_epoch"]}
 
 
@@ -406,9 +411,9 @@ def test_weights_of_other_classes_get_a_new_head_and_other_networks_are_refused(
     """All but the last layer is the file's; a checkpoint of another network is named as such."""
     other = zoo.spec("resnet20", classes=4, preprocessing=SPEC.preprocessing)
     first = tmp_path / "four.safetensors"
-    net = zoo.create(other, seed=9)
+    net: Any = zoo.create(other, seed=9)
     weights.save(net, other, first, Weights(source="random", seed=9))
-    made = zoo.create(SPEC, seed=3)
+    made: Any = zoo.create(SPEC, seed=3)
     head = made.fc.weight.clone()
     weights.load_into(made, first, new_head=True)
     assert torch.equal(made.fc.weight, head)
@@ -469,7 +474,9 @@ def test_a_full_disk_loses_nothing(
             monkeypatch.undo()
             # Nothing, or the whole: the sync that fails may be the one after the file is in place.
             with contextlib.suppress(MissingInput):
-                assert tensors(store.load(out)) == whole
+                kept = store.load(out)
+                assert kept is not None
+                assert tensors(kept) == whole
             assert out.exists() == store.sidecar(out).exists()
             made = run(out, few, epochs=2, resume=True)
         monkeypatch.undo()
@@ -511,10 +518,10 @@ def test_dividing_a_batch_changes_the_gradients_by_rounding_only(
     found = []
     for parts in (1, 2):
         torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double()
+        net: Any = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double()
         divided = loop._Run(
             plan=loop.Plan(epochs=1, accumulate=parts, recipe="paper"), lr=0.1, group=distributed.Group(), net=net,
-            optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, sight=SPEC.preprocessing,
+            optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, sight=SIGHT,
             augmentation="none", steps=1, history=[],
         )  # fmt: skip
         loss, _ = loop._step(divided, net, step)
@@ -571,8 +578,10 @@ def test_two_processes_train_as_one_that_accumulates_over_the_same_shards(
         assert float(a["train_top1"]) == pytest.approx(float(b["train_top1"]))
     net = zoo.create(SPEC)
     weights.load_into(net, out)
-    loss, top1 = loop.evaluate(net, load(images[1], SPEC.preprocessing)[0], SPEC.preprocessing)
-    assert store.load(out).checks["test_top1"] == top1 == float(curves[1][-1]["held_out_top1"])
+    loss, top1 = loop.evaluate(net, load(images[1], SIGHT)[0], SIGHT)
+    stored = store.load(out)
+    assert stored is not None
+    assert stored.checks["test_top1"] == top1 == float(curves[1][-1]["held_out_top1"])
     assert float(curves[1][-1]["held_out_loss"]) == pytest.approx(loss, rel=1e-6)  # saved in float32
 
 

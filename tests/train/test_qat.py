@@ -17,12 +17,12 @@ from resdeploy.errors import OutputLost, UsageError
 from resdeploy.graph import files, from_torch, program
 from resdeploy.models import zoo
 from resdeploy.quantize import fidelity, ptq
-from resdeploy.records import Artifact, Calibration, Likeness, Preprocessing, Weights
+from resdeploy.records import Artifact, Calibration, Effort, Likeness, Preprocessing, Target, Weights
 from resdeploy.train import loop, qat
 from resdeploy.train.fake import Graph
 
 SIGHT = Preprocessing(size=(8, 8), channels="L", mean=(0.3,), std=(0.4,))
-TARGETS = ("tensorrt", "openvino", "onnxruntime")
+TARGETS: tuple[Target, ...] = ("tensorrt", "openvino", "onnxruntime")
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +34,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     artifact = loop.train(
         spec, train, test, loop.Plan(epochs=3, batch_size=32, threads=1), out=folder / "r.safetensors"
     )
+    assert artifact.model is not None
     net = zoo.create(artifact.model)
     from resdeploy.models import weights
 
@@ -41,7 +42,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return from_torch.export(net, artifact.model, folder / "r.onnx", weights=Weights(source="trained"))
 
 
-def quantized(source: Artifact, target: str, out: Path, *, portable: bool = False, effort: str = "normal") -> Artifact:
+def quantized(
+    source: Artifact, target: Target, out: Path, *, portable: bool = False, effort: Effort = "normal"
+) -> Artifact:
     images = choose(open_dataset("digits", split="train"), 64, 0)
     calibration = Calibration(data="digits", count=64, seed=0, method="percentile", effort=effort)
     stream = (batch.inputs for batch in batches(images, SIGHT, 16))
@@ -74,7 +77,7 @@ def test_the_float_graph_is_onnx_runtimes(trained: Artifact) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_training(
-    trained: Artifact, tmp_path: Path, target: str
+    trained: Artifact, tmp_path: Path, target: Target
 ) -> None:
     """All held-out digits but one in a thousand; the file has the same nodes; the distance to FP32 shrinks."""
     x = held_out()
@@ -104,9 +107,12 @@ def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_train
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
-def test_training_from_high_effort_leaves_an_exact_input_exact(trained: Artifact, tmp_path: Path, target: str) -> None:
+def test_training_from_high_effort_leaves_an_exact_input_exact(
+    trained: Artifact, tmp_path: Path, target: Target
+) -> None:
     """The scale of whole pixel values stays 1, that of another activation is learned, and ONNX Runtime agrees."""
     start = quantized(trained, target, tmp_path / "ptq.onnx", portable=True, effort="high")
+    assert start.calibration is not None
     exact = [tensor for tensor, method in start.calibration.methods.items() if method == "exact"]
     assert exact
     images = choose(open_dataset("digits", split="train"), 256, 0)
@@ -158,14 +164,16 @@ def test_the_gradient_of_a_scale_is_that_of_learned_step_sizes() -> None:
         program.Op(name="q", kind="QuantizeLinear", inputs=("x", "s", "z"), output="q", attributes={}),
         program.Op(name="d", kind="DequantizeLinear", inputs=("q", "s", "z"), output="y", attributes={}),
     )
-    constants = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
+    constants: dict[str, np.ndarray] = {"s": np.array(0.1, np.float32), "z": np.array(0, np.int8)}
     graph = Graph(program.Program(ops=ops, constants=constants, input="x", output="y"))
     for x in (0.23, -0.48, 40.0, -40.0):
         graph.zero_grad()
         graph(torch.tensor([x])).sum().backward()
         v = x / float(s.exp())
         expected = (round(v) - v if -128 <= v <= 127 else max(-128, min(127, v))) * float(s.exp())
-        assert float(graph.parameter_of["s"].grad) == pytest.approx(expected, rel=1e-4)
+        gradient = graph.parameter_of["s"].grad
+        assert gradient is not None
+        assert float(gradient) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_trained_file_is_compared_with_its_teacher_and_not_written_where_it_is_lost(

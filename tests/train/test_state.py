@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from resdeploy.train import state
@@ -43,7 +44,7 @@ def test_a_state_with_a_made_up_header_is_damaged_and_nothing_else(case: str, tm
     out = tmp_path / "net.safetensors"
     state.save(out, module, optimizer, None, [LINE], {"seed": 0})
     last = state.paths(out)[0]
-    with state.safe_open(last, "pt") as file:
+    with safe_open(last, "pt") as file:
         held = json.loads(file.metadata()["train"])
     save_file(load_file(last), last, {"train": json.dumps(PLANTED[case](held))})
     state.own(out)

@@ -1,0 +1,73 @@
+"""Rows measured in one interleaved run, each compared with its baselines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from resdeploy.backends import lane
+from resdeploy.measure import interleaved, summary
+from resdeploy.measure.interleaved import Listener, Schedule
+from resdeploy.records import (
+    Artifact,
+    Comparison,
+    Failure,
+    Measurement,
+    Summary,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One built model as one row of a run; `baselines` are the labels of the rows it is compared with."""
+
+    source: Artifact
+    candidate: interleaved.Candidate
+    baselines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """The result of one interleaved run, in the order of its rows, those that could not be built first."""
+
+    outcomes: tuple[Measurement | Failure, ...]
+    comparisons: tuple[Comparison, ...]
+    sources: tuple[Artifact, ...] = ()  # the files measured, before they were built
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        return tuple(outcome for outcome in self.outcomes if isinstance(outcome, Failure))
+
+
+def summaries(outcomes: Iterable[Measurement | Failure]) -> tuple[Summary | Failure, ...]:
+    """Every outcome as it is reported."""
+    return tuple(o if isinstance(o, Failure) else summary.summarise(o) for o in outcomes)
+
+
+def time_rows(
+    rows: Sequence[Row],
+    schedule: Schedule,
+    listener: Listener,
+    *,
+    timeout_s: float = lane.TIMEOUT_S,
+) -> tuple[Measurement | Failure, ...]:
+    """Raw times of built rows from one interleaved run."""
+    return interleaved.run(
+        [row.candidate for row in rows],
+        schedule,
+        listener,
+        open_lane=functools.partial(lane.Lane, timeout_s=timeout_s),
+    )
+
+
+def compare_rows(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:
+    """Each row beside its baselines, where both could be measured."""
+    measured = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
+    comparisons = tuple(
+        summary.compare(measured[baseline], measured[row.candidate.label])
+        for row in rows
+        for baseline in row.baselines
+        if baseline in measured and row.candidate.label in measured
+    )
+    return Bench(outcomes=tuple(outcomes), comparisons=comparisons, sources=tuple(row.source for row in rows))
