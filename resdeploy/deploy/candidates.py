@@ -1,4 +1,4 @@
-"""From a MODEL to the ONNX file for a backend, and the settings to run it with."""
+"""From a MODEL to what can be timed: the file for a backend, built, with the settings to run it."""
 
 from __future__ import annotations
 
