@@ -327,8 +327,12 @@ def _refuse_bad_images(images: NDArray[np.float32], seen: int) -> None:
         )
 
 
+class NotFinite(MalformedInput):
+    """An activation overflows the arithmetic that the network is watched in."""
+
+
 def _refuse_infinite(tensor: str) -> None:
-    raise MalformedInput(
+    raise NotFinite(
         f"activation {tensor} is not finite for a calibration image",
         cause="The weights overflow float32, or the images are not preprocessed as the model expects",
         fix="Check the FP32 model's accuracy first (resdeploy eval)",
