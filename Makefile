@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing is needed but python3 with venv.
-# For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters.
+# For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters,
+# `make docs` writes what docs/architecture.md takes from the code.
 # PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,7 +8,7 @@ EXTRAS ?= cpu,data,dev
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo dev fast test lint clean
+.PHONY: demo dev fast test lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -27,6 +28,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/generate.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

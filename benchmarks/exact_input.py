@@ -4,7 +4,7 @@
     python benchmarks/exact_input.py --model resnet20 --duration 5
 
 Weights are random (latency does not depend on them), ranges come from two synthetic images. The three files of each
-network and backend are timed in one interleaved run, a query an image; a speed-up below 1 means slower than float at
+network and backend are timed in one interleaved run, a query per image; a speed-up below 1 means slower than float at
 normal effort. `compute` is the network alone; `end to end` also copies the input, which for uint8 is a quarter.
 """
 

@@ -287,7 +287,7 @@ def main() -> int:
         "--budget", type=float, default=480.0, help="seconds; what does not fit is left out, from the end"
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("gpu-suite.json"))
-    parser.add_argument("--seconds", type=float, default=1.0, help="of timed queries a row")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of timed queries per row")
     parser.add_argument("--torch-python", help="an interpreter with torch for CUDA; none: torch is left out")
     parser.add_argument("--max-batch", type=int, default=256)
     parser.add_argument("--builds", type=int, default=BUILDS, help="of each engine of the first network")

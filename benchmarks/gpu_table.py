@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_table.py benchmarks/results/gpu.json
 
-One row a network, precision and batch: medians over the builds with their spread, since each build chooses its kernels
-anew, and beside them what the audit found of the build that fused least, and the comparison with FP32. Peers follow.
+One row per network, precision and batch: medians over the builds with their spread, since each build chooses its
+kernels anew, and beside them what the audit found of the build that fused least, and the comparison with FP32. Peers
+follow.
 """
 
 from __future__ import annotations

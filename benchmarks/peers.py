@@ -9,8 +9,8 @@ peer's, goes through the same timed loop, in a process of its own, with all usab
 settings: torch in channels_last without autograd; ONNX Runtime with every optimisation; quantize_static in QDQ, minmax,
 per channel, weights in 7 bits where its documentation advises them (no VNNI); OpenVINO with the hint of the scenario.
 
-Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session a core (batch 1),
-or one session of all cores in batch 1 or 8. A ratio is our time an image over the peer's, with its
+Single-stream is batch 1. Offline is throughput in the best of three ways for each tool: one session per core (batch 1),
+or one session of all cores in batch 1 or 8. A ratio is our time per image over the peer's, with its
 95 % interval: below 1 we are faster. The INT8 peak is that of a chain of large convolutions in the same run.
 
 Every block is kept as soon as it is timed: `resdeploy show` has what a run that was cut short had measured.
@@ -63,12 +63,12 @@ class Tool:
     source: Artifact
     precision: Precision = "fp32"  # of what the file leaves in FP32
     compiled: bool = False
-    macs: int | None = None  # an image's; None: the network's
+    macs: int | None = None  # of one image; None: the network's
 
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How a scenario is run: images a query and sessions side by side."""
+    """How a scenario is run: images per query and sessions side by side."""
 
     scenario: Scenario
     batch_size: int
@@ -243,7 +243,7 @@ def main() -> None:
     parser.add_argument("--nncf-python", help="an interpreter with nncf; without it NNCF is left out")
     parser.add_argument("--prepare", action="store_true", help="only make the files, and compile for torch")
     parser.add_argument(
-        "--duration", type=float, default=3.0, help="seconds of timed queries a row, or about 80,000 queries"
+        "--duration", type=float, default=3.0, help="seconds of timed queries per row, or about 80,000 queries"
     )
     parser.add_argument("--extensions", type=int, default=1, help="how often an unstable run goes on")
     parser.add_argument("--only", default="", help="only tools with one of these words in their names, comma-separated")

@@ -95,7 +95,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def picture(result: Mapping[str, Any]) -> str:
-    """Bars of the RMS logit error, one a candidate, a dot for each calibration set; blue is ours."""
+    """Bars of the RMS logit error, one per candidate, a dot for each calibration set; blue is ours."""
     found = groups(result)
     largest = max(medians(rows)["rms_logit_error"] for candidates in found.values() for rows in candidates.values())
     limit = min(largest, 2.5 * max(best_peer(candidates, "rms_logit_error") for candidates in found.values()))

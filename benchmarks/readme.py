@@ -43,7 +43,7 @@ def put(name: str, block: str) -> None:
 
 
 def peers(document: dict[str, Any]) -> str:
-    """A line a tool: latency at batch 1, its best throughput, and our fastest file against it."""
+    """A line per tool: latency at batch 1, its best throughput, and our fastest file against it."""
     rows = {row["label"]: row for row in document["rows"] if row["who"] != "peak"}
     scenarios = ("single-stream", "offline")
     best: dict[tuple[str, str], dict[str, Any]] = {}

@@ -150,7 +150,7 @@ def one(file: Path, seed: int, noise: Noise, pattern: Pattern | None = None) -> 
 
 
 def kinds(measurement: Measurement) -> set[str]:
-    """The reasons not to believe it."""
+    """The reasons why it is unreliable."""
     return {doubt.kind for doubt in stats.doubts(summary.per_image_s(measurement))}
 
 

@@ -1,4 +1,4 @@
-"""`python -m resdeploy` is `resdeploy`, and this is where the installed script begins."""
+"""Where the program begins: the installed script and `python -m resdeploy`."""
 
 from __future__ import annotations
 

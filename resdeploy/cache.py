@@ -1,7 +1,7 @@
-"""The cache: work under the hash of all that it depends on, believed where this user's own key has signed it.
+"""The cache: finished work under the hash of all that it depends on, trusted only where this user's key signed it.
 
 An entry that is damaged, or not signed by this user, is made again, and a warning says which and why. Users who share
-a folder have entries of their own, since none believes another's; the weights that they download, whose names tell
+a folder have entries of their own, since none trusts another's; the weights that they download, whose names tell
 their digest, are shared.
 """
 

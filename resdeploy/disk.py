@@ -1,4 +1,4 @@
-"""What the operating system says of a place where files are to go, in our words."""
+"""What the operating system refuses on a disk (full, read-only, no such place), as our errors."""
 
 from __future__ import annotations
 
@@ -73,5 +73,5 @@ def make_folder(folder: Path) -> None:
 
 
 def refused(folder: Path) -> PermissionError:
-    """What file systems such as /proc mean when they say that a file cannot be found that is to be made."""
+    """The refusal that file systems such as /proc mean when they say "not found" of a file that is to be created."""
     return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

@@ -1,4 +1,4 @@
-"""External data: tensors that an ONNX file keeps in files beside it, as torch's exporter writes even a small model.
+"""External data: tensors that an ONNX file keeps in files beside it, found and opened safely.
 
 They are as much the model as the file that names them, and the names come from whoever wrote that file. So one place
 says which they are and opens them, for the digest and for the graph alike: plain files below the model's own folder.

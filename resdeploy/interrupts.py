@@ -1,4 +1,4 @@
-"""Signals that end the program: where they may cut in, and where they wait.
+"""Signals that end the program: where they take effect, and where they must wait.
 
 Python runs a signal's handler between any two of its instructions, and what the handler raises may fall between the
 start of a process and the line that remembers it, or into the middle of a clean-up. `held` keeps such stretches whole.

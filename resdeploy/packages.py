@@ -1,4 +1,4 @@
-"""Packages that are imported only where they are needed, and what is said where one is missing or broken.
+"""Packages that are imported only where they are needed, and the error where one is missing or broken.
 
 Any import may be the one that fails, so an ImportError is put into words in one place, `failed_import`: the command
 line and the workers ask it about whatever they catch. `need` is for doors that can say what the package is for.

@@ -1,4 +1,4 @@
-"""Where this user's files lie: the cache and the settings; and what is done where there is no such place.
+"""Where this user's files lie: the cache and the settings, and what is done where such a folder cannot be had.
 
 A cache is a help and not a condition: where it cannot be written (a read-only file system, another user's folder, a
 container without a home), a folder of this process takes its place and goes with it, and one line says so. That holds

@@ -13,8 +13,7 @@ import pytest
 
 if TYPE_CHECKING:
     from os import PathLike
-
-    from typing_extensions import Unpack
+    from typing import Unpack
 
     from resdeploy.records import Gate
     from resdeploy.verbs.gate import GateOptions

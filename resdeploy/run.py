@@ -82,7 +82,7 @@ class Result:
 
 
 def result_rows(result: Result) -> tuple[RunRow, ...]:
-    """One row a variant for the final table: its times, accuracy, speed-up and verdict."""
+    """One row per variant for the final table: its times, accuracy, speed-up and verdict."""
     outcomes = {outcome.label: outcome for outcome in result.bench.outcomes}
     speedups = {comparison.candidate: comparison for comparison in result.bench.comparisons}
     rows_ = [RunRow(outcome=failure) for failure in result.failures]

@@ -1,4 +1,4 @@
-"""Temporary folders that stay behind after no error and no signal, and after kill -9 only until the next start.
+"""Temporary folders that are always removed: after errors and signals at once, after kill -9 at the next start.
 
 A folder is locked by its process for as long as that lives; a process that makes its first one in a place removes those
 there that nobody holds. It bears the mark of the running kernel only once it is locked, so that a marked folder without

@@ -1,8 +1,8 @@
-"""What this user's resdeploy has made, told from what somebody else has put there: HMAC by a key of the user's own.
+"""Signatures (HMAC with the user's own key) that tell what this user's resdeploy made from what others put there.
 
 Records and digests tell accidents; whoever plants a file plants its record too. The key lies outside the cache and
 outside every folder that travels. Where none can be kept (no home, a read-only one), a key of this process signs:
-what it made it believes, what an earlier process made is made again, and one line says so.
+what it made it trusts, what an earlier process made is made again, and one line says so.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from resdeploy import places
 
 KEY_BYTES = 32
 
-_known: dict[Path, bytes] = {}  # read once: what a process signs it also believes, whatever becomes of the file
+_known: dict[Path, bytes] = {}  # read once: what a process signs it also trusts, whatever becomes of the file
 
 
 def mac(*parts: str) -> str:

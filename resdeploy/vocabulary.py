@@ -1,4 +1,4 @@
-"""The words that records are written in."""
+"""The words that records use: names of precisions, formats, backends, scenarios, and default numbers."""
 
 from __future__ import annotations
 

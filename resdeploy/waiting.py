@@ -1,4 +1,4 @@
-"""How long a lock is waited for (`locks`). Alone in its file, so that the command line can set it and load nothing."""
+"""How long a lock is waited for (`locks`); a file by itself, so that the command line loads nothing else for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Backends: modules behind one small protocol.
+"""Backends: the protocol that a backend's module satisfies; a backend is registered by one line in `vocabulary.py`.
 
 A module, not a class, satisfies `Backend`: some constants, all that is to be known of a backend, and five functions.
 There is no base class, and nobody else asks which backend it is. Adding one is one file here, which is named after it,

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU, or through its CUDA and TensorRT execution providers.
+"""ONNX Runtime on the CPU or through its CUDA and TensorRT execution providers, as a backend.
 
 `build` checks the file and copies it; the optimising (ORT_ENABLE_ALL) happens in `open`. Saving the optimised graph
 instead would tie the file to one instruction set, to save some 0.2 s of ResNet-50's load time. Neither that

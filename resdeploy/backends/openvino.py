@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU.
+"""OpenVINO on the CPU, as a backend.
 
 `build` reads the ONNX file, fixes the batch size and saves OpenVINO's own format: `.xml` and its weights in `.bin`
 beside it. `open` compiles that. The arithmetic is always pinned: left alone, OpenVINO runs FP32 graphs in BF16 on CPUs

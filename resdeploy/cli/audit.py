@@ -1,4 +1,4 @@
-"""`resdeploy audit`."""
+"""`resdeploy audit`: its options, and whether a model fused as asked."""
 
 from pathlib import Path
 from typing import Annotated, Literal

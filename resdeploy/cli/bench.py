@@ -1,4 +1,4 @@
-"""`resdeploy bench`."""
+"""`resdeploy bench`: its options, and times of models from one interleaved run."""
 
 from typing import Annotated, Literal
 

@@ -1,4 +1,4 @@
-"""`resdeploy build`."""
+"""`resdeploy build`: its options, and what a backend runs written to a file."""
 
 import dataclasses
 from typing import Annotated

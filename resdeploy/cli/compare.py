@@ -1,4 +1,4 @@
-"""`resdeploy compare`."""
+"""`resdeploy compare`: its options, and what changed between two saved results."""
 
 from pathlib import Path
 from typing import Annotated

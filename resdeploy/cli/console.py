@@ -1,4 +1,4 @@
-"""What verbs print: results to stdout or a file, notes and progress bars to stderr."""
+"""What commands print: results to stdout or a file, notes and progress bars to stderr."""
 
 from __future__ import annotations
 
@@ -321,7 +321,7 @@ def _to_stdout(text: str) -> None:
 
 @contextlib.contextmanager
 def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None, Starting | None]]:
-    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images a second.
+    """As `progress`, and what each row of a bench measures so far: its blocks, its median and its images per second.
 
     The row that runs now is marked.
     """

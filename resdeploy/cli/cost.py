@@ -1,4 +1,4 @@
-"""`resdeploy cost`."""
+"""`resdeploy cost`: its options, and counts of what a network computes and moves."""
 
 from pathlib import Path
 from typing import Annotated, Literal

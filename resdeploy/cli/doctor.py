@@ -1,4 +1,4 @@
-"""`resdeploy doctor`."""
+"""`resdeploy doctor`: what this machine can run, and how to get what is missing."""
 
 from resdeploy.cli import console, options
 

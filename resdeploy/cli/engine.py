@@ -1,4 +1,4 @@
-"""Options of TensorRT's builder, for the verbs that build engines."""
+"""Options of TensorRT's builder, for the commands that build engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`resdeploy eval`."""
+"""`resdeploy eval`: its options, and accuracy on images with its interval."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""`resdeploy export`."""
+"""`resdeploy export`: its options, and a network written as ONNX."""
 
 from pathlib import Path
 

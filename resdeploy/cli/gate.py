@@ -1,4 +1,4 @@
-"""`resdeploy gate`."""
+"""`resdeploy gate`: its options, and a verdict with the reports that CI reads."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +41,7 @@ def gate(
     confidence: options.Confidence = 0.95,
     backend: options.SomeBackends = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query, for accuracy.")] = 32,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing a model.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing per model.")] = 3.0,
     threads: options.Threads = None,
     skip_bad: options.SkipBad = False,
     img_size: options.ImgSize = None,

@@ -1,4 +1,4 @@
-"""`resdeploy models`."""
+"""`resdeploy models`: the zoo as a table or a chart."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Option types that several verbs share, so that a name means the same everywhere."""
+"""Option types that several commands share, so that a name means the same everywhere."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ Precision = Annotated[Literal["fp32", "fp16", "bf16", "int8"], typer.Option(help
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: the usable cores.")]
 # Of `measure.interleaved`, 16 blocks of 5,000; written out, since --help must not load what that needs.
 Duration = Annotated[
-    float, typer.Option(min=0.1, help="Seconds of timed queries a row, at least, or about 80,000 queries.")
+    float, typer.Option(min=0.1, help="Seconds of timed queries per row, at least, or about 80,000 queries.")
 ]
 CalibData = Annotated[str | None, typer.Option(help="Images for INT8 ranges: the same forms as --data.")]
 CalibSamples = Annotated[int, typer.Option(min=1, help="How many images to calibrate on.")]

@@ -1,4 +1,4 @@
-"""`resdeploy prune`."""
+"""`resdeploy prune`: its options, and a network with fewer residual blocks."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`resdeploy quantize`."""
+"""`resdeploy quantize`: its options, and an ONNX file in a lower precision."""
 
 from typing import Annotated, Literal
 

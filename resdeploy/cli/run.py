@@ -1,4 +1,4 @@
-"""`resdeploy run`."""
+"""`resdeploy run`: a profile carried out, and its results."""
 
 from pathlib import Path
 from typing import Annotated

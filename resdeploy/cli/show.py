@@ -1,4 +1,4 @@
-"""`resdeploy show`."""
+"""`resdeploy show`: a saved result again, or what an interrupted bench had measured."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`resdeploy train`."""
+"""`resdeploy train`: its options, and a trained checkpoint or INT8 file."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,7 +32,7 @@ def train(
     batch_size: Annotated[
         int, typer.Option("--batch-size", "-b", min=2, help="Images per step.", rich_help_panel=HOW)
     ] = 64,
-    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes a step.", rich_help_panel=HOW)] = 1,
+    accumulate: Annotated[int, typer.Option(min=1, help="Forward passes per step.", rich_help_panel=HOW)] = 1,
     hold_out: Annotated[
         float,
         typer.Option(min=0, max=0.9, help="Share of the training images that judges epochs.", rich_help_panel=HOW),

@@ -1,4 +1,4 @@
-"""Data sets: what `--data` names, and the stream of batches that everything else consumes.
+"""Data sets: what `--data` names, and the batches of images that everything else reads.
 
 A `Dataset` is a list of items (files, or pixels in memory) with ids and labels; nothing is decoded until
 `batches` does it, in threads, in order. An image that cannot be decoded is never dropped silently: it is

@@ -1,4 +1,4 @@
-"""Images that are there more than once, by their bytes: statistics take images for independent, and these are not.
+"""Images that occur more than once, by their bytes: statistics take images for independent, and copies are not.
 
 Each content counts once, under the first of its names. Under several labels it counts not at all, since nobody can
 say which answer would be right.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def counted(
     ids: Sequence[str], labels: NDArray[np.int64], contents: Sequence[str]
 ) -> tuple[NDArray[np.int64], Repeats]:
-    """Positions of the images that count, in order, and what is left out.
+    """Positions of the images that are counted, in order, and what is left out.
 
     Args:
         ids: (N,) names.

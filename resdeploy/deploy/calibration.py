@@ -1,4 +1,4 @@
-"""Which images INT8 ranges come from, and what they show of a model."""
+"""Calibration images: which ones INT8 ranges come from, and what the model does on them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class CalibrationPlan:
         return not machine.cpu().vnni if self.portable is None else self.portable
 
     def arithmetic_here(self) -> Arithmetic:
-        """In what the network is watched: asked for, or the fastest that this machine has."""
+        """The arithmetic in which the network is observed: the one asked for, or the fastest that this machine has."""
         if self.arithmetic is not None:
             return self.arithmetic
         return "bf16" if machine.cpu().bf16 and backends.load("openvino").available().ok else "fp32"
@@ -131,7 +131,7 @@ def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
 
 
 def listed_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
-    """As `calibration_images`, with those that are there twice, which only reading them tells."""
+    """As `calibration_images`, repeats included: which ones those are, only reading the files tells."""
     from resdeploy.data import datasets
 
     data = plan.data

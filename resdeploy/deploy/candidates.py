@@ -1,4 +1,4 @@
-"""From a model on the command line to a built file and how to run it."""
+"""From a MODEL to what can be timed: the file for a backend, built, with the settings to run it."""
 
 from __future__ import annotations
 

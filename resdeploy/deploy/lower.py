@@ -1,4 +1,4 @@
-"""An FP32 ONNX file in another precision, explicit in its graph."""
+"""Lowers an FP32 ONNX file to FP16, BF16 or INT8, explicit in its graph, and checks that it still computes the same."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> lis
 
 
 def lower_key(source: Artifact, precision: Precision, target: Target | None, plan: calibration.CalibrationPlan) -> Any:
-    """Everything that the file of `lowered` depends on: `force` says only whether a lost one is given out."""
+    """Everything that the file of `lower` depends on; not `force`, which decides whether a bad one is handed out."""
     tools = reuse.versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision != "int8" and plan.data is None:
         return (precision, reuse.identity(source), tools)

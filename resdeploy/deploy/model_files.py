@@ -1,4 +1,4 @@
-"""Model files: what their records, or the files themselves, tell of them."""
+"""Model files that already exist: opened, and what their records or the files themselves tell of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The network that torch can make of a request, and where its weights come from."""
+"""The torch network that a MODEL names, and where its weights come from."""
 
 from __future__ import annotations
 

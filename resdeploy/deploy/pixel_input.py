@@ -1,4 +1,4 @@
-"""A model's input turned from normalised floats into raw pixels, and the proof that it computes the same."""
+"""`--input uint8`: a model that takes raw pixels and normalises them itself, proved to compute the same."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that are made once: what each was made from is remembered, and only a change makes it anew.
+"""Resumes a run: a file in its folder is made again only when something that it was made from has changed.
 
 A run's folder travels (a CI cache, a shared disk), and whoever can write there can plant results. So what is remembered
 of a file is signed with the user's own key, its digest with it (`signing`), and a model's record too
@@ -45,7 +45,7 @@ class Steps:
         return self._kept(name, key, load, make_it)
 
     def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
-        """What the file `name` holds, likewise."""
+        """As `artifact`, for a file of any kind: what `load` reads from it."""
 
         def verified(path: Path, check: CheckDigest) -> T:
             check(store.digest(path))
@@ -83,7 +83,7 @@ class Steps:
         store.write_json(self._file, self._keys)
 
     def forget(self, name: str) -> None:
-        """Has `name` made anew the next time."""
+        """Forgets what `name` was made from, so that it is made again the next time."""
         self._keys.pop(name, None)
         store.write_json(self._file, self._keys)
 

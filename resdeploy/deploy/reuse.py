@@ -1,4 +1,4 @@
-"""Made once: a result is cached under the hash of everything that it depends on."""
+"""Reuses finished work: models are cached under a hash of everything that they depend on, our code included."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def data_signature(data: str, split: Literal["train", "test"]) -> str:
 
 
 def make_or_reuse(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
-    """Made at `out` where the user named a file, else taken from or put into the cache."""
+    """The artifact: made at `out` where the user named a file, else taken from the cache or made and put there."""
     if out is None:
         return cache.cached(key, suffix, make)
     store.probe(out)

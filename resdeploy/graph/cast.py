@@ -1,4 +1,4 @@
-"""FP32 graph -> FP16 or BF16 graph with FP32 input and output: precision lives in the file, not in builder flags.
+"""Casts an FP32 graph to FP16 or BF16, its input and output left in FP32.
 
 Weights are rounded to nearest even. In FP16 what is below 2^-25 becomes zero (weights this small move no logit),
 and what is over 65504 would become infinity: the node that holds it stays in FP32 and is named by `kept`.

@@ -1,4 +1,4 @@
-"""One graph, lowered for the TensorRT that builds it.
+"""Lowers a graph for the TensorRT version that builds it.
 
     TensorRT   FP32            FP16                    INT8
     8.6        as it is        the FP16 file           the Q/DQ file in FP32; the builder's FP16 flag does the rest

@@ -1,4 +1,4 @@
-"""Torch module -> canonical ONNX file, and the proof that both compute the same."""
+"""Exports a torch module as a canonical ONNX file, and proves that both compute the same."""
 
 from __future__ import annotations
 

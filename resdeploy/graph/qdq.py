@@ -1,4 +1,4 @@
-"""Explicit INT8: where QuantizeLinear/DequantizeLinear (Q/DQ) pairs go so that the target fuses, and their insertion.
+"""Places the Q/DQ pairs of INT8 so that the target fuses, on skips of residual blocks too, and inserts them.
 
 A pair belongs to a tensor: all readers of the tensor read the dequantized value. What differs between the targets:
 

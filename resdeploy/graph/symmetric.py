@@ -1,4 +1,4 @@
-"""Q/DQ as TensorRT takes them, INT8 with zero point 0: what is that in other words is rewritten, the rest refused.
+"""Rewrites 8-bit Q/DQ as TensorRT takes them, INT8 with zero point 0, exactly; what cannot be is refused.
 
 NVIDIA's parser takes UINT8 for INT8 with a warning alone, and so a zero point that is left out, which in ONNX means
 UINT8 at 0 (onnx-tensorrt 10.1, onnxOpImporters.cpp, QuantDequantLinearHelper): what was cut off above 255 scales is

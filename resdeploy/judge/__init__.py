@@ -1,0 +1,1 @@
+"""Verdicts on accuracy, speed, size and fusion: records in, checks out, nothing printed and nothing run."""

@@ -70,7 +70,7 @@ def judge_many(
     each candidate alone.
 
     Raises:
-        UsageError: a limit that is none, or one of top-5 where only one class an image is known.
+        UsageError: a limit that is none, or one of top-5 where only one class per image is known.
     """
     for limit in (max_drop_pp, max_top5_drop_pp):
         if limit is not None and not 0 <= limit < 100:
@@ -128,7 +128,7 @@ Masks = tuple["NDArray[np.bool_]", "NDArray[np.bool_]"]
 
 
 def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence: float) -> Sequence[Check | Reported]:
-    """One row a candidate, from the images that it lost and gained: judged where there is a limit."""
+    """One row per candidate, from the images that it lost and gained: judged where there is a limit."""
     tables = [(int(lost.sum()), int(gained.sum()), len(lost)) for lost, gained in flips]
     if limit_pp is None:
         return [_drop(name, *table, confidence) for table in tables]

@@ -1,4 +1,4 @@
-"""Gates on what is counted, not estimated: the size of a file, the memory of a process, the fusion of blocks.
+"""Limits on what is counted, not estimated: the size of a file, the memory of a process, the fusion of blocks.
 
 There is nothing to infer here, so there is no interval, and no `inconclusive` but "it could not be found out".
 """

@@ -1,4 +1,4 @@
-"""Residual blocks from the executed layers alone, where the graph that they were built from is not at hand.
+"""Matches the residual blocks of a TensorRT engine to its executed layers, where the graph is not at hand.
 
 A layer adds where one of the graph nodes it names is called Add (`Add_42`, `block1_add`, `/layer1/layer1.0/Add`), or
 where it is a convolution that reads a second tensor of its output's shape: that is how TensorRT lists a fused sum. From

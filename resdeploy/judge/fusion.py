@@ -1,4 +1,4 @@
-"""The fusion audit: what a built model really executes, held against what its graph asked for.
+"""The fusion audit: the layers that a built model really executes, compared with what its graph asked for.
 
 A residual block is fused where its additions, activations and batch normalisations took no kernel of their own: all
 ran inside its convolutions. An addition's precision is the widest of the tensors that its kernel reads and writes: a

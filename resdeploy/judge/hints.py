@@ -1,4 +1,4 @@
-"""What may have gone wrong when a model lost accuracy: only causes that the predictions themselves show."""
+"""Likely causes of lost accuracy: only those that the predictions themselves show."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two models' predictions brought together image by image, or the reason why they cannot be.
+"""Pairs two models' predictions image by image, or says why that cannot be done.
 
 Images are matched by id, never by position, unless neither side has ids. Whatever would make the comparison mean
 something else than "the same images, two models" is refused: a wrong verdict is worse than none.

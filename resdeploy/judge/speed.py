@@ -1,6 +1,6 @@
 """The speed gate: is the candidate at most so much slower, beyond what the noise of the machine explains?
 
-As for accuracy there are three answers. A run that is not to be believed (drift, two modes, ...) is `inconclusive`
+As for accuracy there are three answers. A run that is unreliable (drift, two modes, ...) is `inconclusive`
 whatever its numbers say.
 """
 
@@ -39,7 +39,7 @@ def judge(
     """Judges the slowdown: the ratio of the times, less one, in percent.
 
     Args:
-        baseline_s: seconds an image, one array a block, in the order of measurement.
+        baseline_s: seconds per image, one array per block, in the order of measurement.
         candidate_s: likewise.
         max_slowdown_pct: how much slower the candidate may be, above -100.
         confidence: one-sided, of the pass and of the fail.
@@ -71,7 +71,7 @@ def judge_many(
 ) -> tuple[Check, ...]:
     """Judges several candidates, each against its own baseline; the chance of any wrong pass stays `1 - confidence`.
 
-    Holm's step-down over those that may be believed, for the passes and for the fails each: with m claims left, one
+    Holm's step-down over those that are reliable, for the passes and for the fails each: with m claims left, one
     holds if its bound at `(1 - confidence) / m` is on its side of the limit. Intervals are each candidate's alone.
 
     Raises:
@@ -95,10 +95,10 @@ def judge_many(
 
     known = doubts or [()] * len(pairs)
     reasons = [[*own, *_reasons(before, after)] for own, (before, after) in zip(known, pairs, strict=True)]
-    believed = [k for k, against in enumerate(reasons) if not against]
+    reliable = [k for k, against in enumerate(reasons) if not against]
     tail = 1 - confidence
-    within = _shown(believed, tail, lambda k, part: bounds(k, part)[2] <= max_slowdown_pct)
-    beyond = _shown(believed, tail, lambda k, part: bounds(k, part)[1] > max_slowdown_pct)
+    within = _shown(reliable, tail, lambda k, part: bounds(k, part)[2] <= max_slowdown_pct)
+    beyond = _shown(reliable, tail, lambda k, part: bounds(k, part)[1] > max_slowdown_pct)
     checks = []
     for k, against in enumerate(reasons):
         state: State = "pass" if k in within else "fail" if k in beyond else "inconclusive"
@@ -107,7 +107,7 @@ def judge_many(
 
 
 def _reasons(baseline_s: Blocks, candidate_s: Blocks) -> list[str]:
-    """Why the times are not to be believed."""
+    """Why the times are unreliable."""
     return [
         f"{role}: {doubt.kind} ({doubt.observed:.3g}, limit {doubt.limit:g})"
         for role, blocks in (("baseline", baseline_s), ("candidate", candidate_s))
@@ -115,15 +115,15 @@ def _reasons(baseline_s: Blocks, candidate_s: Blocks) -> list[str]:
     ]
 
 
-def _shown(believed: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
+def _shown(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
     """Holm's step-down by bounds instead of p-values (Holm, Scand. J. Statist. 6 (1979) 65-70)."""
-    left = list(believed)
+    left = list(reliable)
     while left:
         found = next((k for k in left if holds(k, tail / len(left))), None)
         if found is None:
             break
         left.remove(found)
-    return set(believed) - set(left)
+    return set(reliable) - set(left)
 
 
 def _judged(
@@ -141,7 +141,7 @@ def _judged(
     value, low, high = bounds(k, tail)
     said = f"The time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * (1 - tail):g} % confidence"
     if reasons:
-        note = f"The run is not to be believed: {'; '.join(reasons)}. Measure again"
+        note = f"The run is unreliable: {'; '.join(reasons)}. Measure again"
     elif state == "pass":
         note = f"{said}: within the limit of {limit:g} %"
     elif state == "fail":

@@ -1,0 +1,1 @@
+"""Running models to learn something: times, predictions, the machine's state, and results saved and read again."""

@@ -1,4 +1,4 @@
-"""What a number was measured on, and whether the machine was left alone meanwhile.
+"""The machine that a number was measured on, and whether anything else kept it busy meanwhile.
 
 `capture` describes the machine in JSON-able values and holds nothing that names its owner: no host name, no user, no
 paths. `snapshot` before and after a run tells what the run itself cannot see: CPU time taken by others, by the

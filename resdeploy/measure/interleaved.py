@@ -1,4 +1,4 @@
-"""One interleaved run for everything that is to be compared.
+"""Times candidates in turns: one interleaved run of everything that is to be compared.
 
 A machine's speed wanders over seconds (clocks, heat, neighbours) and settles differently in every process (memory
 layout, thread placement). So candidates take turns in blocks of random order, which spreads the wandering over all of
@@ -38,13 +38,13 @@ from resdeploy.records import (
     Scope,
 )
 
-BLOCKS = 16  # a candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
+BLOCKS = 16  # per candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
 PROCESSES = 2
 EXTENSIONS = 3  # an unstable run goes on at most this often
 SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
 # Steady: a window no faster than the best before it, within what asv and criterion call no change.
 WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
-# With several streams a block ends when the last of them does; at 8 queries a stream the idle tail is below 1/16.
+# With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
 MAX_QUERIES = 5000  # a block; more would only fill memory
 REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results

@@ -1,6 +1,6 @@
-"""What a run has measured so far, on disk after each block, so that a killed run loses nothing that it had.
+"""A bench's journal: every measured block is on disk at once, so that a killed run loses nothing.
 
-One JSON line an event: first what the run is, then a row without its blocks whenever it is opened, each block as it is
+One JSON line per event: first what the run is, then a row without its blocks whenever it is opened, each block as it is
 timed, each failure. A line is written whole and synced before the next block begins; a torn last line, all that a kill
 or a power cut can leave, is passed over.
 

@@ -1,11 +1,11 @@
-"""Predictions on disk: what a team already has, and our own with everything known about them.
+"""Predictions on disk, read and written: foreign files, and our own with their origin.
 
-A foreign file holds `predictions` (class ids, one an image) or `logits` (images x classes), `labels` (class ids), and
+A foreign file holds `predictions` (class ids, one per image) or `logits` (images x classes), `labels` (class ids), and
 optionally `ids`, under these names:
 
 - `.npz`: arrays of these names;
 - `.json`: one object with lists of these names;
-- `.csv`: a header and one row an image; logits as columns `logits_0 ... logits_{C-1}`.
+- `.csv`: a header and one row per image; logits as columns `logits_0 ... logits_{C-1}`.
 
 Our own files add `top`, `images` and the fields of `Predictions`, and come back as they were saved; a CSV carries them
 in a first line that starts with `# resdeploy `. Nothing is unpickled, and no array is read before its size is known.
@@ -176,7 +176,7 @@ def _suffix(path: Path) -> str:
 
 @contextlib.contextmanager
 def _damage(path: Path) -> Iterator[None]:
-    """Whatever a parser says about a file is that the file is malformed."""
+    """Turns whatever a parser raises about a file into MalformedInput."""
     try:
         yield
     except ResdeployError:
@@ -315,7 +315,7 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
     if len(set(lengths.values())) != 1:
         raise MalformedInput(
             f"{path}: lengths differ: {', '.join(f'{n} {name}' for name, n in lengths.items())}",
-            fix="Every array needs one entry an image",
+            fix="Every array needs one entry per image",
         )
     if logits is not None:
         _agreement(logits, labels, named, path)
@@ -337,11 +337,12 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
 
 
 def _texts(values: Any, name: str, path: Path) -> tuple[str, ...]:
-    """One text an image; a lone text would be taken apart into its characters, and those would pass for ids."""
+    """One text per image; a lone text would be taken apart into its characters, and those would pass for ids."""
     if np.ndim(values) != 1:
         raise MalformedInput(
-            f"{path}: {name} must be one text an image, and is of type {type(values).__name__}, {np.ndim(values)} axes",
-            fix=f"Save {name} as a list with one entry an image, or leave it out",
+            f"{path}: {name} must be one text per image, and is of type {type(values).__name__} with {np.ndim(values)} "
+            "axes",
+            fix=f"Save {name} as a list with one entry per image, or leave it out",
         )
     return tuple(str(value) for value in values)
 
@@ -366,13 +367,13 @@ def _class_ids(values: Any, name: str, path: Path) -> NDArray[np.int64]:
     if array.ndim != 1:
         kind = "logits or probabilities" if array.dtype.kind == "f" else f"an array of shape {array.shape}"
         raise MalformedInput(
-            f"{path}: {name} must be one class id an image, and is {kind}",
+            f"{path}: {name} must be one class id per image, and is {kind}",
             fix="Save scores under the name logits, and class ids (not one-hot vectors) under predictions and labels",
         )
     if len(array) == 0:
         raise MalformedInput(f"{path}: {name} is empty", fix="Save the predictions of at least one image")
     if array.dtype.kind not in "iuf" or not np.isfinite(array).all() or (array != np.floor(array)).any():
-        raise MalformedInput(f"{path}: {name} are missing or are no whole numbers", fix="Save one class id an image")
+        raise MalformedInput(f"{path}: {name} are missing or are no whole numbers", fix="Save one class id per image")
     if (array < 0).any() or (array >= MAX_CLASS).any():
         raise MalformedInput(
             f"{path}: {name} has class ids below 0 or above {MAX_CLASS} (images {_rows(array < 0)})",

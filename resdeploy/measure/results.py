@@ -23,7 +23,7 @@ MAX_BYTES = 1 << 30
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SavedRow:
-    """One measured row of a saved bench; `blocks_s` are seconds an image, one array a block, as it is judged by."""
+    """One measured row of a saved bench; `blocks_s` are seconds per image, one array per block, as it is judged by."""
 
     label: str
     model: str

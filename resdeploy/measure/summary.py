@@ -1,4 +1,4 @@
-"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether to believe it."""
+"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether it is reliable."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def doubts(measurement: Measurement) -> tuple[str, ...]:
 
 
 def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
-    """Speed-up of `candidate` over `baseline`: the ratio of their times an image in a turn, with its 95 % interval.
+    """Speed-up of `candidate` over `baseline`: the ratio of their times per image in a turn, with its 95 % interval.
 
     Both belong to one interleaved run: every turn, of a block of each, met the same machine. So it is not exactly the
     ratio of the two medians over the whole run.
@@ -93,7 +93,7 @@ def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
 
 
 def per_image_s(measurement: Measurement) -> list[Times]:
-    """Seconds an image, one array a block: what speed is judged by.
+    """Seconds per image, one array per block: what speed is judged by.
 
     Single-stream and multi-stream: the time of each query over its batch. Offline: queries of several sessions
     overlap, so a block has one value, its wall time over its images.

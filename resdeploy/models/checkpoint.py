@@ -1,4 +1,4 @@
-"""A checkpoint file -> tensors that fit a network, without running anything that the file says.
+"""Reads a checkpoint file into tensors that fit a network, without running anything that the file says.
 
 The format is told by the file's content, never its suffix. Pickles go through torch's weights-only unpickler, with
 argparse.Namespace allowed (torchvision's and timm's training scripts store their arguments so); there is no fallback

@@ -1,4 +1,4 @@
-"""Weights from the network into the cache, checked before they are anything."""
+"""Downloads of weights into the cache, checked before anything reads them."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def refuse_malformed(url: str) -> None:
-    """Nothing for the URL of a server.
+    """Refuses what is no URL of a server.
 
     Raises:
-        UsageError: anything else.
+        UsageError: it is none.
     """
     try:
         parts = urlsplit(url)

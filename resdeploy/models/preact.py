@@ -1,5 +1,4 @@
-"""Residual networks whose activations stand elsewhere: "Identity Mappings in Deep Residual Networks" (He et al. 2016,
-arXiv:1603.05027), figure 4.
+"""Residual networks with their activations elsewhere: figure 4 of He et al. 2016, arXiv:1603.05027.
 
     original             conv BN ReLU conv BN  (+)  ReLU       (`resnet.py`)
     bn_after_add         conv BN ReLU conv     (+)  BN ReLU

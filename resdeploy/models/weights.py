@@ -1,4 +1,4 @@
-"""Where weights come from and go to: `random`, torchvision's published files, a file, a URL; checkpoints of ours.
+"""Where weights come from and go to: random, torchvision's published files, a file, a URL, our own checkpoints.
 
 A URL must say what it expects, since whoever can change a file on a server or on the way can change what a
 network answers: `#sha256=HEX` after it, or the first digits of the SHA-256 in the file's name, `name-0676ba61.pth`,

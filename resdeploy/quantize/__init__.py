@@ -1,0 +1,1 @@
+"""Post-training quantization: calibration, ranges, corrections, and the INT8 file that comes of them."""

@@ -75,14 +75,14 @@ class Cost:
         return self.batch_size * sum(layer.activation_bytes(precision) for layer in self.layers)
 
     def intensity(self, precision: Precision) -> float:
-        """FLOPs a byte moved (Williams et al. 2009, "Roofline")."""
+        """FLOPs per byte moved (Williams et al. 2009, "Roofline")."""
         moved = self.weight_bytes(precision) + self.activation_bytes(precision)
         return self.flops / moved if moved else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roof:
-    """One peak rate: FLOPs a second, or bytes a second."""
+    """One peak rate: FLOPs per second, or bytes per second."""
 
     __pydantic_config__ = STRICT
     rate: float
@@ -99,14 +99,14 @@ class Peaks:
     name: str
     source: str
     roofs: Mapping[Precision, Roof]  # FLOPs a second; a precision that is not accelerated is absent
-    bandwidth: Roof  # bytes a second
+    bandwidth: Roof  # bytes per second
     missing: Mapping[Precision, str] = field(default_factory=dict)  # precision -> why it has no roof
     measured: bool = True  # else from a data sheet
     notes: tuple[str, ...] = ()
 
     @property
     def valid(self) -> bool:
-        """Whether every roof may be believed."""
+        """Whether every roof is reliable."""
         return all(roof.valid for roof in (*self.roofs.values(), self.bandwidth))
 
 

@@ -1,4 +1,4 @@
-"""Predictions, and the verdicts of gates and audits."""
+"""Predictions, and the verdicts of gates and audits on them."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Score:
 
     model: str
     top1: float
-    top5: float | None  # None: only one class an image is known, or there are fewer than five
+    top5: float | None  # None: only one class per image is known, or there are fewer than five
     correct: int  # top-1
     total: int
     top1_ci95: tuple[float, float]  # Wilson

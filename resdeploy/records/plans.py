@@ -1,4 +1,4 @@
-"""What a profile asks for, and what searches over layers and blocks found."""
+"""What a profile asks for, and the results of searches over layers and blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark saw and what may be said of it. Raw samples are fields; whatever is derived from them is not."""
+"""What a benchmark saw, and what may be said of it: raw samples are fields, everything derived is not."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class Summary:
     latency_s: Mapping[str, float | None]  # p50 p90 p95 p99 mean std min max of the scope; None: too few samples
     end_to_end_p50_s: float  # put + run + get
     p50_ci95_s: tuple[float, float] | None  # None: too few blocks
-    throughput_ips: float  # images a second
+    throughput_ips: float  # images per second
     valid: bool  # False: no speed may be claimed from it
     warnings: tuple[str, ...]
     samples_s: tuple[float, ...] = ()  # every query's time in the measurement's scope
@@ -98,7 +98,7 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much faster `candidate` is than `baseline`, an image, by the ratios of their turns."""
+    """How much faster `candidate` is than `baseline`, per image, by the ratios of their turns."""
 
     baseline: str
     candidate: str
@@ -124,7 +124,7 @@ class Change:
     """One quantity of one row, in two saved results, and what may be said of its change."""
 
     subject: str
-    quantity: str  # time an image, file size, peak memory, top-1, top-5
+    quantity: str  # time per image, file size, peak memory, top-1, top-5
     unit: str  # of `before` and `after`
     before: float
     after: float

@@ -1,4 +1,4 @@
-"""The gate's document in the languages of CI: JUnit XML, Markdown for a comment, GitHub annotations, OpenMetrics.
+"""The gate's document for CI: JUnit XML, Markdown for a comment, GitHub annotations, OpenMetrics.
 
 Names come from files that strangers made: every text goes through `render.inert` first, and then through the escapes
 of its own language.
@@ -22,7 +22,7 @@ ANNOTATIONS = 10  # of one kind, which is all that GitHub shows of a step
 
 
 def junit(document: Document) -> str:
-    """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a suite a candidate, a case a limit.
+    """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a suite per candidate, a case per limit.
 
     A limit that is exceeded is a `failure`; one that could not be decided is an `error`, JUnit's word for "not judged".
     """

@@ -1,4 +1,4 @@
-"""What a table is made of: columns, and how a value is written for a person."""
+"""How a column of a table is described, and how its values are written for a person."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records to documents: plain dictionaries, one function a command.
+"""Records to documents: the plain dictionaries that `--format json` prints, one function per command.
 
 Keys that CI jobs read are fixed by `docs/architecture.md`; adding one is free, changing one is a new `SCHEMA_VERSION`.
 A number that does not exist is null, never NaN. A candidate that failed is a row like the others, with nulls.
@@ -72,7 +72,7 @@ def document(command: str, environment: Environment, results: list[Json], **part
 
 
 def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
-    """`bench`: one row a candidate, and the speed-ups."""
+    """`bench`: one row per candidate, and the speed-ups."""
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
     return document(
@@ -145,7 +145,7 @@ def gate(found: Gate, environment: Environment) -> Json:
 
 
 def audit(found: Audit, environment: Environment) -> Json:
-    """`audit`: the verdict, one row a residual block, and every executed kernel."""
+    """`audit`: the verdict, one row per residual block, and every executed kernel."""
     blocks = [
         {
             "name": block.name,
@@ -193,7 +193,7 @@ def audit(found: Audit, environment: Environment) -> Json:
 
 
 def compare(changes: Iterable[Change], notes: Iterable[str], environment: Environment) -> Json:
-    """`compare`: one row a quantity of a model; `environment` is that of the comparison, not of the measurements."""
+    """`compare`: one row per quantity of a model; `environment` is that of the comparison, not of the measurements."""
     rows = [
         {
             "subject": change.subject,
@@ -257,7 +257,7 @@ def doctor(
 
 
 def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:
-    """`run`: what a profile led to, one row a model, backend and precision."""
+    """`run`: what a profile led to, one row per model, backend and precision."""
     results: list[Json] = []
     comparisons: list[Json] = []
     checks: list[Json] = []
@@ -303,7 +303,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     doubtful = [row["label"] for row in rows if row["state"] == "INVALID"]
     if doubtful:
         notes.append(
-            f"Times not to be believed, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
+            f"Unreliable times, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
             "'warnings' in the JSON; stop other programs, remove measurements.json and run again"
         )
     return notes

@@ -1,4 +1,4 @@
-"""Documents to text. What is shown of each command's document is the literal table `TABLES`.
+"""Documents to text: table, JSON, CSV or Markdown, with every cell made harmless.
 
 Names come from files and folders that strangers made, so every cell is made inert in every form: control characters
 and direction overrides are shown as escapes, CI log commands (`::set-output`, `##[...]`) are broken up, CSV cells

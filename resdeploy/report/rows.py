@@ -1,4 +1,4 @@
-"""Rows of documents: one measured, judged or compared thing each, for every command that has some.
+"""Rows of documents: one measured, judged or compared thing each, shared by the commands that list them.
 
 A number that does not exist is null, never NaN. A candidate that failed is a row like the others, with nulls.
 """

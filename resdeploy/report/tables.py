@@ -1,4 +1,4 @@
-"""Which part of each command's document a table shows: one literal.
+"""The tables of every command: how each column is titled, and where in the document its value lies.
 
 The first table of a command is also its CSV.
 """
@@ -135,7 +135,7 @@ _COST = Table(
         Column("activations", "activations", "millions"),
         Column("MB moved in FP32: weights", "bytes.fp32.weights", "megabytes"),
         Column("MB of activations", "bytes.fp32.activations", "megabytes"),
-        Column("FLOPs a byte", "bytes.fp32.intensity", "number"),
+        Column("FLOPs per byte", "bytes.fp32.intensity", "number"),
         Column("not counted", "unknown"),
     ),
 )
@@ -236,7 +236,7 @@ _ROOFLINE_LAYERS = Table(
         _MODEL,
         _PRECISION,
         Column("kernel", "name"),
-        Column("FLOPs a byte", "intensity", "number"),
+        Column("FLOPs per byte", "intensity", "number"),
         Column("bound", "bound"),
         Column("ms allowed", "allowed_ms", "ms"),
         Column("ms in the trace", "measured_ms", "ms"),

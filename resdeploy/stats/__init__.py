@@ -1,7 +1,7 @@
-"""Every interval and test, numbers in and numbers out.
+"""Intervals and tests: numbers in, numbers out.
 
 `proportions` serves the accuracy gate (paired right/wrong outcomes), `timing` the medians, percentiles and ratios
-of measured times, `validity` the question whether a run may be believed at all. Shares are fractions here, never
+of measured times, `validity` the question whether a run is reliable at all. Shares are fractions here, never
 percent; times are in any unit, the same on both sides.
 """
 

@@ -55,7 +55,7 @@ def percentile(
     """A percentile of all times, with a bootstrap-over-blocks interval.
 
     Args:
-        blocks: one array of times a block; at least 2 blocks, none empty.
+        blocks: one array of times per block; at least 2 blocks, none empty.
         share: 0.5 for the median.
         confidence: of the two-sided interval.
         seed: of the resampling.
@@ -98,7 +98,7 @@ def paired_ratio(numerator: Blocks, denominator: Blocks, *, confidence: float = 
     Benchmarking", ICPE 2020.
 
     Args:
-        numerator: one array of times a block; none empty.
+        numerator: one array of times per block; none empty.
         denominator: likewise, as many blocks, in the same order.
         confidence: of the two-sided interval. With fewer turns than it takes (6 for 0.95) the interval is (0, inf).
 

@@ -1,4 +1,4 @@
-"""May a run be believed? Tests on a series of blocks of times, each with its own reason.
+"""Whether a run is reliable: tests on a series of blocks of times, each with its own reason.
 
 Every test asks two things: is the effect real (an error rate of at most ALPHA on a clean run), and is it large enough
 to matter. Without the second, a long run would fail for effects of a thousandth; without the first, a short one for
@@ -45,7 +45,7 @@ DIP_TIMES = 5000  # evenly taken from a longer run: enough to see two modes, and
 
 @dataclass(frozen=True, kw_only=True)
 class Doubt:
-    """Why a run is not to be believed: what was seen, and the limit it passed (fractions, or blocks)."""
+    """Why a run is unreliable: what was seen, and the limit it passed (fractions, or blocks)."""
 
     kind: Kind
     observed: float
@@ -56,7 +56,7 @@ def doubts(blocks: Sequence[ArrayLike]) -> tuple[Doubt, ...]:
     """All reasons to doubt a run; empty where there are none.
 
     Args:
-        blocks: one non-empty array of positive times a block, in the order of measurement.
+        blocks: one non-empty array of positive times per block, in the order of measurement.
     """
     arrays = [np.asarray(block, dtype=np.float64) for block in blocks]
     if len(arrays) < MIN_BLOCKS:
@@ -158,7 +158,7 @@ def cached(fresh: Sequence[ArrayLike], replayed: Sequence[ArrayLike]) -> Doubt |
     these are short series whose distribution nobody knows. The gain reported is the smallest.
 
     Args:
-        fresh: times of inputs never seen, a series a process, at least one time in each.
+        fresh: times of inputs never seen, a series per process, at least one time in each.
         replayed: times of one input again and again, as many series.
     """
     medians = [[float(np.median(np.asarray(part))) for part in side] for side in (fresh, replayed)]

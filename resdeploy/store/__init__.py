@@ -1,4 +1,4 @@
-"""What lies on disk: `files` (atomic), `documents` (records from text), `artifacts` (models and their records)."""
+"""Files on disk: written atomically, hashed, and published with their records; records read from text."""
 
 from resdeploy.disk import disk_errors, make_folder, probe
 from resdeploy.store.atomic import (

@@ -1,4 +1,4 @@
-"""Files on disk: atomic writes, digests, and what killed writers leave behind.
+"""Atomic writes, digests of files, and the leftovers of killed writers.
 
 A reader sees the old file or the new one, never a mixture: every write goes to a unique temporary file in
 the destination's own folder, is fsynced, renamed over the destination, and the folder is fsynced (the recipe
@@ -100,7 +100,7 @@ def digest(path: Path) -> str:
 
     Of one file it is what `sha256sum` prints, and of OpenVINO's XML and weights that of both in a row, the XML first.
     With external data it is that of what `(sha256sum < F.onnx; sha256sum w.data) | sha256sum` takes in: the digests of
-    the files one a line, the external ones by name and in its order, so that no byte can move from one to the next.
+    the files one per line, the external ones by name and in its order, so that no byte can move from one to the next.
 
     Raises:
         MissingInput: there is no such file, or no such external data.

@@ -1,4 +1,4 @@
-"""Artifacts: a file, OpenVINO's second one, and their record, which are one.
+"""Artifacts on disk: a model file, what belongs to it and its record, published and loaded as one.
 
 An artifact takes several renames, and no file system does these at once, so `publish` keeps a redo log, as databases
 do. All parts are made in a folder beside the destination (`scratch.Folder`), synced, and gathered in one that is then

@@ -1,4 +1,4 @@
-"""Records from text: strict, with every problem found; and keys of cached work."""
+"""Reads records from JSON and TOML: strict, with every problem reported at once; hashes keys of cached work."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def parse(kind: type[T], text: str | bytes, origin: str) -> T:
 
 @functools.cache
 def _adapter(kind: Any) -> TypeAdapter[Any]:
-    """Made once: that takes ten times as long as reading a sidecar."""
+    """The validator of a type, kept: making one takes ten times as long as reading a sidecar."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

@@ -1,0 +1,1 @@
+"""`study`: experiments with plain and residual networks, on depth and on deleted blocks."""

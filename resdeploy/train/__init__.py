@@ -1,0 +1,1 @@
+"""Training of classifiers in torch, in floats and on the graph of an INT8 file."""

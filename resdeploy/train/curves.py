@@ -1,4 +1,4 @@
-"""The curves of a training: a CSV, a chart, and one line an epoch for whoever looks on."""
+"""The curves of a training: a CSV, a chart, and one line per epoch on the terminal."""
 
 from __future__ import annotations
 

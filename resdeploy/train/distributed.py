@@ -1,4 +1,4 @@
-"""Several processes that train one network, as torchrun starts them; one process where it did not.
+"""Several processes that train one network under torchrun, or the one process without it.
 
 Gloo on CPUs, NCCL on GPUs, on as many machines as torchrun was told of. What a step sees does not depend on the
 number of processes: each takes its part of the one batch (`images.steps_of`), and gradients are averaged.

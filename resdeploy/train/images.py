@@ -1,4 +1,4 @@
-"""From the bytes of images to batches of inputs: order, augmentation, normalisation.
+"""From the bytes of images to training batches: order, augmentation, normalisation.
 
 All images are held in memory as bytes. Order and augmentation are functions of (seed, epoch) alone and are drawn for
 the whole batch before it is divided among processes, so that a training can be interrupted anywhere, and the number of

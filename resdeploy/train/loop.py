@@ -58,7 +58,7 @@ class Plan:
     recipe: recipes.Recipe = "fast"
     augmentation: Augmentation | None = None  # shift-only for `digits`, crop from 96 pixels on, else shift
     hold_out: float = 0.0  # share of the training images to judge every epoch on instead of learning from them
-    accumulate: int = 1  # forward passes a step: a batch that does not fit into memory is divided
+    accumulate: int = 1  # forward passes per step: a batch that does not fit into memory is divided
     precision: Literal["fp32", "bf16", "fp64"] | None = None  # bf16 where the machine computes in it
     threads: int | None = None
 

@@ -1,4 +1,4 @@
-"""What an interrupted training goes on from: one safetensors file, the one before it, and the settings they belong to.
+"""What an interrupted training resumes from: one safetensors file, its predecessor, and the settings they belong to.
 
 Random numbers need no state: they are functions of (seed, epoch). The tensors' digest lies in the header, so
 that a damaged file is noticed and the previous one taken. The header is signed: in a run's folder (`own`) a training

@@ -1,0 +1,1 @@
+"""What each command does, one file per command and named as it, beside the details that only one of them needs."""

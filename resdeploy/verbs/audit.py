@@ -1,4 +1,4 @@
-"""`audit`: the executed layers of a model, from a lane or from saved inspector JSON, held against its graph."""
+"""`audit`: the executed layers of a model, from a lane or from saved inspector JSON, compared with its graph."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from resdeploy.records import Audit, Precision, Progress
 
 @dataclass(frozen=True, kw_only=True)
 class AuditPlan:
-    """What to hold the model against, and how to run it."""
+    """What to compare the model with, and how to run it."""
 
     times: Path | None = None  # a saved profile, for saved inspector JSON
     against: str | None = None  # the ONNX file that a compiled model was made from

@@ -1,4 +1,4 @@
-"""`bench`: which rows a run has, in which files they live, what is compared with what."""
+"""`bench`: which models are timed beside which, made ready and measured."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
 
 
 def _measured(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float, seed: int) -> Iterable[Change]:
-    """What a bench tells: the time an image, the file, and the memory."""
+    """What a bench tells: the time per image, the file, and the memory."""
     subject = _subject(old.label, new.label)
     ratio = stats.ratio_of_medians(new.blocks_s, old.blocks_s, seed=seed) if _blocks(old, new) > 1 else None
     doubts = [f"{side}: {why}" for side, row in (("before", old), ("after", new)) if (why := _doubts(row))]
@@ -90,7 +90,7 @@ def _measured(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float,
             finding = "faster"
         yield Change(
             subject=subject,
-            quantity="time an image",
+            quantity="time per image",
             unit="ms",
             before=1e3 * stats.percentile(old.blocks_s).value,
             after=1e3 * stats.percentile(new.blocks_s).value,
@@ -121,7 +121,7 @@ def _measured(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float,
 
 
 def _doubts(row: results.SavedRow) -> str:
-    """Why its times are not to be believed; "" where they are."""
+    """Why its times are unreliable; "" where they are not."""
     return ", ".join(doubt.kind for doubt in stats.doubts(row.blocks_s)) or ("" if row.valid else "INVALID")
 
 

@@ -39,7 +39,7 @@ from resdeploy.verbs.saved_benches import judge_saved
 from resdeploy.verbs.verdict import Evidence, Limits, Times, compares_nothing
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+    from typing import Unpack  # from Python 3.11 on
 
 
 @dataclass(frozen=True, kw_only=True)

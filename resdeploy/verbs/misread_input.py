@@ -1,4 +1,4 @@
-"""Why a candidate may have failed: it is shown some of the images again as other preprocessing would give them.
+"""Why a candidate may have failed: does it answer better when images are preprocessed in another way?
 
 Fingerprints reveal two files that *say* different things about their input. A network trained on BGR whose file says
 RGB shows only in this way: where another reading of the images brings back most of the lost answers, that reading is

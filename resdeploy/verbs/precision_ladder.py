@@ -1,4 +1,4 @@
-"""The fastest model within an accuracy budget: which layers to leave in FP32, and when to believe a result.
+"""The fastest mixed-precision model within an accuracy budget: which layers stay in floats, and which result holds.
 
 Candidates form a ladder from the most exact to the one with every layer in INT8. It is made without looking at the
 images that judge: from what each layer costs alone (`quantize.sensitivity`, on the calibration images). Errors of

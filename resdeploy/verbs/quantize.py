@@ -1,4 +1,4 @@
-"""`quantize --sensitivity` and `--max-drop`: what each layer costs, and the fastest model within a budget."""
+"""`quantize --sensitivity` and `--max-drop`: what each layer costs in INT8, and the fastest model within a budget."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class QuantizeGoal:
     duration_s: float = 3.0  # of timed queries, a candidate
 
     def refuse_nonsense(self, precision: Precision, plan: calibration.CalibrationPlan) -> None:
-        """Before any work.
+        """Refuses contradictions before any work.
 
         Raises:
             UsageError: a search without images, images without a search, or for another precision either of them or

@@ -1,4 +1,4 @@
-"""Limits judged on saved results of `bench`."""
+"""Judges the limits of `gate` on saved results of `bench`, where nothing is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks from images: training, quantization-aware training, and the data both take."""
+"""`train`: training and quantization-aware training from images, and the data that both take."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def left_state(out: Path) -> Path | None:
 def train(
     request: Request, how: TrainOptions, out: Path, *, progress: Progress, watch: Callable[[str], None]
 ) -> Artifact:
-    """Trains a network, or with `qat` its INT8 file; `watch` gets a line an epoch.
+    """Trains a network, or with `qat` its INT8 file; `watch` gets a line per epoch.
 
     Raises:
         UsageError: a suffix of another kind of file, options that do not go together, or a finished training to resume.
@@ -175,7 +175,7 @@ class Outcome:
         return self.before is not None and self.after < self.before
 
     def told(self, lr: float | None) -> str:
-        """In one line; `lr` is the peak learning rate asked for."""
+        """The outcome in one line; `lr` is the peak learning rate asked for."""
         if self.before is None:
             return f"top-1 {self.after:.2f} % on {self.images:,} images"
         found = f"top-1 {self.before:.2f} % before, {self.after:.2f} % after, on {self.images:,} images"

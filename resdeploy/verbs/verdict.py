@@ -143,5 +143,5 @@ def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:
 
 
 def compares_nothing(name: str) -> str:
-    """What is said of a candidate that is the baseline itself: a slip in a CI job that would pass for ever."""
+    """The note on a candidate that is the baseline itself: a slip in a CI job that would always pass."""
     return f"{name} and the baseline are the same: this compares nothing"

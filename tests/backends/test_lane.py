@@ -46,7 +46,7 @@ def nothing_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 def test_null_backend_builds_opens_times_and_predicts(tiny: Artifact, tmp_path: Path, images: np.ndarray) -> None:
-    """Every operation works, a block has one positive entry a query, and classes follow the images' content."""
+    """Every operation works, a block has one positive entry per query, and classes follow the images' content."""
     with Lane("null") as lane:
         built = lane.build(tiny, Execution(), tmp_path / "built.onnx")
         assert (built.path, built.parent, built.sha256) == (str(tmp_path / "built.onnx"), tiny.sha256, tiny.sha256)

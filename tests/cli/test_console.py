@@ -213,7 +213,7 @@ def test_a_foreign_file_is_gated_timed_in_int8_and_adopted(
 def test_rows_that_are_invalid_are_counted_where_the_result_goes_to_a_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whoever does not open the file knows that it holds times not to be believed."""
+    """Whoever does not open the file knows that it holds unreliable times."""
     rows = [{"state": "INVALID"}, {"state": "ok"}]
     console.emit(documents.document("bench", {}, rows), "json", tmp_path / "b.json")
     assert capsys.readouterr().err == f"wrote {tmp_path / 'b.json'}; 1 of 2 rows are INVALID, the file says why\n"

@@ -138,7 +138,7 @@ def test_bottlenecks_are_timed_beside_their_basic_blocks(tmp_path: Path, monkeyp
 
 
 def saved_bench(path: Path, rows: dict[str, float], *, invalid: tuple[str, ...] = (), precision: str = "fp32") -> Path:
-    """What `bench --format json -o` leaves: a row a network, so many ms in each of 16 blocks."""
+    """What `bench --format json -o` leaves: a row per network, so many ms in each of 16 blocks."""
     results = [
         {
             "label": name, "model": name, "backend": "openvino", "precision": precision, "batch_size": 1,

@@ -57,7 +57,7 @@ ELSEWHERE = np.array([f"other/{k}.jpg" for k in range(IMAGES)])
         ({"resdeploy": "{}", "top": LABELS[::-1, None]}, 4, "not the first column of top"),
         ({"resdeploy": "{}", "top": LABELS[:, None] + 0.5}, 4, "no whole numbers"),
         ({"ids": ELSEWHERE}, 2, "share 0 images"),
-        ({"ids": np.array("x" * IMAGES)}, 4, "ids must be one text an image"),
+        ({"ids": np.array("x" * IMAGES)}, 4, "ids must be one text per image"),
         ({"ids": None}, 2, "the baseline has ids and the other side has none"),
         ({"labels": LABELS - 1}, 4, "class ids below 0"),
         ({"labels": (LABELS + 1) % 10}, 2, "the labels of 200 of 200 images differ"),

@@ -154,7 +154,7 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 
 
 def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
-    """Two lanes a candidate over a clean run, none left open."""
+    """Two lanes per candidate over a clean run, none left open."""
     machine = Machine({"a": steady(0.01), "b": steady(0.02)})
     results = interleaved.run(candidates("a", "b"), interleaved.Schedule(duration_s=2), open_lane=machine)
     assert not machine.open_lanes

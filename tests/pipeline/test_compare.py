@@ -47,7 +47,7 @@ def save(tmp_path: Path):
     return write
 
 
-def found(changes: tuple[Change, ...], quantity: str = "time an image") -> list[str]:
+def found(changes: tuple[Change, ...], quantity: str = "time per image") -> list[str]:
     return [change.finding for change in changes if change.quantity == quantity]
 
 
@@ -110,7 +110,7 @@ def test_rows_are_matched_by_what_they_are_and_the_others_named(save) -> None:
     eight = measurement(0.04, 2, label="m null b8", batch_size=8)
     two = measurement(0.02, 3, label="m null b1 t2", execution=Execution(threads=2))
     result = compare(save("a.json", measurement(0.01, 0), eight, two), save("b.json", two, measurement(0.01, 1)))
-    assert [c.subject for c in result.changes if c.quantity == "time an image"] == ["m null b1 t2", "m null b1"]
+    assert [c.subject for c in result.changes if c.quantity == "time per image"] == ["m null b1 t2", "m null b1"]
     assert result.notes[-1] == "m null b8: only in the first file"
 
 

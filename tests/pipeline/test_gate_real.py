@@ -42,7 +42,7 @@ def spoils() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """ResNet-20 as an ONNX file, with sixty images a class and its own predictions of them (base.npz) beside it."""
+    """ResNet-20 as an ONNX file, with sixty images per class and its own predictions of them (base.npz) beside it."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("real")
     for source in sorted((shared / "data/cifar10/test").iterdir()):

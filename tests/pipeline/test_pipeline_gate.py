@@ -398,7 +398,7 @@ def test_a_profile_with_limits_and_nothing_to_judge_is_refused(tmp_path: Path) -
 
 @pytest.fixture
 def models(tmp_path: Path) -> Path:
-    """Two linear classifiers of 6x6 images, base.onnx and other.onnx, and forty images a class under images/."""
+    """Two linear classifiers of 6x6 images, base.onnx and other.onnx, and forty images per class under images/."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(108, 3)).astype(np.float32)
     for name, noise in (("base", 0.0), ("other", 0.4)):

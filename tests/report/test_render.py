@@ -144,7 +144,7 @@ def gated(name="m", judged=None):
 
 def changed(name):
     return Change(
-        subject=name, quantity="time an image", unit="ms", before=10.0, after=11.0, change=10.0, interval=(9.0, 11.0),
+        subject=name, quantity="time per image", unit="ms", before=10.0, after=11.0, change=10.0, interval=(9.0, 11.0),
         change_unit="%", finding=name,
     )  # fmt: skip
 
