@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 VENDOR = "onnx"
 PACKAGES: tuple[str, ...] = ("onnx",)
 SOURCE: Format = "onnx"
-FORMAT: Format = "toy"  # type: ignore[assignment]  # what `build` writes: TAG and the ONNX file
+FORMAT: Format = "toy"  # what `build` writes: TAG and the ONNX file
 SUFFIXES: tuple[str, ...] = (".toy",)
 PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "int8"})
