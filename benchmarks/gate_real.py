@@ -27,7 +27,7 @@ from resdeploy.deploy import calibration, candidates, export, lower
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.graph import files, residual
 from resdeploy.judge import pairs
-from resdeploy.measure import environment, predictions, run_images
+from resdeploy.measure import environment, prediction_files, run_images
 from resdeploy.records import Artifact, Judged, Predictions
 from resdeploy.verbs import gate
 from resdeploy.verbs.verdict import Limits
@@ -120,7 +120,7 @@ def spoiled(fp32: Artifact, name: str, folder: Path) -> Path:
     path = folder / f"{Path(fp32.path).stem}-{list(SPOILED).index(name)}.onnx"
     files.save_model(model, path)
     made = replace(fp32, path=str(path))
-    store.copied(made, path, sha256=store.digest(path), parent=fp32.sha256, checks={})
+    store.copy_to(made, path, sha256=store.digest(path), parent=fp32.sha256, checks={})
     return path
 
 
@@ -197,11 +197,11 @@ def row(
     check = found.judged[0].verdict.checks[0]
     assert check.interval is not None
     assert check.observed is not None
-    before = predictions.load(baseline)
+    before = prediction_files.load(baseline)
     after = answers(before, found.judged[0])
     return {
         "candidate": name,
-        "top1": predictions.score(after).top1,
+        "top1": prediction_files.score(after).top1,
         "drop_pp": check.observed,
         "interval_pp": list(check.interval),
         "verdict": check.state,
@@ -243,11 +243,11 @@ def main() -> int:
         baselines[net] = folder / f"{net}.npz"
         if not baselines[net].exists():
             candidate = candidates.candidate(fp32[net], "openvino", batch_size=32)
-            predictions.save(run_images.predict_test_split(candidate, data, progress=quiet), baselines[net])
+            prediction_files.save(run_images.predict_test_split(candidate, data, progress=quiet), baselines[net])
     document = {
         "command": f"python benchmarks/gate_real.py --data FOLDER --limit {arguments.limit:g}",
         "limit_pp": arguments.limit,
-        "images": len(predictions.load(baselines["resnet20"]).labels),
+        "images": len(prediction_files.load(baselines["resnet20"]).labels),
         "parts": {"count": PARTS, "images": PART_IMAGES},
         "environment": environment.capture(),
         "results": [],

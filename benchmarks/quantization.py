@@ -44,7 +44,7 @@ from resdeploy.deploy import export
 from resdeploy.deploy.model_string import Request
 from resdeploy.deploy.pixel_input import uint8_input
 from resdeploy.judge import accuracy
-from resdeploy.measure import environment, predictions
+from resdeploy.measure import environment, prediction_files
 from resdeploy.quantize import ptq
 from resdeploy.records import Artifact, Calibration, Effort, Predictions, Preprocessing, Target
 
@@ -220,7 +220,7 @@ def verdict(before: Images, after: Images, labels: NDArray[np.int64]) -> str:
             model=name,
             ids=(),
             labels=labels,
-            top=predictions.top_classes(found),
+            top=prediction_files.top_classes(found),
             logits=found,
             data="cifar10",
             data_fingerprint="",

@@ -54,7 +54,7 @@ class Doubt:
     why: str
 
 
-def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
+def load_or_make(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
     """The artifact cached under `key`, made by `make(path)` where it is missing, damaged or not this user's.
 
     Processes that want the same entry wait for one of them to make it.
@@ -65,7 +65,7 @@ def cached(key: Any, suffix: str, make: Callable[[Path], Artifact]) -> Artifact:
     path = places.writable_cache(ARTIFACTS) / f"{store.fingerprint((os.getuid(), key))[:32]}{suffix}"
     with contextlib.suppress(MissingInput, UnsafeInput, IntegrityError):
         return store.load_own(path)  # who finds it whole waits for nobody
-    with locks.held(path.with_suffix(".lock"), f"the cached {path.name}"):
+    with locks.hold(path.with_suffix(".lock"), f"the cached {path.name}"):
         try:
             return store.load_own(path)
         except MissingInput:
@@ -83,7 +83,7 @@ def keep(part: str, key: Any, record: Any) -> None:
     store.write_json(path, {"record": document, "signature": signature})
 
 
-def kept(kind: type[T], part: str, key: Any) -> T | None:
+def recall(kind: type[T], part: str, key: Any) -> T | None:
     """The record of `key`; None where there is none, or a damaged one or not this user's, of which a warning tells."""
     path = places.cache_dir() / part / _name(key)
     try:

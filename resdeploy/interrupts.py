@@ -1,7 +1,7 @@
 """Signals that end the program: where they take effect, and where they must wait.
 
 Python runs a signal's handler between any two of its instructions, and what the handler raises may fall between the
-start of a process and the line that remembers it, or into the middle of a clean-up. `held` keeps such stretches whole.
+start of a process and the line that remembers it, or into the middle of a clean-up. `hold` keeps such stretches whole.
 Blocking the signals in the main thread (`pthread_sigmask`) would not: the kernel then gives them to another thread,
 of numpy's, say, and Python runs the handler in the main thread all the same.
 """
@@ -46,7 +46,7 @@ def _interrupt(number: int, _frame: FrameType | None) -> None:
         raise Interrupted(number)
 
 
-class held:  # noqa: N801 - a context manager that is used as a word, as contextlib's are
+class hold:  # noqa: N801 - a context manager that is used as a word, as contextlib's are
     """Signals that come within this block are acted on at its end.
 
     In the main thread alone, for handlers run in no other. A signal without a handler in Python is not ours to hold:

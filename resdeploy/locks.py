@@ -24,7 +24,7 @@ POLL_S = 0.1
 
 
 @contextlib.contextmanager
-def held(path: Path, what: str) -> Iterator[None]:
+def hold(path: Path, what: str) -> Iterator[None]:
     """Holds the lock file `path`, which stays; a wait is said after two seconds, with the holder.
 
     Args:

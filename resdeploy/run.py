@@ -23,7 +23,7 @@ from resdeploy.errors import (
     ResdeployError,
 )
 from resdeploy.judge import pairs
-from resdeploy.measure import environment, interleaved, one_run, predictions, run_images, summary
+from resdeploy.measure import environment, interleaved, one_run, prediction_files, run_images, summary
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -94,7 +94,7 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
         rows_.append(
             RunRow(
                 outcome=summary.summarise(outcome),
-                score=predictions.score(variant.predictions) if variant.predictions is not None else None,
+                score=prediction_files.score(variant.predictions) if variant.predictions is not None else None,
                 comparison=speedups.get(label),
                 verdict=result.verdicts.get(label),
             )
@@ -114,7 +114,7 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
         ResdeployError: what a step raised; finished steps are kept and skipped the next time.
     """
     _check(profile)
-    with locks.held(folder / ".lock", f"the folder {folder}"):
+    with locks.hold(folder / ".lock", f"the folder {folder}"):
         making = Making(profile=profile, steps=Steps(folder, note), progress=progress, note=note)
         fp32 = making.fp32()
         variants, failures = making.variants(fp32, making.pruned(fp32))
@@ -324,13 +324,13 @@ class Making:
 
         def make(path: Path) -> Predictions:
             answers = run_images.predict_test_split(candidate, data, progress=self.progress)
-            predictions.save(answers, path)
+            prediction_files.save(answers, path)
             return answers
 
         versions = reuse.versions(*backends.load(one.backend).PACKAGES, "pillow")
         signature = reuse.data_signature(data, "test")
         key = ("eval", candidate.artifact.sha256, candidate.execution, signature, versions)
-        return self.steps.step(f"{one.stem}.predictions.npz", key, predictions.load, make)
+        return self.steps.step(f"{one.stem}.predictions.npz", key, prediction_files.load, make)
 
     def _lowered(self, one: Wanted) -> Artifact:
         """The network in the precision that is wanted."""

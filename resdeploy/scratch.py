@@ -49,7 +49,7 @@ class Folder:
         for each in {MEMORY, base} - _swept:
             _swept.add(each)
             sweep(each)
-        with interrupts.held():
+        with interrupts.hold():
             if in_memory and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free >= MEMORY_FREE_BYTES:
                 base = MEMORY
             token = f"{os.getpid()}-{secrets.token_hex(6)}"
@@ -69,7 +69,7 @@ class Folder:
 
     def remove(self) -> None:
         """Removes it with all that is in it; once is enough."""
-        with interrupts.held():
+        with interrupts.hold():
             if self in _open:
                 shutil.rmtree(self.path, ignore_errors=True)
                 os.close(self._lock)

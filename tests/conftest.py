@@ -17,7 +17,7 @@ import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 # `make fast` leaves out the rooms whose tests start commands, train or make whole networks, and files that use torch.
-SLOW_ROOMS = ("cli", "train", "models", "gpu")
+SLOW_ROOMS = ("cli", "train", "study", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )

@@ -58,8 +58,8 @@ def test_an_entry_is_made_once_and_again_where_it_is_not_what_was_made(
     folder: Path, suffix: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Whatever became of it: cut, another's with a record that fits, without record, of another name, a link."""
-    made = cache.cached(KEY, suffix, making())
-    assert cache.cached(KEY, suffix, refuse) == made
+    made = cache.load_or_make(KEY, suffix, making())
+    assert cache.load_or_make(KEY, suffix, refuse) == made
     assert caplog.messages == []
     path = Path(made.path)
     good = path.read_bytes()
@@ -73,7 +73,7 @@ def test_an_entry_is_made_once_and_again_where_it_is_not_what_was_made(
         store.sidecar(path).write_text(json.dumps(document | {"seal": seal}))
 
     def of_another_entry() -> None:
-        other = Path(cache.cached("another", suffix, making("other")).path)
+        other = Path(cache.load_or_make("another", suffix, making("other")).path)
         other.replace(path)
         store.sidecar(other).replace(store.sidecar(path))
 
@@ -87,14 +87,14 @@ def test_an_entry_is_made_once_and_again_where_it_is_not_what_was_made(
     ):  # fmt: skip
         spoil()
         caplog.clear()
-        assert cache.cached(KEY, suffix, making()).notes == ("made",)
+        assert cache.load_or_make(KEY, suffix, making()).notes == ("made",)
         assert path.read_bytes() == good
         (said,) = caplog.messages
         assert str(path.name) in said
         assert said.endswith("it is made again")
     caplog.clear()
     path.unlink()
-    cache.cached(KEY, suffix, making())
+    cache.load_or_make(KEY, suffix, making())
     assert caplog.messages == []  # nothing was wrong with it
 
 
@@ -103,8 +103,8 @@ def test_what_another_user_signed_is_made_again(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
-        cache.cached(KEY, ".onnx", making("theirs"))
-    assert cache.cached(KEY, ".onnx", making("mine")).notes == ("mine",)
+        cache.load_or_make(KEY, ".onnx", making("theirs"))
+    assert cache.load_or_make(KEY, ".onnx", making("mine")).notes == ("mine",)
     assert "is not signed by you" in caplog.text
 
 
@@ -130,7 +130,7 @@ def test_sixteen_processes_at_once_have_one_whole_entry(
                 os.close(begin)
                 os.read(go, 1)  # all at once: ended when the parent closes its end
                 builds: list[str] = []
-                made = cache.cached(KEY, ".xml", making("made", builds))
+                made = cache.load_or_make(KEY, ".xml", making("made", builds))
                 (tmp_path / f"{os.getpid()}.{len(builds)}").write_text(made.sha256)
                 status = 0
             finally:
@@ -141,7 +141,7 @@ def test_sixteen_processes_at_once_have_one_whole_entry(
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * 16
     single = sum(path.suffix == ".1" for path in tmp_path.iterdir())
     assert single == 1 if locking else single > 1
-    assert cache.cached(KEY, ".xml", refuse).notes == ("made",)
+    assert cache.load_or_make(KEY, ".xml", refuse).notes == ("made",)
     assert len({path.read_text() for path in tmp_path.iterdir() if path.is_file()}) == 1
 
 
@@ -149,26 +149,26 @@ def test_a_record_is_kept_and_one_that_was_changed_is_not_believed(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     roof = Roof(rate=1e9, ci95=(0.9e9, 1.1e9), by="stream", valid=True)
-    assert cache.kept(Roof, cache.PEAKS, KEY) is None
+    assert cache.recall(Roof, cache.PEAKS, KEY) is None
     cache.keep(cache.PEAKS, KEY, roof)
-    assert cache.kept(Roof, cache.PEAKS, KEY) == roof
+    assert cache.recall(Roof, cache.PEAKS, KEY) == roof
     (path,) = (folder / "peaks").iterdir()
     good = path.read_text()
     for bad in (good.replace("stream", "planted"), "", "[]", '{"record": {}}', json.dumps(dataclasses.asdict(roof))):
         caplog.clear()
         path.write_text(bad)
-        assert cache.kept(Roof, cache.PEAKS, KEY) is None
+        assert cache.recall(Roof, cache.PEAKS, KEY) is None
         assert "it is made again" in caplog.text
     path.write_text(good)
     cache.keep(cache.PEAKS, "another", roof)
     (other,) = (p for p in (folder / "peaks").iterdir() if p != path)
     other.replace(path)
-    assert cache.kept(Roof, cache.PEAKS, KEY) is None
+    assert cache.recall(Roof, cache.PEAKS, KEY) is None
 
 
 def test_doubtful_entries_are_told_apart(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for suffix in (".onnx", ".xml", ".safetensors"):
-        cache.cached(KEY, suffix, making())
+        cache.load_or_make(KEY, suffix, making())
     cache.keep(cache.PEAKS, KEY, Roof(rate=1.0, ci95=None, by="stream", valid=True))
     (folder / "weights").mkdir()
     (folder / "weights/net-2d711642.pth").write_bytes(b"x")  # sha256sum of one x
@@ -179,7 +179,7 @@ def test_doubtful_entries_are_told_apart(folder: Path, tmp_path: Path, monkeypat
     (folder / "peaks" / f"{'0' * 32}.json").write_text("{}")
     with monkeypatch.context() as patch:
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path / "another"))
-        theirs = cache.cached("another", ".onnx", making()).path
+        theirs = cache.load_or_make("another", ".onnx", making()).path
     checked, doubts = cache.doubts()
     assert checked == 8
     assert {(Path(doubt.file).name, doubt.state) for doubt in doubts} == {
@@ -198,8 +198,8 @@ def test_clearing_removes_what_is_ours_and_nobody_holds(folder: Path) -> None:
     for path in kept:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"x")
-    gone = [Path(cache.cached(name, ".xml", making()).path) for name in "ab"]
-    busy = Path(cache.cached("busy", ".xml", making()).path)
+    gone = [Path(cache.load_or_make(name, ".xml", making()).path) for name in "ab"]
+    busy = Path(cache.load_or_make("busy", ".xml", making()).path)
     for name in ("weights/net-2d711642.pth", "bench-1-ab.journal", "tensorrt/timing-10-GPU.cache"):
         gone.append(folder / name)
         gone[-1].parent.mkdir(exist_ok=True)
@@ -209,7 +209,7 @@ def test_clearing_removes_what_is_ours_and_nobody_holds(folder: Path) -> None:
     assert [part.entries for part in cache.contents()] == [3, 2, 0, 1, 1]
     assert cache.clear(older_than_s=3600) == (0, 0)  # what a killed process left goes all the same
     assert not left.exists()
-    with locks.held(busy.with_suffix(".lock"), "it"):
+    with locks.hold(busy.with_suffix(".lock"), "it"):
         count, freed = cache.clear()
         assert count == 2 * 4 + 3
         assert freed > 15
@@ -231,9 +231,9 @@ def test_a_download_under_way_is_no_damaged_one(folder: Path) -> None:
 def test_who_finds_an_entry_whole_waits_for_nobody(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs of one CI machine that read the same entry do not queue."""
     monkeypatch.setenv(waiting.VARIABLE, "0")
-    made = cache.cached(KEY, ".onnx", making())
-    with locks.held(Path(made.path).with_suffix(".lock"), "it"):
-        assert cache.cached(KEY, ".onnx", refuse) == made
+    made = cache.load_or_make(KEY, ".onnx", making())
+    with locks.hold(Path(made.path).with_suffix(".lock"), "it"):
+        assert cache.load_or_make(KEY, ".onnx", refuse) == made
 
 
 def test_the_folder_in_place_of_a_cache_goes_however_its_process_ends(
@@ -245,7 +245,7 @@ def test_the_folder_in_place_of_a_cache_goes_however_its_process_ends(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     if not (pid := os.fork()):
         try:
-            cache.cached(KEY, ".onnx", making())
+            cache.load_or_make(KEY, ".onnx", making())
         finally:
             os._exit(0)  # no clean-up runs
     os.waitpid(pid, 0)
@@ -266,15 +266,15 @@ def test_without_a_place_to_write_work_is_kept_for_this_process_and_it_is_said_o
 
     (tmp_path / "file").write_bytes(b"x")
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "file/cache"))
-    made = cache.cached(KEY, ".onnx", making())
-    assert cache.cached(KEY, ".onnx", refuse) == made
+    made = cache.load_or_make(KEY, ".onnx", making())
+    assert cache.load_or_make(KEY, ".onnx", refuse) == made
     (said,) = caplog.messages
     assert "cannot be written (Not a directory)" in said
     monkeypatch.delenv("RESDEPLOY_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(Path, "home", no_home)
     caplog.clear()
-    assert cache.cached(KEY, ".onnx", refuse) == made  # there is one such folder a process
+    assert cache.load_or_make(KEY, ".onnx", refuse) == made  # there is one such folder a process
     (said,) = caplog.messages
     assert "there is no home folder to keep a cache in" in said
     assert places.cache_dir() == Path(made.path).parents[1]

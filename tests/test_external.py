@@ -106,7 +106,7 @@ def test_one_weight_changed_is_another_model(tmp_path: Path, make: Make) -> None
     path = write(tmp_path, make(outside()))
     before = store.digest(path)
     assert store.companions(path) == (data,)
-    store.copied(Artifact(path=str(path), format="onnx", precision="fp32", sha256=before), path)
+    store.copy_to(Artifact(path=str(path), format="onnx", precision="fp32", sha256=before), path)
     assert store.load(path) is not None
     data.write_bytes((VALUES + np.eye(6, dtype=np.float32)[3]).tobytes())
     assert store.digest(path) != before

@@ -56,8 +56,8 @@ def test_a_held_signal_comes_at_the_end_of_the_outermost_block() -> None:
     done = []
 
     def nested() -> None:
-        with interrupts.held():
-            with interrupts.held():
+        with interrupts.hold():
+            with interrupts.hold():
                 signal.raise_signal(signal.SIGINT)
                 done.append("inner")
             done.append("outer")
@@ -74,7 +74,7 @@ def test_a_signal_that_another_thread_receives_is_held_too() -> None:
     done = []
 
     def struck_elsewhere() -> None:
-        with interrupts.held():
+        with interrupts.hold():
             thread = threading.Thread(target=signal.raise_signal, args=(signal.SIGINT,))
             thread.start()
             thread.join()
@@ -91,7 +91,7 @@ def test_other_threads_hold_nothing() -> None:
 
     def hold() -> None:
         try:
-            with interrupts.held():
+            with interrupts.hold():
                 pass
         except ValueError as e:
             failures.append(e)

@@ -25,7 +25,7 @@ def holder(path: Path) -> Iterator[int]:
     held, said = os.pipe()
     if not (pid := os.fork()):
         try:
-            with locks.held(path, "it"):
+            with locks.hold(path, "it"):
                 os.write(said, b"x")
                 signal.pause()
         finally:
@@ -54,7 +54,7 @@ def test_a_held_lock_is_waited_for_with_a_word_that_names_the_holder(
             os.waitpid(pid, 0)
 
         monkeypatch.setattr(time, "sleep", end)
-        with locks.held(path, "the cached x.onnx"):
+        with locks.hold(path, "the cached x.onnx"):
             assert not locks.free(path)
     assert locks.free(path)
     (said,) = caplog.messages
@@ -67,12 +67,12 @@ def test_a_lock_is_not_waited_for_longer_than_the_time_out(tmp_path: Path, monke
     path = tmp_path / "x.lock"
     monkeypatch.setenv(waiting.VARIABLE, "0")
     with holder(path) as pid:
-        with pytest.raises(Locked, match=f"process {pid} on ") as refused, locks.held(path, "it"):
+        with pytest.raises(Locked, match=f"process {pid} on ") as refused, locks.hold(path, "it"):
             pass
         assert refused.value.exit_status == 6
         assert "--lock-timeout" in refused.value.fix
         assert not locks.free(path)
-    with locks.held(path, "it"):
+    with locks.hold(path, "it"):
         pass
 
 
@@ -89,7 +89,7 @@ def test_a_lock_that_was_removed_meanwhile_is_not_taken_for_the_one_that_is_ther
             os.waitpid(pid, 0)
 
         monkeypatch.setattr(time, "sleep", removed)
-        with locks.held(path, "it"):
+        with locks.hold(path, "it"):
             assert not locks.free(path)
 
 
@@ -97,7 +97,7 @@ def test_a_lock_has_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
     """0644 whatever the umask would shut the second user of a shared cache out."""
     before = os.umask(0o002)
     try:
-        with locks.held(tmp_path / "x.lock", "it"):
+        with locks.hold(tmp_path / "x.lock", "it"):
             pass
     finally:
         os.umask(before)
@@ -111,15 +111,15 @@ def test_where_locks_do_not_work_nobody_waits(tmp_path: Path, monkeypatch: pytes
     path = tmp_path / "x.lock"
     with holder(path):
         monkeypatch.setattr(fcntl, "flock", refuse)
-        with locks.held(path, "it"):
+        with locks.hold(path, "it"):
             pass
 
 
 def test_a_lock_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match="levels of symbolic links") as refused, locks.held(tmp_path / "x.lock", "it"):
+    with pytest.raises(OSError, match="levels of symbolic links") as refused, locks.hold(tmp_path / "x.lock", "it"):
         pass
     assert refused.value.errno == errno.ELOOP
     assert not (tmp_path / "elsewhere").exists()
-    with pytest.raises(NotWritable), locks.held(Path("/proc/none/x.lock"), "it"):
+    with pytest.raises(NotWritable), locks.hold(Path("/proc/none/x.lock"), "it"):
         pass

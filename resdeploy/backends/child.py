@@ -47,7 +47,7 @@ class Child:
         self.noise = bytearray()
         self.pending = b""
         self.progress: Progress | None = None
-        with interrupts.held(), contextlib.ExitStack() as owned:
+        with interrupts.hold(), contextlib.ExitStack() as owned:
             made = scratch.Folder(in_memory=True)
             owned.callback(made.remove)
             self.folder = made.path
@@ -145,7 +145,7 @@ class Child:
 
     def end(self) -> None:
         """Kills it with everything it started, reaps it, and removes its folder; once is enough."""
-        with interrupts.held():
+        with interrupts.hold():
             _running.discard(self)
             self._owned.close()
 

@@ -85,7 +85,7 @@ def parse(text: str | bytes, origin: str) -> Inspection:
         ) from e
 
 
-def timed(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Layer, ...]:
+def add_times(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[Layer, ...]:
     """The layers with their mean times from a profile (`trtexec --exportProfile`), matched by name and order.
 
     A profiled layer that the inspector does not list is added at the end: the times always sum to the profile's.

@@ -200,7 +200,7 @@ class Lane:
 
     def close(self) -> None:
         """Ends the child, at once; its last peak stays known."""
-        with interrupts.held():
+        with interrupts.hold():
             if self._child is not None:
                 self._child.end()
                 self._child = None
@@ -209,7 +209,7 @@ class Lane:
         self.close()
         self._subject = dataclasses.replace(subject, path=str(Path(subject.path).absolute()))
         threads = execution.threads or machine.usable_cores()
-        with interrupts.held():  # between its start and the line that remembers it
+        with interrupts.hold():  # between its start and the line that remembers it
             self._child = Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
 
     def _running(self) -> Child:

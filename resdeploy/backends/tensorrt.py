@@ -155,7 +155,7 @@ def _made(trt: Any, source: Artifact, execution: Execution) -> trt_builder.Built
 
     with store.disk_errors(Path(engine)):
         plan = Path(engine).read_bytes()
-    return trt_refit.refitted(trt, _log(trt), plan, engine, source)
+    return trt_refit.refit(trt, _log(trt), plan, engine, source)
 
 
 @contextlib.contextmanager

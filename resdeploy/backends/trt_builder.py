@@ -116,7 +116,7 @@ def _parse(trt: Any, log: Any, network: Any, path: str) -> None:
 
 
 def parser_error(error: Any) -> str:
-    """What the parser says, with the ONNX node; 8.6 gives its number alone, which the pipeline turns into a name."""
+    """What the parser says, with the ONNX node; 8.6 gives its number alone, which `prepare` turns into a name."""
     text = " ".join(str(error.desc()).split())
     if hasattr(error, "node_name") and error.node_name():
         return f"node {error.node_name()} ({error.node_operator()}): {text}"
@@ -234,13 +234,13 @@ def _timing_cache(config: Any, path: Path, notes: list[str]) -> Iterator[None]:
     Writers wait for each other and read the file again before they merge, so that nothing is lost; readers see a whole
     file. One that TensorRT refuses (another version or GPU) is set aside under another name, and the build goes on.
     """
-    with locks.held(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
+    with locks.hold(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
         cache = _load_cache(config, path, notes)
     if not config.set_timing_cache(cache, False):
         _set_aside(path, notes)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
-    with locks.held(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
+    with locks.hold(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
         merged = config.get_timing_cache()
         others = _load_cache(config, path, notes)
         if not merged.combine(others, False):

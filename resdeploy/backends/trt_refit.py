@@ -15,7 +15,7 @@ from resdeploy.errors import BackendCrash, MalformedInput, UsageError
 from resdeploy.records import Artifact
 
 
-def refitted(trt: Any, log: Any, plan: bytes, origin: str, source: Artifact) -> Built:
+def refit(trt: Any, log: Any, plan: bytes, origin: str, source: Artifact) -> Built:
     """An engine with the weights of `source`.
 
     Args:

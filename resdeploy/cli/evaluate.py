@@ -47,8 +47,7 @@ def evaluate(
     from resdeploy.deploy import model_string
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.errors import UsageError
-    from resdeploy.measure import environment
-    from resdeploy.measure.predictions import SUFFIXES, save, score
+    from resdeploy.measure import environment, prediction_files
     from resdeploy.report import documents
     from resdeploy.verbs import evaluate
 
@@ -59,8 +58,10 @@ def evaluate(
     ]
     if predictions is not None and len(requests) > 1:
         raise UsageError("--predictions saves one model's predictions", fix="Name one model")
-    if predictions is not None and predictions.suffix not in SUFFIXES:
-        raise UsageError(f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(SUFFIXES)}")
+    if predictions is not None and predictions.suffix not in prediction_files.SUFFIXES:
+        raise UsageError(
+            f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(prediction_files.SUFFIXES)}"
+        )
     calibration = CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
@@ -81,6 +82,6 @@ def evaluate(
             results.append(evaluate.evaluate(request, plan, calibration, progress=progress))
             console.announce(results[-1].source, quiet=quiet)
     if predictions is not None:
-        save(results[0].predictions, predictions)
-    rows = [(r.predictions, score(r.predictions), r.backend, r.source.precision) for r in results]
+        prediction_files.save(results[0].predictions, predictions)
+    rows = [(r.predictions, prediction_files.score(r.predictions), r.backend, r.source.precision) for r in results]
     console.emit(documents.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)

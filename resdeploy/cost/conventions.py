@@ -1,7 +1,7 @@
 """What other tools would report for the same network, so that their figures can be reconciled with ours.
 
 Each formula was read off the tool's source and holds to the last digit on the networks in
-`tests/graph/test_conventions.py`; of a graph with other operators than theirs no figure is given. Tools look at a torch
+`tests/cost/test_conventions.py`; of a graph with other operators than theirs no figure is given. Tools look at a torch
 module, we at its graph: batch norms that were folded and pools over single elements that were dropped are remembered in
 our files (`metadata.Removed`). What a graph cannot tell apart, a module from a function call, is taken to be a module.
 """

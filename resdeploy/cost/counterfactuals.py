@@ -84,7 +84,7 @@ def compare_basic_blocks(model: onnx.ModelProto, spec: ModelSpec) -> BasicCounte
         MalformedInput: as `counts.prepare`.
     """
     graph = counts.prepare(model, spec)
-    cost, meant, sizes = counts.counted(graph), intent.of(graph.model), _Sizes(graph)
+    cost, meant, sizes = counts.count_prepared(graph), intent.of(graph.model), _Sizes(graph)
     layers = _layers(cost, sizes)
     blocks, width = _bottlenecks(meant.blocks, sizes, layers)
     if not blocks:
@@ -286,7 +286,7 @@ def compare_naive_modules(model: onnx.ModelProto, spec: ModelSpec) -> NaiveCount
     """
     graph = counts.prepare(model, spec)
     sizes = _Sizes(graph)
-    layers = _layers(counts.counted(graph), sizes)
+    layers = _layers(counts.count_prepared(graph), sizes)
     residual = {name for block in intent.of(graph.model).blocks for name in block.convs}
     reductions = tuple(_reductions(sizes, layers, residual))
     if not reductions:

@@ -120,7 +120,7 @@ def of_this_machine(
         raise BackendMissing("peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install(*RUNTIMES))
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
-    if not refresh and (known := cache.kept(Peaks, cache.PEAKS, key)) is not None:
+    if not refresh and (known := cache.recall(Peaks, cache.PEAKS, key)) is not None:
         return known
     measured = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
     if measured.valid:  # a disturbed machine has no roof to remember

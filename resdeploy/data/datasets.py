@@ -298,7 +298,7 @@ def distinct(dataset: Dataset) -> Dataset:
     if dataset.synthetic:
         return dataset
     hashes = contents(dataset)
-    kept, found = repeats.counted(dataset.ids, dataset.labels, hashes)
+    kept, found = repeats.count_each_once(dataset.ids, dataset.labels, hashes)
     return replace(dataset, hashes=hashes, repeats=dataset.repeats + found).subset(kept)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def counted(
+def count_each_once(
     ids: Sequence[str], labels: NDArray[np.int64], contents: Sequence[str]
 ) -> tuple[NDArray[np.int64], Repeats]:
     """Positions of the images that are counted, in order, and what is left out.

@@ -79,7 +79,7 @@ def _checkpoint_network(request: Request) -> Network:
 
     path = Path(request.model)
     model_string.refuse_changes(request)
-    sha256 = store.checked_digest(path)  # before anything is read from it
+    sha256 = store.check_digest(path)  # before anything is read from it
     spec = weights.spec_in(path)
     if spec is None:
         raise UsageError(

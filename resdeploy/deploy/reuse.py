@@ -32,7 +32,7 @@ def data_signature(data: str, split: Literal["train", "test"]) -> str:
 def make_or_reuse(key: Any, suffix: str, out: Path | None, make: Callable[[Path], Artifact]) -> Artifact:
     """The artifact: made at `out` where the user named a file, else taken from the cache or made and put there."""
     if out is None:
-        return cache.cached(key, suffix, make)
+        return cache.load_or_make(key, suffix, make)
     store.probe(out)
     return store.publish(out, make)
 

@@ -92,7 +92,7 @@ def count(model: onnx.ModelProto, spec: ModelSpec) -> Cost:
     Raises:
         UsageError, MalformedInput: as `prepare`.
     """
-    return counted(prepare(model, spec))
+    return count_prepared(prepare(model, spec))
 
 
 def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
@@ -115,7 +115,7 @@ def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
     return Graph(model=model, spec=spec, index=index, shapes=shapes, batch_size=batch_size)
 
 
-def counted(graph: Graph) -> Cost:
+def count_prepared(graph: Graph) -> Cost:
     """Costs of every layer of a prepared graph."""
     index, shapes, spec = graph.index, graph.shapes, graph.spec
     sizes = _parameter_sizes(graph.model.graph)

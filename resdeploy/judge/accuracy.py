@@ -98,7 +98,7 @@ def _verdict(pair: Pair, drops: Sequence[Check | Reported]) -> Verdict:
     drops = [explained if drop is first else drop for drop in drops]
     return Verdict(
         checks=tuple(drop for drop in drops if isinstance(drop, Check)),
-        reported=(*(drop for drop in drops if isinstance(drop, Reported)), *_reported(pair)),
+        reported=(*(drop for drop in drops if isinstance(drop, Reported)), *_report_beside(pair)),
     )
 
 
@@ -139,7 +139,7 @@ def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence
     for table, p_within, p_beyond in zip(tables, within, beyond, strict=True):
         tail = 1 - confidence
         state: State = "pass" if p_within <= tail else "fail" if p_beyond <= tail else "inconclusive"
-        check = _judged_drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
+        check = _judge_drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
         if len(tables) > 1:
             corrected = f"Holm's correction for {len(tables)} candidates was applied; the interval is this one's alone."
             check = dataclasses.replace(check, note=f"{check.note} {corrected}")
@@ -159,7 +159,7 @@ def _drop(name: str, lost: int, gained: int, images: int, confidence: float, sid
     return Reported(name=name, observed=drop_pp, interval=(100 * low, 100 * high), unit="points", note=note)
 
 
-def _judged_drop(
+def _judge_drop(
     name: str,
     lost: int,
     gained: int,
@@ -211,7 +211,7 @@ def _would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: fl
     return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
 
 
-def _reported(pair: Pair) -> tuple[Reported, ...]:
+def _report_beside(pair: Pair) -> tuple[Reported, ...]:
     """Quantities that have no limit: they inform and never decide."""
     worse = [drop for drop in class_drops(pair) if drop.p_adjusted <= ALPHA and drop.lost > drop.gained]
     named = ", ".join(

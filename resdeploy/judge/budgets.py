@@ -14,21 +14,21 @@ from resdeploy.records import Audit, Check
 MB = 1e6
 
 
-def size(size_bytes: int, *, max_mb: float) -> Check:
+def check_size(size_bytes: int, *, max_mb: float) -> Check:
     """The model file with its companions (an XML's weights, external data), in MB of 1,000,000; 0: unknown."""
     if size_bytes <= 0:
         return _unknown("size", max_mb, "The size of the file is not known.")
     return _bounded("size", size_bytes / MB, max_mb, "The file and what belongs to it take")
 
 
-def memory(peak_rss_bytes: int, *, max_mb: float) -> Check:
+def check_memory(peak_rss_bytes: int, *, max_mb: float) -> Check:
     """Peak resident memory of the process that loaded and ran the model; 0 where the system does not tell it."""
     if peak_rss_bytes <= 0:
         return _unknown("memory", max_mb, "The system does not tell the memory of the process that ran the model.")
     return _bounded("memory", peak_rss_bytes / MB, max_mb, "The process that loaded and ran the model took at most")
 
 
-def fused(found: Audit) -> tuple[Check, ...]:
+def check_fusion(found: Audit) -> tuple[Check, ...]:
     """The fusion audit's checks as the gate's own."""
     return tuple(
         dataclasses.replace(

@@ -162,7 +162,7 @@ def _would_decide(value: float, low: float, high: float, limit: float, blocks: i
     return f"about {max(needed, blocks + 1)} blocks instead of {blocks} would decide: raise the duration"
 
 
-def untimed(max_slowdown_pct: float, why: str) -> Check:
+def check_untimed(max_slowdown_pct: float, why: str) -> Check:
     """A limit on times that are not there."""
     return _check(max_slowdown_pct, None, None, "inconclusive", why)
 

@@ -14,7 +14,7 @@ from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets, preprocess
 from resdeploy.data.datasets import Dataset
 from resdeploy.errors import BackendCrash, MalformedInput, UsageError
-from resdeploy.measure import predictions
+from resdeploy.measure import prediction_files
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Origin, Predictions, Preprocessing, Progress
 
@@ -71,7 +71,7 @@ def predict(
             logits = _finite(lane.predict(batch.inputs), candidate)
             if scores is not None:
                 scores[len(hashes) : len(hashes) + len(logits)] = logits
-            top.append(predictions.top_classes(logits))
+            top.append(prediction_files.top_classes(logits))
             indices.append(batch.indices)
             hashes += batch.hashes
             unreadable += batch.unreadable
@@ -92,7 +92,7 @@ def predict(
         classes=aligned.classes,
         origin=_origin(candidate, spec),
     )
-    return predictions.counted_once(found)
+    return prediction_files.count_once(found)
 
 
 def shares_right(

@@ -57,7 +57,7 @@ def resolve(
         raise MissingInput(
             f"there are no weights {weights!r}", fix="Give random, imagenet1k_v1, imagenet1k_v2, a file or a URL"
         )
-    return path, Weights(source=path.name, sha256=store.checked_digest(path))
+    return path, Weights(source=path.name, sha256=store.check_digest(path))
 
 
 def _published_url(weights: str, name: str) -> str:

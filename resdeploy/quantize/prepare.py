@@ -93,7 +93,7 @@ def peek(
     return head, itertools.chain(head, stream)
 
 
-def rescaled(
+def rescale(
     model: onnx.ModelProto, placement: Placement, batches: Sequence[NDArray[Any]], run: Runner
 ) -> onnx.ModelProto:
     """The graph with channels rescaled towards equal ranges in the tensors that will be quantized.

@@ -100,7 +100,7 @@ def run_calibration(
     model, placement = prepared.model, qdq.plan(prepared.model, target, keep_float=keep_float)
     if target == "tensorrt" or calibration.effort == "high":
         head, batches = prepare.peek(batches)
-        model = prepare.rescaled(model, placement, head, run)
+        model = prepare.rescale(model, placement, head, run)
         placement = qdq.plan(model, target, keep_float=keep_float)  # other weights
     reservoir = bias.Reservoir(calibration.seed)
     observed, count = calibrate.observe(

@@ -11,16 +11,16 @@ from resdeploy.store.atomic import (
     write_bytes,
     write_json,
 )
-from resdeploy.store.publishing import UNSIGNED, checked_digest, copied, load, load_own, publish, sidecar
+from resdeploy.store.publishing import UNSIGNED, check_digest, copy_to, load, load_own, publish, sidecar
 from resdeploy.store.typed_json import fingerprint, parse, parse_json, read, read_profile
 
 __all__ = [
     "CHUNK_BYTES",
     "UNSIGNED",
     "atomic_path",
-    "checked_digest",
+    "check_digest",
     "companions",
-    "copied",
+    "copy_to",
     "digest",
     "disk_errors",
     "fingerprint",

@@ -81,7 +81,7 @@ def publish(out: Path, make: Callable[[Path], Artifact]) -> Artifact:
     return made
 
 
-def copied(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
+def copy_to(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
     """Publishes an artifact of one file under another name, with these changes to its record."""
 
     def make(path: Path) -> Artifact:
@@ -101,7 +101,7 @@ def _commit(made: Artifact, folder: Path, out: Path) -> None:
         fsync(part)
         part.rename(ready / part.name)
     fsync(ready)
-    with interrupts.held():
+    with interrupts.hold():
         while True:
             try:
                 ready.rename(_pending(out))
@@ -261,7 +261,7 @@ def _record(manifest: Path) -> tuple[Artifact, dict[str, Any]]:
     return artifact, seal
 
 
-def checked_digest(path: Path) -> str:
+def check_digest(path: Path) -> str:
     """SHA-256 of a file, which is what its sidecar describes if it has one.
 
     Raises:

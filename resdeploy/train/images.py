@@ -78,7 +78,7 @@ def load_to_judge(
         OutOfMemory: more pixels than fit.
     """
     samples, unread = load(data, sight, progress)
-    kept, found = repeats.counted(samples.ids, samples.labels.numpy(), samples.contents)
+    kept, found = repeats.count_each_once(samples.ids, samples.labels.numpy(), samples.contents)
     shared = [samples.ids[k] for k in kept if samples.contents[k] in learned]
     kept = np.array([k for k in kept if samples.contents[k] not in learned], np.int64)
     if not len(kept):

@@ -57,7 +57,7 @@ def _saved(path: Path, plan: AuditPlan) -> Audit:
     inspection = inspector.parse(_read(path), str(path))
     layers = inspection.layers
     if plan.times is not None:
-        layers = inspector.timed(layers, _read(plan.times), str(plan.times))
+        layers = inspector.add_times(layers, _read(plan.times), str(plan.times))
     return fusion.judge(
         path.name, layers, intent=executed.intent_of(plan.against), asked=plan.precision, bindings=inspection.bindings
     )

@@ -48,13 +48,13 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
     if before["command"] != "eval":
         old, new = results.load(baseline).rows, results.load(candidate).rows
         pairs = results.in_common(old, new)
-        changes += [change for pair in pairs for change in _measured(*pair, noise_pct=noise_pct, seed=seed)]
+        changes += [change for pair in pairs for change in _compare_times(*pair, noise_pct=noise_pct, seed=seed)]
         lost += _unmatched(old, new, pairs)
     notes: list[str] = []
     if before["command"] != "bench":
         known, found = results.load_scores(baseline), results.load_scores(candidate)
         scored = results.in_common(known, found)
-        changes += [change for pair in scored for change in _scored(*pair)]
+        changes += [change for pair in scored for change in _compare_scores(*pair)]
         lost += _unmatched(known, found, scored) if before["command"] == "eval" else []
         notes += [note for pair in scored for note in _of_images(*pair)]
     if not changes:
@@ -73,7 +73,7 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
     )
 
 
-def _measured(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float, seed: int) -> Iterable[Change]:
+def _compare_times(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float, seed: int) -> Iterable[Change]:
     """What a bench tells: the time per image, the file, and the memory."""
     subject = _subject(old.label, new.label)
     ratio = stats.ratio_of_medians(new.blocks_s, old.blocks_s, seed=seed) if _blocks(old, new) > 1 else None
@@ -125,7 +125,7 @@ def _doubts(row: results.SavedRow) -> str:
     return ", ".join(doubt.kind for doubt in stats.doubts(row.blocks_s)) or ("" if row.valid else "INVALID")
 
 
-def _scored(old: results.SavedScore, new: results.SavedScore) -> Iterable[Change]:
+def _compare_scores(old: results.SavedScore, new: results.SavedScore) -> Iterable[Change]:
     """What an evaluation tells; without the images' own answers the interval is that of two separate samples."""
     right: tuple[tuple[str, Callable[[results.SavedScore], int | None]], ...] = (
         ("top-1", lambda row: row.correct),

@@ -19,8 +19,7 @@ from resdeploy.deploy.candidates import candidate, source_for
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
 from resdeploy.errors import UsageError
 from resdeploy.judge import accuracy, hints, pairs
-from resdeploy.measure import interleaved, one_run, results
-from resdeploy.measure.predictions import SUFFIXES, load, save
+from resdeploy.measure import interleaved, one_run, prediction_files, results
 from resdeploy.records import (
     Artifact,
     Audit,
@@ -227,19 +226,19 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     if plan.update_baseline and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
         raise UsageError(
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
-            fix=f"Name one candidate, and a baseline that ends in {' or '.join(SUFFIXES)}",
+            fix=f"Name one candidate, and a baseline that ends in {' or '.join(prediction_files.SUFFIXES)}",
         )
 
 
 def is_saved(name: str) -> bool:
     """Whether a side is a file of predictions (or of times) rather than a model, by its suffix."""
-    return Path(name).suffix.lower() in SUFFIXES
+    return Path(name).suffix.lower() in prediction_files.SUFFIXES
 
 
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateSide:
     """A model's file and, where there are images, its predictions; or saved predictions alone."""
     if is_saved(given):
-        found = load(Path(given))
+        found = prediction_files.load(Path(given))
         pairs.refuse_leak(found)
         return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
@@ -446,7 +445,7 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     checks = found.checks
     good = all(check.state == "pass" for check in checks)
     if good:
-        save(candidate.predictions, Path(plan.baseline))
+        prediction_files.save(candidate.predictions, Path(plan.baseline))
     check = Check(
         name="baseline",
         limit=None,
@@ -467,7 +466,7 @@ def _update(plan: GatePlan, found: Gate, candidate: GateSide) -> Gate:
     """Stores the candidate as the new baseline if it passes, and says what was done."""
     assert candidate.predictions is not None
     if found.verdict.state == "pass":
-        save(candidate.predictions, Path(plan.baseline))
+        prediction_files.save(candidate.predictions, Path(plan.baseline))
         note = f"{plan.baseline} was replaced by the predictions of {candidate.name}"
     else:
         note = f"{plan.baseline} was left as it is; remove it to accept {candidate.name} all the same"

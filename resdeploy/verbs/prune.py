@@ -12,7 +12,7 @@ from resdeploy.backends import choose
 from resdeploy.deploy import candidates, export, model_files, model_string, networks
 from resdeploy.deploy.model_string import OnnxFile, Request
 from resdeploy.errors import UsageError
-from resdeploy.measure import interleaved, predictions, run_images
+from resdeploy.measure import interleaved, prediction_files, run_images
 from resdeploy.measure.one_run import Bench, Row, compare_rows, summaries, time_rows
 from resdeploy.records import Artifact, Cost, Predictions, Progress, PruneOutcome, PruneSide
 from resdeploy.verbs import block_search
@@ -74,12 +74,12 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
             predict=_predict, out=folder / "pruned.onnx", tune=tuner, progress=progress,
         )  # fmt: skip
         if kind == "onnx":
-            written = store.copied(pruned.artifact, out)
+            written = store.copy_to(pruned.artifact, out)
         else:
             written = _write_checkpoint(request, pruned, tuner, out)
         if plan.predictions is not None:
-            predictions.save(pruned.baseline, plan.predictions / "baseline.npz")
-            predictions.save(pruned.candidate, plan.predictions / "pruned.npz")
+            prediction_files.save(pruned.baseline, plan.predictions / "baseline.npz")
+            prediction_files.save(pruned.candidate, plan.predictions / "pruned.npz")
         costs = candidates.cost_of(source), candidates.cost_of(pruned.artifact)
         return _outcome(pruned, written, costs, _time(source, pruned.artifact, plan, progress))
 
@@ -104,7 +104,7 @@ def _kind_to_write(request: Request, plan: PrunePlan, out: Path) -> Literal["onn
 
 def _outcome(pruned: block_search.Pruned, written: Artifact, costs: tuple[Cost, Cost], bench: Bench) -> PruneOutcome:
     before, after = (
-        PruneSide(cost=cost, timing=timing, score=predictions.score(answers))
+        PruneSide(cost=cost, timing=timing, score=prediction_files.score(answers))
         for cost, timing, answers in zip(
             costs, summaries(bench.outcomes), (pruned.baseline, pruned.candidate), strict=True
         )
@@ -233,7 +233,7 @@ def _write_checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tun
     notes = pruned.artifact.notes
     if tuner is None or tuner.trained is None:
         return _cut(request, pruned.removed, out, notes)
-    return store.copied(tuner.trained, out, notes=notes)
+    return store.copy_to(tuner.trained, out, notes=notes)
 
 
 def _time(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> Bench:

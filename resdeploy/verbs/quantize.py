@@ -235,4 +235,4 @@ def _keep(made: Artifact, chosen: Mixed, wanted: QuantizeGoal, left_out: Sequenc
         f"chosen by search on {wanted.data}: {chosen.check.state} for a drop of at most {wanted.max_drop_pp:g} points "
         f"at {100 * wanted.confidence:g} % confidence"
     )
-    return store.copied(made, out, checks={**made.checks, **checks}, notes=(*made.notes, *notes))
+    return store.copy_to(made, out, checks={**made.checks, **checks}, notes=(*made.notes, *notes))

@@ -126,7 +126,7 @@ def _judge_times(
             doubts=[doubts for _, _, doubts in both],
         )
     )
-    untimed = speed.untimed(limits.slowdown_pct, "The baseline was not timed on this backend")
+    untimed = speed.check_untimed(limits.slowdown_pct, "The baseline was not timed on this backend")
     return [(untimed if seen.times is None or seen.times.baseline is None else next(judged),) for seen in evidence]
 
 
@@ -134,11 +134,11 @@ def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:
     """What is counted and not estimated: memory, size, and the fusion of blocks."""
     checks: list[Check] = []
     if limits.memory_mb is not None:
-        checks.append(budgets.memory(seen.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+        checks.append(budgets.check_memory(seen.peak_rss_bytes or 0, max_mb=limits.memory_mb))
     if limits.size_mb is not None:
-        checks.append(budgets.size(seen.size_bytes or 0, max_mb=limits.size_mb))
+        checks.append(budgets.check_size(seen.size_bytes or 0, max_mb=limits.size_mb))
     if limits.fused and seen.audit is not None:
-        checks += budgets.fused(seen.audit)
+        checks += budgets.check_fusion(seen.audit)
     return tuple(checks)
 
 

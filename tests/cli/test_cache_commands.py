@@ -25,7 +25,7 @@ def entry(name: str) -> Path:
         path.write_bytes(name.encode() * 1000)
         return Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
 
-    return Path(cache.cached(name, ".onnx", make).path)
+    return Path(cache.load_or_make(name, ".onnx", make).path)
 
 
 def documented(*args: str) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def test_a_second_run_of_a_folder_waits_and_says_for_whom(tmp_path: Path, monkey
     (tmp_path / "p.toml").write_text(
         'name = "p"\nmodel = "resnet20"\nbackends = ["onnxruntime"]\nprecisions = ["fp32"]\n'
     )
-    with locks.held(tmp_path / "runs/p/.lock", "it"):
+    with locks.hold(tmp_path / "runs/p/.lock", "it"):
         done = runner.invoke(cli.app, ["--lock-timeout", "0", "run", "p.toml"])
     assert isinstance(done.exception, Locked)
     assert str(done.exception).startswith(f"error[E-LOCKED]: the folder runs/p is in use by process {os.getpid()} on ")

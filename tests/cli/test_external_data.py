@@ -17,7 +17,7 @@ from resdeploy.cli import app
 from resdeploy.data import datasets
 from resdeploy.deploy.resume import Steps
 from resdeploy.graph import files, metadata
-from resdeploy.measure import predictions
+from resdeploy.measure import prediction_files
 from resdeploy.records import Profile
 from tests.cli.conftest import Run
 
@@ -73,7 +73,7 @@ def test_the_weights_as_they_are_now_are_judged(apart: Path, digits_onnx: Path, 
         if changed:
             answer_zero(apart)
         told("eval", apart, *on, "--predictions", tmp_path / "p.npz")
-        found = predictions.load(tmp_path / "p.npz")
+        found = prediction_files.load(tmp_path / "p.npz")
         np.testing.assert_array_equal(found.top[:, 0], oracle(apart))
         seen.append(found.sha256)
     assert seen[0] != seen[1]

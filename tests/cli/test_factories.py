@@ -30,7 +30,7 @@ from resdeploy.deploy import export, model_files, networks  # noqa: E402
 from resdeploy.deploy.model_string import Request  # noqa: E402
 from resdeploy.errors import FactoryRefused, MalformedInput, MissingInput, ResdeployError, UsageError  # noqa: E402
 from resdeploy.graph import metadata  # noqa: E402
-from resdeploy.measure import journal, predictions  # noqa: E402
+from resdeploy.measure import journal, prediction_files  # noqa: E402
 from resdeploy.models import foreign, weights, zoo  # noqa: E402
 from resdeploy.records import (  # noqa: E402
     Artifact,
@@ -118,7 +118,7 @@ def graph(canary: Path) -> Path:
 def with_sidecar(path: Path, **changes: Any) -> Artifact:
     """The file with a sidecar that fits it and names the stranger's factory."""
     found = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=SPEC)
-    return store.copied(found, path, weights=Weights(source="w"), **changes)
+    return store.copy_to(found, path, weights=Weights(source="w"), **changes)
 
 
 # ---- what a person types ----
@@ -376,7 +376,7 @@ def test_saved_measurements_and_predictions_name_nothing(canary: Path, monkeypat
         model=NAME, ids=("a", "b"), labels=np.array([0, 1]), top=np.array([[0], [1]]), logits=None, data=NAME,
         data_fingerprint="", preprocessing_fingerprint="", sha256="0",
     )  # fmt: skip
-    predictions.save(answers, canary.with_name("p.npz"))
+    prediction_files.save(answers, canary.with_name("p.npz"))
     for command in (
         ["show", "j.journal", "--format", "json", "-o", "b.json"],
         ["show", "b.json"],

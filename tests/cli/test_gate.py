@@ -138,7 +138,7 @@ def digits(digits_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dataclasses import replace
 
     path = folder / "unit.onnx"
-    store.copied(replace(artifact, path=str(path)), path, sha256=store.digest(path))
+    store.copy_to(replace(artifact, path=str(path)), path, sha256=store.digest(path))
     return folder
 
 

@@ -308,7 +308,7 @@ def test_an_odd_network_of_openvino_is_refused_before_openvino_sees_it(
     (tmp_path / "m.xml").write_text(text)
     digest = store.digest(tmp_path / "m.xml")
     written = Artifact(path=str(tmp_path / "m.xml"), format="openvino", precision="fp32", sha256=digest)
-    store.copied(written, tmp_path / "m.xml")
+    store.copy_to(written, tmp_path / "m.xml")
     status, words = outcome("bench", "m.xml", "--backend", "openvino")
     assert status == 4, words
     assert "not a network in OpenVINO's format" in words

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resdeploy.measure import predictions
+from resdeploy.measure import prediction_files
 from tests.cli.conftest import Commands, Run
 
 
@@ -33,7 +33,7 @@ def test_a_model_that_takes_pixels_answers_as_the_one_that_takes_floats(
     for model, out in ((digits_onnx, "floats.npz"), (taking_pixels, "pixels.npz")):
         done = resdeploy("eval", model, "--data", "digits", "--backend", "onnxruntime", "--predictions", out)
         assert done.returncode == 0, done.stderr
-        found.append(predictions.load(tmp_path / out))
+        found.append(prediction_files.load(tmp_path / out))
     assert found[0].preprocessing_fingerprint == found[1].preprocessing_fingerprint
     assert found[0].logits is not None
     assert found[1].logits is not None

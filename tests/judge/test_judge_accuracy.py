@@ -9,7 +9,7 @@ import pytest
 from resdeploy import stats
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.judge import accuracy, pairs
-from resdeploy.measure.predictions import top_classes
+from resdeploy.measure.prediction_files import top_classes
 from resdeploy.records import Calibration, Check, Origin, Predictions, Preprocessing
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from resdeploy.data import datasets
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
-from resdeploy.measure import predictions
+from resdeploy.measure import prediction_files
 from resdeploy.records import Calibration, Origin, Predictions, Preprocessing, Repeats
 
 SUFFIXES = (".npz", ".json", ".csv")
@@ -25,7 +25,7 @@ def ours(*, logits: bool = True) -> Predictions:
         model="resnet56 int8",
         ids=("a/1.jpg", "=cmd|' /C calc'!A0", "-2.png", 'comma, quote " and\nnewline', "'quoted", "ünïcode"),
         labels=np.array([0, 1, 2, 3, 4, 6]),
-        top=predictions.top_classes(scores),
+        top=prediction_files.top_classes(scores),
         logits=scores if logits else None,
         data="cifar10:DIR",
         data_fingerprint="d" * 64,
@@ -62,8 +62,8 @@ def test_our_own_files_come_back_bit_for_bit(tmp_path: Path, suffix: str, *, log
     """Every field, its type included, with hostile ids, in all three formats."""
     saved = ours(logits=logits)
     path = tmp_path / f"p{suffix}"
-    predictions.save(saved, path)
-    assert same(predictions.load(path), saved)
+    prediction_files.save(saved, path)
+    assert same(prediction_files.load(path), saved)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -77,8 +77,8 @@ def test_images_of_a_file_count_once_where_it_tells_them_apart(tmp_path: Path, s
         labels=np.array([0, 0, 2, 3, 4, 6]),
         repeats=Repeats(again=("b is a",)),
     )
-    predictions.save(twice, tmp_path / f"twice{suffix}")
-    found = predictions.load(tmp_path / f"twice{suffix}")
+    prediction_files.save(twice, tmp_path / f"twice{suffix}")
+    found = prediction_files.load(tmp_path / f"twice{suffix}")
     assert found.ids == (saved.ids[0], *saved.ids[4:])
     assert found.labels.tolist() == [0, 4, 6]
     assert found.images == ("x", *saved.images[4:])
@@ -87,23 +87,23 @@ def test_images_of_a_file_count_once_where_it_tells_them_apart(tmp_path: Path, s
     assert found.data_fingerprint == datasets.fingerprint(found.ids, found.labels, found.images)
     assert found.repeats.again == ("b is a", f"{saved.ids[1]} is {saved.ids[0]}")
     assert found.repeats.contradicted == (f"{saved.ids[2]} is {saved.ids[3]}",)
-    predictions.save(found, tmp_path / f"once{suffix}")
-    assert same(predictions.load(tmp_path / f"once{suffix}"), found)
-    predictions.save(replace(twice, images=(), repeats=Repeats()), tmp_path / f"unknown{suffix}")
-    assert predictions.score(predictions.load(tmp_path / f"unknown{suffix}")).total == 6
+    prediction_files.save(found, tmp_path / f"once{suffix}")
+    assert same(prediction_files.load(tmp_path / f"once{suffix}"), found)
+    prediction_files.save(replace(twice, images=(), repeats=Repeats()), tmp_path / f"unknown{suffix}")
+    assert prediction_files.score(prediction_files.load(tmp_path / f"unknown{suffix}")).total == 6
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_predictions_without_ids_come_back_without(tmp_path: Path, suffix: str) -> None:
     """What a foreign file did not have is not made up."""
     saved = replace(ours(logits=False), ids=(), images=(), unreadable=(), classes=(), origin=None)
-    predictions.save(saved, tmp_path / f"p{suffix}")
-    assert same(predictions.load(tmp_path / f"p{suffix}"), saved)
+    prediction_files.save(saved, tmp_path / f"p{suffix}")
+    assert same(prediction_files.load(tmp_path / f"p{suffix}"), saved)
 
 
 def test_no_cell_of_a_csv_starts_a_formula(tmp_path: Path) -> None:
     """A spreadsheet runs cells that start with = + - @; ours carry an apostrophe there."""
-    predictions.save(ours(logits=False), tmp_path / "p.csv")
+    prediction_files.save(ours(logits=False), tmp_path / "p.csv")
     text = (tmp_path / "p.csv").read_text()
     assert "'=cmd" in text
     assert not any(cell.lstrip('"').startswith("=") for line in text.splitlines() for cell in line.split(","))
@@ -112,7 +112,7 @@ def test_no_cell_of_a_csv_starts_a_formula(tmp_path: Path) -> None:
 def test_a_numpy_file_of_another_tool(tmp_path: Path) -> None:
     """numpy.savez with predictions and labels, as anybody writes it; floats that are whole numbers too."""
     np.savez(tmp_path / "x.npz", predictions=np.array([1.0, 2.0, 0.0]), labels=[1, 2, 3], extra=[1])
-    loaded = predictions.load(tmp_path / "x.npz")
+    loaded = prediction_files.load(tmp_path / "x.npz")
     assert loaded.top.tolist() == [[1], [2], [0]]
     assert (loaded.model, loaded.ids, loaded.logits, loaded.data_fingerprint) == ("x", (), None, "")
 
@@ -123,7 +123,7 @@ def test_logits_of_another_tool_give_top5(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(
         json.dumps({"logits": logits.tolist(), "labels": [0, 1, 2, 3], "ids": [7, 8, 9, 10]})
     )
-    loaded = predictions.load(tmp_path / "x.json")
+    loaded = prediction_files.load(tmp_path / "x.json")
     assert loaded.top.tolist() == np.argsort(-logits, axis=1)[:, :5].tolist()
     assert loaded.ids == ("7", "8", "9", "10")
 
@@ -131,9 +131,9 @@ def test_logits_of_another_tool_give_top5(tmp_path: Path) -> None:
 def test_a_csv_of_another_tool(tmp_path: Path) -> None:
     """A byte order mark, spaces in the header, columns in any order, logits by number."""
     (tmp_path / "a.csv").write_text("\ufeffids, labels,predictions\nx,1,2\ny,0,0\n")
-    assert predictions.load(tmp_path / "a.csv").top.tolist() == [[2], [0]]
+    assert prediction_files.load(tmp_path / "a.csv").top.tolist() == [[2], [0]]
     (tmp_path / "b.csv").write_text("labels,logits_1,logits_0\n1,0.5,-1e-3\n0,1,2\n")
-    loaded = predictions.load(tmp_path / "b.csv")
+    loaded = prediction_files.load(tmp_path / "b.csv")
     assert loaded.logits is not None
     assert loaded.logits.tolist() == np.array([[-1e-3, 0.5], [2, 1]], dtype=np.float32).tolist()
     assert loaded.top[:, 0].tolist() == [1, 0]
@@ -142,18 +142,18 @@ def test_a_csv_of_another_tool(tmp_path: Path) -> None:
 def test_equal_logits_rank_by_class() -> None:
     """Ties go to the lower class id, as numpy's argmax has it, also among the best five."""
     logits = np.array([[1, 1, 0, 1, 0, 0, 0]], dtype=np.float32)
-    assert predictions.top_classes(logits).tolist() == [[0, 1, 3, 2, 4]]
-    assert predictions.top_classes(logits[:, :3]).tolist() == [[0, 1, 2]]
+    assert prediction_files.top_classes(logits).tolist() == [[0, 1, 3, 2, 4]]
+    assert prediction_files.top_classes(logits[:, :3]).tolist() == [[0, 1, 2]]
 
 
 def test_score_counts_by_hand() -> None:
     """Two of three right at first, all within five; Wilson's interval of 2/3 is 20.8 % to 93.9 %."""
     top = np.array([[0, 1, 2, 3, 4], [1, 0, 2, 3, 4], [2, 0, 1, 3, 4]])
-    score = predictions.score(replace(ours(), labels=np.array([0, 0, 2]), top=top, logits=None))
+    score = prediction_files.score(replace(ours(), labels=np.array([0, 0, 2]), top=top, logits=None))
     assert (score.correct, score.total, score.top5) == (2, 3, 100.0)
     assert score.top1 == pytest.approx(66.667, abs=1e-3)
     assert [round(x, 1) for x in score.top1_ci95] == [20.8, 93.9]
-    assert predictions.score(replace(ours(), labels=np.array([0, 0, 2]), top=top[:, :1], logits=None)).top5 is None
+    assert prediction_files.score(replace(ours(), labels=np.array([0, 0, 2]), top=top[:, :1], logits=None)).top5 is None
 
 
 GOOD: dict[str, Any] = {"predictions": [0, 1, 2], "labels": [0, 1, 1]}
@@ -191,7 +191,7 @@ def test_bad_arrays_are_refused_with_the_reason(
     document = {k: v for k, v in (GOOD | change).items() if v is not None}
     (tmp_path / "x.json").write_text(json.dumps(document))
     with pytest.raises(error, match=says):
-        predictions.load(tmp_path / "x.json")
+        prediction_files.load(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_damaged_files_are_one_of_our_errors(tmp_path: Path, name: str, content:
     """Whatever the parser says, the user meets one paragraph: malformed, or what is missing."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises((MalformedInput, UsageError)) as caught:
-        predictions.load(tmp_path / name)
+        prediction_files.load(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -227,12 +227,12 @@ def test_damaged_files_are_one_of_our_errors(tmp_path: Path, name: str, content:
 def test_every_truncation_of_our_file_is_refused(tmp_path: Path, suffix: str) -> None:
     """Cut anywhere, a file is refused or, where only rows of a CSV are gone, is a shorter valid one; never a crash."""
     path = tmp_path / f"p{suffix}"
-    predictions.save(ours(), path)
+    prediction_files.save(ours(), path)
     whole = path.read_bytes()
     for size in range(0, len(whole) - 1, 37):
         path.write_bytes(whole[:size])
         try:
-            loaded = predictions.load(path)
+            loaded = prediction_files.load(path)
         except ResdeployError:
             continue
         assert suffix == ".csv"
@@ -248,7 +248,7 @@ def test_pickled_arrays_are_not_run(tmp_path: Path) -> None:
 
     np.savez(tmp_path / "x.npz", predictions=np.array([Canary()], dtype=object), labels=[1])
     with pytest.raises(MalformedInput, match=r"[Oo]bject arrays"):
-        predictions.load(tmp_path / "x.npz")
+        prediction_files.load(tmp_path / "x.npz")
     assert not (tmp_path / "ran").exists()
 
 
@@ -256,17 +256,17 @@ def test_an_archive_that_unpacks_to_too_much_is_refused_unread(tmp_path: Path, m
     """A bomb: its stated size is checked before any array is read."""
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("labels.npy", bytes(10_000_000))
-    monkeypatch.setattr(predictions, "MAX_BYTES", 1_000_000)
+    monkeypatch.setattr(prediction_files, "MAX_BYTES", 1_000_000)
     with pytest.raises(MalformedInput, match="unpacks to"):
-        predictions.load(tmp_path / "x.npz")
+        prediction_files.load(tmp_path / "x.npz")
 
 
 def test_other_suffixes_and_absent_files_are_usage_errors(tmp_path: Path) -> None:
     """Exit 2, with the way out."""
     with pytest.raises(UsageError, match=r"not \.pkl"):
-        predictions.load(tmp_path / "x.pkl")
+        prediction_files.load(tmp_path / "x.pkl")
     with pytest.raises(UsageError):
-        predictions.save(ours(), tmp_path / "x.txt")
+        prediction_files.save(ours(), tmp_path / "x.txt")
     with pytest.raises(MissingInput):
-        predictions.load(tmp_path / "x.npz")
+        prediction_files.load(tmp_path / "x.npz")
     assert list(tmp_path.iterdir()) == []

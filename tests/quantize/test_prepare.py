@@ -121,7 +121,7 @@ def test_rescaling_keeps_the_function_and_makes_ranges_alike() -> None:
     model = network()
     images = normalised(pictures(40, 1))
     placement = qdq.plan(model, "tensorrt")
-    made = prepare.rescaled(model, placement, [images], here)
+    made = prepare.rescale(model, placement, [images], here)
     np.testing.assert_allclose(logits(made, images), logits(model, images), rtol=1e-4, atol=1e-4)
 
     def spread(graph: onnx.ModelProto) -> list[float]:

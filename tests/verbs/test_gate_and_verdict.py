@@ -21,7 +21,7 @@ from resdeploy import run, store
 from resdeploy.cli import app
 from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
-from resdeploy.measure.predictions import load, save
+from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
 from resdeploy.verbs import gate, verdict
 from resdeploy.verbs.gate import GatePlan

@@ -64,7 +64,7 @@ def score(predictions: Predictions) -> Score:
     )
 
 
-def counted_once(predictions: Predictions) -> Predictions:
+def count_once(predictions: Predictions) -> Predictions:
     """The predictions without those of images that are there already, which are named instead (`repeats.counted`).
 
     Where the contents are not known, nothing is a repeat.
@@ -77,7 +77,7 @@ def counted_once(predictions: Predictions) -> Predictions:
     from resdeploy.data import datasets  # it brings the image decoder, which saved predictions do not need
 
     names = predictions.ids or tuple(map(str, range(len(predictions.labels))))
-    kept, found = repeats.counted(names, predictions.labels, predictions.images)
+    kept, found = repeats.count_each_once(names, predictions.labels, predictions.images)
     ids, images = (tuple(some[k] for k in kept) for some in (predictions.ids or names, predictions.images))
     labels = predictions.labels[kept]
     return dataclasses.replace(
@@ -162,7 +162,7 @@ def load(path: Path) -> Predictions:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It does not hold predictions")
     with _damage(path):
         found = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
-        return counted_once(_predictions(found, path))
+        return count_once(_predictions(found, path))
 
 
 def _suffix(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the pipelines."""
+"""Fixtures of the tests of what commands do."""
 
 from __future__ import annotations
 

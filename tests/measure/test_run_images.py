@@ -17,7 +17,7 @@ from PIL import Image
 from resdeploy import store
 from resdeploy.data import datasets, loading, preprocess
 from resdeploy.errors import BackendCrash, UsageError
-from resdeploy.measure import interleaved, predictions, run_images
+from resdeploy.measure import interleaved, prediction_files, run_images
 from resdeploy.records import Artifact, Execution, ModelSpec, Preprocessing
 
 CLASSES = ("bird", "cat", "dog")
@@ -136,7 +136,7 @@ def test_every_image_counts_once_whatever_its_names(folder, linear):
     assert found.logits is not None
     assert clean.logits is not None
     np.testing.assert_allclose(found.logits, clean.logits, rtol=1e-5)
-    score, expected_score = predictions.score(found), predictions.score(clean)
+    score, expected_score = prediction_files.score(found), prediction_files.score(clean)
     assert (score.total, score.top1_ci95) == (21, expected_score.top1_ci95)
     assert score.repeats.again == (
         "dog/again is dog",

@@ -31,7 +31,7 @@ def audited(document: Any, variant: str | None = None, **options: Any) -> Audit:
     found = inspector.parse(json.dumps(document), "test")
     layers = found.layers
     if variant:
-        layers = inspector.timed(layers, json.dumps(load(variant, "profile")), "test")
+        layers = inspector.add_times(layers, json.dumps(load(variant, "profile")), "test")
     return fusion.judge("test", layers, bindings=found.bindings, **options)
 
 
@@ -244,7 +244,7 @@ def test_a_profile_of_another_engine_is_refused() -> None:
     layers = inspector.parse(json.dumps(load("fp16")), "a").layers
     for profile in ("[]", "{}", json.dumps([{"name": "elsewhere", "averageMs": 1.0}])):
         with pytest.raises(MalformedInput, match="none of its layers"):
-            inspector.timed(layers, profile, "b")
+            inspector.add_times(layers, profile, "b")
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from resdeploy.deploy import candidates, export
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.measure import predictions, run_images
+from resdeploy.measure import prediction_files, run_images
 from resdeploy.records import Artifact, Check
 from resdeploy.verbs import gate
 from resdeploy.verbs.verdict import Limits
@@ -54,7 +54,7 @@ def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     artifact = export.to_onnx(request, folder / "resnet20.onnx", progress=quiet)
     candidate = candidates.candidate(artifact, "onnxruntime", batch_size=32)
     answers = run_images.predict_test_split(candidate, str(folder / "images"), progress=quiet)
-    predictions.save(answers, folder / "base.npz")
+    prediction_files.save(answers, folder / "base.npz")
     return artifact
 
 
@@ -74,7 +74,7 @@ def judged(fp32: Artifact, candidate: Path, sight: PreprocessingOverride | None 
 
 def test_the_baseline_is_the_network_that_was_published(fp32: Artifact) -> None:
     """81 % of these JPEG copies are right (weights' README): the spoiled networks are held against the real one."""
-    score = predictions.score(predictions.load(Path(fp32.path).with_name("base.npz")))
+    score = prediction_files.score(prediction_files.load(Path(fp32.path).with_name("base.npz")))
     assert score.total == 10 * PER_CLASS
     assert score.top1_ci95[0] < 81.03 < score.top1_ci95[1]
 
