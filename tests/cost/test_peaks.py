@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,9 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     monkeypatch.setattr(interleaved, "REPLAY_S", 0.01)
     run, runs = interleaved.run, []
 
-    def shortened(candidates: list[interleaved.Candidate], **options: Any) -> object:
+    def shortened(candidates: list[interleaved.Candidate], schedule: interleaved.Schedule, **options: Any) -> object:
         runs.append([candidate.label for candidate in candidates])
-        return run(candidates, **options | {"blocks": 8, "processes": 1, "extensions": 0})
+        return run(candidates, dataclasses.replace(schedule, blocks=8, processes=1, extensions=0), **options)
 
     monkeypatch.setattr(interleaved, "run", shortened)
     options: dict[str, Any] = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}
@@ -83,7 +84,7 @@ def test_the_largest_cache_is_read_and_an_unknown_one_is_zero(tmp_path: Path) ->
 def test_a_chain_that_crashes_without_memory_times_is_raised_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """There are no roofs without the memory's, and what went wrong is said in its own words."""
 
-    def run(candidates: list[interleaved.Candidate], **_: object) -> tuple[object, ...]:
+    def run(candidates: list[interleaved.Candidate], *_: object, **__: object) -> tuple[object, ...]:
         return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
     monkeypatch.setattr(interleaved, "run", run)
@@ -121,7 +122,7 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
         candidate = interleaved.Candidate(label="stream", backend=name, artifact=source, execution=Execution())
         return peaks._Entrant(candidate=candidate, precision=None, work=10)
 
-    def run(candidates: list[interleaved.Candidate], **_: object) -> tuple[object, ...]:
+    def run(candidates: list[interleaved.Candidate], *_: object, **__: object) -> tuple[object, ...]:
         block = Block(put_s=(0.1,), run_s=(0.5,), get_s=(0.1,), started_s=0, wall_s=0.7, cpu_s=0.7)
         return tuple(
             Measurement(

@@ -45,7 +45,7 @@ def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
     """Asked for a measurement, the command must not end well without one."""
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
 
-    def crashes(candidates: list[interleaved.Candidate], **_: object) -> tuple[Failure, ...]:
+    def crashes(candidates: list[interleaved.Candidate], *_: object, **__: object) -> tuple[Failure, ...]:
         return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
     monkeypatch.setattr(interleaved, "run", crashes)

@@ -133,7 +133,7 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float | None]]
     def known(run_s: dict[str, float | None]) -> list[str]:
         asked: list[str] = []
 
-        def run(candidates: list[Candidate], **_: object) -> tuple[Measurement | Failure, ...]:
+        def run(candidates: list[Candidate], *_: object, **__: object) -> tuple[Measurement | Failure, ...]:
             asked.extend(one.label for one in candidates)
             return tuple(
                 measurement(one.label, seconds)
