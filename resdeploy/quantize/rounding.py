@@ -212,14 +212,14 @@ def _best(
     """Of the candidates the one with the least error on what is held out (or on the rest, where nothing is)."""
     judge = held if held[0].count else fit
     real = weight.astype(np.float32)
-    targets, inverses = _optimum(real, fit)
+    targets, hessians = _optimum(real, fit)
     candidates = {"nearest": start}
     for name, wanted in (("gptq", real), ("least squares", targets)):
         integers = np.concatenate(
             [
-                gptq(part, inverse, scale, limit)
-                for part, inverse, scale in zip(
-                    np.split(wanted, len(fit)), inverses, np.split(start.scale, len(fit)), strict=True
+                gptq(part, hessian, scale, limit)
+                for part, hessian, scale in zip(
+                    np.split(wanted, len(fit)), hessians, np.split(start.scale, len(fit)), strict=True
                 )
             ]
         )
@@ -233,14 +233,14 @@ def _ridged(matrix: NDArray[np.float32]) -> float:
 
 
 def _optimum(weight: NDArray[np.float32], fit: list[Moments]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
-    """V of step 1 (out, fan-in), and for each group the upper Cholesky factor of S^-1, inputs in falling variance."""
-    rows, factors = [], []
+    """V of step 1 (out, fan-in), and for each group S with its ridge (inputs, inputs), the Hessian of step 2."""
+    rows, hessians = [], []
     for part, moments in zip(np.split(weight, len(fit)), fit, strict=True):
         s, c = moments.central()
         ridge = _ridged(s) * np.eye(len(s), dtype=np.float32)
         rows.append(np.linalg.solve(s + ridge, (part @ (c + ridge)).T).T)
-        factors.append(s + ridge)
-    return np.concatenate(rows), factors
+        hessians.append(s + ridge)
+    return np.concatenate(rows), hessians
 
 
 def gptq(
