@@ -21,17 +21,22 @@ Format = Literal["checkpoint", "onnx", "engine", BackendName]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]
 Effort = Literal["normal", "high"]
 Arithmetic = Literal["fp32", "bf16"]  # what a network is watched in while it calibrates
+
 # As MLPerf Inference names them; its fourth, server, would need arrivals at random times.
 Scenario = Literal["single-stream", "multi-stream", "offline"]
 # What a time covers: the inputs on the device already, in host memory, or in JPEG files.
 Scope = Literal["compute", "host", "jpeg"]
 State = Literal["pass", "fail", "inconclusive"]
+
 # Work over two seconds reports (what, done, total); only the command line draws.
 Progress = Callable[[str, int, int], None]
+
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of one value
+
 # pydantic reads this from a plain dataclass: unknown keys are an error, not ignored.
 STRICT = {"extra": "forbid"}
+
 LR = 0.1  # peak learning rate of a training from random weights
 # Likewise from weights with something to learn anew, a new last layer or the work of blocks that are gone: a tenth of
 # it, "to make progress while not clobbering the initialization" (Girshick et al. 2014, arXiv:1311.2524, section 2.3).

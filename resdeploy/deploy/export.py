@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import scratch, store
-from resdeploy.deploy import model_files, networks
+from resdeploy.deploy import model_files, networks, reuse
 from resdeploy.deploy.model_string import CompiledFile, OnnxFile, Request
 from resdeploy.errors import UsageError
 from resdeploy.records import (
@@ -20,8 +20,6 @@ from resdeploy.records import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-from resdeploy.deploy import reuse
 
 
 def to_checkpoint(request: Request, out: Path | None = None) -> Artifact:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import store
+from resdeploy.deploy import calibration, export, reuse
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
@@ -19,8 +20,6 @@ from resdeploy.records import (
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-from resdeploy.deploy import calibration, export, reuse
 
 
 def lower(
