@@ -30,7 +30,7 @@ from resdeploy.judge import pairs
 from resdeploy.measure import environment, prediction_files, run_images
 from resdeploy.records import Artifact, Judged, Predictions
 from resdeploy.verbs import gate
-from resdeploy.verbs.verdict import Limits
+from resdeploy.verbs.judge_limits import Limits
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results" / "gate-real.json", HERE.parent / "docs" / "gate.md"

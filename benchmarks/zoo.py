@@ -37,7 +37,7 @@ from resdeploy.data import datasets
 from resdeploy.deploy import export
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import ResdeployError
-from resdeploy.graph import files, from_torch, qdq
+from resdeploy.graph import files, from_torch, qdq_placement
 from resdeploy.measure import environment
 from resdeploy.models import zoo
 from resdeploy.records import Artifact, BackendName, Execution, ModelSpec, Target
@@ -148,7 +148,7 @@ def placements(path: Path) -> dict[str, Any]:
     model = files.load_model(path)
     found: dict[str, Any] = {}
     for target in TARGETS:
-        plan = qdq.plan(model, target)
+        plan = qdq_placement.plan(model, target)
         found[target] = {
             "operators": len(plan.weights),
             "additions": len(plan.blocks),

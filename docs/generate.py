@@ -2,8 +2,9 @@
 
     make docs
 
-The table comes from the layers in pyproject.toml and the first lines of docstrings. Of a door the page itself says
-which one it is and what must be known of it (`graph.qdq.plan ...  # where pairs go`); its signature is filled in.
+The table comes from the layers in pyproject.toml and the first lines of docstrings. Of a door the page itself
+says which one it is and what must be known of it (`graph.qdq_placement.plan ...  # where pairs go`); its signature is
+filled in.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.report.documents import RunRow
-from resdeploy.verbs import prune, train, verdict
-from resdeploy.verbs.verdict import Evidence, Limits, Times
+from resdeploy.verbs import judge_limits, prune, train
+from resdeploy.verbs.judge_limits import Evidence, Limits, Times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,7 +430,7 @@ def _judge(profile: Profile, variants: tuple[Variant, ...], bench: one_run.Bench
                 size_bytes=None if run is None else run.size_bytes,
                 peak_rss_bytes=None if run is None else run.peak_rss_bytes,
             )
-    verdicts = verdict.judge(list(evidence.values()), limits, confidence=0.95, seed=profile.seed)
+    verdicts = judge_limits.judge(list(evidence.values()), limits, confidence=0.95, seed=profile.seed)
     return {label: one for label, one in zip(evidence, verdicts, strict=True) if label in runs and one.checks}
 
 

@@ -1,21 +1,13 @@
-"""The words that records use: names of precisions, formats, backends, scenarios, and default numbers."""
+"""The words that records use: names of precisions, formats, scenarios, and default numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal, get_args
+from typing import Literal
+
+from resdeploy.registered_backends import BackendName
 
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
-# Every backend, in the order in which `--backend auto` looks. A new one is the file `backends/NAME.py` and a line here.
-BackendName = Literal[
-    "tensorrt",
-    "openvino",
-    "onnxruntime",
-    "torch",
-    "null",  # for tests, never chosen
-]
-BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
-PREFERENCE: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "null")
 # Of a model's file. A compiled one is named after its backend, but for TensorRT's, which all call an engine.
 Format = Literal["checkpoint", "onnx", "engine", BackendName]
 Target = Literal["tensorrt", "openvino", "onnxruntime"]

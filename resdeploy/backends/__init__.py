@@ -1,8 +1,8 @@
-"""Backends: the protocol that a backend's module satisfies; a backend is registered by one line in `vocabulary.py`.
+"""Backends: the protocol that a backend's module satisfies; `registered_backends.py` lists them.
 
 A module, not a class, satisfies `Backend`: some constants, all that is to be known of a backend, and five functions.
 There is no base class, and nobody else asks which backend it is. Adding one is one file here, which is named after it,
-and one line in `vocabulary.BackendName` (docs/extending.md).
+and one line in `registered_backends.BackendName` (docs/extending.md).
 
 A backend is handed an `Execution`, not the whole profile: it can then depend on nothing but what decides
 how a model runs, and the same record is part of every `Measurement`.
@@ -36,7 +36,7 @@ from resdeploy.records import (
     Progress,
     Target,
 )
-from resdeploy.vocabulary import BACKENDS
+from resdeploy.registered_backends import BACKENDS
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from typing import cast
 from resdeploy import backends, packages
 from resdeploy.errors import BackendMissing, UsageError
 from resdeploy.records import Availability, BackendName, Precision
-from resdeploy.vocabulary import BACKENDS, PREFERENCE
+from resdeploy.registered_backends import BACKENDS, PREFERENCE
 
 SUGGESTED: tuple[BackendName, ...] = ("openvino", "onnxruntime")  # where none is here: pip installs them anywhere
 

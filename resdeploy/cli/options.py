@@ -9,7 +9,7 @@ import typer
 
 from resdeploy.cli import console
 from resdeploy.errors import UsageError
-from resdeploy.vocabulary import PREFERENCE
+from resdeploy.registered_backends import PREFERENCE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import metadata, qdq
+from resdeploy.graph import metadata, qdq_placement
 from resdeploy.records import ModelSpec, Target
 
 if TYPE_CHECKING:
@@ -76,18 +76,18 @@ def quantize(model: onnx.ModelProto, target: Target, *, seed: int = 0) -> onnx.M
         if not np.array_equal(numpy_helper.to_array(tensor), values.astype(np.float32) * scale):
             msg = f"{tensor.name} is not of chain(seed={seed})"
             raise ValueError(msg)
-    placement = qdq.plan(model, target)
+    placement = qdq_placement.plan(model, target)
     signed = target == "tensorrt"
     # Inputs are standard normal, and He's scale keeps all later values in the same range.
-    around = qdq.Activation(scale=4 / 127, zero_point=0 if signed else 127, signed=signed)
-    above = qdq.Activation(scale=4 / (127 if signed else 255), zero_point=0, signed=signed)
+    around = qdq_placement.Activation(scale=4 / 127, zero_point=0 if signed else 127, signed=signed)
+    above = qdq_placement.Activation(scale=4 / (127 if signed else 255), zero_point=0, signed=signed)
     activations = {name: around if name == "input" else above for name in placement.observed}
     scales = np.full(channels, scale, dtype=np.float32)
     weights = {
-        site.node: qdq.Weight(values=values, scale=scales)
+        site.node: qdq_placement.Weight(values=values, scale=scales)
         for site, values in zip(placement.weights, integers, strict=True)
     }
-    return qdq.insert(model, placement, activations, weights)
+    return qdq_placement.insert(model, placement, activations, weights)
 
 
 def macs(channels: int = CHANNELS, size: int = SIZE, depth: int = DEPTH, kernel: int = KERNEL) -> int:

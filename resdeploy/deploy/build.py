@@ -15,7 +15,7 @@ from resdeploy.records import (
     Execution,
     Progress,
 )
-from resdeploy.vocabulary import PREFERENCE
+from resdeploy.registered_backends import PREFERENCE
 
 
 def build(

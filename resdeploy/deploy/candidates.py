@@ -22,7 +22,7 @@ from resdeploy.records import (
     Progress,
     Target,
 )
-from resdeploy.vocabulary import PREFERENCE
+from resdeploy.registered_backends import PREFERENCE
 
 
 def cost_of(artifact: Artifact) -> Cost:

@@ -13,7 +13,7 @@ from typing import Literal
 from resdeploy import backends
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.records import BackendName, Format, ModelSpec, Preprocessing
-from resdeploy.vocabulary import BACKENDS
+from resdeploy.registered_backends import BACKENDS
 
 # Of networks: what they are compiled to has the suffixes that its backend knows.
 FORMATS: dict[str, Format] = {

@@ -12,7 +12,7 @@ from resdeploy.deploy import model_string
 from resdeploy.deploy.model_string import CheckpointFile, ForeignName, Request
 from resdeploy.errors import FactoryRefused, MalformedInput, UsageError, WeightsMismatch
 from resdeploy.records import ModelSpec, Weights
-from resdeploy.vocabulary import BACKENDS
+from resdeploy.registered_backends import BACKENDS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import UnknownName, UsageError
 from resdeploy.graph.index import copy
-from resdeploy.graph.qdq import PAIR
+from resdeploy.graph.qdq_placement import PAIR
 
 KEPT_KEY = "resdeploy.kept_fp32"
 BF16_OPSET, BF16_IR_VERSION = 22, 10

@@ -29,7 +29,7 @@ from resdeploy.graph import cast
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
 from resdeploy.graph.index import Index, node_name, opset_version, overwrite
-from resdeploy.graph.qdq import PAIR
+from resdeploy.graph.qdq_placement import PAIR
 from resdeploy.graph.symmetric import symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9

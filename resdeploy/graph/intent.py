@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from resdeploy.graph.index import Index, by_name, copy, node_name, set_nodes
-from resdeploy.graph.qdq import PAIR, TRANSPARENT
+from resdeploy.graph.qdq_placement import PAIR, TRANSPARENT
 from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
 FLOATS: Mapping[int, str] = {

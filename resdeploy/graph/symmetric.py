@@ -29,7 +29,7 @@ from resdeploy.graph.index import (
     input_name,
     node_name,
 )
-from resdeploy.graph.qdq import PAIR
+from resdeploy.graph.qdq_placement import PAIR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

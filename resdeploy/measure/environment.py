@@ -19,7 +19,7 @@ from typing import Any
 import resdeploy
 from resdeploy import backends
 from resdeploy.backends import machine, nvml
-from resdeploy.vocabulary import BACKENDS
+from resdeploy.registered_backends import BACKENDS
 
 # Shares of the run above which a warning is given. 5 % of the usable cores is what an idle desktop stays below; stolen
 # and throttled time hit the measured process directly, so that 1 % already moves a p99.

@@ -23,7 +23,7 @@ from resdeploy.graph.index import Index, add_constant, copy, input_name, node_na
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from resdeploy.graph.qdq import Placement, Weight, WeightSite
+    from resdeploy.graph.qdq_placement import Placement, Weight, WeightSite
     from resdeploy.quantize.calibrate import Runner
 
 # Images kept: 16 of 224 x 224 at most, whose last maps still give 784 values per channel.
@@ -78,7 +78,7 @@ def correction(
 
     Args:
         model: the float graph, its batch dimension symbolic.
-        quantized: made from it by `qdq.insert`.
+        quantized: made from it by `qdq_placement.insert`.
         placement: the one it was made with.
         weights: the ones it was made with.
         images: each (C, H, W).

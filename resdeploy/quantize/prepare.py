@@ -23,13 +23,13 @@ from onnx import helper
 
 from resdeploy.graph import channels, pixels
 from resdeploy.graph.index import copy, set_output
-from resdeploy.graph.qdq import Activation
+from resdeploy.graph.qdq_placement import Activation
 from resdeploy.records import Effort, Preprocessing, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from resdeploy.graph.qdq import Placement
+    from resdeploy.graph.qdq_placement import Placement
     from resdeploy.quantize.calibrate import Runner
 
 # Of 0, 0.5 and 1, by ResNet-20's RMS logit error on 1,000 CIFAR-10 training images that calibration did not see: on

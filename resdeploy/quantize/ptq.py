@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import files, qdq
+from resdeploy.graph import files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.graph.index import Index, attribute, by_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
@@ -34,9 +34,9 @@ class Calibrated:
     model: onnx.ModelProto  # canonical
     target: Target
     calibration: Calibration  # with the number of images seen and the method of every tensor
-    placement: qdq.Placement  # every layer quantized but those kept in float from the start
+    placement: qdq_placement.Placement  # every layer quantized but those kept in float from the start
     observed: Mapping[str, Observed]
-    activations: Mapping[str, qdq.Activation]
+    activations: Mapping[str, qdq_placement.Activation]
     images: Sequence[NDArray[Any]]  # a bounded sample of them, each (C, H, W)
 
 
@@ -97,11 +97,11 @@ def run_calibration(
     refuse_bad_weights(model)
     spec = source.model.preprocessing if source.model is not None else None
     prepared = prepare.exact_input(model, spec, target, calibration.effort)
-    model, placement = prepared.model, qdq.plan(prepared.model, target, keep_float=keep_float)
+    model, placement = prepared.model, qdq_placement.plan(prepared.model, target, keep_float=keep_float)
     if target == "tensorrt" or calibration.effort == "high":
         head, batches = prepare.peek(batches)
         model = prepare.rescale(model, placement, head, run)
-        placement = qdq.plan(model, target, keep_float=keep_float)  # other weights
+        placement = qdq_placement.plan(model, target, keep_float=keep_float)  # other weights
     reservoir = bias.Reservoir(calibration.seed)
     observed, count = calibrate.observe(
         model,
@@ -142,7 +142,7 @@ def write(
     The other arguments are those of `quantize`; `keep_float` names at least the layers that `seen` left in float.
     """
     source, model, activations = seen.source, seen.model, seen.activations
-    placement = qdq.plan(model, seen.target, keep_float=keep_float)
+    placement = qdq_placement.plan(model, seen.target, keep_float=keep_float)
     reduced = portable and seen.target != "tensorrt"
     limit = ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE
     weights = quantized_weights(model, placement, activations, limit)
@@ -152,13 +152,13 @@ def write(
         weights, moved = rounding.refine(
             model, placement, activations, weights, seen.images, run, limit=limit, progress=progress
         )
-    result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
+    result = qdq_placement.insert(bias.shifted(model, moved), placement, activations, weights)
     images, exact = seen.images, None
     if corrected:
         found = bias.correction(model, result, placement, weights, seen.images, run)
         images, exact = list(found.images), found.logits
         moved = {name: shift + moved.get(name, 0.0) for name, shift in found.shifts.items()}
-        result = qdq.insert(bias.shifted(model, moved), placement, activations, weights)
+        result = qdq_placement.insert(bias.shifted(model, moved), placement, activations, weights)
     onnx.checker.check_model(result, full_check=True)
     like = fidelity.compare(model, result, images, exact=exact, run=run)
     record = dataclasses.replace(
@@ -202,12 +202,15 @@ def refuse_bad_weights(model: onnx.ModelProto) -> None:
 
 
 def quantized_weights(
-    model: onnx.ModelProto, placement: qdq.Placement, activations: Mapping[str, qdq.Activation], limit: int
-) -> dict[str, qdq.Weight]:
+    model: onnx.ModelProto,
+    placement: qdq_placement.Placement,
+    activations: Mapping[str, qdq_placement.Activation],
+    limit: int,
+) -> dict[str, qdq_placement.Weight]:
     """The integers and scales of every quantized operator, by its name."""
     index = Index(model)
     nodes = by_name(index.nodes)
-    found: dict[str, qdq.Weight] = {}
+    found: dict[str, qdq_placement.Weight] = {}
     for site in placement.weights:
         inputs = nodes[site.node].input
         if placement.target == "onnxruntime" and len(inputs) > 2 and inputs[2] in index.constants:
@@ -220,7 +223,7 @@ def quantized_weights(
     return found
 
 
-def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, NDArray[np.float64]]:
+def importance(model: onnx.ModelProto, placement: qdq_placement.Placement) -> dict[str, NDArray[np.float64]]:
     """How much an error in each channel of each observed tensor matters: the energy of the weights that read it.
 
     An addition reads with a weight of 1. Where nothing but operators that move values read a tensor, all its channels
@@ -246,7 +249,7 @@ def importance(model: onnx.ModelProto, placement: qdq.Placement) -> dict[str, ND
     return {tensor: found.get(tensor, np.ones(1)) for tensor in placement.observed}
 
 
-def notes(placement: qdq.Placement, seen: Calibrated, reduced: bool, corrected: bool) -> tuple[str, ...]:
+def notes(placement: qdq_placement.Placement, seen: Calibrated, reduced: bool, corrected: bool) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
     found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]

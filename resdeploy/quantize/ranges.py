@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy.graph.qdq import BIAS_LIMIT, Activation, Weight
+from resdeploy.graph.qdq_placement import BIAS_LIMIT, Activation, Weight
 from resdeploy.records import Target
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index, attribute, by_name, integers, prune, set_nodes, set_output
 from resdeploy.quantize import bias, simulated
 from resdeploy.records import Progress
@@ -35,7 +35,7 @@ from resdeploy.records import Progress
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from resdeploy.graph.qdq import Activation, Placement, Weight, WeightSite
+    from resdeploy.graph.qdq_placement import Activation, Placement, Weight, WeightSite
     from resdeploy.quantize.calibrate import Runner
 
 # Each layer is another run of all before it, so a bounded number of images is taken, with many positions of each: 9 or
@@ -106,7 +106,7 @@ def refine(
     Args:
         model: the float graph, its batch dimension symbolic.
         placement: of its Q/DQ pairs.
-        activations: as for `qdq.insert`.
+        activations: as for `qdq_placement.insert`.
         weights: rounded to nearest; their scales are where the search starts.
         images: each (C, H, W).
         run: opens a graph for running.
@@ -150,7 +150,7 @@ def _observe(
     seed: int,
 ) -> tuple[list[Moments], list[Moments]]:
     """Moments of each group of one layer's inputs, of the images to fit on and of those held out."""
-    quantized = qdq.insert(bias.shifted(model, shifts), placement, activations, weights)
+    quantized = qdq_placement.insert(bias.shifted(model, shifts), placement, activations, weights)
     graph = reading(model, quantized, site)
     groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
     fan_in = weights[site.node].values.size // weights[site.node].scale.size

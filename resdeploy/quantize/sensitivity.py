@@ -22,7 +22,7 @@ import onnx
 from onnx import helper
 
 from resdeploy.errors import MissingInput, UsageError
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index, add_constant, by_name, copy, node_name, set_nodes, set_output
 from resdeploy.graph.residual import ResidualBlock
 from resdeploy.quantize import calibrate, ptq, ranges
@@ -109,7 +109,7 @@ def measure(
 def _logits(
     seen: Calibrated,
     tried: Sequence[Trial],
-    weights: Mapping[str, qdq.Weight],
+    weights: Mapping[str, qdq_placement.Weight],
     batches: Iterable[NDArray[np.float32]],
     run: Runner,
 ) -> Iterator[NDArray[np.float32]]:
@@ -127,7 +127,7 @@ def _logits(
             yield predict(images).reshape(len(images), 1 + len(tried), -1)
 
 
-def trials(model: onnx.ModelProto, placement: qdq.Placement) -> tuple[Trial, ...]:
+def trials(model: onnx.ModelProto, placement: qdq_placement.Placement) -> tuple[Trial, ...]:
     """Every quantized layer, then every residual block that holds one."""
     index = Index(model)
     made = by_name(index.nodes)
@@ -159,7 +159,7 @@ def _inside(index: Index, block: ResidualBlock) -> tuple[str, ...]:
 
 
 def tried_graph(
-    seen: Calibrated, tried: Sequence[Trial], weights: Mapping[str, qdq.Weight], size: int
+    seen: Calibrated, tried: Sequence[Trial], weights: Mapping[str, qdq_placement.Weight], size: int
 ) -> onnx.ModelProto:
     """The float graph for batches of `size`, its one output (size, 1 + trials, classes): float logits, then trials'.
 
@@ -185,7 +185,7 @@ class _Writer:
     `holds` says of each tensor whose rows it carries, `size` rows each: 0 is the float network, always first.
     """
 
-    def __init__(self, seen: Calibrated, weights: Mapping[str, qdq.Weight], size: int) -> None:
+    def __init__(self, seen: Calibrated, weights: Mapping[str, qdq_placement.Weight], size: int) -> None:
         self.seen, self.weights, self.size = seen, weights, size
         self.index = Index(seen.model)
         self.float_nodes = by_name(self.index.nodes)
@@ -266,7 +266,7 @@ class _Writer:
         """The tensor whose range rounds what `node` reads in the INT8 file; None where it reads float values."""
         source = self.seen.placement.activations.get(tensor)
         if source is None and node in self.sites and tensor == self.sites[node].data:
-            return qdq.moved_from(self.index, tensor)  # rounded before it was moved here, to the same values
+            return qdq_placement.moved_from(self.index, tensor)  # rounded before it was moved here, to the same values
         return source
 
     def rounded(self, tensor: str, source: str, stem: str) -> str:

@@ -40,12 +40,12 @@ from resdeploy.records.judged import (
 )
 from resdeploy.records.plans import Lesion, Mixed, Profile, PruneOutcome, PruneSide, Sensitivity
 from resdeploy.records.times import Block, Change, Comparison, Failure, Measurement, Replay, Summary
+from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import (
     BYTES,
     PRECISIONS,
     STRICT,
     Arithmetic,
-    BackendName,
     Effort,
     Format,
     Precision,

@@ -10,7 +10,8 @@ from resdeploy.records.artifacts import Artifact
 from resdeploy.records.costs import Cost
 from resdeploy.records.judged import Check, Score, Verdict
 from resdeploy.records.times import Comparison, Failure, Summary
-from resdeploy.vocabulary import STRICT, Arithmetic, BackendName, Precision
+from resdeploy.registered_backends import BackendName
+from resdeploy.vocabulary import STRICT, Arithmetic, Precision
 
 
 @dataclass(frozen=True, kw_only=True)

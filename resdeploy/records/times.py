@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from resdeploy.records.artifacts import Execution
-from resdeploy.vocabulary import STRICT, BackendName, Precision, Scenario, Scope
+from resdeploy.registered_backends import BackendName
+from resdeploy.vocabulary import STRICT, Precision, Scenario, Scope
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from typing import Any, Literal, get_args
 
 from resdeploy import backends, store
 from resdeploy.errors import MalformedInput, UnknownName
-from resdeploy.report.columns import Column, Table, formatted
-from resdeploy.report.tables import TABLES
-from resdeploy.vocabulary import BACKENDS
+from resdeploy.registered_backends import BACKENDS
+from resdeploy.report.cells import Column, Table, formatted
+from resdeploy.report.table_columns import TABLES
 
 Form = Literal["table", "json", "csv", "md"]
 Document = Mapping[str, Any]

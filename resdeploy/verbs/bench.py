@@ -26,7 +26,7 @@ from resdeploy.records import (
     Scope,
     Target,
 )
-from resdeploy.vocabulary import PREFERENCE
+from resdeploy.registered_backends import PREFERENCE
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"

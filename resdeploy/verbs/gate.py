@@ -33,9 +33,9 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
-from resdeploy.verbs import verdict
+from resdeploy.verbs import judge_limits
+from resdeploy.verbs.judge_limits import Evidence, Limits, Times, compares_nothing
 from resdeploy.verbs.saved_benches import judge_saved
-from resdeploy.verbs.verdict import Evidence, Limits, Times, compares_nothing
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
@@ -271,7 +271,7 @@ def _judge(
     """All checks of all candidates, and what must be known of the comparison."""
     runs = _measure(baseline, candidates, plan, progress)
     evidence = [_look_at(baseline, side, runs.get(side.name), plan) for side in candidates]
-    verdicts = verdict.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
+    verdicts = judge_limits.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
     judged = []
     for side, seen, one in zip(candidates, evidence, verdicts, strict=True):
         answer = Judged(candidate=_subject(side), verdict=one)
@@ -439,7 +439,7 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
     alone = dataclasses.replace(plan, limits=limits)
     run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
-    (found,) = verdict.judge(
+    (found,) = judge_limits.judge(
         [_look_at(None, candidate, run, alone)], limits, confidence=plan.confidence, seed=plan.seed
     )
     checks = found.checks

@@ -8,11 +8,11 @@ from pathlib import Path
 from resdeploy.errors import UsageError
 from resdeploy.measure import results
 from resdeploy.records import Check, Gate, Judged, Subject, Verdict
-from resdeploy.verbs import verdict
+from resdeploy.verbs import judge_limits
 
 
 def judge_saved(
-    baseline: str, candidates: Sequence[str], limits: verdict.Limits, *, confidence: float, seed: int
+    baseline: str, candidates: Sequence[str], limits: judge_limits.Limits, *, confidence: float, seed: int
 ) -> Gate:
     """Speed, size and memory from two or more saved results of `bench`; rows of one thing are compared.
 
@@ -29,8 +29,8 @@ def judge_saved(
         compared += [(after, old, new) for old, new in common]
         unseen += _unseen(before, after, common)
     evidence = [
-        verdict.Evidence(
-            times=verdict.Times(
+        judge_limits.Evidence(
+            times=judge_limits.Times(
                 baseline=old.blocks_s,
                 candidate=new.blocks_s,
                 doubts=(*_elsewhere(before, after), *_invalid(old, new)),
@@ -40,13 +40,15 @@ def judge_saved(
         )
         for after, old, new in compared
     ]
-    verdicts = verdict.judge(evidence, limits, confidence=confidence, seed=seed, paired=False)
+    verdicts = judge_limits.judge(evidence, limits, confidence=confidence, seed=seed, paired=False)
     judged = [
         Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=one)
         for one, (after, _, new) in zip(verdicts, compared, strict=True)
     ]
     same = [
-        verdict.compares_nothing(given) for given in candidates if Path(given).resolve() == Path(baseline).resolve()
+        judge_limits.compares_nothing(given)
+        for given in candidates
+        if Path(given).resolve() == Path(baseline).resolve()
     ]
     note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
     return Gate(

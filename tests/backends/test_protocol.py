@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from resdeploy import backends
 from resdeploy.backends import Backend
-from resdeploy.vocabulary import BACKENDS, PREFERENCE
+from resdeploy.registered_backends import BACKENDS, PREFERENCE
 
 PACKAGE = Path(backends.__file__).parents[1]
 FACTS = typing.get_type_hints(Backend)

@@ -32,7 +32,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("extended")
     shutil.copytree(ROOT / "resdeploy", root / "resdeploy")
     shutil.copy(FILE, root / "resdeploy/backends/toy.py")
-    names = root / "resdeploy/vocabulary.py"
+    names = root / "resdeploy/registered_backends.py"
     before = names.read_text(encoding="utf-8")
     names.write_text(before.replace('    "torch",\n', LINE + '    "torch",\n'), encoding="utf-8")
     changed = difflib.ndiff(before.splitlines(True), names.read_text(encoding="utf-8").splitlines(True))

@@ -1,7 +1,7 @@
 """A whole backend in one file: ONNX's own reference implementation, exact and slow.
 
-As `resdeploy/backends/toy.py`, and with the line `"toy",` in `vocabulary.BackendName`, it is one. How that is done says
-docs/extending.md, and `tests/backends/test_toy_backend.py` does it.
+As `resdeploy/backends/toy.py`, and with the line `"toy",` in `registered_backends.BackendName`, it is one. How that
+is done says docs/extending.md, and `tests/backends/test_toy_backend.py` does it.
 """
 
 from __future__ import annotations

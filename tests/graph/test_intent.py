@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import cast, intent, qdq
+from resdeploy.graph import cast, intent, qdq_placement
 from resdeploy.records import Target
 from tests.backends.conftest import tiny_network
 
@@ -18,14 +18,16 @@ TARGETS: tuple[Target, ...] = ("tensorrt", "openvino", "onnxruntime")
 
 def quantized(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
     """With pairs of any scale: only where they stand matters here."""
-    placement = qdq.plan(model, target)
-    how = qdq.Activation(scale=0.1, zero_point=0, signed=target == "tensorrt")
+    placement = qdq_placement.plan(model, target)
+    how = qdq_placement.Activation(scale=0.1, zero_point=0, signed=target == "tensorrt")
     held = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     weights = {}
     for site in placement.weights:
         shape = held[site.tensor].shape
-        weights[site.node] = qdq.Weight(values=np.ones(shape, np.int8), scale=np.ones(shape[site.axis], np.float32))
-    return qdq.insert(model, placement, dict.fromkeys(placement.observed, how), weights)
+        weights[site.node] = qdq_placement.Weight(
+            values=np.ones(shape, np.int8), scale=np.ones(shape[site.axis], np.float32)
+        )
+    return qdq_placement.insert(model, placement, dict.fromkeys(placement.observed, how), weights)
 
 
 @pytest.fixture

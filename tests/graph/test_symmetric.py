@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import for_tensorrt
-from resdeploy.graph.qdq import PAIR
+from resdeploy.graph.qdq_placement import PAIR
 from resdeploy.graph.symmetric import symmetric
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index
 from resdeploy.models import zoo
 from tests.graph.test_intent import quantized
@@ -85,7 +85,7 @@ def expected(model: onnx.ModelProto) -> Iterator[str]:
 @pytest.mark.parametrize("name", RESNETS)
 def test_every_resnet_of_the_zoo_has_pairs_there_and_nowhere_else(name: str) -> None:
     model = network(name)
-    placement = qdq.plan(model, "tensorrt")
+    placement = qdq_placement.plan(model, "tensorrt")
     assert set(placement.activations) == set(expected(model))
     convs = sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
     assert len(placement.weights) == convs
@@ -146,7 +146,7 @@ def _int8_ours(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[bool, bool |
 
 @pytest.mark.parametrize(("name", "size"), [("resnet18", 64), ("resnet50", 64), ("resnet20", 32), ("resnet20_b", 32)])
 def test_the_graphs_here_are_the_exported_ones(name: str, size: int) -> None:
-    from tests.graph.test_qdq import exported
+    from tests.graph.test_qdq_placement import exported
 
     real = exported(zoo.create(zoo.spec(name)), size)
     assert [(n.op_type, n.name) for n in network(name).graph.node] == [(n.op_type, n.name) for n in real.graph.node]

@@ -11,7 +11,7 @@ from onnx import helper
 
 from resdeploy.backends import inspector
 from resdeploy.graph import intent
-from resdeploy.judge import budgets, fusion
+from resdeploy.judge import counted, fusion
 from resdeploy.records import Audit, Layer, Port
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
@@ -46,7 +46,7 @@ def test_no_check_passes_on_nothing(layers: list[Any], asked: Any) -> None:
     assert result.verdict.state != "pass"
     blind = [c for c in result.verdict.checks if c.observed == 0 and c.name != "Q/DQ left over as kernels"]
     assert blind
-    for check in (*blind, *(c for c in budgets.check_fusion(result) if c.name.endswith("precision asked for"))):
+    for check in (*blind, *(c for c in counted.check_fusion(result) if c.name.endswith("precision asked for"))):
         assert check.state != "pass", check
         assert check.note, check
 

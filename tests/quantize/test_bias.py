@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index
 from resdeploy.quantize import bias, ranges
 from resdeploy.records import Target
@@ -76,9 +76,9 @@ def model() -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-def coarse(model: onnx.ModelProto, target: Target, images: Images) -> tuple[qdq.Placement, dict, dict]:
+def coarse(model: onnx.ModelProto, target: Target, images: Images) -> tuple[qdq_placement.Placement, dict, dict]:
     """Placement and parameters that clip hard and leave few weight levels, so that every layer's mean shifts."""
-    placement = qdq.plan(model, target)
+    placement = qdq_placement.plan(model, target)
     tensors = list(placement.observed)
     inner = [name for name in tensors if name != "input"]
     found = dict(zip(inner, outputs(model, images, inner), strict=True)) | {"input": images}
@@ -100,9 +100,9 @@ def test_every_layers_mean_becomes_that_of_the_float_network(model: onnx.ModelPr
     """Channel by channel, through a residual addition, with groups, with and without a bias before."""
     images = (np.random.default_rng(4).standard_normal((32, 3, 8, 8)) + 0.5).astype(np.float32)
     placement, activations, weights = coarse(model, target, images)
-    quantized = qdq.insert(model, placement, activations, weights)
+    quantized = qdq_placement.insert(model, placement, activations, weights)
     by = bias.correction(model, quantized, placement, weights, list(images), here).shifts
-    corrected = qdq.insert(bias.shifted(model, by), placement, activations, weights)
+    corrected = qdq_placement.insert(bias.shifted(model, by), placement, activations, weights)
     onnx.checker.check_model(corrected, full_check=True)
     names = ["stem", "middle", "last", "logits"]
     pairs = zip(

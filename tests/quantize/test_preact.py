@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from resdeploy.backends import machine
 from resdeploy.data import datasets
-from resdeploy.graph import files, qdq
+from resdeploy.graph import files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.quantize import ptq
 from resdeploy.records import Artifact, ModelSpec, Preprocessing, Target
 from tests import quick
 from tests.graph.conftest import torchscript as torchscript
-from tests.graph.test_qdq import quantized
+from tests.graph.test_qdq_placement import quantized
 from tests.quantize.test_ptq import calibration, here
 from tests.sessions import session
 
@@ -145,7 +145,7 @@ def test_the_sums_that_no_int8_kernel_takes_in_are_those_that_a_runtime_leaves_o
     """The plan of each target by name; what OpenVINO and ONNX Runtime execute is what the plan says."""
     model = form.canonicalise(torchscript(network(name), (3, 32, 32), folded=False), whole=True)
     for target in get_args(Target):
-        assert set(qdq.plan(model, target).unfusable) == UNFUSABLE[name].get(target, set())
+        assert set(qdq_placement.plan(model, target).unfusable) == UNFUSABLE[name].get(target, set())
     sums = {node.name for node in model.graph.node if node.op_type == "Add"}
     onnx.save(quantized(model, "openvino"), tmp_path / "openvino.onnx")
     layers = in_openvino(tmp_path / "openvino.onnx", images)[1]

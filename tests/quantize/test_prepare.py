@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.data import datasets, preprocess
-from resdeploy.graph import files, metadata, pixels, qdq
+from resdeploy.graph import files, metadata, pixels, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import prepare, ptq
@@ -120,7 +120,7 @@ def test_rescaling_keeps_the_function_and_makes_ranges_alike() -> None:
     """The ratio of the largest to the smallest channel range of a residual stream falls to about its root."""
     model = network()
     images = normalised(pictures(40, 1))
-    placement = qdq.plan(model, "tensorrt")
+    placement = qdq_placement.plan(model, "tensorrt")
     made = prepare.rescale(model, placement, [images], here)
     np.testing.assert_allclose(logits(made, images), logits(model, images), rtol=1e-4, atol=1e-4)
 

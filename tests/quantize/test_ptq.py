@@ -23,7 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy import store
 from resdeploy.backends import machine
 from resdeploy.errors import BackendMissing, MalformedInput, MissingInput, UsageError
-from resdeploy.graph import files, qdq
+from resdeploy.graph import files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
@@ -143,7 +143,7 @@ def test_ranges_seen_in_bf16_are_those_of_fp32_to_a_step_of_int8(
     assert made.calibration is not None
     assert made.calibration.arithmetic == "bf16"
     model = files.load_model(Path(resnet20.path))
-    wanted = ptq.importance(model, qdq.plan(model, "openvino"))
+    wanted = ptq.importance(model, qdq_placement.plan(model, "openvino"))
     exact, _ = calibrate.observe(model, wanted, [images], run=here)
     seen, _ = calibrate.observe(model, wanted, [images], run=calibrate.in_bf16_lane)
     for name, found in exact.items():
@@ -179,7 +179,7 @@ def test_the_record_says_what_was_done(resnet20: Artifact, images: Images, tmp_p
 
 def test_the_record_names_the_method_of_every_tensor(resnet20: Artifact, images: Images, tmp_path: Path) -> None:
     """What `auto` chose; and what was asked for, where that was one method. Others give other files."""
-    placement = qdq.plan(files.load_model(Path(resnet20.path)), "openvino")
+    placement = qdq_placement.plan(files.load_model(Path(resnet20.path)), "openvino")
     digests = set()
     for method in ("minmax", "percentile", "entropy", "mse", "auto"):
         asked = calibration(method=method)
@@ -450,7 +450,7 @@ def test_calibration_memory_does_not_grow_with_the_images(resnet20: Artifact, tm
             del batch
 
     model = files.load_model(Path(resnet20.path))
-    plan = qdq.plan(model, "openvino")
+    plan = qdq_placement.plan(model, "openvino")
     kept = bias.Reservoir(0)
     _, count = calibrate.observe(model, ptq.importance(model, plan), kept.watch(stream()), run=here)
     assert count == 80

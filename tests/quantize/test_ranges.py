@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.graph.qdq import BIAS_LIMIT
+from resdeploy.graph.qdq_placement import BIAS_LIMIT
 from resdeploy.quantize import ranges
 
 values = st.floats(-1e4, 1e4, width=32)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.quantize import bias, ptq, ranges, rounding
 from resdeploy.records import Target
 from tests.sessions import session
@@ -134,15 +134,15 @@ def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> Non
     model = network(random)
     smooth = random.standard_normal((96, 3, 4, 4)).repeat(3, 2).repeat(3, 3)
     images = (smooth + 0.1 * random.standard_normal(smooth.shape)).astype(np.float32)
-    placement = qdq.plan(model, target)
+    placement = qdq_placement.plan(model, target)
     activations = {name: ranges.activation(ranges.Range(lo=-4.0, hi=4.0), target) for name in placement.observed}
     weights = ptq.quantized_weights(model, placement, activations, 7)
     refined, shifts = rounding.refine(model, placement, activations, weights, list(images[:64]), here, limit=7)
     assert all(np.abs(w.values).max() <= 7 for w in refined.values())
-    plain = qdq.insert(model, placement, activations, weights)
+    plain = qdq_placement.insert(model, placement, activations, weights)
     lacking = bias.correction(model, plain, placement, weights, list(images[:64]), here).shifts
-    corrected = qdq.insert(bias.shifted(model, lacking), placement, activations, weights)
-    made = qdq.insert(bias.shifted(model, shifts), placement, activations, refined)
+    corrected = qdq_placement.insert(bias.shifted(model, lacking), placement, activations, weights)
+    made = qdq_placement.insert(bias.shifted(model, shifts), placement, activations, refined)
     onnx.checker.check_model(made, full_check=True)
 
     def rms(graph: onnx.ModelProto) -> float:

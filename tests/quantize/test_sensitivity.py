@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MissingInput, UsageError
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.quantize import ptq, sensitivity
 from resdeploy.quantize.ptq import Calibrated
 from resdeploy.records import Artifact, Target
@@ -196,5 +196,5 @@ def test_what_is_tried_is_every_layer_and_every_block(images: Images, tmp_path: 
         *("stem", "one.conv1", "one.conv2", "two.conv1", "two.conv2", "two.downsample", "fc"),
         *("one", "two"),
     ]
-    kept = qdq.plan(seen.model, "openvino", keep_float=["stem", "two.conv2"])
+    kept = qdq_placement.plan(seen.model, "openvino", keep_float=["stem", "two.conv2"])
     assert {"stem", "two.conv2"}.isdisjoint(trial.name for trial in sensitivity.trials(seen.model, kept))

@@ -51,7 +51,7 @@ from resdeploy.records import (
 from resdeploy.report import documents, mixed, pruning, render
 from resdeploy.report.render import inert
 from resdeploy.report.rows import LATENCIES
-from resdeploy.report.tables import TABLES
+from resdeploy.report.table_columns import TABLES
 from resdeploy.study.degradation import (
     DegradationPlan,
     DegradationReport,

@@ -23,9 +23,9 @@ from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
-from resdeploy.verbs import gate, verdict
+from resdeploy.verbs import gate, judge_limits
 from resdeploy.verbs.gate import GatePlan
-from resdeploy.verbs.verdict import Evidence, Limits, Times
+from resdeploy.verbs.judge_limits import Evidence, Limits, Times
 
 DROP = Limits(drop_pp=1.0)
 
@@ -337,7 +337,7 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
 def judged_runs(timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits) -> list[tuple[Check, ...]]:
     """The checks of candidates of which only a run with their baselines was seen."""
     evidence = [Evidence(times=Times.of_run(old, new), peak_rss_bytes=new.peak_rss_bytes) for old, new in timed]
-    return [one.checks for one in verdict.judge(evidence, limits, confidence=0.95, seed=0)]
+    return [one.checks for one in judge_limits.judge(evidence, limits, confidence=0.95, seed=0)]
 
 
 def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
@@ -382,10 +382,10 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
-    (limited,) = verdict.judge([Evidence(size_bytes=1)], Limits(drop_pp=1.0, size_mb=1.0), confidence=0.95, seed=0)
+    (limited,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(drop_pp=1.0, size_mb=1.0), confidence=0.95, seed=0)
     assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive"), ("size", "pass")]
     assert limited.state == "inconclusive"
-    (free,) = verdict.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)
+    (free,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)
     assert free.state == "pass"
 
 

@@ -18,7 +18,7 @@ from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.measure import prediction_files, run_images
 from resdeploy.records import Artifact, Check
 from resdeploy.verbs import gate
-from resdeploy.verbs.verdict import Limits
+from resdeploy.verbs.judge_limits import Limits
 
 PER_CLASS = 60
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.graph import qdq
+from resdeploy.graph import qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.graph.index import Index, node_name
 from resdeploy.models import zoo
@@ -51,17 +51,17 @@ def networks(torchvision: ModuleType) -> dict[str, onnx.ModelProto]:
 
 def quantized(model: onnx.ModelProto, target: Target, **options: Any) -> onnx.ModelProto:
     """With parameters that are plausible and calibrated on nothing."""
-    plan = qdq.plan(model, target, **options)
+    plan = qdq_placement.plan(model, target, **options)
     index = Index(model)
     signed = target == "tensorrt"
     activations = {}
     for tensor in plan.observed:
         made = index.made_by(tensor)
         positive = made is not None and made.op_type in ("Relu", "GlobalAveragePool")
-        activations[tensor] = qdq.Activation(
+        activations[tensor] = qdq_placement.Activation(
             scale=0.02 if positive else 0.05, zero_point=0 if signed or positive else 128, signed=signed
         )
-    return qdq.insert(model, plan, activations, weights_of(index, plan))
+    return qdq_placement.insert(model, plan, activations, weights_of(index, plan))
 
 
 def maker(index: Index, tensor: str) -> str:
@@ -71,7 +71,7 @@ def maker(index: Index, tensor: str) -> str:
     return made.op_type
 
 
-def weights_of(index: Index, plan: qdq.Placement) -> dict[str, qdq.Weight]:
+def weights_of(index: Index, plan: qdq_placement.Placement) -> dict[str, qdq_placement.Weight]:
     found = {}
     for site in plan.weights:
         stored = index.value(site.tensor)
@@ -79,7 +79,7 @@ def weights_of(index: Index, plan: qdq.Placement) -> dict[str, qdq.Weight]:
         values = numpy_helper.to_array(stored)
         others = tuple(i for i in range(values.ndim) if i != site.axis)
         scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, 1e-6).astype(np.float32)
-        found[site.node] = qdq.Weight(values=np.rint(values / scale).astype(np.int8), scale=scale.ravel())
+        found[site.node] = qdq_placement.Weight(values=np.rint(values / scale).astype(np.int8), scale=scale.ravel())
     return found
 
 
@@ -110,7 +110,7 @@ def test_files_are_valid_and_every_weighted_operator_reads_integers(
         for node in weighted:
             sources: list[Any] = [index.made_by(name) for name in node.input[:2]]
             if target == "openvino":  # max pooling may lie between: it computes on integers as it is
-                while sources[0].op_type in qdq.TRANSPARENT:
+                while sources[0].op_type in qdq_placement.TRANSPARENT:
                     sources[0] = index.made_by(sources[0].input[0])
             assert [source.op_type for source in sources] == ["DequantizeLinear"] * 2
 
@@ -190,11 +190,11 @@ def test_openvino_runs_every_residual_add_inside_an_integer_convolution(
 
 def test_a_tensor_that_only_moves_shares_its_sources_scale(networks: dict[str, onnx.ModelProto]) -> None:
     """Max pooling, slicing, padding with zeros and flattening must not requantize."""
-    plan = qdq.plan(networks["resnet18"], "onnxruntime")
+    plan = qdq_placement.plan(networks["resnet18"], "onnxruntime")
     pooled = next(node.output[0] for node in networks["resnet18"].graph.node if node.op_type == "MaxPool")
     assert plan.activations[pooled] != pooled
     padded = [node for node in networks["resnet20"].graph.node if node.op_type == "Pad"]
-    plan = qdq.plan(networks["resnet20"], "tensorrt")
+    plan = qdq_placement.plan(networks["resnet20"], "tensorrt")
     sources = {block.source for block in plan.blocks if block.shortcut == "padding"}
     assert {plan.activations[node.output[0]] for node in padded} == sources
 
@@ -203,7 +203,7 @@ def test_a_tensor_that_only_moves_shares_its_sources_scale(networks: dict[str, o
 def test_all_blocks_of_ordinary_networks_can_fuse(networks: dict[str, onnx.ModelProto], target: Target) -> None:
     """The check before writing finds nothing to complain about."""
     for model in networks.values():
-        plan = qdq.plan(model, target)
+        plan = qdq_placement.plan(model, target)
         assert plan.blocks
         assert not plan.unfusable
         assert not plan.kept_float
@@ -212,7 +212,7 @@ def test_all_blocks_of_ordinary_networks_can_fuse(networks: dict[str, onnx.Model
 def test_a_layer_kept_in_float_is_reported_with_the_block_it_breaks(networks: dict[str, onnx.ModelProto]) -> None:
     """First and last layer stay in float only on request; a block's last convolution costs the block its fusion."""
     model = networks["resnet18"]
-    plan = qdq.plan(model, "tensorrt", keep_float=["conv1", "layer1.0.conv2"])
+    plan = qdq_placement.plan(model, "tensorrt", keep_float=["conv1", "layer1.0.conv2"])
     assert plan.kept_float == dict.fromkeys(("conv1", "layer1.0.conv2"), "kept in float on request")
     (block,) = [block for block in plan.blocks if block.last_conv == "layer1.0.conv2"]
     assert list(plan.unfusable) == [block.add]
@@ -227,30 +227,31 @@ def test_what_cannot_be_quantized_is_refused(networks: dict[str, onnx.ModelProto
     """A quantized file, a file without weighted operators, an unknown layer, an old opset."""
     model = networks["resnet20"]
     with pytest.raises(UsageError, match="quantized already"):
-        qdq.plan(quantized(model, "openvino"), "openvino")
+        qdq_placement.plan(quantized(model, "openvino"), "openvino")
     with pytest.raises(UsageError, match="called stem"):
-        qdq.plan(model, "openvino", keep_float=["stem"])
+        qdq_placement.plan(model, "openvino", keep_float=["stem"])
     value = helper.make_tensor_value_info
     relu = helper.make_node("Relu", ["x"], ["y"])
     graph = helper.make_graph([relu], "g", [value("x", TensorProto.FLOAT, [1])], [value("y", TensorProto.FLOAT, [1])])
     opsets = [helper.make_opsetid("", 17)]
     with pytest.raises(UsageError, match="nothing to quantize"):
-        qdq.plan(helper.make_model(graph, opset_imports=opsets), "openvino")
+        qdq_placement.plan(helper.make_model(graph, opset_imports=opsets), "openvino")
     opsets[0].version = 12
     with pytest.raises(MalformedInput, match="opset 12"):
-        qdq.plan(helper.make_model(graph, opset_imports=opsets), "openvino")
+        qdq_placement.plan(helper.make_model(graph, opset_imports=opsets), "openvino")
 
 
 def test_a_bias_that_would_overflow_is_refused() -> None:
     """It would otherwise wrap around and be found in production."""
     model = random_network(np.random.default_rng(0), [(2, False)], channels=4)
-    plan = qdq.plan(model, "onnxruntime")
+    plan = qdq_placement.plan(model, "onnxruntime")
     weights = {
-        name: qdq.Weight(values=w.values, scale=w.scale * 1e-9) for name, w in weights_of(Index(model), plan).items()
+        name: qdq_placement.Weight(values=w.values, scale=w.scale * 1e-9)
+        for name, w in weights_of(Index(model), plan).items()
     }
-    activations = {name: qdq.Activation(scale=0.01, zero_point=128, signed=False) for name in plan.observed}
+    activations = {name: qdq_placement.Activation(scale=0.01, zero_point=128, signed=False) for name in plan.observed}
     with pytest.raises(ValueError, match="does not fit into int32"):
-        qdq.insert(model, plan, activations, weights)
+        qdq_placement.insert(model, plan, activations, weights)
 
 
 def random_network(random: np.random.Generator, blocks: list[tuple[int, bool]], channels: int) -> onnx.ModelProto:
@@ -293,9 +294,9 @@ class Reference:
     def __init__(
         self,
         model: onnx.ModelProto,
-        plan: qdq.Placement,
-        activations: dict[str, qdq.Activation],
-        weights: dict[str, qdq.Weight],
+        plan: qdq_placement.Placement,
+        activations: dict[str, qdq_placement.Activation],
+        weights: dict[str, qdq_placement.Weight],
     ) -> None:
         self.model, self.plan, self.activations, self.weights = model, plan, activations, weights
         self.stored = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -364,19 +365,19 @@ def test_random_residual_graphs_compute_the_reference_integer_arithmetic(
     """ONNX Runtime without optimisations gives what exact integer arithmetic gives, to float32 rounding."""
     random = np.random.default_rng(seed)
     model = random_network(random, blocks, channels)
-    plan = qdq.plan(model, target)
+    plan = qdq_placement.plan(model, target)
     weights = weights_of(Index(model), plan)
     signed = target == "tensorrt"
     activations = {
         # An irrational step: values that lie exactly between two integers would be a matter of rounding noise.
-        name: qdq.Activation(
+        name: qdq_placement.Activation(
             scale=float(random.uniform(0.02, 0.04)),
             zero_point=0 if signed else int(random.integers(96, 160)),
             signed=signed,
         )
         for name in plan.observed
     }
-    result = qdq.insert(model, plan, activations, weights)
+    result = qdq_placement.insert(model, plan, activations, weights)
     onnx.checker.check_model(result, full_check=True)
     x = random.standard_normal((2, 3, 6, 6)).astype(np.float32)
     (found,) = session(result).run(None, {"input": x})

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from resdeploy.judge import accuracy, budgets, speed
+from resdeploy.judge import accuracy, counted, speed
 from resdeploy.judge.pairs import Pair
 from resdeploy.judge.speed import Blocks
 from resdeploy.measure import summary
@@ -134,11 +134,11 @@ def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:
     """What is counted and not estimated: memory, size, and the fusion of blocks."""
     checks: list[Check] = []
     if limits.memory_mb is not None:
-        checks.append(budgets.check_memory(seen.peak_rss_bytes or 0, max_mb=limits.memory_mb))
+        checks.append(counted.check_memory(seen.peak_rss_bytes or 0, max_mb=limits.memory_mb))
     if limits.size_mb is not None:
-        checks.append(budgets.check_size(seen.size_bytes or 0, max_mb=limits.size_mb))
+        checks.append(counted.check_size(seen.size_bytes or 0, max_mb=limits.size_mb))
     if limits.fused and seen.audit is not None:
-        checks += budgets.check_fusion(seen.audit)
+        checks += counted.check_fusion(seen.audit)
     return tuple(checks)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from resdeploy.report.columns import Column, Table
+from resdeploy.report.cells import Column, Table
 
 _MODEL = Column("model", "model")
 _BACKEND = Column("backend", "backend")

@@ -1,0 +1,16 @@
+"""Every backend's name: one is registered by its line here."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+# In the order in which `--backend auto` looks. A new one is the file `backends/NAME.py` and a line here.
+BackendName = Literal[
+    "tensorrt",
+    "openvino",
+    "onnxruntime",
+    "torch",
+    "null",  # for tests, never chosen
+]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+PREFERENCE: tuple[BackendName, ...] = tuple(name for name in BACKENDS if name != "null")
