@@ -29,7 +29,7 @@ from resdeploy.graph import files, residual
 from resdeploy.judge import pairs
 from resdeploy.measure import environment, prediction_files, run_images
 from resdeploy.records import Artifact, Judged, Predictions
-from resdeploy.verbs import gate
+from resdeploy.verbs import gate, gate_options
 from resdeploy.verbs.judge_limits import Limits
 
 HERE = Path(__file__).resolve().parent
@@ -185,7 +185,7 @@ def row(
     name: str, baseline: Path, model: Path, sight: PreprocessingOverride, data: str, limit: float
 ) -> dict[str, object]:
     """One gate, with what it counted and said."""
-    plan = gate.GatePlan(
+    plan = gate_options.GatePlan(
         baseline=str(baseline),
         candidates=(str(model),),
         limits=Limits(drop_pp=limit),

@@ -180,7 +180,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("fusion", "speed"))
     parser.add_argument("--photographs", type=Path, help="folder of a few photographs, for speed")
-    parser.add_argument("--duration", type=float, default=6.0, help="seconds of timed queries a file (default: 6)")
+    parser.add_argument("--duration", type=float, default=6.0, help="seconds of timed queries per file (default: 6)")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()
     result: dict[str, Any] = {

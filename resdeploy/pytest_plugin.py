@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from resdeploy.records import Gate
-    from resdeploy.verbs.gate import GateOptions
+    from resdeploy.verbs.gate_options import GateOptions
 
 # name of the argument: name on the command line, help
 OPTIONS = {
@@ -57,7 +57,7 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     ) -> Gate:
         __tracebackhide__ = True
         from resdeploy.errors import ResdeployError
-        from resdeploy.verbs import gate
+        from resdeploy.verbs import gate, gate_options
 
         sides = [str(baseline), str(candidate), *map(str, more)]
         if options.get("backend") is None and (backend := _setting(request.config, "backend")) is not None:
@@ -66,9 +66,9 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
         if options.get("data") is None and not all(map(gate.is_saved, sides)):
             options["data"] = _setting(request.config, "data")
         try:
-            plan = gate.plan_of(sides[0], sides[1:], **options)
+            plan = gate_options.plan_of(sides[0], sides[1:], **options)
             found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
-        except ResdeployError as e:
+        except (ResdeployError, TypeError) as e:
             pytest.fail(f"resdeploy_gate: {e}", pytrace=False)
         if found.verdict.state != "pass":
             pytest.fail("\n".join(_reasons(found)), pytrace=False)

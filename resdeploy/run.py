@@ -40,6 +40,8 @@ from resdeploy.report.documents import RunRow
 from resdeploy.verbs import judge_limits, prune, train
 from resdeploy.verbs.judge_limits import Evidence, Limits, Times
 
+CONFIDENCE = 0.95  # of the verdicts of a profile
+
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
@@ -85,13 +87,13 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
     """One row per variant for the final table: its times, accuracy, speed-up and verdict."""
     outcomes = {outcome.label: outcome for outcome in result.bench.outcomes}
     speedups = {comparison.candidate: comparison for comparison in result.bench.comparisons}
-    rows_ = [RunRow(outcome=failure) for failure in result.failures]
+    rows = [RunRow(outcome=failure) for failure in result.failures]
     for variant in result.variants:
         label = variant.candidate.label
         outcome = outcomes[label]
         if isinstance(outcome, Failure):
             continue
-        rows_.append(
+        rows.append(
             RunRow(
                 outcome=summary.summarise(outcome),
                 score=prediction_files.score(variant.predictions) if variant.predictions is not None else None,
@@ -99,7 +101,7 @@ def result_rows(result: Result) -> tuple[RunRow, ...]:
                 verdict=result.verdicts.get(label),
             )
         )
-    return tuple(rows_)
+    return tuple(rows)
 
 
 def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Result:
@@ -115,12 +117,10 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
     """
     _check(profile)
     with locks.hold(folder / ".lock", f"the folder {folder}"):
-        making = Making(profile=profile, steps=Steps(folder, note), progress=progress, note=note)
+        making = ProfileRun(profile=profile, steps=Steps(folder, note), progress=progress, note=note)
         fp32 = making.fp32()
-        variants, failures = making.variants(fp32, making.pruned(fp32))
-        for variant in variants:
-            if profile.max_drop_pp is not None and variant.predictions is not None and not variant.baseline:
-                pairs.refuse_leak(variant.predictions)  # before minutes of measuring
+        variants, failures = making.variants(fp32, making.prune(fp32))
+        accuracies = _judge_accuracy(profile, variants)  # what cannot be judged is refused before minutes of measuring
         bench, where = making.bench(variants)
     return Result(
         profile=profile,
@@ -128,7 +128,7 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
         variants=variants,
         bench=bench,
         environment=where,
-        verdicts=_judge(profile, variants, bench),
+        verdicts=_judge(profile, variants, bench, accuracies),
         failures=(*failures, *bench.failures),
     )
 
@@ -179,8 +179,23 @@ def _is_file_name(name: str) -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
-    """What a profile asks for, made file by file; `steps` remembers what is there already."""
+class VariantPlan:
+    """A network on a backend in a precision."""
+
+    network: Artifact
+    backend: BackendName
+    precision: Precision
+    pruned: bool
+
+    @property
+    def stem(self) -> str:
+        """What the names of its files begin with."""
+        return f"{self.backend}{'.pruned' if self.pruned else ''}.{self.precision}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileRun:
+    """Makes what a profile asks for, file by file; `steps` remembers what is there already."""
 
     profile: Profile
     steps: Steps
@@ -193,7 +208,7 @@ class Making:
         override = PreprocessingOverride(img_size=profile.img_size)
         request = Request(model=profile.model, weights=profile.weights, seed=profile.seed, sight=override)
         if profile.epochs and profile.data is not None:
-            trained = self.trained(request, profile.data)
+            trained = self.train(request, profile.data)
             if isinstance(request.named, (ZooName, ForeignName)):  # a factory may be named by the profile alone
                 request = dataclasses.replace(request, weights=trained.path)
             else:
@@ -208,7 +223,7 @@ class Making:
             lambda path: export.to_onnx(request, path, data=profile.data, progress=self.progress),
         )
 
-    def trained(self, request: Request, data: str) -> Artifact:
+    def train(self, request: Request, data: str) -> Artifact:
         """The trained checkpoint; an interrupted training of the same key goes on, another one starts anew."""
         profile, steps = self.profile, self.steps
         name, started = "model.safetensors", "model.safetensors (begun)"
@@ -234,7 +249,7 @@ class Making:
 
         return steps.artifact(name, key, make)
 
-    def pruned(self, fp32: Artifact) -> Artifact | None:
+    def prune(self, fp32: Artifact) -> Artifact | None:
         """The network without the blocks that training images can spare; None where the profile keeps them all."""
         drop_pp, data, seed = self.profile.prune_drop_pp, self.profile.data, self.profile.seed
         if drop_pp is None or data is None:
@@ -263,7 +278,7 @@ class Making:
         for backend, (network, precision) in itertools.product(self.profile.backends, networks):
             if precision not in backends.load(backend).ACCEPTS:
                 continue
-            one = Wanted(network=network, backend=backend, precision=precision, pruned=network is pruned)
+            one = VariantPlan(network=network, backend=backend, precision=precision, pruned=network is pruned)
             try:
                 variants.append(self.variant(one))
             except (BackendCrash, EnvironmentFailure, OutputLost) as e:
@@ -275,10 +290,10 @@ class Making:
             raise errors[0]
         return tuple(variants), tuple(failures)
 
-    def _label(self, one: Wanted) -> str:
+    def _label(self, one: VariantPlan) -> str:
         return f"{self.profile.model}{' pruned' if one.pruned else ''} {one.backend} {one.precision}"
 
-    def _failure(self, one: Wanted, error: ResdeployError) -> Failure:
+    def _failure(self, one: VariantPlan, error: ResdeployError) -> Failure:
         return Failure(
             label=self._label(one),
             model=self.profile.model,
@@ -290,9 +305,9 @@ class Making:
             message=str(error),
         )
 
-    def variant(self, one: Wanted) -> Variant:
+    def variant(self, one: VariantPlan) -> Variant:
         """One backend's model in one precision: lowered, built, and run on the held-out images."""
-        profile, source = self.profile, self._lowered(one)
+        profile, source = self.profile, self._lower(one)
 
         def make(source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
             return self.steps.artifact(
@@ -319,7 +334,7 @@ class Making:
             predictions=None if profile.data is None else self._answers(one, candidate, profile.data),
         )
 
-    def _answers(self, one: Wanted, candidate: interleaved.Candidate, data: str) -> Predictions:
+    def _answers(self, one: VariantPlan, candidate: interleaved.Candidate, data: str) -> Predictions:
         """Per-image answers on the held-out images, kept in a file."""
 
         def make(path: Path) -> Predictions:
@@ -332,7 +347,7 @@ class Making:
         key = ("eval", candidate.artifact.sha256, candidate.execution, signature, versions)
         return self.steps.step(f"{one.stem}.predictions.npz", key, prediction_files.load, make)
 
-    def _lowered(self, one: Wanted) -> Artifact:
+    def _lower(self, one: VariantPlan) -> Artifact:
         """The network in the precision that is wanted."""
         profile, network, precision = self.profile, one.network, one.precision
         if precision == "fp32":
@@ -391,51 +406,44 @@ class Making:
         return one_run.compare_rows(table, (*kept.measurements, *kept.failures)), kept.environment
 
 
-@dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """A network on a backend in a precision."""
-
-    network: Artifact
-    backend: BackendName
-    precision: Precision
-    pruned: bool
-
-    @property
-    def stem(self) -> str:
-        """What the names of its files begin with."""
-        return f"{self.backend}{'.pruned' if self.pruned else ''}.{self.precision}"
-
-
-def _judge(profile: Profile, variants: tuple[Variant, ...], bench: one_run.Bench) -> dict[str, Verdict]:
-    """Every candidate that was timed, with Holm's correction over all of them.
-
-    Its accuracy is judged against the whole network in FP32 on the first backend, its speed against FP32 on its own.
-    """
-    limits = Limits(
-        drop_pp=profile.max_drop_pp,
-        slowdown_pct=profile.max_slowdown_pct,
-        memory_mb=profile.max_memory_mb,
-        size_mb=profile.max_size_mb,
-    )
+def _judge_accuracy(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:
+    """All others against the whole network in FP32 on the first backend, by label; none where no limit asks for it."""
+    if profile.max_drop_pp is None:
+        return {}
     reference = next((variant.predictions for variant in variants if variant.baseline), None)
+    answers: dict[str, pairs.Pair | None] = {}
+    for variant in variants:
+        if not variant.baseline:
+            own = variant.predictions
+            if own is not None:
+                pairs.refuse_leak(own)
+            pair = None if reference is None or own is None else pairs.match(reference, own)
+            answers[variant.candidate.label] = pair
+    verdicts = judge_limits.judge_answers(
+        list(answers.values()), Limits(drop_pp=profile.max_drop_pp), confidence=CONFIDENCE
+    )
+    return dict(zip(answers, verdicts, strict=True))
+
+
+def _judge(
+    profile: Profile, variants: tuple[Variant, ...], bench: one_run.Bench, accuracies: dict[str, Verdict]
+) -> dict[str, Verdict]:
+    """A verdict on every candidate that was timed; Holm's correction is over all, timed or not.
+
+    Its speed is judged against FP32 on its own backend.
+    """
+    limits = Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb, size_mb=profile.max_size_mb)
     runs = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
     fp32 = {v.backend: runs.get(v.candidate.label) for v in variants if v.baseline}
     evidence: dict[str, Evidence] = {}
     for variant in variants:
-        if not variant.baseline:
-            run = runs.get(variant.candidate.label)
-            evidence[variant.candidate.label] = Evidence(
-                answers=_pair(reference, variant) if limits.of_accuracy else None,
-                times=None if run is None else Times.of_run(fp32.get(variant.backend), run),
-                size_bytes=None if run is None else run.size_bytes,
-                peak_rss_bytes=None if run is None else run.peak_rss_bytes,
+        label = variant.candidate.label
+        if not variant.baseline and (run := runs.get(label)) is not None:
+            evidence[label] = Evidence(
+                accuracy=accuracies.get(label),
+                times=Times.of_run(fp32.get(variant.backend), run),
+                size_bytes=run.size_bytes,
+                peak_rss_bytes=run.peak_rss_bytes,
             )
-    verdicts = judge_limits.judge(list(evidence.values()), limits, confidence=0.95, seed=profile.seed)
-    return {label: one for label, one in zip(evidence, verdicts, strict=True) if label in runs and one.checks}
-
-
-def _pair(reference: Predictions | None, variant: Variant) -> pairs.Pair | None:
-    """The answers of both to the same images; None where a side has none."""
-    if reference is None or variant.predictions is None:
-        return None
-    return pairs.match(reference, variant.predictions)
+    verdicts = judge_limits.judge(list(evidence.values()), limits, confidence=CONFIDENCE, seed=profile.seed)
+    return {label: one for label, one in zip(evidence, verdicts, strict=True) if one.checks}

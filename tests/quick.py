@@ -1,4 +1,4 @@
-"""ONNX files of torch networks by torch's older exporter, which takes a fraction of the time of `graph.export`."""
+"""ONNX files of torch networks by torch's older exporter, which takes a fraction of the time of `graph.from_torch`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def torchscript(module: torch.nn.Module, shape: tuple[int, ...], *, folded: bool
 
 
 def export(net: torch.nn.Module, spec: ModelSpec, out: Path, *, weights: Weights | None = None) -> Artifact:
-    """What `graph.export.export` writes: canonical, batch norms folded by us, the description inside."""
+    """What `graph.from_torch.export` writes: canonical, batch norms folded by us, the description inside."""
     model = form.canonicalise(torchscript(net.eval(), spec.input_shape, folded=False), whole=True)
     metadata.attach(model, spec)
     files.save_model(model, out)

@@ -110,13 +110,13 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     import inspect
 
     from resdeploy.cli.gate import gate as command
-    from resdeploy.verbs import gate
+    from resdeploy.verbs import gate_options
 
     told = {"junit", "comment", "metrics", "github", "fmt", "output", "quiet", "verbose"}
     named: dict[str, Any] = {
         name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
     }
-    plan = gate.plan_of("a.npz", ["b.npz"], **{**named, "backend": "auto", "mean": (0.1,), "std": (0.2,)})
+    plan = gate_options.plan_of("a.npz", ["b.npz"], **{**named, "backend": "auto", "mean": (0.1,), "std": (0.2,)})
     assert (plan.sight.img_size, plan.sight.mean, plan.sight.std) == (0.5, (0.1,), (0.2,))
 
 

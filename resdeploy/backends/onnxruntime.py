@@ -83,9 +83,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         if taken is source:
             store.write_bytes(out, Path(source.path).read_bytes())
     tools = {**source.tools, "onnxruntime": installed(VENDOR, *PACKAGES) or ""}
-    return dataclasses.replace(
-        source, path=str(out), sha256=store.digest(out), parent=source.sha256, checks={}, tools=tools
-    )
+    return store.derive(source, out, tools=tools)
 
 
 @contextlib.contextmanager

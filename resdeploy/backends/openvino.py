@@ -8,7 +8,6 @@ that have it, and FP32 baselines would be none.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,15 +102,8 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     model.reshape({i: input_shape(_dims(i.partial_shape), source, execution) for i in model.inputs})
     # Compression would round FP32 weights to FP16: precision is the graph's business.
     ov.save_model(model, str(out), compress_to_fp16=False)
-    return dataclasses.replace(
-        source,
-        path=str(out),
-        format="openvino",
-        sha256=store.digest(out),
-        parent=source.sha256,
-        checks={},
-        tools={**source.tools, "openvino": installed(VENDOR) or ""},
-    )
+    tools = {**source.tools, "openvino": installed(VENDOR) or ""}
+    return store.derive(source, out, format="openvino", tools=tools)
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ goes into the cache, and only what its owner vouches for comes here.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import sys
 from collections.abc import Iterator
@@ -134,12 +133,10 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     tied = {"none": str(device), "ampere_plus": None, "same_compute_capability": device.architecture}
     marks = {"version_compatible": "yes"} if options.version_compatible else {}
     marks |= {"refit": "identical"} if options.strip and not options.refit else {}
-    return dataclasses.replace(
+    return store.derive(
         source,
-        path=str(out),
+        out,
         format="engine",
-        sha256=store.digest(out),
-        parent=source.sha256,
         machine=tied[options.hardware_compatible],
         checks=dict(made.facts),
         notes=(*source.notes, *made.notes),

@@ -86,11 +86,11 @@ def gate(
     """
     from resdeploy.measure import environment
     from resdeploy.report import ci, documents
-    from resdeploy.verbs import gate
+    from resdeploy.verbs import gate, gate_options
 
     options.distinct((output, junit, comment, metrics), (baseline, *candidate))
     with console.told_of_errors(junit, github=github):
-        plan = gate.plan_of(
+        plan = gate_options.plan_of(
             baseline,
             candidate,
             max_drop=max_drop,

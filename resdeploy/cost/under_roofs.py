@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from resdeploy.backends import choose
-from resdeploy.backends.lane import Lane
 from resdeploy.cost.roofline import TracedRun, roofline
-from resdeploy.deploy import candidates, export
+from resdeploy.deploy import candidates, executed, export
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
@@ -129,10 +128,7 @@ def _build(request: Request, precision: Precision, plan: BenchPlan, progress: Pr
 def _trace(row: _Row, timed: Summary) -> TracedRun:
     """The network's kernels from a traced run, beside its time from one without."""
     candidate = row.candidate
-    with Lane(candidate.backend) as lane:
-        lane.open(candidate.artifact, candidate.execution, trace=True)
-        lane.block(5, warmup=2, seconds=TRACED_S)
-        kernels = lane.layers()
+    kernels = executed.layers_of(candidate, 5, warmup=2, seconds=TRACED_S)
     return TracedRun(
         backend=candidate.backend,
         kernels=kernels,

@@ -63,7 +63,7 @@ def build_in_lane(
 
 
 def build_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
-    """Everything that `built` depends on."""
+    """Everything that the file of `build` depends on."""
     found = backends.load(backend).available()
     return (
         "built",

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
     from resdeploy.quantize.ptq import Calibrated
 
 
+# (2 - 2^-7) 2^127 against (2 - 2^-23) 2^127: exporters pad with -FLT_MAX before a max pool, which is -inf in BF16.
+BF16_ENDS = "The largest number of BF16 is 0.4 % below that of FP32: what lies between is infinite in it"
+CALIBRATION_BATCH = 16
+# Ranges from noise mean nothing, so a few images are enough to time a model whose weights are random too.
+SYNTHETIC_SAMPLES = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class CalibrationPlan:
     """How INT8 ranges are to be found. `data=None`: synthetic images for random weights, an error for others."""
@@ -57,10 +64,6 @@ def calibration_inputs(source: Artifact, plan: CalibrationPlan) -> Iterator[NDAr
 
     images = calibration_images(source, plan)
     return (batch.inputs for batch in datasets.batches(images, model_files.preprocessing_of(source), CALIBRATION_BATCH))
-
-
-# (2 - 2^-7) 2^127 against (2 - 2^-23) 2^127: exporters pad with -FLT_MAX before a max pool, which is -inf in BF16.
-BF16_ENDS = "The largest number of BF16 is 0.4 % below that of FP32: what lies between is infinite in it"
 
 
 def calibrate(source: Artifact, target: Target, plan: CalibrationPlan, *, progress: Progress) -> Calibrated:
@@ -145,10 +148,3 @@ def listed_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
         data = f"synthetic:{min(plan.samples, SYNTHETIC_SAMPLES)}"
     images = datasets.open_dataset(data, split="train", need_labels=False)
     return datasets.choose(images, min(plan.samples, len(images)), plan.seed)
-
-
-CALIBRATION_BATCH = 16
-
-
-# Ranges from noise mean nothing, so a few images are enough to time a model whose weights are random too.
-SYNTHETIC_SAMPLES = 16

@@ -45,6 +45,10 @@ def source_for(
     """The file that `backend` builds from, in the precision asked for (None: what the model is).
 
     INT8 follows the fusion rules of `target` (None: the backend's own).
+
+    Raises:
+        UsageError: a compiled file in another precision, or a model that the backend cannot build from.
+        BackendMissing: nothing here runs it.
     """
     if (compiler := request.compiler) is not None:
         path = Path(request.model)

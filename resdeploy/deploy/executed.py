@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from resdeploy.backends.lane import Lane
-from resdeploy.graph import files, intent
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Layer
 
@@ -21,8 +18,3 @@ def layers_of(
         lane.open(candidate.artifact, candidate.execution, trace=True)
         lane.block(runs, warmup=warmup, seconds=seconds)
         return lane.layers()
-
-
-def intent_of(graph: str | None) -> intent.Intent | None:
-    """What an ONNX file asks for; None where none is named."""
-    return None if graph is None else intent.of(files.load_model(Path(graph)))

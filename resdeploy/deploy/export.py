@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +20,17 @@ from resdeploy.records import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+CHECK_IMAGES = 3  # that two models are compared on
+
 
 def to_checkpoint(request: Request, out: Path | None = None) -> Artifact:
     """The request's network as a safetensors checkpoint."""
-    from resdeploy.models import weights, zoo
+    from resdeploy.models import weights
 
     network = networks.resolve(request)
 
     def make(path: Path) -> Artifact:
-        module = zoo.create(network.spec, seed=request.seed)
-        if network.path is not None:
-            weights.load_into(module, network.path)
+        module = weights.create(network.spec, network.path, seed=request.seed)
         return weights.save(module, network.spec, path, network.weights)
 
     return reuse.make_or_reuse(("checkpoint", network, reuse.versions("torch")), ".safetensors", out, make)
@@ -55,11 +54,9 @@ def to_onnx(request: Request, out: Path | None = None, *, data: str | None = Non
 
     def make(path: Path) -> Artifact:
         from resdeploy.graph import from_torch
-        from resdeploy.models import weights, zoo
+        from resdeploy.models import weights
 
-        module = zoo.create(network.spec, seed=request.seed)
-        if network.path is not None:
-            weights.load_into(module, network.path)
+        module = weights.create(network.spec, network.path, seed=request.seed)
         artifact = from_torch.export(module, network.spec, path, weights=network.weights, progress=progress)
         return from_torch.verify(artifact, module, run_fp32, check_images(artifact, data))
 
@@ -81,12 +78,9 @@ def _canonical(source: Artifact, out: Path) -> Artifact:
 
     def make(path: Path) -> Artifact:
         files.save_model(model, path)
-        return dataclasses.replace(
+        return store.derive(
             source,
-            path=str(path),
-            sha256=store.digest(path),
-            parent=source.sha256,
-            checks={},
+            path,
             tools=reuse.versions("onnx"),
         )
 
@@ -111,6 +105,3 @@ def run_fp32(path: Path, inputs: NDArray[Any]) -> NDArray[Any]:
     with scratch.folder() as folder, Lane("onnxruntime") as lane:
         lane.open(lane.build(artifact, execution, folder / "checked.onnx"), execution)
         return lane.predict(inputs).astype(np.float32)
-
-
-CHECK_IMAGES = 3

@@ -85,11 +85,11 @@ def _half(
     half = cast.to_half(model, precision, keep=keep)
     like = fidelity.compare_half(model, half, _compared_images(source, plan))
     kept = cast.kept(half)
-    record = dataclasses.replace(
+    files.save_model(half, path)
+    return store.derive(
         source,
-        path=str(path),
+        path,
         precision=precision,
-        parent=source.sha256,
         checks=fidelity.checks(like),
         notes=(
             *source.notes,
@@ -99,8 +99,6 @@ def _half(
         likeness=like,
         tools=reuse.versions("onnx"),
     )
-    files.save_model(half, path)
-    return dataclasses.replace(record, sha256=store.digest(path))
 
 
 def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:

@@ -20,7 +20,7 @@ from resdeploy.records import (
 
 
 def open_model(request: Request) -> Artifact:
-    """The artifact of an ONNX, OpenVINO or engine file, from its sidecar or from what the file itself tells.
+    """The artifact of an ONNX or compiled file, from its sidecar or from what the file itself tells.
 
     Raises:
         MissingInput: no such file.

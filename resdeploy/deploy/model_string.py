@@ -96,11 +96,12 @@ def refuse_missing(requests: Iterable[Request]) -> None:
     """
     from resdeploy.models import zoo
 
-    for named in (request.named for request in requests):
+    for request in requests:
+        named = request.named
         if isinstance(named, ZooName):
             zoo.find(named.name)
         elif not isinstance(named, ForeignName) and not named.path.is_file():
-            raise MissingInput(f"there is no file {named.path}", fix="Check the path")
+            raise MissingInput(f"there is no file {request.model}", fix="Check the path")
 
 
 def stem(model: str) -> str:

@@ -40,13 +40,10 @@ def uint8_input(source: Artifact, out: Path | None = None, *, data: str | None =
         described = dataclasses.replace(source.model, preprocessing=dataclasses.replace(spec, dtype="uint8"))
         metadata.attach(model, described)
         files.save_model(model, path)
-        artifact = dataclasses.replace(
+        artifact = store.derive(
             source,
-            path=str(path),
-            sha256=store.digest(path),
-            parent=source.sha256,
+            path,
             model=described,
-            checks={},
             notes=(*source.notes, "its input is uint8 pixels, normalised inside"),
             tools=reuse.versions("onnx"),
         )

@@ -61,7 +61,7 @@ def _code(*, by_verb: bool) -> str:
 
 
 def sources(*, by_verb: bool = False) -> list[Path]:
-    """Our files but those of `UNCONCERNED`; with `by_verb`, those of the verbs too."""
+    """Our files but those of `UNCONCERNED`; with `by_verb`, those of the verbs too, and what they judge by."""
     root = Path(__file__).parents[1]
-    rooms = set(UNCONCERNED) - ({"verbs"} if by_verb else set())
+    rooms = set(UNCONCERNED) - ({"verbs", "judge"} if by_verb else set())
     return [path for path in sorted(root.rglob("*.py")) if path.relative_to(root).parts[0] not in rooms]

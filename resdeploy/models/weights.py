@@ -110,6 +110,18 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
     return path, Weights(source=address, sha256=digest)
 
 
+def create(spec: ModelSpec, path: Path | None, *, seed: int = 0) -> nn.Module:
+    """The network in eval mode with the weights of a file; None: random ones, drawn by `seed`.
+
+    Raises:
+        MissingInput, PickleRefused, MalformedInput, WeightsMismatch: as `load_into`.
+    """
+    module = zoo.create(spec, seed=seed)
+    if path is not None:
+        load_into(module, path)
+    return module
+
+
 def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> bool:
     """Loads a checkpoint's weights, converted to the network's type; on failure the network is as before.
 

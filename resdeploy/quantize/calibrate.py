@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 # Any exact FP32 backend will do; a BF16 machine's OpenVINO would round what it watches.
 RUNNERS: tuple[BackendName, ...] = ("onnxruntime", "openvino")
-# Images of one run: one of 224 x 224, or more of smaller ones. Eight at once took 2.6 times as long an image (ResNet-50
+# Images of one run: one of 224 x 224, or more of smaller ones. Eight at once took 2.6 times as long each (ResNet-50
 # with its watchers, ONNX Runtime, one AVX2 core, shortest of several runs: 291 ms against 113): a core gets one image.
 BATCH_ELEMENTS = 3 * 224 * 224
 MAX_BATCH_SIZE = 64

@@ -11,7 +11,7 @@ from resdeploy.store.atomic import (
     write_bytes,
     write_json,
 )
-from resdeploy.store.publishing import UNSIGNED, check_digest, copy_to, load, load_own, publish, sidecar
+from resdeploy.store.publishing import UNSIGNED, check_digest, copy_to, derive, load, load_own, publish, sidecar
 from resdeploy.store.typed_json import fingerprint, parse, parse_json, read, read_profile
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "check_digest",
     "companions",
     "copy_to",
+    "derive",
     "digest",
     "disk_errors",
     "fingerprint",

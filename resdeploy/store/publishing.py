@@ -81,6 +81,12 @@ def publish(out: Path, make: Callable[[Path], Artifact]) -> Artifact:
     return made
 
 
+def derive(source: Artifact, path: Path, **changes: Any) -> Artifact:
+    """The record of the file at `path`, made from `source`: all that is known of that but its checks, and `changes`."""
+    known = {"path": str(path), "sha256": digest(path), "parent": source.sha256, "checks": {}}
+    return dataclasses.replace(source, **{**known, **changes})
+
+
 def copy_to(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
     """Publishes an artifact of one file under another name, with these changes to its record."""
 

@@ -18,7 +18,7 @@ from resdeploy.data import datasets
 from resdeploy.deploy import model_string, networks
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError
-from resdeploy.models import weights, zoo
+from resdeploy.models import weights
 from resdeploy.models.resnet import BasicBlock, Bottleneck, ResNet, blocks_of
 from resdeploy.report import chart, documents
 from resdeploy.report.documents import Environment
@@ -120,8 +120,7 @@ def _admit(request: Request, plan: LesionPlan, progress: Progress) -> tuple[Pati
     network = networks.resolve(request)
     if network.path is None:
         raise UsageError(f"{request.model} is not trained", fix="Name a checkpoint, or add --weights FILE")
-    net = zoo.create(network.spec)
-    weights.load_into(net, network.path)
+    net = weights.create(network.spec, network.path)
     if not isinstance(net, ResNet) or network.spec.preprocessing is None:
         raise UsageError(f"{request.model} is not a network of ours", fix="Choose one that `resdeploy models` lists")
     images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)

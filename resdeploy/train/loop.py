@@ -52,7 +52,7 @@ class Plan:
     """How to train. Where something is None, it follows from data or machine."""
 
     epochs: int  # passes over the training images; an incomplete last batch of each is left out
-    lr: float | None = None  # peak learning rate; one of `defaults` by what the network has to learn
+    lr: float | None = None  # peak learning rate; one of `vocabulary`'s by what the network has to learn
     batch_size: int = 64  # images per step, of all processes together
     seed: int = 0  # of the initial weights, the order and the augmentation
     recipe: recipes.Recipe = "fast"

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from resdeploy import backends
 from resdeploy.backends import choose, inspector
-from resdeploy.deploy import candidates, executed, model_string
+from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import MissingInput, UsageError
 from resdeploy.judge import fusion
 from resdeploy.records import Audit, Precision, Progress
+from resdeploy.verbs.audit_candidate import audit_candidate, intent_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +45,7 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
     asked = plan.precision if compiler is None or backends.load(compiler).FOREIGN else None
     source = candidates.source_for(request, backend, asked, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
-    return fusion.judge(
-        f"{model_string.stem(source.path)} on {backend}",
-        executed.layers_of(candidate),
-        intent=executed.intent_of(plan.against or (source.path if source.format == "onnx" else None)),
-        asked=plan.precision or source.precision,
-        target=backends.load(backend).TARGET,
-    )
+    return audit_candidate(source, candidate, against=plan.against, asked=plan.precision)
 
 
 def _saved(path: Path, plan: AuditPlan) -> Audit:
@@ -59,7 +54,7 @@ def _saved(path: Path, plan: AuditPlan) -> Audit:
     if plan.times is not None:
         layers = inspector.add_times(layers, _read(plan.times), str(plan.times))
     return fusion.judge(
-        path.name, layers, intent=executed.intent_of(plan.against), asked=plan.precision, bindings=inspection.bindings
+        path.name, layers, intent=intent_of(plan.against), asked=plan.precision, bindings=inspection.bindings
     )
 
 

@@ -32,6 +32,8 @@ from resdeploy.registered_backends import PREFERENCE
 REFERENCE: BackendName = "onnxruntime"
 IMAGES = 64  # files that the scope `jpeg` decodes in turn; they are in the page cache after the first time
 
+Baseline = tuple[BackendName, Precision]
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPlan:
@@ -203,9 +205,6 @@ def _failure(cell: _Cell, error: ResdeployError) -> Failure:
         exit_status=error.exit_status,
         message=str(error),
     )
-
-
-Baseline = tuple[BackendName, Precision]
 
 
 def _table(request: Request, plan: BenchPlan) -> list[tuple[BackendName, Precision | None, tuple[Baseline, ...]]]:

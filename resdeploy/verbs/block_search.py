@@ -185,14 +185,7 @@ class _Search:
             spec = dataclasses.replace(spec, removed=(*spec.removed, *names), params=None)
             metadata.attach(model, spec)
         files.save_model(model, out)
-        return dataclasses.replace(
-            self.source,
-            path=str(out),
-            sha256=store.digest(out),
-            parent=self.source.sha256,
-            model=spec,
-            checks={},
-        )
+        return store.derive(self.source, out, model=spec)
 
     def compare(self, block: str, answers: Predictions) -> Lesion:
         """What these answers have lost against the whole network's, `block` being the last to go."""

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING
 
-from resdeploy import backends, store
+from resdeploy import store
 from resdeploy.backends import choose
 from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, source_for
-from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
+from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import UsageError
 from resdeploy.judge import accuracy, hints, pairs
 from resdeploy.measure import interleaved, one_run, prediction_files, results
@@ -34,95 +34,12 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.verbs import judge_limits
+from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits, Times, compares_nothing
 from resdeploy.verbs.saved_benches import judge_saved
 
 if TYPE_CHECKING:
-    from typing import Unpack  # from Python 3.11 on
-
-
-@dataclass(frozen=True, kw_only=True)
-class GatePlan:
-    """Who is compared with whom, on what, and how."""
-
-    baseline: str
-    candidates: tuple[str, ...]
-    limits: Limits
-    data: str | None = None
-    sight: PreprocessingOverride = field(default_factory=PreprocessingOverride)
-    skip_bad: bool = False
-    confidence: float = 0.95
-    backends: tuple[str, ...] = ("auto",)
-    batch_size: int = 32
-    threads: int | None = None
-    duration_s: float = 3.0
-    seed: int = 0
-    update_baseline: bool = False
-
-
-class GateOptions(TypedDict, total=False):
-    """Limits and options by the names that the command line gives them; None is what the command has without it."""
-
-    max_drop: float | None
-    max_top5_drop: float | None
-    max_slowdown: float | None
-    max_size: float | None
-    max_memory: float | None
-    require_fused: bool
-    data: str | None
-    confidence: float
-    backend: str
-    batch_size: int
-    duration: float
-    threads: int | None
-    skip_bad: bool
-    img_size: int | None
-    resize: int | None
-    interpolation: Interpolation | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    seed: int
-    update_baseline: bool
-
-
-def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
-    """The plan that options of the command line's names describe.
-
-    Raises:
-        UsageError: an option of no such name.
-    """
-    if unknown := sorted(options.keys() - GateOptions.__annotations__):
-        raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
-    limits = Limits(
-        drop_pp=options.get("max_drop"),
-        top5_drop_pp=options.get("max_top5_drop"),
-        slowdown_pct=options.get("max_slowdown"),
-        size_mb=options.get("max_size"),
-        memory_mb=options.get("max_memory"),
-        fused=options.get("require_fused", False),
-    )
-    mean, std = options.get("mean"), options.get("std")
-    return GatePlan(
-        baseline=baseline,
-        candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
-        limits=limits,
-        data=options.get("data"),
-        sight=PreprocessingOverride(
-            img_size=options.get("img_size"),
-            resize=options.get("resize"),
-            interpolation=options.get("interpolation"),
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-        ),
-        skip_bad=options.get("skip_bad", False),
-        confidence=options.get("confidence", GatePlan.confidence),
-        backends=tuple(dict.fromkeys(options.get("backend", "auto").split(","))),
-        batch_size=options.get("batch_size", GatePlan.batch_size),
-        threads=options.get("threads"),
-        duration_s=options.get("duration", GatePlan.duration_s),
-        seed=options.get("seed", GatePlan.seed),
-        update_baseline=options.get("update_baseline", False),
-    )
+    pass  # from Python 3.11 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,24 +186,31 @@ def _judge(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
     """All checks of all candidates, and what must be known of the comparison."""
+    answers = [
+        None if baseline.predictions is None or side.predictions is None
+        else pairs.match(baseline.predictions, side.predictions)
+        for side in candidates
+    ]  # fmt: skip
+    accuracies = judge_limits.judge_answers(answers, plan.limits, confidence=plan.confidence)
     runs = _measure(baseline, candidates, plan, progress)
-    evidence = [_look_at(baseline, side, runs.get(side.name), plan) for side in candidates]
+    evidence = [
+        _look_at(side, one, runs.get(side.name), plan) for side, one in zip(candidates, accuracies, strict=True)
+    ]
     verdicts = judge_limits.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
     judged = []
-    for side, seen, one in zip(candidates, evidence, verdicts, strict=True):
+    for side, pair, one in zip(candidates, answers, verdicts, strict=True):
         answer = Judged(candidate=_subject(side), verdict=one)
-        judged.append(answer if seen.answers is None else _with_images(answer, side, seen.answers, plan, progress))
+        judged.append(answer if pair is None else _with_images(answer, side, pair, plan, progress))
     return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
 
 
 def _look_at(
-    baseline: GateSide | None, side: GateSide, run: tuple[Measurement | None, Measurement] | None, plan: GatePlan
+    side: GateSide, accuracy: Verdict | None, run: tuple[Measurement | None, Measurement] | None, plan: GatePlan
 ) -> Evidence:
     """What the limits that were given need to know of a candidate."""
     limits, source = plan.limits, side.source
-    before = None if baseline is None else baseline.predictions
     return Evidence(
-        answers=None if before is None or side.predictions is None else pairs.match(before, side.predictions),
+        accuracy=accuracy,
         times=None if run is None else Times.of_run(*run),
         peak_rss_bytes=None if run is None else run[1].peak_rss_bytes,
         size_bytes=store.size_bytes(Path(source.path)) if source is not None and limits.size_mb is not None else None,
@@ -360,16 +284,9 @@ def _audit(side: GateSide, plan: GatePlan) -> Audit | None:
     """The layers that the backend executes, held against the graph."""
     if side.source is None or side.backend is None:
         return None
-    from resdeploy.deploy import executed
-    from resdeploy.judge import fusion
+    from resdeploy.verbs.audit_candidate import audit_candidate
 
-    return fusion.judge(
-        f"{model_string.stem(side.source.path)} on {side.backend}",
-        executed.layers_of(candidate(side.source, side.backend, threads=plan.threads)),
-        intent=executed.intent_of(side.source.path if side.source.format == "onnx" else None),
-        asked=side.source.precision,
-        target=backends.load(side.backend).TARGET,
-    )
+    return audit_candidate(side.source, candidate(side.source, side.backend, threads=plan.threads))
 
 
 def _measure(
@@ -439,9 +356,8 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
     alone = dataclasses.replace(plan, limits=limits)
     run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
-    (found,) = judge_limits.judge(
-        [_look_at(None, candidate, run, alone)], limits, confidence=plan.confidence, seed=plan.seed
-    )
+    seen = _look_at(candidate, None, run, alone)
+    (found,) = judge_limits.judge([seen], limits, confidence=plan.confidence, seed=plan.seed)
     checks = found.checks
     good = all(check.state == "pass" for check in checks)
     if good:

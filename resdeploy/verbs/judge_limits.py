@@ -56,11 +56,23 @@ class Times:
 class Evidence:
     """What was seen of one candidate beside its baseline; None: not looked at."""
 
-    answers: Pair | None = None
+    accuracy: Verdict | None = None  # of `judge_answers`
     times: Times | None = None
     size_bytes: int | None = None
     peak_rss_bytes: int | None = None
     audit: Audit | None = None
+
+
+def judge_answers(answers: Sequence[Pair | None], limits: Limits, *, confidence: float) -> tuple[Verdict, ...]:
+    """The accuracy of each candidate, by its answers and its baseline's; what needs no measuring comes first.
+
+    Raises:
+        UsageError: a limit or a confidence that is none, or top-5 where a side names fewer classes.
+    """
+    answered = [pair for pair in answers if pair is not None]
+    drops = {"max_drop_pp": limits.drop_pp, "max_top5_drop_pp": limits.top5_drop_pp}
+    judged = iter(accuracy.judge_many(answered, **drops, confidence=confidence) if answered else ())
+    return tuple(_without_answers(limits) if pair is None else next(judged) for pair in answers)
 
 
 def judge(
@@ -76,25 +88,19 @@ def judge(
         paired: whether a candidate's blocks and its baseline's took turns in one run.
 
     Raises:
-        UsageError: a limit or a confidence that is none, or top-5 where a side names fewer classes.
+        UsageError: a limit or a confidence that is none.
     """
-    verdicts = _judge_answers(evidence, limits, confidence)
     slowdowns = _judge_times(evidence, limits, confidence=confidence, seed=seed, paired=paired)
-    return tuple(
-        dataclasses.replace(verdict, checks=(*verdict.checks, *slowdown, *_judge_budgets(seen, limits)))
-        for seen, verdict, slowdown in zip(evidence, verdicts, slowdowns, strict=True)
-    )
-
-
-def _judge_answers(evidence: Sequence[Evidence], limits: Limits, confidence: float) -> list[Verdict]:
-    answered = [seen.answers for seen in evidence if seen.answers is not None]
-    drops = {"max_drop_pp": limits.drop_pp, "max_top5_drop_pp": limits.top5_drop_pp}
-    judged = iter(accuracy.judge_many(answered, **drops, confidence=confidence) if answered else ())
-    return [_without_answers(limits) if seen.answers is None else next(judged) for seen in evidence]
+    judged = []
+    for seen, slowdown in zip(evidence, slowdowns, strict=True):
+        of_accuracy = seen.accuracy or Verdict(checks=())
+        checks = (*of_accuracy.checks, *slowdown, *_judge_budgets(seen, limits))
+        judged.append(dataclasses.replace(of_accuracy, checks=checks))
+    return tuple(judged)
 
 
 def _without_answers(limits: Limits) -> Verdict:
-    """A limit that was asked for and could not be judged does not pass."""
+    """A limit that was asked for and could not be judged does not pass; `run` alone goes on to this."""
     asked = (("top1", limits.drop_pp), ("top5", limits.top5_drop_pp))
     note = "FP32 or this model has no predictions to compare: it failed on the images."
     return Verdict(

@@ -16,7 +16,7 @@ from resdeploy.judge.pairs import Pair
 from resdeploy.measure import interleaved, run_images
 from resdeploy.records import Preprocessing, Progress
 
-IMAGES = 400  # looked at again: shares within about 5 points, and a second or two a reading
+IMAGES = 400  # looked at again: shares within about 5 points, and a second or two per reading
 BROUGHT_BACK = 0.5  # of the accuracy lost, from which a reading counts as the likely cause
 # What networks are commonly trained with: torchvision, TensorFlow, CIFAR, pixels from 0 to 1 and from 0 to 255.
 NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {

@@ -196,9 +196,7 @@ class _Tuner:
         start = _cut(self.request, removed, self.folder / "cut.safetensors")
         assert start.model is not None
         network = networks.resolve(self.request)
-        teacher = zoo.create(network.spec, seed=self.request.seed)
-        if network.path is not None:
-            weights.load_into(teacher, network.path)
+        teacher = weights.create(network.spec, network.path, seed=self.request.seed)
         self.trained = loop.train(
             start.model, self.images, self.choosing, self.plan,
             out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
@@ -215,12 +213,10 @@ class _Tuner:
 
 def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str, ...] = ()) -> Artifact:
     """The request's network without these blocks, as a checkpoint."""
-    from resdeploy.models import resnet, weights, zoo
+    from resdeploy.models import resnet, weights
 
     network = networks.resolve(request)
-    net = zoo.create(network.spec, seed=request.seed)
-    if network.path is not None:
-        weights.load_into(net, network.path)
+    net = weights.create(network.spec, network.path, seed=request.seed)
     if not isinstance(net, resnet.ResNet):
         raise UsageError(f"{network.spec.name} is not a network of ours", fix="Write an .onnx file instead")
     resnet.remove_blocks(net, removed)

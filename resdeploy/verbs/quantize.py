@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from resdeploy.quantize.ptq import Calibrated
 
 
-BATCH_SIZE = 32  # of the judging; times are taken with one image a query
+BATCH_SIZE = 32  # of the judging; times are taken with one image per query
 
 
 @dataclass(frozen=True, kw_only=True)

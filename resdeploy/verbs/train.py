@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy import store, vocabulary
+from resdeploy.data import datasets
 from resdeploy.deploy import export, lower, networks
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import ForeignName, Request, ZooName
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from resdeploy.train.loop import Plan
     from resdeploy.train.qat import Plan as QatPlan
     from resdeploy.train.state import Epoch
-from resdeploy.data import datasets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,7 +209,6 @@ def train_int8(
     Raises:
         UsageError: a network in low precision already, or with random weights.
     """
-    from resdeploy.data import datasets
     from resdeploy.train import qat
 
     store.probe(out)

@@ -116,7 +116,7 @@ def test_a_run_makes_its_file_anew_after_a_weight_changed(apart: Path, tmp_path:
     said: list[str] = []
     for _ in range(3):
         steps = Steps(tmp_path / "runs", said.append)
-        made = run.Making(profile=plan, steps=steps, progress=lambda *_: None, note=said.append).fp32()
+        made = run.ProfileRun(profile=plan, steps=steps, progress=lambda *_: None, note=said.append).fp32()
         if len(said) == 2:
             answer_zero(apart)
     assert [line.split()[0] for line in said] == ["making", "unchanged", "making"]

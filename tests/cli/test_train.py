@@ -72,8 +72,8 @@ def test_a_profile_trains_trained_weights_as_gently(trained: Path, tmp_path: Pat
     said: list[str] = []
     asked = Profile(name="p", model=str(trained), data="digits", epochs=1)
     steps = Steps(tmp_path / "run", said.append)
-    making = run.Making(profile=asked, steps=steps, progress=lambda *_: None, note=said.append)
-    made = making.trained(Request(model=str(trained)), "digits")
+    making = run.ProfileRun(profile=asked, steps=steps, progress=lambda *_: None, note=said.append)
+    made = making.train(Request(model=str(trained)), "digits")
     rates = [curves.read(path)[-1].lr for path in (Path(made.path), tmp_path / "ft.safetensors")]
     assert rates[0] == rates[1]
     assert said[-1].startswith(f"top-1 {checks_of(trained)['test_top1']:.2f} % before, ")

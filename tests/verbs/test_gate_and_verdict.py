@@ -23,8 +23,8 @@ from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
-from resdeploy.verbs import gate, judge_limits
-from resdeploy.verbs.gate import GatePlan
+from resdeploy.verbs import gate, gate_options, judge_limits
+from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits, Times
 
 DROP = Limits(drop_pp=1.0)
@@ -218,7 +218,7 @@ def test_rows_of_several_saved_benches_are_told_apart(tmp_path: Path) -> None:
 
 def test_a_candidate_named_twice_is_one() -> None:
     """Nothing is run or corrected for twice."""
-    plan = gate.plan_of("a.npz", ["b.npz", "b.npz"], backend="openvino,openvino", max_drop=1)
+    plan = gate_options.plan_of("a.npz", ["b.npz", "b.npz"], backend="openvino,openvino", max_drop=1)
     assert (plan.candidates, plan.backends) == (("b.npz",), ("openvino",))
 
 
@@ -382,7 +382,9 @@ def test_a_file_compared_with_itself_is_said(files: Path) -> None:
 
 def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
-    (limited,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(drop_pp=1.0, size_mb=1.0), confidence=0.95, seed=0)
+    limits = Limits(drop_pp=1.0, size_mb=1.0)
+    (accuracy,) = judge_limits.judge_answers([None], limits, confidence=0.95)
+    (limited,) = judge_limits.judge([Evidence(accuracy=accuracy, size_bytes=1)], limits, confidence=0.95, seed=0)
     assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive"), ("size", "pass")]
     assert limited.state == "inconclusive"
     (free,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)

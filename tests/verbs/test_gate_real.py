@@ -17,7 +17,7 @@ from resdeploy.deploy import candidates, export
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.measure import prediction_files, run_images
 from resdeploy.records import Artifact, Check
-from resdeploy.verbs import gate
+from resdeploy.verbs import gate, gate_options
 from resdeploy.verbs.judge_limits import Limits
 
 PER_CLASS = 60
@@ -60,7 +60,7 @@ def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 def judged(fp32: Artifact, candidate: Path, sight: PreprocessingOverride | None = None) -> Check:
     folder = Path(fp32.path).parent
-    plan = gate.GatePlan(
+    plan = gate_options.GatePlan(
         baseline=str(folder / "base.npz"),
         candidates=(str(candidate),),
         limits=Limits(drop_pp=1.0),

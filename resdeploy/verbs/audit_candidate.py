@@ -1,0 +1,37 @@
+"""The fusion audit of one built candidate, which `audit` and `gate --require-fused` share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from resdeploy import backends
+from resdeploy.deploy import executed, model_string
+from resdeploy.graph import files, intent
+from resdeploy.judge import fusion
+from resdeploy.measure.interleaved import Candidate
+from resdeploy.records import Artifact, Audit, Precision
+
+
+def audit_candidate(
+    source: Artifact, candidate: Candidate, *, against: str | None = None, asked: Precision | None = None
+) -> Audit:
+    """The layers that the backend executes, held against the graph.
+
+    Args:
+        source: the file that it was built from; an ONNX file says what it asks for.
+        candidate: what runs.
+        against: the ONNX file that a compiled source was made from; None: unknown.
+        asked: the precision asked for; None: what the source is in.
+    """
+    return fusion.judge(
+        f"{model_string.stem(source.path)} on {candidate.backend}",
+        executed.layers_of(candidate),
+        intent=intent_of(against or (source.path if source.format == "onnx" else None)),
+        asked=asked or source.precision,
+        target=backends.load(candidate.backend).TARGET,
+    )
+
+
+def intent_of(graph: str | None) -> intent.Intent | None:
+    """What an ONNX file asks for; None where none is named."""
+    return None if graph is None else intent.of(files.load_model(Path(graph)))

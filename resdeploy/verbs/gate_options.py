@@ -1,0 +1,99 @@
+"""What `gate` is asked: its plan, and how the options of the command line, or of a pytest fixture, become one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
+
+from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride
+from resdeploy.errors import UsageError
+from resdeploy.verbs.judge_limits import Limits
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatePlan:
+    """Who is compared with whom, on what, and how."""
+
+    baseline: str
+    candidates: tuple[str, ...]
+    limits: Limits
+    data: str | None = None
+    sight: PreprocessingOverride = field(default_factory=PreprocessingOverride)
+    skip_bad: bool = False
+    confidence: float = 0.95
+    backends: tuple[str, ...] = ("auto",)
+    batch_size: int = 32
+    threads: int | None = None
+    duration_s: float = 3.0
+    seed: int = 0
+    update_baseline: bool = False
+
+
+class GateOptions(TypedDict, total=False):
+    """Limits and options by the names that the command line gives them."""
+
+    max_drop: float | None
+    max_top5_drop: float | None
+    max_slowdown: float | None
+    max_size: float | None
+    max_memory: float | None
+    require_fused: bool
+    data: str | None
+    confidence: float
+    backend: str
+    batch_size: int
+    duration: float
+    threads: int | None
+    skip_bad: bool
+    img_size: int | None
+    resize: int | None
+    interpolation: Interpolation | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    seed: int
+    update_baseline: bool
+
+
+def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
+    """The plan that options of the command line's names describe.
+
+    Raises:
+        UsageError: an option of no such name.
+    """
+    if unknown := sorted(options.keys() - GateOptions.__annotations__):
+        raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
+    limits = Limits(
+        drop_pp=options.get("max_drop"),
+        top5_drop_pp=options.get("max_top5_drop"),
+        slowdown_pct=options.get("max_slowdown"),
+        size_mb=options.get("max_size"),
+        memory_mb=options.get("max_memory"),
+        fused=options.get("require_fused", False),
+    )
+    mean, std = options.get("mean"), options.get("std")
+    return GatePlan(
+        baseline=baseline,
+        candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
+        limits=limits,
+        data=options.get("data"),
+        sight=PreprocessingOverride(
+            img_size=options.get("img_size"),
+            resize=options.get("resize"),
+            interpolation=options.get("interpolation"),
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+        ),
+        skip_bad=options.get("skip_bad", False),
+        confidence=options.get("confidence", GatePlan.confidence),
+        backends=tuple(dict.fromkeys(options.get("backend", "auto").split(","))),
+        batch_size=options.get("batch_size", GatePlan.batch_size),
+        threads=options.get("threads"),
+        duration_s=options.get("duration", GatePlan.duration_s),
+        seed=options.get("seed", GatePlan.seed),
+        update_baseline=options.get("update_baseline", False),
+    )
