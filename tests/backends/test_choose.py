@@ -21,7 +21,7 @@ def hide(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 def test_survey_imports_no_vendor() -> None:
     """All backends are described without importing one."""
     code = (
-        "import sys; from resdeploy.backends import choose; from resdeploy.vocabulary import BACKENDS;"
+        "import sys; from resdeploy.backends import choose; from resdeploy.registered_backends import BACKENDS;"
         "assert tuple(choose.survey()) == BACKENDS;"
         "print([m for m in sys.modules if m.split('.')[0] in"
         " {'torch','onnx','onnxruntime','openvino','tensorrt','pydantic','numpy.linalg'}])"
