@@ -21,6 +21,7 @@ SLOW_ROOMS = ("cli", "train", "study", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
+TORCH_TOLD: list[str] = []  # once is enough
 ALL_CORES = sorted(os.sched_getaffinity(0))
 # What tests share with each other.
 OF_OTHERS = re.compile(r"^\s*from (?:tests\.(?:\w+\.)*)?(test_\w+) import|import (symbolic|quick)\b", re.MULTILINE)
@@ -52,8 +53,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_teardown(item: pytest.Item) -> None:
-    if item.config.getoption("--fast") and "torch" in sys.modules:
-        pytest.fail("torch was imported: mark the test `slow`, or import less in what it tests")
+    if item.config.getoption("--fast") and "torch" in sys.modules and not TORCH_TOLD:
+        TORCH_TOLD.append(item.nodeid)
+        pytest.fail("torch was imported by now: mark the test `slow`, or import less in what it tests")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+pytestmark = pytest.mark.slow  # each starts a pytest of its own
 Pytest = Callable[..., "subprocess.CompletedProcess[str]"]
 TEST = "def test_accuracy(resdeploy_gate):\n    found = resdeploy_gate({candidate!r}, baseline='base.npz', {options})\n"
 

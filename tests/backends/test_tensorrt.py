@@ -175,6 +175,7 @@ def test_capabilities_are_those_of_the_version(bench: Bench, version: str) -> No
 
 
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.slow
 def test_every_used_name_is_needed(bench: Bench, version: str, images: np.ndarray, tmp_path: Path) -> None:
     """A name taken out of a version's list makes the plan fail, or do visibly something else."""
 

@@ -52,15 +52,6 @@ from resdeploy.report import documents, mixed, pruning, render
 from resdeploy.report.render import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.table_columns import TABLES
-from resdeploy.study.degradation import (
-    DegradationPlan,
-    DegradationReport,
-    Difference,
-    NetworkMeans,
-    degradation_document,
-)
-from resdeploy.study.lesion import Deleted, LesionPlan, LesionReport, NetworkLesions, lesion_document
-from resdeploy.train.loop import Plan
 
 ENVIRONMENT = {
     "os": "Debian", "kernel": "Linux 6", "machine": "x86_64", "python": "CPython 3.11", "memory_bytes": 8_000_000_000,
@@ -189,7 +180,7 @@ def all_documents(name):
         mixed.sensitivity(name, [tried], ENVIRONMENT),
         mixed.search(name, [searched], [tried], ENVIRONMENT),
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
-        *study_documents(name, cost),
+        pruned(name, cost),
         documents.compare([changed(name)], [name], ENVIRONMENT),
         documents.cache(name, [Part(name=name, entries=2, size_bytes=3_000_000)], ENVIRONMENT),
         documents.cache_verify(2, [Doubt(file=name, state="damaged", why=name)], ENVIRONMENT),
@@ -208,35 +199,50 @@ def audited(name):
     )  # fmt: skip
 
 
-def study_documents(name, cost):
+def pruned(name, cost):
     lesion = Lesion(block=name, divergence=0.1, drop_pp=0.2, interval_pp=(-0.1, 0.5), flips=3)
     before, after = (PruneSide(cost=cost, timing=t, score=scored(name)) for t in (summary(name), failed(name)))
-    pruned = PruneOutcome(
+    outcome = PruneOutcome(
         artifact=Artifact(path=name, format="onnx", precision="fp32", sha256=name), removed=(name,), lesions=(lesion,),
         path=(lesion,), tuned=lesion, before=before, after=after, comparisons=(faster(name),), verdict=verdict(name),
     )  # fmt: skip
-    lesions = NetworkLesions(
-        model=name, error=16.6, single=(Deleted(block=name, shortcut=name, error=17.0),), several=(), shuffled=(),
-        notes=(name,),
+    return pruning.prune_document(outcome, ENVIRONMENT)
+
+
+def study_documents(name):
+    """Those whose modules import torch."""
+    pytest.importorskip("torch")
+    from resdeploy.study import degradation, lesion
+    from resdeploy.train.loop import Plan
+
+    lesions = lesion.NetworkLesions(
+        model=name, error=16.6, single=(lesion.Deleted(block=name, shortcut=name, error=17.0),), several=(),
+        shuffled=(), notes=(name,),
     )  # fmt: skip
-    means = NetworkMeans(
+    means = degradation.NetworkMeans(
         model=name, depth=20, seeds=3, train_loss=0.1, train_loss_ci95=(0.0, 0.2), train_error=3.0, test_error=4.0
     )
-    budget = DegradationPlan(data=name, depths=(20, 56), seeds=3, training=Plan(epochs=1))
-    difference = Difference(of=name, value=2.0, ci95=(-math.inf, 3.0))
+    budget = degradation.DegradationPlan(data=name, depths=(20, 56), seeds=3, training=Plan(epochs=1))
+    difference = degradation.Difference(of=name, value=2.0, ci95=(-math.inf, 3.0))
+    of_depths = degradation.DegradationReport(plan=budget, trainings=(), networks=(means,), differences=(difference,))
+    of_blocks = lesion.LesionReport(plan=lesion.LesionPlan(data=name), networks=(lesions,))
     return [
-        pruning.prune_document(pruned, ENVIRONMENT),
-        lesion_document(LesionReport(plan=LesionPlan(data=name), networks=(lesions,)), ENVIRONMENT),
-        degradation_document(
-            DegradationReport(plan=budget, trainings=(), networks=(means,), differences=(difference,)), ENVIRONMENT
-        ),
-    ]  # fmt: skip
+        lesion.lesion_document(of_blocks, ENVIRONMENT),
+        degradation.degradation_document(of_depths, ENVIRONMENT),
+    ]
 
 
-def test_every_document_parses_and_has_the_keys_that_stay():
+EVERY = pytest.mark.parametrize(
+    "documents_of", [all_documents, pytest.param(study_documents, marks=pytest.mark.slow)], ids=["all", "study"]
+)
+
+
+@EVERY
+def test_every_document_parses_and_has_the_keys_that_stay(documents_of):
     """schema_version, command, environment and results; numbers are numbers; every command has its table."""
-    found = {d["command"]: json.loads(render.render(d, "json")) for d in all_documents("m")}
-    assert found.keys() == TABLES.keys()
+    found = {d["command"]: json.loads(render.render(d, "json")) for d in documents_of("m")}
+    studies = {command for command in TABLES if command.startswith("study ")}
+    assert found.keys() == (studies if documents_of is study_documents else TABLES.keys() - studies)
     for document in found.values():
         assert document["schema_version"] == 1
         assert document["environment"] == ENVIRONMENT
@@ -307,11 +313,12 @@ def test_a_comparison_says_what_was_found(comparison, finding):
     assert finding in render.render(document)
 
 
+@EVERY
 @pytest.mark.parametrize("form", ["table", "md", "csv", "json"])
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_names_are_inert(name, form):
+def test_hostile_names_are_inert(documents_of, name, form):
     """No control character, CI command or direction override leaves in any form of any document."""
-    for document in all_documents(name):
+    for document in documents_of(name):
         text = render.render(document, form, color=False)
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
         assert "##[" not in text
@@ -319,17 +326,19 @@ def test_hostile_names_are_inert(name, form):
         text.encode()
 
 
+@EVERY
 @pytest.mark.parametrize("name", HOSTILE)
-def test_json_gives_hostile_names_back_unchanged(name):
+def test_json_gives_hostile_names_back_unchanged(documents_of, name):
     """Escapes are JSON's own, so a program reads what was there."""
-    for document in all_documents(name):
+    for document in documents_of(name):
         assert json.loads(render.render(document, "json")) == json.loads(json.dumps(document))
 
 
+@EVERY
 @pytest.mark.parametrize("name", [*HOSTILE, " =1+1", "-1+1", "+1", "\t=1", "＝1"])
-def test_csv_cells_are_no_formulas(name):
+def test_csv_cells_are_no_formulas(documents_of, name):
     """Text that a spreadsheet would compute gets an apostrophe; numbers stay numbers."""
-    for document in all_documents(name):
+    for document in documents_of(name):
         rows = list(csv.reader(io.StringIO(render.render(document, "csv"))))
         assert len({len(row) for row in rows}) == 1
         for cell in (cell for row in rows[1:] for cell in row):
@@ -337,10 +346,11 @@ def test_csv_cells_are_no_formulas(name):
                 float(cell)
 
 
-def test_markdown_cells_hold_no_markup():
+@EVERY
+def test_markdown_cells_hold_no_markup(documents_of):
     """Tags, code and links are escaped, and a pipe opens no cell: every row has as many as its header."""
     for name in HOSTILE:
-        for document in all_documents(name):
+        for document in documents_of(name):
             lines = [line for line in render.render(document, "md").splitlines() if line.startswith("|")]
             assert not [line for line in lines if re.search(r"(?<!\\)[<`!]|\]\(", line.replace(r"\](", ""))]
     document = documents.bench([summary("a|b")], [], ENVIRONMENT)
