@@ -42,6 +42,11 @@ def resolve(request: Request) -> Network:
             "an engine is a program and is not fetched from a URL by itself",
             fix="Download it, and name the file with --trust-engine if you trust where it came from",
         )
+    if request.model.startswith(("http://", "https://")):
+        raise UsageError(
+            f"a model is not fetched from a URL: {request.model}",
+            fix="Download it and name the file; weights of a network may be a URL: MODEL --weights URL",
+        )
     if isinstance(request.named, CheckpointFile):
         return _checkpoint_network(request)
     foreign.permit(request.model)  # the one place: a request holds what was typed

@@ -37,6 +37,12 @@ def test_an_unknown_model_names_the_nearest(resdeploy: Run, tmp_path: Path) -> N
     assert not files_in(tmp_path)
 
 
+def test_a_url_is_no_model_and_it_is_said_what_to_do(resdeploy: Run, tmp_path: Path) -> None:
+    """Weights may come from one, a model may not."""
+    refused(resdeploy("export", "https://host/m.onnx"), 2, "https://host/m.onnx", "Download it", "--weights URL")
+    assert not files_in(tmp_path)
+
+
 @pytest.mark.parametrize(
     "command",
     [

@@ -1,5 +1,6 @@
 """Verdicts on synthetic clocks: each defect is named, and clean runs are believed."""
 
+import math
 from collections import Counter
 from collections.abc import Callable
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy.optimize import linprog
+from scipy.stats import mannwhitneyu, norm
 
 from resdeploy import stats
 from resdeploy.stats import validity
@@ -140,6 +142,21 @@ def test_the_dips_quantiles_are_the_published_ones() -> None:
     dips = np.array([stats.dip(rng.uniform(size=100)) for _ in range(2000)])
     assert np.quantile(dips, 0.9) == pytest.approx(0.0471, rel=0.02)
     assert np.mean(dips * 10 > validity.DIP_LIMIT) <= 0.003
+
+
+def test_the_rank_test_of_cached_results_is_scipys() -> None:
+    """With ties, and where the share of faster times decides: as Mann and Whitney's statistic from its normal limit."""
+    rng, decided = np.random.default_rng(1), set()
+    for _ in range(300):
+        slow = rng.integers(20, 26, rng.integers(2, 40)).astype(float)
+        fast = rng.integers(12, 24, rng.integers(2, 40)).astype(float)
+        below = mannwhitneyu(slow, fast, method="asymptotic").statistic / (len(slow) * len(fast))
+        error = math.sqrt((len(slow) + len(fast) + 1) / (12 * len(slow) * len(fast)))
+        surely = below - 0.5 > norm.ppf(1 - validity.ALPHA / 2) * error
+        much = 1 - np.median(fast) / np.median(slow) > validity.CACHED_LIMIT
+        assert (stats.cached([slow], [fast]) is not None) == (surely and much)
+        decided.add((bool(surely), bool(much)))
+    assert len(decided) == 4
 
 
 def test_a_result_that_is_kept_is_found_and_noise_is_not():
