@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
 
 
+@pytest.hookimpl(trylast=True)  # after the fixtures have been taken down
 def pytest_runtest_teardown(item: pytest.Item) -> None:
     if item.config.getoption("--fast") and "torch" in sys.modules and not TORCH_TOLD:
         TORCH_TOLD.append(item.nodeid)

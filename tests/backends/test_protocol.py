@@ -21,6 +21,14 @@ FACTS = typing.get_type_hints(Backend)
 FUNCTIONS = {name: value for name, value in vars(Backend).items() if inspect.isfunction(value) and name[0] != "_"}
 
 
+def taken_by(function: typing.Any) -> list[tuple[typing.Any, ...]]:
+    """What callers must know of each parameter: its kind and default, and its name where they write it."""
+    return [
+        (p.kind, p.default, p.name if p.kind is p.KEYWORD_ONLY else "")
+        for p in inspect.signature(function).parameters.values()
+    ]
+
+
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_backend_has_every_fact_of_its_type_and_every_function(name: str) -> None:
     """`load` cannot let mypy look at a module that it finds by name, so that it is looked at here."""
@@ -28,8 +36,7 @@ def test_a_backend_has_every_fact_of_its_type_and_every_function(name: str) -> N
     for fact, kind in FACTS.items():
         TypeAdapter(kind).validate_python(getattr(module, fact), strict=True)
     for function, declared in FUNCTIONS.items():
-        wanted = [p.kind for p in inspect.signature(declared).parameters.values()][1:]
-        assert [p.kind for p in inspect.signature(getattr(module, function)).parameters.values()] == wanted, function
+        assert taken_by(getattr(module, function)) == taken_by(declared)[1:], function
 
 
 def test_a_compiled_format_has_one_backend() -> None:
@@ -58,8 +65,8 @@ def test_nobody_outside_asks_which_backend_it_is() -> None:
     found = []
     for path in sorted(set(PACKAGE.rglob("*.py")) - set((PACKAGE / "backends").rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            about = ast.unparse(node) if isinstance(node, ast.Compare) else ""
-            compared = named(ast.walk(node)) if not re.search("target|provider", about) else set()
+            about = ast.unparse(node) if isinstance(node, (ast.Compare, ast.MatchValue)) else ""
+            compared = named(ast.walk(node)) if not re.search(r"\b(target|TARGET|providers?)\b", about) else set()
             if about and compared:
                 found.append(f"{path.relative_to(PACKAGE)}: {about}")
             if isinstance(node, ast.Dict) and len(named(node.keys)) > 1:

@@ -81,14 +81,14 @@ def test_a_backend_of_one_file_and_one_line_predicts_as_torch_does(resdeploy: Ru
     assert json.loads((tmp_path / "tiny.toy.json").read_text())["format"] == "toy"
     expected = expected_logits()
     for model in ("tiny.onnx", "tiny.toy"):
-        resdeploy("eval", model, "--backend", "toy", "--data", "digits", *SIGHT, "--predictions", "toy.npz")
-        with np.load(tmp_path / "toy.npz") as found:
+        resdeploy("eval", model, "--backend", "toy", "--data", "digits", *SIGHT, "--predictions", f"{model}.npz")
+        with np.load(tmp_path / f"{model}.npz") as found:
             np.testing.assert_allclose(found["logits"], expected, rtol=1e-3, atol=1e-4)
             np.testing.assert_array_equal(found["predictions"], expected.argmax(1))
 
 
 def test_it_is_benched_beside_others(resdeploy: Run) -> None:
-    """With the package that it runs on among the tools, and by `auto` where nothing before it is here."""
+    """With the package that it runs on among the tools; `--help` names it in the order of `auto`."""
     args = ("--backend", "toy,onnxruntime", "--duration", "0.1", "--format", "json")
     document = json.loads(resdeploy("bench", "tiny.onnx", *args).stdout)
     assert [row["backend"] for row in document["results"]] == ["toy", "onnxruntime"]

@@ -93,7 +93,7 @@ def counted(name: str) -> list[int]:
 
 @pytest.mark.parametrize("name", [name for name in KNOWN if not DEEP.search(name)])
 def test_parameters_and_multiply_accumulates_are_the_published_ones(name: str) -> None:
-    """Every variant that the literature has: options A, B and C, v1 and v1.5, pre- and post-activation, auxiliaries."""
+    """Variants in print up to 200 layers: options A to C, v1 and v1.5, pre- and post-activation, auxiliaries."""
     assert counted(name) == KNOWN[name]
 
 
@@ -119,6 +119,7 @@ def test_a_thousand_layers_cost_what_their_blocks_do(deep: str, shallow: str, de
         for low, high in zip(counted(shallow), counted(deeper), strict=True)
     ]
     assert grown == KNOWN[deep]
+    assert params(published(deep)[0]) == KNOWN[deep][0]
 
 
 def test_the_networks_before_2015_have_their_published_counts() -> None:
