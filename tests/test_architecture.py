@@ -32,8 +32,8 @@ def test_every_file_is_in_the_table() -> None:
 
 
 def test_a_door_that_does_not_exist_is_named() -> None:
-    with pytest.raises(ValueError, match=r"graph\.qdq\.walk"):
-        generate.signature("graph.qdq.walk", ROOT)
+    with pytest.raises(ValueError, match=r"graph\.qdq_placement\.walk"):
+        generate.signature("graph.qdq_placement.walk", ROOT)
 
 
 def test_every_module_says_in_one_line_what_it_does() -> None:

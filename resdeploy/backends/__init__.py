@@ -112,7 +112,8 @@ class Backend(Protocol):
     ACCEPTS: frozenset[Precision]
     # Whose fusion rules INT8 follows, and whose remedies an audit names; None: it runs no Q/DQ graph of ours.
     TARGET: Target | None
-    # Those fields of `Execution` that not all backends know (`engine`, `provider`, `compiled`) and it does.
+    # Those fields of `Execution` that not all backends know (`engine`, `provider`, `compiled`, `memory_pattern`)
+    # and it does.
     HEEDS: frozenset[str]
 
     def available(self) -> Availability:

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from resdeploy.backends import Loaded
 
 VENDOR = "tensorrt"
-PACKAGES: tuple[str, ...] = ("tensorrt", "cuda-bindings")
+DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
+PACKAGES: tuple[str, ...] = (*DISTRIBUTIONS, "cuda-bindings")
 SOURCE: Format = "onnx"
 FORMAT: Format = "engine"
 SUFFIXES: tuple[str, ...] = (".engine", ".plan")
@@ -33,7 +34,6 @@ TARGET: Target | None = "tensorrt"
 HEEDS = frozenset({"engine"})
 check = unchecked
 
-DISTRIBUTIONS = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12", "tensorrt-cu11")
 UNTOLD = "unknown"  # `backends.installed` of a package without metadata
 INSTALL = packages.install(VENDOR)
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"

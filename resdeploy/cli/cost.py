@@ -88,8 +88,8 @@ def cost(
     )
     with console.progress(quiet=quiet) as progress:
         report = cost.cost(requests, plan, progress=progress)
-    if chart is not None:
-        store.write_bytes(chart, charts.draw_report(report).encode())
-        console.note(f"wrote {chart}", quiet=quiet)
     document = json_parts.cost_document(report, environment.capture(), per_layer=per_layer)
     console.emit(document, fmt, output, quiet=quiet)
+    if chart is not None:  # last: what was counted and measured is not lost where it cannot be drawn
+        store.write_bytes(chart, charts.draw_report(report).encode())
+        console.note(f"wrote {chart}", quiet=quiet)

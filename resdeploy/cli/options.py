@@ -193,7 +193,9 @@ def positive_integers(text: str, option: str) -> tuple[int, ...]:
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UsageError(f"{option} takes positive whole numbers separated by commas, not {text!r}")
+        raise UsageError(
+            f"{option} takes positive whole numbers separated by commas, not {text!r}", fix=f"Write {option} 1,8"
+        )
     return tuple(int(part) for part in parts)
 
 

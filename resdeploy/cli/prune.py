@@ -14,7 +14,7 @@ def prune(
     model: options.Model,
     data: Annotated[str, typer.Option(help="Images: half to choose on, half to judge on.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx or .safetensors file to write.")],
-    max_drop: Annotated[float, typer.Option(min=0, help="Points of top-1 that may be lost.")] = 2.0,
+    max_drop: Annotated[float, typer.Option(min=0, max=99.99, help="Points of top-1 that may be lost.")] = 2.0,
     confidence: options.Confidence = 0.95,
     blocks: Annotated[int | None, typer.Option(min=1, help="Remove so many, whatever they cost.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Fine-tune so long afterwards.")] = 0,

@@ -65,6 +65,7 @@ def quantize(
     )
     out = output or options.beside(model, f".{precision}.onnx")
     wanted = quantize.QuantizeGoal(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
+    wanted.refuse_nonsense(precision, plan)  # before an export, or a download
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(request, progress=progress)
         if input_type == "uint8":

@@ -40,7 +40,7 @@ def draw_roofline(rooflines: Sequence[Roofline], peaks: Peaks) -> str:
     """
     reach = [layer.flops / layer.moved_bytes for each in rooflines for layer in _kernels(each)]
     if not reach:
-        raise UsageError("no network has a layer that multiplies, so there is nothing to draw")
+        raise UsageError("no network has a layer that multiplies, so there is nothing to draw", fix="Leave --chart out")
     precisions: Mapping[Precision, None] = dict.fromkeys(each.precision for each in rooflines)
     ridges = [peaks.roofs[p].rate / peaks.bandwidth.rate for p in precisions]
     low, high = min([*reach, *ridges]) / 2, max([*reach, *ridges]) * 2

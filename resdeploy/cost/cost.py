@@ -61,7 +61,10 @@ def cost(requests: Sequence[Request], plan: CostPlan, *, progress: Progress) -> 
     _refuse_contradictions(requests, plan)
     report = CostReport(costs=count(requests, plan.timing.batch_sizes, progress=progress))
     if plan.machine is not None:
-        roofs = peaks.of_machine(plan.machine, refresh=plan.refresh, progress=progress)
+        threads = (
+            plan.timing.threads[0] if plan.measured else None
+        )  # a network is held against roofs of its own threads
+        roofs = peaks.of_machine(plan.machine, refresh=plan.refresh, threads=threads, progress=progress)
         place = under_roofs.time_under_roofs if plan.measured else under_roofs.put_under_roofs
         rooflines = place(requests, roofs, plan.precisions, plan.timing, progress=progress)
         report = replace(report, peaks=roofs, rooflines=rooflines)
@@ -83,11 +86,19 @@ def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
     """Finds options that do not go together before any network is made.
 
     Raises:
-        UsageError: they do not.
+        UsageError: they do not, or a GPU has no roof in a precision.
         UnknownName: no such machine.
     """
     if plan.machine is not None:
         peaks.refuse_unknown(plan.machine)
+        if plan.machine != peaks.MACHINE:
+            if plan.measured or plan.refresh:
+                option = "--measure" if plan.measured else "--refresh"
+                raise UsageError(
+                    f"{option} measures this machine, which says nothing of {plan.machine}",
+                    fix="Use --roofline machine",
+                )
+            under_roofs.refuse_missing(peaks.of_machine(plan.machine), plan.precisions)
         if plan.measured and plan.against == "basic":
             raise UsageError(
                 "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",

@@ -81,15 +81,19 @@ class _Timed:
         )
 
 
-def of_machine(name: str, *, refresh: bool = False, progress: Progress | None = None) -> Peaks:
-    """The roofs of this machine (`machine`), or of a GPU by its name.
+def of_machine(
+    name: str, *, refresh: bool = False, threads: int | None = None, progress: Progress | None = None
+) -> Peaks:
+    """The roofs of this machine (`machine`) with so many threads (None: the usable cores), or of a GPU by its name.
 
     Raises:
         UnknownName: no such GPU.
         BackendMissing: this machine, and no backend to measure it with.
     """
     refuse_unknown(name)
-    return of_this_machine(refresh=refresh, progress=progress) if name == MACHINE else gpus.GPUS[name]
+    if name != MACHINE:
+        return gpus.GPUS[name]
+    return of_this_machine(refresh=refresh, threads=threads, progress=progress)
 
 
 def refuse_unknown(name: str) -> None:

@@ -40,7 +40,7 @@ def put_under_roofs(
     Raises:
         UsageError: a precision without a roof was asked for.
     """
-    _refuse_missing(peaks, precisions)
+    refuse_missing(peaks, precisions)
     rooflines: list[Roofline] = []
     for request in requests:
         source = export.to_onnx(request, progress=progress)
@@ -67,7 +67,7 @@ def time_under_roofs(
     """
     if not peaks.measured:
         raise UsageError(f"what is measured here says nothing of {peaks.name}", fix="Use --roofline machine")
-    _refuse_missing(peaks, precisions)
+    refuse_missing(peaks, precisions)
     rows: list[_Row] = []
     for request in requests:
         original = export.to_onnx(request, progress=progress)
@@ -85,7 +85,7 @@ def time_under_roofs(
     return tuple(rooflines)
 
 
-def _refuse_missing(peaks: Peaks, precisions: Sequence[Precision]) -> None:
+def refuse_missing(peaks: Peaks, precisions: Sequence[Precision]) -> None:
     """Raises UsageError where a precision has no roof."""
     for precision in precisions:
         if precision not in peaks.roofs:

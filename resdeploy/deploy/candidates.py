@@ -33,6 +33,16 @@ def cost_of(artifact: Artifact) -> Cost:
     return counts.count(files.load_model(Path(artifact.path)), artifact.model)
 
 
+def pick_backend(request: Request, asked: str, precision: Precision | None) -> BackendName:
+    """The backend `asked` for; `auto` is the one that built a compiled file, else the first here that will do.
+
+    Raises:
+        UnknownName, UsageError, BackendMissing: as `choose.pick`.
+    """
+    own = request.compiler if asked == "auto" else None
+    return choose.pick(own or asked, precision or "fp32")[0]
+
+
 def source_for(
     request: Request,
     backend: BackendName,

@@ -58,12 +58,16 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
         UsageError: the option that is missing.
     """
     path, size = Path(request.model), request.sight.img_size
-    origin.refuse_unknown(path, trusted=request.trust_engine)
+    assert request.compiler is not None
+    compiler = backends.load(request.compiler)
+    if compiler.PROGRAM:
+        origin.refuse_unknown(path, trusted=request.trust_engine)
+    compiler.check(path)
     for option, given in (("--img-size", size), ("--precision", precision)):
         if given is None:
             raise UsageError(
                 f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
-                fix=f"Add {option}, or name the ONNX file it was made from",
+                fix=f"Name the ONNX file it was made from; bench, eval and audit take {option}",
             )
     assert size is not None
     assert precision is not None
@@ -73,7 +77,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     note = "an engine from elsewhere: its precision is what --precision says, and audit shows what it runs in"
     return Artifact(
         path=str(path),
-        format="engine",
+        format=compiler.FORMAT,
         precision=precision,
         sha256=store.digest(path),
         model=request.sight.applied_to(spec) if request.sight.mean else spec,

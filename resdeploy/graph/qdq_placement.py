@@ -154,7 +154,7 @@ def _refuse(model: onnx.ModelProto) -> None:
     if opset < MIN_OPSET:
         raise MalformedInput(
             f"the file has opset {opset}, which cannot hold per-channel scales",
-            fix="Bring it to the canonical form first (graph.canonical.form.canonicalise)",
+            fix="Export it again: resdeploy export MODEL -o F.onnx",
         )
 
 

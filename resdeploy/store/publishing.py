@@ -242,7 +242,7 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
             raise IntegrityError(
                 f"{path} carries code for this machine's processor and is not signed by you",
                 cause="A version-compatible engine brings its own runtime, and its record vouches for nothing",
-                fix="Build it again from its ONNX file, or add --trust-engine if you trust where it came from",
+                fix="Build it again from its ONNX file; if you trust it, bench, eval and audit take --trust-engine",
                 code=UNSIGNED,
             )
     return dataclasses.replace(artifact, path=str(path))

@@ -112,12 +112,13 @@ def study_depths(
         UsageError: depths that the zoo lacks, fewer than two depths or seeds, or a data set without a test split.
         UnknownName: no network of such a depth.
     """
+    plan = replace(plan, depths=tuple(dict.fromkeys(plan.depths)))  # a depth named twice is no further training
     if unknown := set(plan.depths) - set(DEPTHS):
         raise UsageError(
             f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
             fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
         )
-    if len(set(plan.depths)) < 2 or plan.seeds < 2:
+    if len(plan.depths) < 2 or plan.seeds < 2:
         raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
     train_data, test_data = datasets.training_images(plan.data)
 

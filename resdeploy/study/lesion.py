@@ -115,14 +115,19 @@ def _admit(request: Request, plan: LesionPlan, progress: Progress) -> tuple[Pati
     """The trained network and its images, and notes on these.
 
     Raises:
-        UsageError: random weights, or a network that is not one of ours.
+        UsageError: random weights, or a network without such blocks or without its preprocessing.
     """
     network = networks.resolve(request)
     if network.path is None:
         raise UsageError(f"{request.model} is not trained", fix="Name a checkpoint, or add --weights FILE")
     net = weights.create(network.spec, network.path)
-    if not isinstance(net, ResNet) or network.spec.preprocessing is None:
-        raise UsageError(f"{request.model} is not a network of ours", fix="Choose one that `resdeploy models` lists")
+    if not isinstance(net, ResNet):
+        raise UsageError(
+            f"{request.model} has no residual blocks that can be deleted here",
+            fix="Name a plain or residual network of ours, such as resnet56, plain56 or resnet50",
+        )
+    if network.spec.preprocessing is None:
+        raise UsageError(f"{request.model} does not say how images become its input", fix="Name a network of the zoo")
     images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)
     images = datasets.choose(images, plan.images, plan.seed)
     samples, notes = load_to_judge(images, network.spec.preprocessing, progress=progress)

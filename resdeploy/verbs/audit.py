@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from resdeploy import backends
-from resdeploy.backends import choose, inspector
+from resdeploy.backends import inspector
 from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
@@ -40,7 +40,7 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
     compiler = request.compiler
-    backend, _ = choose.pick(compiler or plan.backend, plan.precision or "fp32")
+    backend = candidates.pick_backend(request, "auto" if compiler else plan.backend, plan.precision)
     # A compiled file's record says in which precision it is; what is asked for may be another, and is then not found.
     asked = plan.precision if compiler is None or backends.load(compiler).FOREIGN else None
     source = candidates.source_for(request, backend, asked, calibration, progress=progress)

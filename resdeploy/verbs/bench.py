@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
-from resdeploy.backends import choose, lane, machine
+from resdeploy.backends import lane, machine
 from resdeploy.deploy import candidates, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import ResdeployError, UsageError
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError
 from resdeploy.measure import interleaved, journal, one_run
 from resdeploy.records import (
     BackendName,
@@ -98,6 +98,12 @@ def bench(
             # Without a low precision the first row is what the others are compared with.
             first = (rows[0].candidate.label,) if rows and not cell.baselines else cell.baselines
             rows.append(dataclasses.replace(row, baselines=first))
+    if not rows and not errors:
+        raise BackendMissing(
+            f"no backend here runs {', '.join(request.model for request in requests)}"
+            + (f" in {plan.precision}" if plan.precision else ""),
+            fix="Name one with --backend, to be told what it lacks",
+        )
     if not rows:
         raise errors[0]
     with journal.keeping(plan.journal, failures) as keep:
@@ -233,7 +239,6 @@ def _table(request: Request, plan: BenchPlan) -> list[tuple[BackendName, Precisi
 
 def _backends(request: Request, plan: BenchPlan) -> tuple[BackendName, ...]:
     if plan.backends != ("all",):
-        picked = (choose.pick(name, plan.precision or "fp32")[0] for name in plan.backends)
-        return tuple(dict.fromkeys(picked))
+        return tuple(dict.fromkeys(candidates.pick_backend(request, name, plan.precision) for name in plan.backends))
     able = (name for name in PREFERENCE if backends.load(name).available().ok)
     return tuple(name for name in able if request.can_give(backends.load(name).SOURCE))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.backends import choose
 from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
@@ -40,7 +39,7 @@ def evaluate(request: Request, plan: EvalPlan, calibration: CalibrationPlan, *, 
     Raises:
         MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
     """
-    backend, _ = choose.pick(plan.backend, plan.precision or "fp32")
+    backend = candidates.pick_backend(request, plan.backend, plan.precision)
     source = candidates.source_for(request, backend, plan.precision, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
     predictions = run_images.predict_test_split(

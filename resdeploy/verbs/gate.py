@@ -10,12 +10,11 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from resdeploy import store
 from resdeploy.backends import choose
 from resdeploy.deploy import calibration, model_string
-from resdeploy.deploy.candidates import candidate, source_for
+from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import UsageError
 from resdeploy.judge import accuracy, hints, pairs
@@ -37,9 +36,6 @@ from resdeploy.verbs import judge_limits
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits, Times, compares_nothing
 from resdeploy.verbs.saved_benches import judge_saved
-
-if TYPE_CHECKING:
-    pass  # from Python 3.11 on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +69,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
     if all(benches):
         found = judge_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
         return GateRun(gate=found)
-    if not all(map(is_saved, (plan.baseline, *plan.candidates))):
+    if len(plan.backends) > 1 and not all(map(is_saved, (plan.baseline, *plan.candidates))):
         # `auto` beside the backend that it picks is one candidate, not two.
         picked = dict.fromkeys(choose.pick(name, "fp32")[0] for name in plan.backends)
         plan = dataclasses.replace(plan, backends=tuple(picked))
@@ -161,7 +157,7 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = Request(model=given, seed=plan.seed, sight=plan.sight)
-    name, _ = choose.pick(backend, "fp32")
+    name = pick_backend(request, backend, None)
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
     if plan.data is not None:

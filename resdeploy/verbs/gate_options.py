@@ -90,7 +90,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         ),
         skip_bad=options.get("skip_bad", False),
         confidence=options.get("confidence", GatePlan.confidence),
-        backends=tuple(dict.fromkeys(options.get("backend", "auto").split(","))),
+        backends=tuple(dict.fromkeys((options.get("backend") or "auto").split(","))),
         batch_size=options.get("batch_size", GatePlan.batch_size),
         threads=options.get("threads"),
         duration_s=options.get("duration", GatePlan.duration_s),

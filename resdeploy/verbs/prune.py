@@ -14,7 +14,7 @@ from resdeploy.deploy.model_string import OnnxFile, Request
 from resdeploy.errors import UsageError
 from resdeploy.measure import interleaved, prediction_files, run_images
 from resdeploy.measure.one_run import Bench, Row, compare_rows, summaries, time_rows
-from resdeploy.records import Artifact, Cost, Predictions, Progress, PruneOutcome, PruneSide
+from resdeploy.records import Artifact, BackendName, Cost, Predictions, Progress, PruneOutcome, PruneSide
 from resdeploy.verbs import block_search
 
 if TYPE_CHECKING:
@@ -58,6 +58,9 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
     from resdeploy.data import datasets
 
     store.probe(out)
+    if plan.predictions is not None:
+        store.probe(plan.predictions / "baseline.npz")
+    backend, _ = choose.pick(plan.backend, "fp32")  # before a search of minutes
     kind = _kind_to_write(request, plan, out)
     images = datasets.distinct(datasets.open_dataset(plan.data, split="test"))
     train_images = None if plan.training is None else _training_images(plan, images)
@@ -81,7 +84,7 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
             prediction_files.save(pruned.baseline, plan.predictions / "baseline.npz")
             prediction_files.save(pruned.candidate, plan.predictions / "pruned.npz")
         costs = candidates.cost_of(source), candidates.cost_of(pruned.artifact)
-        return _outcome(pruned, written, costs, _time(source, pruned.artifact, plan, progress))
+        return _outcome(pruned, written, costs, _time(source, pruned.artifact, backend, plan, progress))
 
 
 def _kind_to_write(request: Request, plan: PrunePlan, out: Path) -> Literal["onnx", "checkpoint"]:
@@ -232,9 +235,8 @@ def _write_checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tun
     return store.copy_to(tuner.trained, out, notes=notes)
 
 
-def _time(before: Artifact, after: Artifact, plan: PrunePlan, progress: Progress) -> Bench:
+def _time(before: Artifact, after: Artifact, backend: BackendName, plan: PrunePlan, progress: Progress) -> Bench:
     """Both in one interleaved run, one image per query."""
-    backend, _ = choose.pick(plan.backend, "fp32")
     rows = []
     for label, source in (("before", before), ("after", after)):
         candidate = candidates.candidate(source, backend, label=label, threads=plan.threads)

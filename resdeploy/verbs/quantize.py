@@ -56,7 +56,9 @@ class QuantizeGoal:
         if self.max_drop_pp is None and self.data is not None:
             raise UsageError("--data judges the search of --max-drop", fix="Add --max-drop 0.5, or use resdeploy eval")
         if precision != "int8" and (self.sensitivity or self.max_drop_pp is not None):
-            raise UsageError(f"--sensitivity and --max-drop start from INT8, not from {precision}")
+            raise UsageError(
+                f"--sensitivity and --max-drop start from INT8, not from {precision}", fix="Add --precision int8"
+            )
         images = calibration.CalibrationPlan(data=plan.data, samples=plan.samples, seed=plan.seed, force=plan.force)
         if precision != "int8" and plan != images:
             raise UsageError(

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from resdeploy import backends
 from resdeploy.cli import app
 from resdeploy.errors import ProfileError
 from tests.cli.conftest import Run
@@ -35,6 +36,33 @@ def test_an_unknown_model_names_the_nearest(resdeploy: Run, tmp_path: Path) -> N
     """A misspelt zoo name exits 2 and suggests the right one."""
     refused(resdeploy("export", "resnet5O"), 2, "resnet50")
     assert not files_in(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "words"),
+    [
+        ("quantize no.onnx --precision fp16 --sensitivity", 2, ("--sensitivity", "--precision int8")),
+        ("cost no.onnx --roofline t4 --measure", 2, ("--measure", "--roofline machine")),
+        ("cost no.onnx --roofline t4 --refresh", 2, ("--refresh", "--roofline machine")),
+        ("cost no.onnx --roofline t4 --precision bf16", 2, ("no roof in bf16",)),
+        ("prune no.onnx --data digits -o p.onnx --backend toy", 2, ("toy",)),
+        ("bench no.engine no.xml --backend all", 2, ("no.engine",)),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_model_is_looked_for(
+    resdeploy: Run, tmp_path: Path, command: str, status: int, words: tuple[str, ...]
+) -> None:
+    """Options that contradict each other, and backends that are not there, cost no export and no search."""
+    refused(resdeploy(*command.split()), status, *words)
+    assert not files_in(tmp_path)
+
+
+def test_a_bench_that_has_no_row_says_so(resdeploy: Run, tmp_path: Path) -> None:
+    """`--backend all` leaves out what cannot run a model; with none left there is nothing to time."""
+    (tmp_path / "x.engine").write_bytes(b"plan")
+    if backends.load("tensorrt").available().ok:
+        pytest.skip("TensorRT is here, and would try it")
+    refused(resdeploy("bench", "x.engine", "--backend", "all"), 6, "x.engine", "--backend")
 
 
 def test_a_url_is_no_model_and_it_is_said_what_to_do(resdeploy: Run, tmp_path: Path) -> None:

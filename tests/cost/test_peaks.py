@@ -11,10 +11,11 @@ import pytest
 
 from resdeploy import backends
 from resdeploy.backends import machine
-from resdeploy.cost import peaks
+from resdeploy.cost import cost, peaks, under_roofs
 from resdeploy.errors import BackendCrash, BackendMissing
 from resdeploy.measure import interleaved
 from resdeploy.records import Artifact, Availability, BackendName, Block, Execution, Measurement, Peaks, Roof
+from resdeploy.verbs.bench import BenchPlan
 
 SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
 
@@ -143,3 +144,22 @@ def test_a_backend_without_a_memory_stream_does_not_end_the_others(
     else:
         with pytest.raises(BackendCrash, match="openvino cannot build it"):
             peaks.measure(("openvino", "onnxruntime"), 1, (SHAPE,), 0.05, progress=None)
+
+
+@pytest.mark.parametrize(("options", "threads"), [({"measured": True}, 1), ({}, None)])
+def test_a_network_is_held_against_the_roofs_of_its_own_threads(
+    options: dict[str, Any], threads: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On paper this machine has all of its cores."""
+    asked: list[int | None] = []
+
+    def roofs(*, threads: int | None, **_: object) -> Peaks:
+        asked.append(threads)
+        return Peaks(name="m", source="s", roofs={}, bandwidth=Roof(rate=1.0), measured=True)
+
+    monkeypatch.setattr(peaks, "of_this_machine", roofs)
+    monkeypatch.setattr(cost, "count", lambda *_, **__: ())
+    plan = cost.CostPlan(machine="machine", timing=BenchPlan(threads=(1,)), **options)
+    monkeypatch.setattr(under_roofs, "time_under_roofs", lambda *_, **__: ())
+    cost.cost([], plan, progress=lambda *_: None)
+    assert asked == [threads]

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from resdeploy.data.datasets import choose, open_dataset
+from resdeploy.errors import UsageError
 from resdeploy.models import zoo
 from resdeploy.records import ModelSpec, Preprocessing
 from resdeploy.study import degradation
@@ -82,3 +83,11 @@ def test_networks_of_other_settings_are_trained_anew(tmp_path: Path) -> None:
     counter = Counter()
     assert study(tmp_path / "a", counter, faster) == changed
     assert counter.steps == 2 * STEPS
+
+
+def test_a_depth_named_twice_is_one_depth(tmp_path: Path) -> None:
+    """Its trainings are not counted as those of further seeds."""
+    plan = degradation.DegradationPlan(data="digits", depths=(20, 20), seeds=2, training=loop.Plan(epochs=1))
+    with pytest.raises(UsageError, match="one depth"):
+        degradation.study_depths(plan, tmp_path, progress=lambda *_: None, watch=lambda _: None)
+    assert not list(tmp_path.iterdir())
