@@ -48,9 +48,14 @@ class ResdeployError(Exception):
         if code is not None:
             self.code = code
 
+    @property
+    def paragraph(self) -> str:
+        """What happened, the likely cause and the next step, in sentences; the code is not among them."""
+        parts = [part for part in (self.what, self.cause, self.fix) if part]
+        return " ".join(part if part.endswith("?") else part.rstrip(". ") + "." for part in parts)
+
     def __str__(self) -> str:
-        sentences = [s if s.endswith("?") else s.rstrip(". ") + "." for s in (self.what, self.cause, self.fix) if s]
-        return f"error[{self.code}]: " + " ".join(sentences)
+        return f"error[{self.code}]: {self.paragraph}"
 
 
 class UsageError(ResdeployError):
@@ -135,3 +140,24 @@ def of_code(code: str) -> type[ResdeployError]:
     for kind in kinds:
         kinds += kind.__subclasses__()
     return next((kind for kind in kinds if kind.code == code), BackendCrash)
+
+
+def refuse(*problems: tuple[object, str, str], kind: type[UsageError] = UsageError, subject: str = "") -> None:
+    """Refuses options that contradict each other, or that would be ignored: all of them at once, before any work.
+
+    Args:
+        problems: whether each is one, what is wrong, and how to mend it.
+        kind: the class of the error.
+        subject: what all are problems of, such as `profile p: `.
+
+    Raises:
+        UsageError: of this kind, with every problem and how to mend it.
+    """
+    found = dict.fromkeys((what, fix) for wrong, what, fix in problems if wrong)
+    fixes = dict.fromkeys(fix for _, fix in found)
+    if len(fixes) == 1:
+        raise kind(subject + "; ".join(what for what, _ in found), fix=next(iter(fixes)))
+    if found:
+        raise kind(
+            subject + " ".join(f"({k}) {kind(what, fix=fix).paragraph}" for k, (what, fix) in enumerate(found, 1))
+        )

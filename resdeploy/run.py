@@ -21,6 +21,7 @@ from resdeploy.errors import (
     OutputLost,
     ProfileError,
     ResdeployError,
+    refuse,
 )
 from resdeploy.judge import pairs
 from resdeploy.measure import environment, interleaved, one_run, prediction_files, run_images, summary
@@ -138,38 +139,37 @@ def _check(profile: Profile) -> None:
     backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
     limits_given = (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
     limited = any(limit is not None for limit in limits_given)
-    problems = [
-        message
-        for wrong, message in (
-            (not _is_file_name(profile.name), "name: the name of a folder in runs/, without a path"),
-            (profile.epochs < 0, "epochs: a number from 0"),
-            (profile.epochs and profile.data is None, "epochs: training needs data"),
-            (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
-            (profile.prune_drop_pp is not None and profile.data is None, "prune_drop_pp: dropping blocks needs data"),
-            (not 0 <= (profile.prune_drop_pp or 0) < 100, "prune_drop_pp: points of top-1 from 0 up to 100"),
-            (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
-            ((profile.max_slowdown_pct or 0) <= -100, "max_slowdown_pct: a percentage above -100"),
-            (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
-            (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
-            ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
-            (
-                limited and profile.prune_drop_pp is None and set(profile.precisions) == {"fp32"},
-                "precisions: limits need one beside fp32 to be judged",
-            ),
-            (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
-            (not profile.backends, "backends: name at least one"),
-            (len(set(profile.backends)) < len(profile.backends), "backends: one is named twice"),
-            (len(backend_names) < len(profile.backends), "backends: only those that run ONNX (not torch)"),
-            (profile.batch_size < 1, "batch_size: a number from 1"),
-            (profile.calib_samples < 1, "calib_samples: a number from 1"),
-            (profile.threads is not None and profile.threads < 1, "threads: a number from 1"),
-            (profile.duration_s <= 0, "duration_s: seconds above 0"),
-            (profile.lr is not None and profile.lr <= 0, "lr: a number above 0"),
-        )
-        if wrong
-    ]
-    if problems:
-        raise ProfileError(f"profile {profile.name}: " + "; ".join(problems), fix="Correct these keys")
+    problems: tuple[tuple[object, str], ...] = (
+        (not _is_file_name(profile.name), "name: the name of a folder in runs/, without a path"),
+        (profile.epochs < 0, "epochs: a number from 0"),
+        (profile.epochs and profile.data is None, "epochs: training needs data"),
+        (profile.max_drop_pp is not None and profile.data is None, "max_drop_pp: judging accuracy needs data"),
+        (profile.prune_drop_pp is not None and profile.data is None, "prune_drop_pp: dropping blocks needs data"),
+        (not 0 <= (profile.prune_drop_pp or 0) < 100, "prune_drop_pp: points of top-1 from 0 up to 100"),
+        (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
+        ((profile.max_slowdown_pct or 0) <= -100, "max_slowdown_pct: a percentage above -100"),
+        (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
+        (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
+        ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
+        (
+            limited and profile.prune_drop_pp is None and set(profile.precisions) == {"fp32"},
+            "precisions: limits need one beside fp32 to be judged",
+        ),
+        (len(set(profile.precisions)) < len(profile.precisions), "precisions: one is named twice"),
+        (not profile.backends, "backends: name at least one"),
+        (len(set(profile.backends)) < len(profile.backends), "backends: one is named twice"),
+        (len(backend_names) < len(profile.backends), "backends: only those that run ONNX (not torch)"),
+        (profile.batch_size < 1, "batch_size: a number from 1"),
+        (profile.calib_samples < 1, "calib_samples: a number from 1"),
+        (profile.threads is not None and profile.threads < 1, "threads: a number from 1"),
+        (profile.duration_s <= 0, "duration_s: seconds above 0"),
+        (profile.lr is not None and profile.lr <= 0, "lr: a number above 0"),
+    )
+    refuse(
+        *((wrong, message, "Correct these keys") for wrong, message in problems),
+        kind=ProfileError,
+        subject=f"profile {profile.name}: ",
+    )
     for name in backend_names:
         backends.require(backends.load(name).available(), name)
 

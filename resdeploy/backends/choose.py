@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import cast
 
 from resdeploy import backends, packages
-from resdeploy.errors import BackendMissing, UsageError
+from resdeploy.errors import BackendMissing, refuse
 from resdeploy.records import Availability, BackendName, Precision
 from resdeploy.registered_backends import BACKENDS, PREFERENCE
 
@@ -27,6 +27,16 @@ def left_out() -> str:
     return f"backend all: all that are here{'; ' + why if why else ''}"
 
 
+def unable(name: str, precision: Precision) -> tuple[bool, str, str]:
+    """What `refuse` is told of a backend that does not run `precision`."""
+    able = [other for other in PREFERENCE if precision in backends.load(other).ACCEPTS]
+    return (
+        precision not in backends.load(name).ACCEPTS,
+        f"backend {name} does not run {precision}",
+        f"Choose one of: {', '.join(able)}",
+    )
+
+
 def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
     """A backend that is here and runs `precision`, and why this one.
 
@@ -42,9 +52,7 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
     if name != "auto":
         module = backends.load(name)
         backends.require(module.available(), name)
-        if precision not in module.ACCEPTS:
-            able = [other for other in PREFERENCE if precision in backends.load(other).ACCEPTS]
-            raise UsageError(f"backend {name} does not run {precision}", fix=f"Choose one of: {', '.join(able)}")
+        refuse(unable(name, precision))
         return cast("BackendName", name), "as asked"
     passed: list[str] = []
     missing: Availability | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from resdeploy import cache, places, scratch, store
 from resdeploy.backends import origin
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.records import Artifact, EngineOptions, Execution
+from resdeploy.records import Artifact, Execution
 
 # The parser of 8.6 gives a node's number alone.
 NUMBERED = re.compile(r"node #(\d+)")
@@ -30,7 +30,7 @@ def prepared(
     from resdeploy.graph import cast, files, for_tensorrt
 
     if execution.engine.refit_from is not None:
-        _refuse_misfit(source, execution.engine, Path(execution.engine.refit_from))
+        _refuse_misfit(source, Path(execution.engine.refit_from))
     options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, device))
     execution = dataclasses.replace(execution, engine=options)
     model = files.load_model(Path(source.path))
@@ -52,17 +52,12 @@ def prepared(
             raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
 
 
-def _refuse_misfit(source: Artifact, options: EngineOptions, path: Path) -> None:
+def _refuse_misfit(source: Artifact, path: Path) -> None:
     """Refuses weights of which TensorRT does not promise to notice that they are not the engine's.
 
     `REFIT_IDENTICAL`, which --strip-weights alone sets, leaves undefined what other weights give. What the record of
     the engine does not tell, and an engine without one, is TensorRT's to judge.
     """
-    if dataclasses.replace(options, refit_from=None, timing_cache=None) != EngineOptions():
-        raise UsageError(
-            "--refit-from builds nothing, so other options of the builder would have no effect",
-            fix="Leave them out: the engine keeps those that it was built with",
-        )
     engine = store.load(path, trusted=True)  # nothing of it is run: one with host code is refused below
     origin.refuse_unknown(path, trusted=False)
     if engine is None:

@@ -36,19 +36,19 @@ def build(
     """
     from resdeploy.backends import choose
 
-    if backend != "auto":
-        choose.pick(backend, "fp32")  # what cannot run here is said before long work, and before its imports
-    from resdeploy.deploy import build, candidates, export
-
     built_with = engine.options(
         batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
         strip_weights, refit_from, timing_cache,
     )  # fmt: skip
+    if backend != "auto":  # what cannot run here is said before long work, and before its imports
+        engine.refuse_ignored(built_with, choose.pick(backend, "fp32")[0])
+    from resdeploy.deploy import build, candidates, export
+
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision)
         console.note(f"{name}: {why}", quiet=quiet)
-        engine.refuse_elsewhere(built_with, name)
+        engine.refuse_ignored(built_with, name)
         execution = candidates.execution_for(source, batch_size=batch_size, threads=threads)
         execution = dataclasses.replace(execution, engine=built_with)
         out = output or options.beside(model, f".{name}{build.suffix_of(name)}")

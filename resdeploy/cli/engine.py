@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -80,14 +81,22 @@ def options(
     )
 
 
-def refuse_elsewhere(options: EngineOptions, backend: BackendName) -> None:
-    """Raises `UsageError` where a backend would pass over these options in silence."""
+def refuse_ignored(options: EngineOptions, backend: BackendName) -> None:
+    """Raises `UsageError` where these options, or some of them, would be passed over in silence."""
     from resdeploy import backends
-    from resdeploy.errors import UsageError
+    from resdeploy.errors import refuse
     from resdeploy.records import EngineOptions
 
-    if "engine" not in backends.load(backend).HEEDS and options != EngineOptions():
-        raise UsageError(
+    others = dataclasses.replace(options, refit_from=None, timing_cache=None)
+    refuse(
+        (
+            "engine" not in backends.load(backend).HEEDS and options != EngineOptions(),
             f"options of the builder are TensorRT's, and {backend} has none of them",
-            fix="Leave them out, or add --backend tensorrt",
-        )
+            "Leave them out, or add --backend tensorrt",
+        ),
+        (
+            options.refit_from is not None and others != EngineOptions(),
+            "--refit-from builds nothing, so other options of the builder would have no effect",
+            "Leave them out: the engine keeps those that it was built with",
+        ),
+    )

@@ -46,7 +46,7 @@ def evaluate(
     """
     from resdeploy.deploy import model_string
     from resdeploy.deploy.calibration import CalibrationPlan
-    from resdeploy.errors import UsageError
+    from resdeploy.errors import refuse
     from resdeploy.measure import environment, prediction_files
     from resdeploy.report import documents
     from resdeploy.verbs import evaluate
@@ -56,12 +56,18 @@ def evaluate(
         options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in model
     ]
-    if predictions is not None and len(requests) > 1:
-        raise UsageError("--predictions saves one model's predictions", fix="Name one model")
-    if predictions is not None and predictions.suffix not in prediction_files.SUFFIXES:
-        raise UsageError(
-            f"--predictions does not write {predictions}", fix=f"End it in {' or '.join(prediction_files.SUFFIXES)}"
-        )
+    refuse(
+        (
+            predictions is not None and len(requests) > 1,
+            "--predictions saves one model's predictions",
+            "Name one model",
+        ),
+        (
+            predictions is not None and predictions.suffix not in prediction_files.SUFFIXES,
+            f"--predictions does not write {predictions}",
+            f"End it in {' or '.join(prediction_files.SUFFIXES)}",
+        ),
+    )
     calibration = CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from resdeploy.cli import console
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.registered_backends import PREFERENCE
 
 if TYPE_CHECKING:
@@ -28,13 +28,18 @@ def distinct(outputs: Iterable[Path | None], inputs: Iterable[str]) -> None:
     Raises:
         UsageError: two of them are one file.
     """
-    taken = {Path(name).resolve() for name in inputs}
-    for path in outputs:
-        if path is None:
-            continue
-        if path.resolve() in taken:
-            raise UsageError(f"{path} is an input, or is written twice", fix="Give every output a file of its own")
-        taken.add(path.resolve())
+    written = [path for path in outputs if path is not None]
+    taken = [Path(name).resolve() for name in inputs]
+    refuse(
+        *(
+            (
+                path.resolve() in (*taken, *(other.resolve() for other in written[:k])),
+                f"{path} is an input, or is written twice",
+                "Give every output a file of its own",
+            )
+            for k, path in enumerate(written)
+        )
+    )
 
 
 def writable(path: Path | None) -> Path | None:

@@ -14,7 +14,7 @@ from resdeploy.cost.counterfactuals import BasicCounterfactual, NaiveCounterfact
 from resdeploy.deploy import candidates, export
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.graph import files
 from resdeploy.measure.one_run import Bench
 from resdeploy.records import Cost, ModelSpec, Peaks, Precision, Progress, Roofline
@@ -89,29 +89,36 @@ def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
         UsageError: they do not, or a GPU has no roof in a precision.
         UnknownName: no such machine.
     """
+    roofs, measured, refresh = plan.machine is not None, plan.measured, plan.refresh
+    gpu = None
     if plan.machine is not None:
         peaks.refuse_unknown(plan.machine)
-        if plan.machine != peaks.MACHINE:
-            if plan.measured or plan.refresh:
-                option = "--measure" if plan.measured else "--refresh"
-                raise UsageError(
-                    f"{option} measures this machine, which says nothing of {plan.machine}",
-                    fix="Use --roofline machine",
-                )
-            under_roofs.refuse_missing(peaks.of_machine(plan.machine), plan.precisions)
-        if plan.measured and plan.against == "basic":
-            raise UsageError(
-                "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
-                fix="Ask for --against basic --measure and for --roofline machine --measure in two commands",
+        gpu = peaks.of_machine(plan.machine) if plan.machine != peaks.MACHINE else None
+    refuse(
+        *(
+            (
+                gpu is not None and given,
+                f"{option} measures this machine, which says nothing of {plan.machine}",
+                "Use --roofline machine",
             )
-    elif plan.refresh or plan.precisions:
-        option = "--refresh" if plan.refresh else "--precision"
-        raise UsageError(f"{option} belongs to --roofline", fix="Add --roofline machine")
-    elif plan.measured and (plan.against != "basic" or len(requests) != 1):
-        raise UsageError(
+            for option, given in (("--measure", measured), ("--refresh", refresh))
+        ),
+        *(under_roofs.missing(gpu, plan.precisions) if gpu is not None else ()),
+        (
+            roofs and measured and plan.against == "basic",
+            "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
+            "Ask for --against basic --measure and for --roofline machine --measure in two commands",
+        ),
+        *(
+            (not roofs and given, f"{option} belongs to --roofline", "Add --roofline machine")
+            for option, given in (("--refresh", refresh), ("--precision", plan.precisions))
+        ),
+        (
+            not roofs and measured and (plan.against != "basic" or len(requests) != 1),
             "--measure times one network beside networks of basic blocks, or under this machine's roofs",
-            fix="Name one model and add --against basic, or add --roofline machine",
-        )
+            "Name one model and add --against basic, or add --roofline machine",
+        ),
+    )
 
 
 def count(requests: Sequence[Request], batch_sizes: Sequence[int], *, progress: Progress) -> tuple[Cost, ...]:

@@ -11,7 +11,7 @@ from resdeploy.cost.roofline import TracedRun, roofline
 from resdeploy.deploy import candidates, executed, export
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import UsageError
+from resdeploy.errors import refuse
 from resdeploy.graph import files, intent
 from resdeploy.measure import interleaved, summary
 from resdeploy.records import PRECISIONS, Artifact, Cost, Layer, Peaks, Precision, Progress, Roofline, Summary
@@ -40,7 +40,7 @@ def put_under_roofs(
     Raises:
         UsageError: a precision without a roof was asked for.
     """
-    refuse_missing(peaks, precisions)
+    refuse(*missing(peaks, precisions))
     rooflines: list[Roofline] = []
     for request in requests:
         source = export.to_onnx(request, progress=progress)
@@ -65,9 +65,10 @@ def time_under_roofs(
         UsageError: a precision without a roof was asked for, or the roofs are not of this machine.
         ResdeployError: a network could not be timed.
     """
-    if not peaks.measured:
-        raise UsageError(f"what is measured here says nothing of {peaks.name}", fix="Use --roofline machine")
-    refuse_missing(peaks, precisions)
+    refuse(
+        (not peaks.measured, f"what is measured here says nothing of {peaks.name}", "Use --roofline machine"),
+        *missing(peaks, precisions),
+    )
     rows: list[_Row] = []
     for request in requests:
         original = export.to_onnx(request, progress=progress)
@@ -85,12 +86,16 @@ def time_under_roofs(
     return tuple(rooflines)
 
 
-def refuse_missing(peaks: Peaks, precisions: Sequence[Precision]) -> None:
-    """Raises UsageError where a precision has no roof."""
-    for precision in precisions:
-        if precision not in peaks.roofs:
-            why = peaks.missing.get(precision, "nobody gives a figure")
-            raise UsageError(f"{peaks.name} has no roof in {precision}: {why}", fix=f"It has {', '.join(peaks.roofs)}")
+def missing(peaks: Peaks, precisions: Sequence[Precision]) -> list[tuple[object, str, str]]:
+    """What `refuse` is told of precisions that have no roof."""
+    return [
+        (
+            precision not in peaks.roofs,
+            f"{peaks.name} has no roof in {precision}: {peaks.missing.get(precision, 'nobody gives a figure')}",
+            f"It has {', '.join(peaks.roofs)}",
+        )
+        for precision in precisions
+    ]
 
 
 def _choose_precisions(source: Artifact, peaks: Peaks, asked: Sequence[Precision]) -> tuple[Precision, ...]:

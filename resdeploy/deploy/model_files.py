@@ -63,12 +63,12 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     if compiler.PROGRAM:
         origin.refuse_unknown(path, trusted=request.trust_engine)
     compiler.check(path)
-    for option, given in (("--img-size", size), ("--precision", precision)):
-        if given is None:
-            raise UsageError(
-                f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
-                fix=f"Name the ONNX file it was made from; bench, eval and audit take {option}",
-            )
+    lacking = [option for option, given in (("--img-size", size), ("--precision", precision)) if given is None]
+    if lacking:
+        raise UsageError(
+            f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
+            fix=f"Name the ONNX file it was made from; bench, eval and audit take {' and '.join(lacking)}",
+        )
     assert size is not None
     assert precision is not None
     spec = ModelSpec(

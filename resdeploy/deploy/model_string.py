@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
-from resdeploy.errors import MissingInput, UsageError
+from resdeploy.errors import MissingInput, refuse
 from resdeploy.records import BackendName, Format, ModelSpec, Preprocessing
 from resdeploy.registered_backends import BACKENDS
 
@@ -114,9 +114,13 @@ def stem(model: str) -> str:
 
 def refuse_changes(request: Request) -> None:
     """A file has its weights and classes."""
-    for option, given in (("--weights", not request.random), ("--classes", request.classes is not None)):
-        if given:
-            raise UsageError(f"{option} does not apply to {request.model}, which has its own", fix="Leave it out")
+    options = (("--weights", not request.random), ("--classes", request.classes is not None))
+    refuse(
+        *(
+            (given, f"{option} does not apply to {request.model}, which has its own", "Leave it out")
+            for option, given in options
+        )
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +163,17 @@ class PreprocessingOverride:
             mean=self.mean or before.mean,
             std=self.std or before.std,
         )
-        for option, values in (("--mean", seen.mean), ("--std", seen.std)):
-            if len(values) != channels:
-                raise UsageError(f"{option} has {len(values)} numbers, but {spec.name} takes {channels} channels")
+        options = (("--mean", seen.mean), ("--std", seen.std))
+        refuse(
+            *(
+                (
+                    len(values) != channels,
+                    f"{option} has {len(values)} numbers, but {spec.name} takes {channels} channels",
+                    "",
+                )
+                for option, values in options
+            )
+        )
         return dataclasses.replace(spec, input_shape=(channels, *size), preprocessing=seen)
 
     def _resize(self, before: Preprocessing) -> int | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy import stats
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.judge.hints import hints
 from resdeploy.judge.pairs import Pair, match
 from resdeploy.records import Check, ClassDrop, Predictions, Reported, State, Verdict
@@ -72,11 +72,17 @@ def judge_many(
     Raises:
         UsageError: a limit that is none, or one of top-5 where only one class per image is known.
     """
-    for limit in (max_drop_pp, max_top5_drop_pp):
-        if limit is not None and not 0 <= limit < 100:
-            raise UsageError(f"a drop of {limit} points is no limit", fix="Choose points from 0 up to 100")
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"a confidence of {confidence} is none", fix="Choose a share such as 0.95")
+    refuse(
+        *(
+            (
+                limit is not None and not 0 <= limit < 100,
+                f"a drop of {limit} points is no limit",
+                "Choose points from 0 up to 100",
+            )
+            for limit in (max_drop_pp, max_top5_drop_pp)
+        ),
+        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
+    )
     top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], max_drop_pp, confidence)
     five = [_five(pair) for pair in pairs]
     if max_top5_drop_pp is not None and None in five:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from resdeploy import stats
-from resdeploy.errors import UsageError
+from resdeploy.errors import refuse
 from resdeploy.records import Check, State
 from resdeploy.stats import timing, validity
 
@@ -77,10 +77,14 @@ def judge_many(
     Raises:
         UsageError: as `judge`.
     """
-    if not -100 < max_slowdown_pct < math.inf:
-        raise UsageError(f"a slowdown of {max_slowdown_pct} % is no limit", fix="Choose a percentage such as 3")
-    if not 0.5 < confidence < 1:
-        raise UsageError(f"a confidence of {confidence} is none", fix="Choose a share such as 0.95")
+    refuse(
+        (
+            not -100 < max_slowdown_pct < math.inf,
+            f"a slowdown of {max_slowdown_pct} % is no limit",
+            "Choose a percentage such as 3",
+        ),
+        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
+    )
 
     @functools.cache
     def bounds(k: int, tail: float) -> tuple[float, float, float]:

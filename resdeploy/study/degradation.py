@@ -20,7 +20,7 @@ from resdeploy import __version__, stats, store
 from resdeploy.data import datasets
 from resdeploy.deploy import networks
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.errors import MalformedInput, ResdeployError, UsageError
+from resdeploy.errors import MalformedInput, ResdeployError, refuse
 from resdeploy.models import zoo
 from resdeploy.report import chart, documents
 from resdeploy.report.documents import Environment
@@ -113,13 +113,19 @@ def study_depths(
         UnknownName: no network of such a depth.
     """
     plan = replace(plan, depths=tuple(dict.fromkeys(plan.depths)))  # a depth named twice is no further training
-    if unknown := set(plan.depths) - set(DEPTHS):
-        raise UsageError(
-            f"--depths: there is no plain network of {', '.join(map(str, sorted(unknown)))} layers",
-            fix=f"Name two or more of {', '.join(map(str, DEPTHS))}",
-        )
-    if len(plan.depths) < 2 or plan.seeds < 2:
-        raise UsageError("one depth or one seed shows no difference", fix="Give at least two of each")
+    unknown = sorted(set(plan.depths) - set(DEPTHS))
+    refuse(
+        (
+            unknown,
+            f"--depths: there is no plain network of {', '.join(map(str, unknown))} layers",
+            f"Name two or more of {', '.join(map(str, DEPTHS))}",
+        ),
+        (
+            len(plan.depths) < 2 or plan.seeds < 2,
+            "one depth or one seed shows no difference",
+            "Give at least two of each",
+        ),
+    )
     train_data, test_data = datasets.training_images(plan.data)
 
     def spec_of(name: str) -> ModelSpec:

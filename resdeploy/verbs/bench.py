@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
-from resdeploy.backends import lane, machine
+from resdeploy.backends import choose, lane, machine
 from resdeploy.deploy import candidates, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import BackendMissing, ResdeployError, UsageError
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError, refuse
 from resdeploy.measure import interleaved, journal, one_run
 from resdeploy.records import (
     BackendName,
@@ -82,6 +82,7 @@ def bench(
         BackendMissing, UsageError: what was asked for cannot run here.
         ResdeployError: every row failed; of the first one's class.
     """
+    _refuse_contradictions(plan)
     images = _images(plan)
     rows: list[one_run.Row] = []
     failures: list[Failure] = []
@@ -126,6 +127,20 @@ def _both(first: interleaved.Watch | None, second: interleaved.Watch | None) -> 
     return watch
 
 
+def _refuse_contradictions(plan: BenchPlan) -> None:
+    """Refuses options that do not go together, before any work.
+
+    Raises:
+        UnknownName: no such backend.
+        UsageError: a scope without its files; a backend that does not run the precision.
+    """
+    named = [name for name in plan.backends if name not in ("auto", "all")]
+    refuse(
+        (plan.scope == "jpeg" and plan.data is None, "timing from JPEG files needs files", "Add --data FOLDER"),
+        *(choose.unable(name, plan.precision) for name in named if plan.precision is not None),
+    )
+
+
 def _images(plan: BenchPlan) -> tuple[Path, ...]:
     """Files to decode, for the scope `jpeg`.
 
@@ -136,8 +151,7 @@ def _images(plan: BenchPlan) -> tuple[Path, ...]:
         return ()
     from resdeploy.data import datasets
 
-    if plan.data is None:
-        raise UsageError("timing from JPEG files needs files", fix="Add --data FOLDER")
+    assert plan.data is not None
     items = datasets.open_dataset(plan.data, need_labels=False).items
     files = [item for item in items if isinstance(item, Path)] if isinstance(items, tuple) else []
     found = tuple(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
@@ -232,8 +246,6 @@ def _table(request: Request, plan: BenchPlan) -> list[tuple[BackendName, Precisi
         if plan.precision in backends.load(name).ACCEPTS:
             table.append((name, "fp32", reference))
             table.append((name, plan.precision, (*reference, (name, "fp32"))))
-        elif plan.backends != ("all",):
-            raise UsageError(f"{name} does not run {plan.precision}", fix="Leave it out of --backend")
     return table
 
 

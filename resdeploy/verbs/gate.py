@@ -16,7 +16,7 @@ from resdeploy.backends import choose
 from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.errors import UsageError
+from resdeploy.errors import refuse
 from resdeploy.judge import accuracy, hints, pairs
 from resdeploy.measure import interleaved, one_run, prediction_files, results
 from resdeploy.records import (
@@ -99,48 +99,74 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
 
 def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     """Refuses what could only fail later."""
-    limits = plan.limits
-    if limits == Limits():
-        raise UsageError(
+    limits, times_alone = plan.limits, all(benches)
+    sides = (plan.baseline, *plan.candidates)
+    models = [name for name in sides if not is_saved(name)]
+    predictions = [] if any(benches) else [name for name in sides if is_saved(name)]
+    own = [name for name in predictions if name in plan.candidates]
+    counted = limits.size_mb is not None or limits.memory_mb is not None or limits.fused
+    refuse(
+        (
+            limits == Limits(),
             "gate was given no limit",
-            fix="Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-size, --max-memory or --require-fused",
-        )
-    if any(benches) and not all(benches):
-        raise UsageError("one side is a saved bench and another is not", fix="Compare two saved benches, or two models")
-    if all(benches) and limits.of_accuracy:
-        raise UsageError("a saved bench has no predictions to judge --max-drop on", fix="Leave it out, or name models")
-    if all(benches) and plan.update_baseline:
-        raise UsageError("--update-baseline stores predictions, not a bench", fix="Keep the bench's own JSON file")
-    if all(benches) and limits.fused:
-        raise UsageError("a saved bench has no layers to look for fusion in", fix="Name models for --require-fused")
-    if plan.update_baseline and not limits.of_accuracy:
-        raise UsageError(
-            "--update-baseline needs a limit of accuracy",
-            cause="What the next candidates are compared with must itself have been judged by it",
-            fix="Add --max-drop or --max-top5-drop",
-        )
-    predictions = [name for name in (plan.baseline, *plan.candidates) if is_saved(name)]
-    if predictions and not any(benches) and limits.slowdown_pct is not None:
-        raise UsageError(
-            f"{predictions[0]} holds predictions, and --max-slowdown needs times",
-            fix="Name two model files, or two saved results of bench",
-        )
-    own = [name for name in plan.candidates if is_saved(name)]
-    if own and not any(benches) and (limits.size_mb is not None or limits.memory_mb is not None or limits.fused):
-        raise UsageError(f"{own[0]} holds predictions, not a model with a size and layers", fix="Name the model file")
-    models = [name for name in (plan.baseline, *plan.candidates) if not is_saved(name)]
-    if models and (limits.of_accuracy or plan.update_baseline) and plan.data is None:
-        raise UsageError(f"{models[0]} is a model, and judging it needs images", fix="Add --data DIR")
-    if not models and (plan.data is not None or plan.sight != PreprocessingOverride()):
-        raise UsageError(
+            "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-size, --max-memory or --require-fused",
+        ),
+        (
+            any(benches) and not times_alone,
+            "one side is a saved bench and another is not",
+            "Compare two saved benches, or two models",
+        ),
+        (
+            times_alone and limits.of_accuracy,
+            "a saved bench has no predictions to judge --max-drop on",
+            "Leave it out, or name models",
+        ),
+        (
+            times_alone and plan.update_baseline,
+            "--update-baseline stores predictions, not a bench",
+            "Keep the bench's own JSON file",
+        ),
+        (
+            times_alone and limits.fused,
+            "a saved bench has no layers to look for fusion in",
+            "Name models for --require-fused",
+        ),
+        (
+            plan.update_baseline and limits != Limits() and not limits.of_accuracy and not times_alone,
+            (
+                "--update-baseline needs a limit of accuracy. "
+                "What the next candidates are compared with must itself have been judged by it"
+            ),
+            "Add --max-drop or --max-top5-drop",
+        ),
+        (
+            predictions and limits.slowdown_pct is not None,
+            f"{next(iter(predictions), '')} holds predictions, and --max-slowdown needs times",
+            "Name two model files, or two saved results of bench",
+        ),
+        (
+            own and counted,
+            f"{next(iter(own), '')} holds predictions, not a model with a size and layers",
+            "Name the model file",
+        ),
+        (
+            models and (limits.of_accuracy or plan.update_baseline) and plan.data is None,
+            f"{next(iter(models), '')} is a model, and judging it needs images",
+            "Add --data DIR",
+        ),
+        (
+            not models and (plan.data is not None or plan.sight != PreprocessingOverride()),
             "--data and how images are seen say nothing of saved results, which are of images of their own",
-            fix="Leave them out, or name a model",
-        )
-    if plan.update_baseline and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1):
-        raise UsageError(
+            "Leave them out, or name a model",
+        ),
+        (
+            plan.update_baseline
+            and not times_alone
+            and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1),
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
-            fix=f"Name one candidate, and a baseline that ends in {' or '.join(prediction_files.SUFFIXES)}",
-        )
+            f"Name one candidate, and a baseline that ends in {' or '.join(prediction_files.SUFFIXES)}",
+        ),
+    )
 
 
 def is_saved(name: str) -> bool:

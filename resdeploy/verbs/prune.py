@@ -11,7 +11,7 @@ from resdeploy import scratch, store
 from resdeploy.backends import choose
 from resdeploy.deploy import candidates, export, model_files, model_string, networks
 from resdeploy.deploy.model_string import OnnxFile, Request
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.measure import interleaved, prediction_files, run_images
 from resdeploy.measure.one_run import Bench, Row, compare_rows, summaries, time_rows
 from resdeploy.records import Artifact, BackendName, Cost, Predictions, Progress, PruneOutcome, PruneSide
@@ -94,15 +94,21 @@ def _kind_to_write(request: Request, plan: PrunePlan, out: Path) -> Literal["onn
         UsageError: neither, or nothing that can be made of an ONNX file.
     """
     kind = model_string.format_of(out.name)
-    if kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"):
-        raise UsageError(f"{out} is neither .onnx nor .safetensors", fix="Name the file to write by its suffix")
-    from_onnx = isinstance(request.named, OnnxFile)
-    if from_onnx and (kind == "checkpoint" or plan.training is not None):
-        asked = "a checkpoint" if kind == "checkpoint" else "fine-tuning"
-        raise UsageError(
-            f"{asked} needs a network, and {request.model} is only a graph", fix="Name the network and its --weights"
-        )
-    return kind
+    from_onnx, fix = isinstance(request.named, OnnxFile), "Name the network and its --weights"
+    refuse(
+        (
+            kind not in ("onnx", "checkpoint") or (kind == "checkpoint" and out.suffix != ".safetensors"),
+            f"{out} is neither .onnx nor .safetensors",
+            "Name the file to write by its suffix",
+        ),
+        (from_onnx and kind == "checkpoint", f"a checkpoint needs a network, and {request.model} is only a graph", fix),
+        (
+            from_onnx and plan.training is not None,
+            f"fine-tuning needs a network, and {request.model} is only a graph",
+            fix,
+        ),
+    )
+    return "onnx" if kind == "onnx" else "checkpoint"
 
 
 def _outcome(pruned: block_search.Pruned, written: Artifact, costs: tuple[Cost, Cost], bench: Bench) -> PruneOutcome:

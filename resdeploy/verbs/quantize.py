@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from resdeploy import backends, scratch, store
 from resdeploy.deploy import build, calibration, candidates, lower
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.judge import pairs
 from resdeploy.measure import run_images
 from resdeploy.measure.interleaved import Candidate
@@ -51,20 +51,26 @@ class QuantizeGoal:
             UsageError: a search without images, images without a search, or for another precision either of them or
                 ranges, which it has none of.
         """
-        if self.max_drop_pp is not None and self.data is None:
-            raise UsageError("--max-drop needs labelled images to judge on", fix="Add --data DIR")
-        if self.max_drop_pp is None and self.data is not None:
-            raise UsageError("--data judges the search of --max-drop", fix="Add --max-drop 0.5, or use resdeploy eval")
-        if precision != "int8" and (self.sensitivity or self.max_drop_pp is not None):
-            raise UsageError(
-                f"--sensitivity and --max-drop start from INT8, not from {precision}", fix="Add --precision int8"
-            )
         images = calibration.CalibrationPlan(data=plan.data, samples=plan.samples, seed=plan.seed, force=plan.force)
-        if precision != "int8" and plan != images:
-            raise UsageError(
+        searched, lower_float = self.max_drop_pp is not None, precision != "int8"
+        refuse(
+            (searched and self.data is None, "--max-drop needs labelled images to judge on", "Add --data DIR"),
+            (
+                not searched and self.data is not None,
+                "--data judges the search of --max-drop",
+                "Add --max-drop 0.5, or use resdeploy eval",
+            ),
+            (
+                lower_float and (self.sensitivity or searched),
+                f"--sensitivity and --max-drop start from INT8, not from {precision}",
+                "Add --precision int8",
+            ),
+            (
+                lower_float and plan != images,
                 f"--calib-method, --portable, --effort and the like are of INT8's ranges: {precision} has none",
-                fix="Leave them out, or add --precision int8",
-            )
+                "Leave them out, or add --precision int8",
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from resdeploy.data import datasets
 from resdeploy.deploy import export, lower, networks
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import ForeignName, Request, ZooName
-from resdeploy.errors import UsageError
+from resdeploy.errors import UsageError, refuse
 from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
 
 if TYPE_CHECKING:
@@ -60,20 +60,7 @@ def train(
     Raises:
         UsageError: a suffix of another kind of file, options that do not go together, or a finished training to resume.
     """
-    wanted = ".onnx" if how.qat else ".safetensors"
-    if out.suffix != wanted:
-        raise UsageError(f"{out} is no {wanted} file, which is what this writes", fix=f"Name it -o {out.stem}{wanted}")
-    _refuse_ignored(how)
-    if how.strict and request.random and isinstance(request.named, (ZooName, ForeignName)):
-        raise UsageError(
-            "--strict compares with the accuracy before, and random weights have none",
-            fix="Add --weights FILE, or leave --strict out",
-        )
-    if how.resume and out.is_file() and left_state(out) is None:
-        raise UsageError(
-            f"there is nothing to resume: {out} is finished",
-            fix="Train it anew without --resume, or name another file with -o",
-        )
+    _refuse_contradictions(request, how, out)
     if not how.qat:
         from resdeploy.train import curves, loop
 
@@ -99,24 +86,18 @@ def train(
     )  # fmt: skip
 
 
-def _refuse_ignored(how: TrainOptions) -> None:
-    """Refuses what the asked kind of training would leave unheeded.
+def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> None:
+    """Refuses what the asked kind of training cannot do, or would leave unheeded.
 
     Raises:
-        UsageError: such an option, or `qat` by several processes, each of which would train and write the same file.
+        UsageError: such options, or `qat` by several processes, each of which would train and write the same file.
     """
-    if not how.qat:
-        of_int8 = (
-            ("--effort", how.effort == "high"),
-            ("--target", how.target is not None),
-            ("--portable", how.portable is not None),
-        )
-        for option, given in of_int8:
-            if given:
-                raise UsageError(
-                    f"{option} is that of the INT8 file which --qat trains", fix="Add --qat, or leave it out"
-                )
-        return
+    wanted = ".onnx" if how.qat else ".safetensors"
+    of_int8 = (
+        ("--effort", how.effort == "high"),
+        ("--target", how.target is not None),
+        ("--portable", how.portable is not None),
+    )
     of_floats = (
         ("--resume", how.resume),
         ("--hold-out", how.hold_out > 0),
@@ -125,13 +106,42 @@ def _refuse_ignored(how: TrainOptions) -> None:
         ("--precision bf16", how.precision == "bf16"),
         ("--strict", how.strict),
     )
-    for option, given in of_floats:
-        if given:
-            raise UsageError(f"{option} does not go with --qat", fix="Leave it out")
+    processes = _processes() if how.qat else 1
+    untrained = request.random and isinstance(request.named, (ZooName, ForeignName))
+    refuse(
+        (
+            out.suffix != wanted,
+            f"{out} is no {wanted} file, which is what this writes",
+            f"Name it -o {out.stem}{wanted}",
+        ),
+        *(
+            (
+                given and not how.qat,
+                f"{option} is that of the INT8 file which --qat trains",
+                "Add --qat, or leave it out",
+            )
+            for option, given in of_int8
+        ),
+        *((given and how.qat, f"{option} does not go with --qat", "Leave it out") for option, given in of_floats),
+        (processes > 1, f"--qat trains in one process, and torchrun started {processes}", "Run it without torchrun"),
+        (
+            how.strict and not how.qat and untrained,
+            "--strict compares with the accuracy before, and random weights have none",
+            "Add --weights FILE, or leave --strict out",
+        ),
+        (
+            how.resume and not how.qat and out.is_file() and left_state(out) is None,
+            f"there is nothing to resume: {out} is finished",
+            "Train it anew without --resume, or name another file with -o",
+        ),
+    )
+
+
+def _processes() -> int:
+    """How many processes torchrun has started."""
     from resdeploy.train import distributed
 
-    if (size := distributed.started()) > 1:
-        raise UsageError(f"--qat trains in one process, and torchrun started {size}", fix="Run it without torchrun")
+    return distributed.started()
 
 
 def train_float(

@@ -57,6 +57,89 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_looked_for(
     assert not files_in(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("command", "first", "second"),
+    [
+        ("export no.onnx --weights w.pth --classes 7", "--weights does not apply", "--classes does not apply"),
+        ("export resnet20 --mean 0.5 --std 0.5,0.5", "--mean has 1 numbers", "--std has 2 numbers"),
+        (
+            "quantize no.onnx --precision fp16 --max-drop 1 --effort high",
+            "needs labelled images to judge on. Add --data DIR.",
+            "start from INT8, not from fp16. Add --precision int8.",
+        ),
+        (
+            "train resnet20 --data digits --epochs 1 -o m.onnx --strict --effort high",
+            "is no .safetensors file, which is what this writes. Name it -o m.safetensors.",
+            "--effort is that of the INT8 file which --qat trains. Add --qat, or leave it out.",
+        ),
+        (
+            "train resnet20 --data digits --epochs 1 -o m.onnx --qat --resume --strict",
+            "--resume does not go with --qat",
+            "--strict does not go with --qat. Leave it out.",
+        ),
+        (
+            "build no.onnx --backend onnxruntime --refit-from e.engine --refit",
+            "options of the builder are TensorRT's",
+            "--refit-from builds nothing",
+        ),
+        (
+            "bench resnet20 --scope jpeg --backend onnxruntime --precision bf16",
+            "timing from JPEG files needs files. Add --data FOLDER.",
+            "backend onnxruntime does not run bf16. Choose one of: ",
+        ),
+        (
+            "eval no.onnx m.onnx --data digits --predictions p.txt",
+            "--predictions saves one model's predictions. Name one model.",
+            "--predictions does not write p.txt. End it in ",
+        ),
+        (
+            "gate --baseline a.npz --candidate b.npz --max-slowdown 3 --max-size 5",
+            "a.npz holds predictions, and --max-slowdown needs times",
+            "b.npz holds predictions, not a model with a size",
+        ),
+        (
+            "gate --baseline a.onnx --candidate b.onnx --data digits --update-baseline",
+            "was given no limit",
+            "stores one",
+        ),
+        (
+            "gate --baseline a.npz --candidate b.npz --max-drop 1 -o a.npz --junit b.npz",
+            "a.npz is an input",
+            "b.npz is an input",
+        ),
+        (
+            "cost no.onnx --roofline t4 --measure --precision bf16",
+            "--measure measures this machine, which says nothing of t4. Use --roofline machine.",
+            "no roof in bf16",
+        ),
+        ("cost no.onnx --refresh --precision int8", "--refresh belongs to", "--precision belongs to"),
+        (
+            "prune no.onnx --data digits --epochs 1 -o p.safetensors",
+            "a checkpoint needs a network",
+            "fine-tuning needs a network",
+        ),
+        ("study degradation --depths 8", "no plain network of 8 layers", "one depth or one seed shows no difference"),
+    ],
+)
+def test_options_that_contradict_each_other_are_all_reported(
+    resdeploy: Run, tmp_path: Path, command: str, first: str, second: str
+) -> None:
+    """Two contradictions are one message with both, before a model is looked for; each has its fix."""
+    refused(resdeploy(*command.split()), 2, first, second)
+    assert not files_in(tmp_path)
+
+
+def test_a_profile_whose_keys_contradict_each_other_says_all_of_them(resdeploy: Run, tmp_path: Path) -> None:
+    """The problems share their fix, which is given once."""
+    (tmp_path / "p.toml").write_text('name = "p"\nmodel = "resnet20"\nepochs = 3\nbackends = []\nmax_drop_pp = 1\n')
+    words = (
+        "p: epochs: training needs data; max_drop_pp: judging",
+        "; backends: name at least one. Correct these keys.",
+    )
+    refused(resdeploy("run", "p.toml"), 2, *words)
+    assert files_in(tmp_path) == {Path("p.toml")}
+
+
 def test_a_bench_that_has_no_row_says_so(resdeploy: Run, tmp_path: Path) -> None:
     """`--backend all` leaves out what cannot run a model; with none left there is nothing to time."""
     (tmp_path / "x.engine").write_bytes(b"plan")
