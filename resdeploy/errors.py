@@ -134,12 +134,13 @@ class OutputLost(ResdeployError):
     code, exit_status = "E-OUTPUT-LOST", 1
 
 
-def of_code(code: str) -> type[ResdeployError]:
-    """The class whose `code` this is; `BackendCrash` for one that no class has as its own."""
+def revive(code: str, exit_status: int, what: str) -> ResdeployError:
+    """The error that was written down with this code: of the class whose code it is, else of its exit status."""
     kinds = list(ResdeployError.__subclasses__())
     for kind in kinds:
         kinds += kind.__subclasses__()
-    return next((kind for kind in kinds if kind.code == code), BackendCrash)
+    of_status = [kind for kind in kinds if kind.exit_status == exit_status] or [BackendCrash]
+    return next((kind for kind in of_status if kind.code == code), of_status[0])(what, code=code)
 
 
 def refuse(*problems: tuple[object, str, str], kind: type[UsageError] = UsageError, subject: str = "") -> None:

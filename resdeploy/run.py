@@ -294,15 +294,13 @@ class ProfileRun:
         return f"{self.profile.model}{' pruned' if one.pruned else ''} {one.backend} {one.precision}"
 
     def _failure(self, one: VariantPlan, error: ResdeployError) -> Failure:
-        return Failure(
+        return Failure.of(
+            error,
             label=self._label(one),
             model=self.profile.model,
             backend=one.backend,
             precision=one.precision,
             batch_size=self.profile.batch_size,
-            error_code=error.code,
-            exit_status=error.exit_status,
-            message=str(error),
         )
 
     def variant(self, one: VariantPlan) -> Variant:

@@ -1,10 +1,42 @@
-"""What is refused is refused all at once."""
+"""Errors that are written down keep their code, and what is refused is refused all at once."""
 
 from __future__ import annotations
 
 import pytest
 
-from resdeploy.errors import ProfileError, UsageError, refuse
+from resdeploy.errors import (
+    BackendCrash,
+    BackendMissing,
+    EnvironmentFailure,
+    IntegrityError,
+    OutOfMemory,
+    PickleRefused,
+    ProfileError,
+    ResdeployError,
+    UsageError,
+    refuse,
+    revive,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (IntegrityError("e", code="E-UNSIGNED"), IntegrityError),
+        (EnvironmentFailure("e", code="E-BROKEN-PACKAGE"), EnvironmentFailure),
+        (BackendCrash("e", code="E-NOT-FINITE"), BackendCrash),
+        (UsageError("e", code="E-DIVERGED"), UsageError),
+        (BackendMissing("e"), BackendMissing),
+        (OutOfMemory("e"), OutOfMemory),
+        (PickleRefused("e"), PickleRefused),
+        (ResdeployError("e"), BackendCrash),
+    ],
+)
+def test_an_error_comes_back_with_its_code_and_exit_status(error: ResdeployError, kind: type[ResdeployError]) -> None:
+    """A finer code than any class's is kept, and the class is one of its exit status."""
+    revived = revive(error.code, error.exit_status, error.paragraph)
+    assert (type(revived), revived.code, revived.exit_status) == (kind, error.code, error.exit_status)
+    assert str(revived) == str(error)
 
 
 def test_a_problem_alone_is_the_error_that_it_is() -> None:

@@ -32,3 +32,4 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
     variants, (failure,) = told
     assert variants == ("fp32",)
     assert (failure.error_code, failure.exit_status, failure.precision) == ("E-OUTPUT-LOST", 1, "int8")
+    assert failure.message == "lost."  # the code stands beside it

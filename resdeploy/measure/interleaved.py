@@ -21,7 +21,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import ResdeployError, UsageError, of_code
+from resdeploy.errors import ResdeployError, UsageError, revive
 from resdeploy.measure import environment
 from resdeploy.measure.summary import doubts
 from resdeploy.records import (
@@ -237,15 +237,13 @@ class _Entrant:
 
 def failure(candidate: Candidate, error: ResdeployError) -> Failure:
     """The row of a candidate that `error` kept from being measured."""
-    return Failure(
+    return Failure.of(
+        error,
         label=candidate.label,
         model=candidate.model,
         backend=candidate.backend,
         precision=candidate.artifact.precision,
         batch_size=candidate.execution.batch_size,
-        error_code=error.code,
-        exit_status=error.exit_status,
-        message=" ".join(s.rstrip(". ") + "." for s in (error.what, error.cause, error.fix) if s),
     )
 
 
@@ -296,10 +294,10 @@ def measurement_or_raise(outcome: Measurement | Failure) -> Measurement:
     """The measurement, where nothing can be said without it.
 
     Raises:
-        ResdeployError: the failure, as the error that it was.
+        ResdeployError: the failure, with the code and exit status of the error that it was.
     """
     if isinstance(outcome, Failure):
-        raise of_code(outcome.error_code)(outcome.message)
+        raise revive(outcome.error_code, outcome.exit_status, outcome.message)
     return outcome
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from resdeploy.errors import ResdeployError
 from resdeploy.records.artifacts import Execution
 from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import STRICT, Precision, Scenario, Scope
@@ -78,7 +79,30 @@ class Failure:
     batch_size: int
     error_code: str  # as in errors.py
     exit_status: int
-    message: str
+    message: str  # what happened, the likely cause and the next step, in sentences
+
+    @classmethod
+    def of(
+        cls,
+        error: ResdeployError,
+        *,
+        label: str,
+        model: str,
+        backend: BackendName,
+        precision: Precision,
+        batch_size: int,
+    ) -> Failure:
+        """The row of a candidate that `error` kept from being measured."""
+        return cls(
+            label=label,
+            model=model,
+            backend=backend,
+            precision=precision,
+            batch_size=batch_size,
+            error_code=error.code,
+            exit_status=error.exit_status,
+            message=error.paragraph,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

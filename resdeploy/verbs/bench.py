@@ -215,15 +215,13 @@ def _row(
 
 
 def _failure(cell: _Cell, error: ResdeployError) -> Failure:
-    return Failure(
+    return Failure.of(
+        error,
         label=cell.label,
         model=cell.request.model,
         backend=cell.backend,
         precision=cell.precision or "fp32",
         batch_size=cell.batch_size,
-        error_code=error.code,
-        exit_status=error.exit_status,
-        message=str(error),
     )
 
 

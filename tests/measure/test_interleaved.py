@@ -12,7 +12,7 @@ import pytest
 
 from resdeploy import store
 from resdeploy.backends.lane import Lane, Opened
-from resdeploy.errors import BackendCrash, BackendMissing, OutOfMemory, UsageError
+from resdeploy.errors import BackendCrash, BackendMissing, EnvironmentFailure, IntegrityError, OutOfMemory, UsageError
 from resdeploy.graph import cast
 from resdeploy.measure import environment, interleaved, summary
 from resdeploy.records import (
@@ -220,6 +220,26 @@ def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
     assert len(fine.blocks) == interleaved.BLOCKS
     assert machine.timed.count("a") == 3
     assert not machine.open_lanes
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        IntegrityError("it is not signed by you", fix="Build it again", code="E-UNSIGNED"),
+        EnvironmentFailure("onnx cannot be imported", cause="It raised ImportError: x", code="E-BROKEN-PACKAGE"),
+        OutOfMemory("too large"),
+    ],
+)
+def test_a_row_that_cannot_be_done_without_is_the_error_that_it_was(candidates, error):
+    """Its code, its exit status and its words, the finer codes too."""
+    machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("open", 1, error)})
+    failed, _ = interleaved.run(
+        candidates("a", "b"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine
+    )
+    with pytest.raises(type(error)) as caught:
+        interleaved.measurement_or_raise(failed)
+    assert (caught.value.code, caught.value.exit_status) == (error.code, error.exit_status)
+    assert str(caught.value) == str(error)
 
 
 def test_when_all_fail_the_error_is_raised_with_every_reason(candidates):

@@ -8,9 +8,9 @@ from typing import Any
 import onnx
 import pytest
 
-from resdeploy.deploy import calibration, lower
+from resdeploy.deploy import calibration, candidates, lower
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import MalformedInput
+from resdeploy.errors import EnvironmentFailure, MalformedInput
 from resdeploy.records import Target
 from resdeploy.verbs.bench import BenchPlan, bench
 from tests.backends.conftest import tiny_network
@@ -35,3 +35,27 @@ def test_int8_follows_the_rules_of_what_computes(
     with pytest.raises(MalformedInput, match="far enough"):
         bench([Request(model=str(tmp_path / "tiny.onnx"))], plan, calibration.CalibrationPlan(), progress=print)
     assert asked["int8"] == target
+
+
+def test_a_row_that_cannot_be_made_says_why_as_one_that_cannot_be_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In sentences, without the code, which stands beside them."""
+    source_for = candidates.source_for
+
+    def broken(request: Request, backend: str, *args: Any, **options: Any) -> Any:
+        if backend == "onnxruntime":
+            raise EnvironmentFailure(
+                "x cannot be imported", cause="It raised E", fix="Mend it", code="E-BROKEN-PACKAGE"
+            )
+        return source_for(request, "null", *args, **options)
+
+    monkeypatch.setattr(candidates, "source_for", broken)
+    onnx.save(tiny_network(), tmp_path / "tiny.onnx")
+    plan = BenchPlan(backends=("null", "onnxruntime"), duration_s=0.1)
+    found = bench(
+        [Request(model=str(tmp_path / "tiny.onnx"))], plan, calibration.CalibrationPlan(), progress=lambda *_: None
+    )
+    (failure,) = found.failures
+    assert (failure.error_code, failure.exit_status) == ("E-BROKEN-PACKAGE", 6)
+    assert failure.message == "x cannot be imported. It raised E. Mend it."
