@@ -17,15 +17,16 @@ from torch import Tensor
 from resdeploy.data import datasets
 from resdeploy.deploy import model_string, networks
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import UsageError
+from resdeploy.errors import refuse
 from resdeploy.models import weights
-from resdeploy.models.resnet import BasicBlock, Bottleneck, ResNet, blocks_of
+from resdeploy.models.resnet import VARIANTS, BasicBlock, Bottleneck, ResNet, blocks_of
 from resdeploy.report import chart, documents
 from resdeploy.report.documents import Environment
 from resdeploy.report.rows import Json
 from resdeploy.train.images import Samples, load_to_judge, normalise
 
 if TYPE_CHECKING:
+    from resdeploy.data.datasets import Dataset
     from resdeploy.records import Preprocessing, Progress
 
 BATCH = 250
@@ -87,14 +88,62 @@ def study_lesions(requests: Sequence[Request], plan: LesionPlan, *, progress: Pr
     """Deletes and swaps blocks of trained networks.
 
     Raises:
-        UsageError: random weights, or a network that is not one of ours.
+        UsageError: random weights, or a network that is not one of ours: of any of them, before the first is run.
     """
-    return LesionReport(plan=plan, networks=tuple(_operate(request, plan, progress) for request in requests))
+    admitted = _admit(requests, plan)
+    return LesionReport(plan=plan, networks=tuple(_operate(one, plan, progress) for one in admitted))
 
 
-def _operate(request: Request, plan: LesionPlan, progress: Progress) -> NetworkLesions:
-    patient, notes = _admit(request, plan, progress)
-    name = model_string.stem(request.model)
+@dataclass(frozen=True, kw_only=True)
+class Admitted:
+    """A trained network, and the images to judge it on, not read yet."""
+
+    name: str
+    net: ResNet
+    images: Dataset
+    sight: Preprocessing
+
+
+def _admit(requests: Sequence[Request], plan: LesionPlan) -> list[Admitted]:
+    """The trained networks.
+
+    Raises:
+        UsageError: random weights, or a network without such blocks or without its preprocessing.
+        WeightsMismatch: weights of another network.
+    """
+    resolved = [(request.model, networks.resolve(request)) for request in requests]
+    refuse(*(problem for model, network in resolved for problem in _problems(model, network)))
+    images = datasets.open_dataset(plan.data, split="test")
+    admitted = []
+    for model, network in resolved:
+        net = weights.create(network.spec, network.path)
+        assert isinstance(net, ResNet)
+        assert network.spec.preprocessing is not None
+        chosen = datasets.choose(datasets.align(images, network.spec.labels), plan.images, plan.seed)
+        name = model_string.stem(model)
+        admitted.append(Admitted(name=name, net=net, images=chosen, sight=network.spec.preprocessing))
+    return admitted
+
+
+def _problems(model: str, network: networks.Network) -> Iterator[tuple[bool, str, str]]:
+    """What `refuse` is told of a network."""
+    ours = network.spec.name in VARIANTS
+    yield network.path is None, f"{model} is not trained", "Name a checkpoint, or add --weights FILE"
+    yield (
+        not ours,
+        f"{model} has no residual blocks that can be deleted here",
+        "Name a plain or residual network of ours, such as resnet56, plain56 or resnet50",
+    )
+    yield (
+        ours and network.spec.preprocessing is None,
+        f"{model} does not say how images become its input",
+        "Name a network of the zoo",
+    )
+
+
+def _operate(one: Admitted, plan: LesionPlan, progress: Progress) -> NetworkLesions:
+    samples, notes = load_to_judge(one.images, one.sight, progress=progress)
+    patient, name = Patient(one.net, samples, one.sight), one.name
     counts = [count for count in COUNTS if count <= len(patient.keeping)]
     error, single = patient.delete_each(lambda done, total: progress(f"{name}: one block", done, total))
     return NetworkLesions(
@@ -107,31 +156,8 @@ def _operate(request: Request, plan: LesionPlan, progress: Progress) -> NetworkL
         shuffled=patient.shuffle(
             counts, plan.repeats, plan.seed, lambda done, total: progress(f"{name}: shuffled", done, total)
         ),
-        notes=notes,
+        notes=tuple(notes),
     )
-
-
-def _admit(request: Request, plan: LesionPlan, progress: Progress) -> tuple[Patient, tuple[str, ...]]:
-    """The trained network and its images, and notes on these.
-
-    Raises:
-        UsageError: random weights, or a network without such blocks or without its preprocessing.
-    """
-    network = networks.resolve(request)
-    if network.path is None:
-        raise UsageError(f"{request.model} is not trained", fix="Name a checkpoint, or add --weights FILE")
-    net = weights.create(network.spec, network.path)
-    if not isinstance(net, ResNet):
-        raise UsageError(
-            f"{request.model} has no residual blocks that can be deleted here",
-            fix="Name a plain or residual network of ours, such as resnet56, plain56 or resnet50",
-        )
-    if network.spec.preprocessing is None:
-        raise UsageError(f"{request.model} does not say how images become its input", fix="Name a network of the zoo")
-    images = datasets.align(datasets.open_dataset(plan.data, split="test"), network.spec.labels)
-    images = datasets.choose(images, plan.images, plan.seed)
-    samples, notes = load_to_judge(images, network.spec.preprocessing, progress=progress)
-    return Patient(net, samples, network.spec.preprocessing), tuple(notes)
 
 
 class Patient:

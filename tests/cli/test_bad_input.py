@@ -118,6 +118,7 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_looked_for(
             "a checkpoint needs a network",
             "fine-tuning needs a network",
         ),
+        ("study lesion resnet20 vgg19 --data digits", "resnet20 is not trained", "vgg19 has no residual blocks"),
         ("study degradation --depths 8", "no plain network of 8 layers", "one depth or one seed shows no difference"),
     ],
 )

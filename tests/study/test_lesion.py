@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import kendalltau
 
 from resdeploy.data.datasets import choose, open_dataset
-from resdeploy.models import resnet, zoo
-from resdeploy.records import Preprocessing
+from resdeploy.deploy import networks
+from resdeploy.deploy.model_string import Request
+from resdeploy.errors import UsageError, WeightsMismatch
+from resdeploy.models import resnet, weights, zoo
+from resdeploy.records import Preprocessing, Weights
 from resdeploy.study import lesion
 from resdeploy.train.images import Samples, load, normalise
 
@@ -95,3 +99,24 @@ def test_kendalls_tau_is_scipys() -> None:
     """All permutations of five."""
     for order in itertools.permutations(range(5)):
         assert lesion.kendall(order) == pytest.approx(kendalltau(range(5), order).statistic)
+
+
+def test_a_network_that_cannot_be_studied_is_refused_before_the_first_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Untrained, or another network's weights: no image is read for those that are named before it."""
+    spec = zoo.spec("resnet20", classes=10, preprocessing=SIGHT)
+    whose = Weights(source="w")
+    for name in ("trained", "wrong"):
+        weights.save(zoo.create(spec), spec, tmp_path / f"{name}.safetensors", whose)
+    others = {
+        "trained": networks.Network(spec=spec, weights=whose, path=tmp_path / "trained.safetensors"),
+        "untrained": networks.Network(spec=spec, weights=whose, path=None),
+        "wrong": networks.Network(spec=zoo.spec("resnet32"), weights=whose, path=tmp_path / "wrong.safetensors"),
+    }
+    monkeypatch.setattr(networks, "resolve", lambda request: others[request.model])
+    monkeypatch.setattr(lesion, "load_to_judge", lambda *_, **__: pytest.fail("images were read"))
+    for second, error in (("untrained", UsageError), ("wrong", WeightsMismatch)):
+        requests = [Request(model=name) for name in ("trained", second)]
+        with pytest.raises(error):
+            lesion.study_lesions(requests, lesion.LesionPlan(data="digits"), progress=lambda *_: None)
