@@ -43,10 +43,10 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
 
     `resdeploy_gate(candidate, *more, baseline=..., max_drop=..., data=...)` takes the limits and options of `resdeploy
     gate` by their names: `max_drop`, `max_top5_drop`, `max_slowdown`, `max_size`, `max_memory`, `require_fused`,
-    `confidence`, `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`, `update_baseline`, and how images
-    become the input: `img_size`, `resize`, `interpolation`, `mean=(0.5, 0.5, 0.5)`, `std`. It returns the
-    `resdeploy.records.Gate`. An inconclusive verdict fails the test too, in its own words: a gate that could
-    not judge has not passed.
+    `confidence`, `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`, `update_baseline`, `trust_engine`,
+    and how images become the input: `img_size`, `resize`, `interpolation`, `mean=(0.5, 0.5, 0.5)`, `std`. It returns
+    the `resdeploy.records.Gate`. An inconclusive verdict fails the test too, in its own words: a gate that could not
+    judge has not passed.
     """
 
     def judge(

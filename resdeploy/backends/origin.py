@@ -24,5 +24,5 @@ def refuse_unknown(path: Path, *, trusted: bool) -> None:
         raise IntegrityError(
             f"{path} was downloaded from {origin}",
             cause="An engine is a program, and loading it runs it",
-            fix="Build it from its ONNX file; if you trust its origin, bench, eval and audit take --trust-engine",
+            fix="Build it from its ONNX file; if you trust its origin, bench, eval, gate and audit take --trust-engine",
         )

@@ -53,6 +53,7 @@ def gate(
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Store a candidate that passes as the new baseline.")
     ] = False,
+    trust_engine: options.TrustEngine = False,
     junit: Annotated[
         Path | None, typer.Option(help="JUnit XML to write.", callback=options.writable, rich_help_panel=_CI)
     ] = None,
@@ -113,6 +114,7 @@ def gate(
             duration=duration,
             seed=seed,
             update_baseline=update_baseline,
+            trust_engine=trust_engine,
         )
         for side in (baseline, *candidate):
             console.name_program(side)

@@ -242,7 +242,8 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
             raise IntegrityError(
                 f"{path} carries code for this machine's processor and is not signed by you",
                 cause="A version-compatible engine brings its own runtime, and its record vouches for nothing",
-                fix="Build it again from its ONNX file; if you trust it, bench, eval and audit take --trust-engine",
+                fix="Build it again from its ONNX file; if you trust it, bench, eval, gate and audit take "
+                "--trust-engine",
                 code=UNSIGNED,
             )
     return dataclasses.replace(artifact, path=str(path))

@@ -182,7 +182,7 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
         return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
-    request = Request(model=given, seed=plan.seed, sight=plan.sight)
+    request = _request(given, plan)
     name = pick_backend(request, backend, None)
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
@@ -191,6 +191,10 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
         predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
     return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)
+
+
+def _request(given: str, plan: GatePlan) -> Request:
+    return Request(model=given, seed=plan.seed, sight=plan.sight, trust_engine=plan.trust_engine)
 
 
 def _name_apart(sides: Sequence[GateSide]) -> list[GateSide]:
@@ -324,7 +328,7 @@ def _measure(
         table[f"candidate {k}"] = _row(f"candidate {k}", side.source, side.backend, plan)
         label = f"baseline {side.backend}"
         if plan.limits.slowdown_pct is not None and label not in table:
-            request = Request(model=baseline.given, seed=plan.seed, sight=plan.sight)
+            request = _request(baseline.given, plan)
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
     outcomes = one_run.time_rows(

@@ -32,6 +32,7 @@ class GatePlan:
     duration_s: float = 3.0
     seed: int = 0
     update_baseline: bool = False
+    trust_engine: bool = False  # run engines although they were downloaded
 
 
 class GateOptions(TypedDict, total=False):
@@ -57,6 +58,7 @@ class GateOptions(TypedDict, total=False):
     std: Sequence[float] | None
     seed: int
     update_baseline: bool
+    trust_engine: bool
 
 
 def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
@@ -96,4 +98,5 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         duration_s=options.get("duration", GatePlan.duration_s),
         seed=options.get("seed", GatePlan.seed),
         update_baseline=options.get("update_baseline", False),
+        trust_engine=options.get("trust_engine", False),
     )

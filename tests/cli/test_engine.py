@@ -111,6 +111,24 @@ def test_a_downloaded_engine_needs_trust(on_gpu: Run, engine: Callable[..., None
     assert on_gpu("audit", "d.engine", "--trust-engine", DOUBLE_EXECUTE="no").returncode in (0, 3)
 
 
+def test_a_gate_of_an_engine_that_somebody_else_signed_needs_trust(
+    on_gpu: Run, engine: Callable[..., None], tmp_path: Path
+) -> None:
+    """As `audit`: one with host code that somebody else has signed."""
+    engine("--version-compatible")
+    sidecar = tmp_path / "d.engine.json"
+    record = json.loads(sidecar.read_text())
+    record["seal"]["signature"] = "0" * 64
+    sidecar.write_text(json.dumps(record))
+    command = ("gate", "--baseline", "d.engine", "--candidate", "d.engine", "--max-size", 100)
+    refused = on_gpu(*command)
+    assert refused.returncode == 5, refused.stderr
+    assert "E-UNSIGNED" in refused.stderr
+    assert "gate and audit take --trust-engine" in refused.stderr
+    trusted = on_gpu(*command, "--trust-engine")
+    assert trusted.returncode == 0, trusted.stderr
+
+
 def test_host_code_runs_by_the_users_signature_not_by_a_record(
     on_gpu: Run, engine: Callable[..., None], tmp_path: Path
 ) -> None:
