@@ -69,7 +69,7 @@ def bench(
 
     if backend not in ("auto", "all") and "," not in backend:  # of several, those that are here are measured
         choose.pick(backend, "fp32")  # what cannot run here is said before its imports
-    from resdeploy.deploy import model_string
+    from resdeploy.deploy import candidates, model_string
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.measure import environment, journal, one_run
     from resdeploy.records import Summary
@@ -100,7 +100,7 @@ def bench(
     )
     calibration = CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     model_string.refuse_missing(requests)
-    console.chosen(backend, precision, quiet=quiet)
+    console.chosen(backend, [precision or candidates.precision_of(each) for each in requests], quiet=quiet)
     if "all" in backend.split(","):
         console.note(choose.left_out(), quiet=quiet)
     try:

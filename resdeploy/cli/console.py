@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -149,8 +149,8 @@ def name_program(model: str) -> None:
         note(f"{model} is a program: {module} is imported and run, and {where}", quiet=silent)
 
 
-def chosen(backend: str, precision: Precision | None, *, quiet: bool = False) -> None:
-    """Says which backend `auto` stands for and why; nothing where the person has named one.
+def chosen(backend: str, precisions: Iterable[Precision | None], *, quiet: bool = False) -> None:
+    """Says which backend `auto` stands for in these precisions and why; nothing where the person has named one.
 
     Raises:
         BackendMissing: none is here.
@@ -158,8 +158,8 @@ def chosen(backend: str, precision: Precision | None, *, quiet: bool = False) ->
     from resdeploy.backends import choose
 
     if "auto" in backend.split(","):
-        name, why = choose.pick("auto", precision or "fp32")
-        note(f"backend {name}: {why}", quiet=quiet)
+        for name, why in dict.fromkeys(choose.pick("auto", precision or "fp32") for precision in precisions):
+            note(f"backend {name}: {why}", quiet=quiet)
 
 
 def announce(*artifacts: Artifact, quiet: bool = False) -> None:

@@ -44,7 +44,7 @@ def evaluate(
 
     Example: resdeploy eval resnet20 --weights resnet20.th --data cifar10/test --backend torch
     """
-    from resdeploy.deploy import model_string
+    from resdeploy.deploy import candidates, model_string
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.errors import refuse
     from resdeploy.measure import environment, prediction_files
@@ -81,7 +81,7 @@ def evaluate(
         keep_logits=predictions is not None,
     )
     model_string.refuse_missing(requests)
-    console.chosen(backend, precision, quiet=quiet)
+    console.chosen(backend, [precision or candidates.precision_of(each) for each in requests], quiet=quiet)
     results = []
     with console.progress(quiet=quiet) as progress:
         for request in requests:

@@ -121,8 +121,7 @@ def gate(
         with console.progress(quiet=quiet) as progress:
             found = gate.gate(plan, progress=progress)
         document = documents.gate(found.gate, environment.capture())
-    if found.sources:
-        console.chosen(backend, None, quiet=quiet)
+    console.chosen(backend, [source.precision for source in found.sources], quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
     console.publish(document, fmt, output, files, github=github, quiet=quiet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,8 @@ from resdeploy import backends, packages, store
 from resdeploy.backends import choose
 from resdeploy.deploy import build, export, lower, model_files, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
-from resdeploy.errors import BackendMissing, UsageError
+from resdeploy.deploy.model_string import OnnxFile, Request
+from resdeploy.errors import BackendMissing, ResdeployError, UsageError
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import (
     Artifact,
@@ -36,11 +37,22 @@ def cost_of(artifact: Artifact) -> Cost:
 def pick_backend(request: Request, asked: str, precision: Precision | None) -> BackendName:
     """The backend `asked` for; `auto` is the one that built a compiled file, else the first here that will do.
 
+    Without a precision it is one for that of the file.
+
     Raises:
         UnknownName, UsageError, BackendMissing: as `choose.pick`.
     """
-    own = request.compiler if asked == "auto" else None
-    return choose.pick(own or asked, precision or "fp32")[0]
+    if asked != "auto":
+        return choose.pick(asked, precision or "fp32")[0]
+    return choose.pick(request.compiler or asked, precision or precision_of(request) or "fp32")[0]
+
+
+def precision_of(request: Request) -> Precision | None:
+    """The precision of an ONNX file, by its record or its graph; None of all else, and of one that cannot be opened."""
+    if isinstance(request.named, OnnxFile):
+        with contextlib.suppress(ResdeployError):  # whoever needs the file is told why
+            return model_files.open_model(request).precision
+    return None
 
 
 def source_for(
