@@ -56,11 +56,11 @@ def row(
     request = Request(model=network, weights=str(data / "weights" / NETWORKS[network]))
     start = networks.resolve(request)
     with tempfile.TemporaryDirectory() as folder:
-        made = loop.train(
-            train.spec_for(start.spec, learned), learned, judged,
-            loop.Plan(epochs=1, lr=lr, seed=seed, threads=threads),
+        made = loop.train(loop.Task(
+            spec=train.spec_for(start.spec, learned), train_data=learned, test_data=judged,
+            plan=loop.Plan(epochs=1, lr=lr, seed=seed, threads=threads),
             out=Path(folder) / "x.safetensors", initial=start.path,
-        )  # fmt: skip
+        ))  # fmt: skip
     return {
         "network": network, "images": len(learned), "classes": classes, "lr": lr, "seed": seed,
         "judged_on": HALVES[check], "judged": len(judged),

@@ -116,7 +116,7 @@ def calibrate(source: Artifact, target: Target, plan: CalibrationPlan, *, progre
         fingerprint=None if images.synthetic else datasets.fingerprint(found.ids, found.labels, hashes),
     )
     notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
-    notes += [f"to calibrate on: {told}" for told in images.repeats.told]
+    notes += [f"to calibrate on: {note}" for note in images.repeats.notes]
     return dataclasses.replace(
         seen, calibration=record, source=dataclasses.replace(source, notes=(*source.notes, *notes))
     )

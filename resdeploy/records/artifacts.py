@@ -40,15 +40,15 @@ class Repeats:
         return Repeats(again=self.again + other.again, contradicted=self.contradicted + other.contradicted)
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """In sentences what a reader of figures must know; none where everything counts."""
-        said = (
+        kinds = (
             (self.again, "repeat", "of others: each image is counted once"),
             (self.contradicted, "image", "of several labels: left out"),
         )
         return tuple(
             f"{len(names):,} {noun}{'s' * (len(names) > 1)} {fate} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})"
-            for names, noun, fate in said
+            for names, noun, fate in kinds
             if names
         )
 

@@ -108,7 +108,7 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
             }
         )
         notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
-        notes += [f"{predictions.data}: {told}" for told in predictions.repeats.told]
+        notes += [f"{predictions.data}: {note}" for note in predictions.repeats.notes]
     return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
 
 
@@ -266,7 +266,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         found = bench_row(row.outcome)
         found |= score_row(row.score)
         if row.score is not None:
-            found["notes"] = [*found["notes"], *row.score.repeats.told]
+            found["notes"] = [*found["notes"], *row.score.repeats.notes]
         found |= {"speedup": None, "speedup_ci95": None, "drop_pp": None, "verdict": None}
         if row.comparison is not None:
             comparison = comparison_row(row.comparison)

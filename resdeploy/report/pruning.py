@@ -49,7 +49,7 @@ def _notes(outcome: PruneOutcome) -> list[str]:
         notes = [f"removed, in this order: {', '.join(outcome.removed)}"]
     else:
         notes = ["no block could be shown to be within the budget"]
-    notes += outcome.before.score.repeats.told
+    notes += outcome.before.score.repeats.notes
     if outcome.tuned is not None:
         low, high = outcome.tuned.interval_pp
         notes.append(

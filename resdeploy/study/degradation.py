@@ -182,9 +182,10 @@ def train_networks(
                 spec, seeded = spec_of(f"{kind}{depth}"), replace(plan, seed=seed)
                 _discard_others(out, _settings(spec, train_data, test_data, seeded))
                 if not _is_finished(out, plan.epochs):
-                    loop.train(
-                        spec, train_data, test_data, seeded, out=out, held_out=test_data, resume=True, progress=progress
+                    task = loop.Task(
+                        spec=spec, train_data=train_data, test_data=test_data, plan=seeded, out=out, held_out=test_data
                     )
+                    loop.train(task, resume=True, progress=progress)
                 trainings.append(Training(kind=kind, depth=depth, seed=seed, history=tuple(curves.read(out))))
                 if watch is not None:
                     watch(trainings[-1])

@@ -51,7 +51,7 @@ def _number(name: str, text: str) -> Any:
     return float(text) if text else None
 
 
-def described(line: Epoch, epochs: int) -> str:
+def describe(line: Epoch, epochs: int) -> str:
     """An epoch in one line."""
     held_out = "" if line.held_out_top1 is None else f", held out {line.held_out_top1:.2f} %"
     return (

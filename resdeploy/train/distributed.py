@@ -49,7 +49,7 @@ class Group:
             dist.barrier()
 
 
-def started() -> int:
+def process_count() -> int:
     """How many processes torchrun has started, 1 where it did not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -57,7 +57,7 @@ def started() -> int:
 @contextlib.contextmanager
 def group() -> Iterator[Group]:
     """The processes that torchrun has started, by the variables that it sets; else this one alone, on a GPU if any."""
-    size, rank, local = started(), *(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    size, rank, local = process_count(), *(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     gpus = torch.cuda.is_available()
     device = torch.device("cuda", local) if gpus else torch.device("cpu")
     if size == 1:

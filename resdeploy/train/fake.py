@@ -46,10 +46,10 @@ class Graph(nn.Module):
     def __init__(self, program: Program, *, weight_limit: int = FULL_RANGE, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.weight_limit, self.dtype = weight_limit, dtype
-        unknown = sorted({name for op in program.ops if (name := _unknown(op))})
-        if unknown:
+        obstacles = sorted({obstacle for op in program.ops if (obstacle := _obstacle(op))})
+        if obstacles:
             raise UsageError(
-                f"the graph has operators that cannot be trained: {', '.join(unknown)}",
+                f"the graph has operators that cannot be trained: {', '.join(obstacles)}",
                 fix="Quantize the file without training (resdeploy quantize)",
             )
         self.program = program
@@ -63,14 +63,14 @@ class Graph(nn.Module):
     def _find_scales(self) -> None:
         """All scales but those of biases, which follow from the others."""
         self.bias_scales: dict[str, Op] = {}  # scale constant of a bias -> the operator that adds it
-        self.found_scales: dict[str, Tensor] = {}  # scale constant -> what the file says
+        self.file_scales: dict[str, Tensor] = {}  # scale constant -> what the file says
         for op in self.program.ops:
             if op.kind in WEIGHTED and len(op.inputs) > 2 and (maker := self.makers.get(op.inputs[2])):
                 self.bias_scales[maker.inputs[1]] = op
         for op in self.program.ops:
             if op.kind in ("QuantizeLinear", "DequantizeLinear") and op.inputs[1] not in self.bias_scales:
                 scale = self._real(self.program.constants[op.inputs[1]])
-                self.found_scales[op.inputs[1]] = scale
+                self.file_scales[op.inputs[1]] = scale
                 self.parameter_of.setdefault(op.inputs[1], nn.Parameter(torch.zeros_like(scale)))
 
     def _real(self, values: NDArray[Any]) -> Tensor:
@@ -82,7 +82,7 @@ class Graph(nn.Module):
         for op in self.program.ops:
             if op.kind == "DequantizeLinear" and op.inputs[0] in self.program.constants:
                 values, scale, zero = (np.asarray(self.program.constants[name]) for name in op.inputs[:3])
-                shape = _spread(scale, values.ndim, op)
+                shape = _broadcast_shape(scale, values.ndim, op)
                 real = (values.astype(np.float64) - zero.reshape(shape)) * scale.reshape(shape).astype(np.float64)
                 stored[op.inputs[0]] = self._real(real)
             elif op.kind == "QuantizeLinear" and op.inputs[0] in self.program.constants:
@@ -116,8 +116,8 @@ class Graph(nn.Module):
             elif op.kind == "DequantizeLinear":
                 values[op.output] = self._dequantize(op, values)
             else:
-                given = [self._value(name, values) if name else None for name in op.inputs]
-                values[op.output] = OPS[op.kind](op, given)
+                inputs = [self._value(name, values) if name else None for name in op.inputs]
+                values[op.output] = OPS[op.kind](op, inputs)
         return values[self.program.output]
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor:
@@ -127,7 +127,7 @@ class Graph(nn.Module):
 
     def _scale(self, name: str) -> Tensor:
         if (op := self.bias_scales.get(name)) is None:
-            return self.found_scales[name] * self.parameter_of[name].exp()
+            return self.file_scales[name] * self.parameter_of[name].exp()
         data, weight = (self.makers[tensor].inputs[1] for tensor in op.inputs[:2])
         return self._scale(data) * self._scale(weight)
 
@@ -137,8 +137,8 @@ class Graph(nn.Module):
         low, high = LIMITS[str(zero.dtype).removeprefix("torch.")]
         if op.inputs[0] in self.parameter_of and zero.dtype == torch.int8:
             low, high = -self.weight_limit, self.weight_limit
-        shape = _spread(scale, x.ndim, op)
-        offset = zero.to(x.dtype).reshape(_spread(zero, x.ndim, op))
+        shape = _broadcast_shape(scale, x.ndim, op)
+        offset = zero.to(x.dtype).reshape(_broadcast_shape(zero, x.ndim, op))
         inside = torch.minimum(torch.maximum(x / scale.reshape(shape), low - offset), high - offset)
         return inside + (inside.round() - inside).detach() + offset
 
@@ -146,33 +146,33 @@ class Graph(nn.Module):
         scale, zero = self._scale(op.inputs[1]), self.fixed[op.inputs[2]]
         stored = op.inputs[0] in self.parameter_of
         q = self._quantize(op, self.parameter_of[op.inputs[0]]) if stored else values[op.inputs[0]]
-        shape = _spread(scale, q.ndim, op)
-        return (q - zero.to(q.dtype).reshape(_spread(zero, q.ndim, op))) * scale.reshape(shape)
+        shape = _broadcast_shape(scale, q.ndim, op)
+        return (q - zero.to(q.dtype).reshape(_broadcast_shape(zero, q.ndim, op))) * scale.reshape(shape)
 
     @torch.no_grad()
     def constants(self) -> dict[str, NDArray[Any]]:
         """The trained constants as the file holds them: scales as scales, stored integers as integers."""
-        found: dict[str, NDArray[Any]] = {}
+        constants: dict[str, NDArray[Any]] = {}
         scales = {op.inputs[1] for op in self.program.ops if op.kind in ("QuantizeLinear", "DequantizeLinear")}
         for name in scales:
-            found[name] = self._scale(name).numpy()
+            constants[name] = self._scale(name).numpy()
         for name, parameter in self.parameter_of.items():
             if name not in scales:
-                found[name] = parameter.numpy()
+                constants[name] = parameter.numpy()
         for op in self.program.ops:
             if op.inputs[0] not in self.parameter_of:
                 continue
             if op.kind == "DequantizeLinear":
-                found[op.inputs[0]] = self._quantize(op, self.parameter_of[op.inputs[0]]).numpy()
+                constants[op.inputs[0]] = self._quantize(op, self.parameter_of[op.inputs[0]]).numpy()
             elif op.kind == "QuantizeLinear":  # a float weight lies on its grid, so that all rounding agrees
                 scale, zero = self._scale(op.inputs[1]), self.fixed[op.inputs[2]]
                 grid = self._quantize(op, self.parameter_of[op.inputs[0]])
-                shape = _spread(scale, grid.ndim, op)
-                found[op.inputs[0]] = ((grid - zero.reshape(shape)) * scale.reshape(shape)).numpy()
-        return found
+                shape = _broadcast_shape(scale, grid.ndim, op)
+                constants[op.inputs[0]] = ((grid - zero.reshape(shape)) * scale.reshape(shape)).numpy()
+        return constants
 
 
-def _spread(scale: Tensor | NDArray[Any], ndim: int, op: Op) -> list[int]:
+def _broadcast_shape(scale: Tensor | NDArray[Any], ndim: int, op: Op) -> list[int]:
     """The shape in which a scale, one or one per channel, meets a tensor of `ndim` axes."""
     if scale.ndim == 0:
         return [1] * ndim
@@ -181,7 +181,7 @@ def _spread(scale: Tensor | NDArray[Any], ndim: int, op: Op) -> list[int]:
     return shape
 
 
-def _unknown(op: Op) -> str:
+def _obstacle(op: Op) -> str:
     """What cannot be computed here, or "": an operator, or one that is asked for in another way than classifiers do."""
     if op.kind not in OPS.keys() | {"QuantizeLinear", "DequantizeLinear"}:
         return op.kind
@@ -195,7 +195,7 @@ def _unknown(op: Op) -> str:
     return ""
 
 
-def _given(x: list[Any], place: int) -> Any:
+def _optional_input(x: list[Any], place: int) -> Any:
     """An input that may be left out, at the end or between others: None."""
     return x[place] if place < len(x) else None
 
@@ -206,8 +206,8 @@ def _conv(op: Op, x: list[Any]) -> Tensor:
     sides = _sides(op, x[0].shape[2:], x[1].shape[2:])
     if all(before == after for before, after in sides):
         symmetric = [before for before, _ in sides]
-        return F.conv2d(x[0], x[1], _given(x, 2), strides, symmetric, dilations, a.get("group", 1))
-    return F.conv2d(_padded(x[0], sides), x[1], _given(x, 2), strides, 0, dilations, a.get("group", 1))
+        return F.conv2d(x[0], x[1], _optional_input(x, 2), strides, symmetric, dilations, a.get("group", 1))
+    return F.conv2d(_pad_sides(x[0], sides), x[1], _optional_input(x, 2), strides, 0, dilations, a.get("group", 1))
 
 
 def _sides(op: Op, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[int, int]]:
@@ -227,7 +227,7 @@ def _sides(op: Op, sizes: Sequence[int], kernel: Sequence[int]) -> list[tuple[in
     return sides
 
 
-def _padded(image: Tensor, sides: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
+def _pad_sides(image: Tensor, sides: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """With so much before and after each of the last axes."""
     return F.pad(image, [n for side in reversed(sides) for n in side], value=value)
 
@@ -236,7 +236,7 @@ def _gemm(op: Op, x: list[Any]) -> Tensor:
     a = op.attributes
     left = x[0].T if a.get("transA", 0) else x[0]
     product: Tensor = left @ (x[1].T if a.get("transB", 0) else x[1]) * a.get("alpha", 1.0)
-    return product if _given(x, 2) is None else product + x[2] * a.get("beta", 1.0)
+    return product if _optional_input(x, 2) is None else product + x[2] * a.get("beta", 1.0)
 
 
 def _pool(op: Op, x: list[Any]) -> Tensor:
@@ -244,40 +244,40 @@ def _pool(op: Op, x: list[Any]) -> Tensor:
     kernel, strides, dilations = a["kernel_shape"], a.get("strides", [1, 1]), a.get("dilations", [1, 1])
     image: Tensor = x[0]
     sides = _sides(op, image.shape[2:], kernel)
-    beyond = _beyond(op, image.shape[2:], sides)
+    overhangs = _overhangs(op, image.shape[2:], sides)
     if op.kind == "MaxPool":
-        whole = [(before, after + more) for (before, after), more in zip(sides, beyond, strict=True)]
-        return F.max_pool2d(_padded(image, whole, -math.inf), kernel, strides, 0, dilations)
+        whole = [(before, after + more) for (before, after), more in zip(sides, overhangs, strict=True)]
+        return F.max_pool2d(_pad_sides(image, whole, -math.inf), kernel, strides, 0, dilations)
     # What lies beyond the padding never counts, and the padding only if asked for.
-    seen = _padded(torch.ones_like(image[:1, :1]), sides, float(a.get("count_include_pad", 0)))
-    more_only = [(0, more) for more in beyond]
+    ones = _pad_sides(torch.ones_like(image[:1, :1]), sides, float(a.get("count_include_pad", 0)))
+    more_only = [(0, more) for more in overhangs]
     sums, counts = (
-        F.avg_pool2d(_padded(part, more_only), kernel, strides, divisor_override=1)
-        for part in (_padded(image, sides), seen)
+        F.avg_pool2d(_pad_sides(part, more_only), kernel, strides, divisor_override=1)
+        for part in (_pad_sides(image, sides), ones)
     )
     return sums / counts
 
 
-def _beyond(op: Op, sizes: Sequence[int], sides: Sequence[tuple[int, int]]) -> list[int]:
+def _overhangs(op: Op, sizes: Sequence[int], sides: Sequence[tuple[int, int]]) -> list[int]:
     """How far the last window of `ceil_mode` reaches beyond the padding; none starts in the padding at the end."""
     a = op.attributes
     if not a.get("ceil_mode", 0) or a.get("auto_pad", "NOTSET") != "NOTSET":
         return [0, 0]
-    found = []
-    shape = zip(sizes, a["kernel_shape"], a.get("strides", [1, 1]), a.get("dilations", [1, 1]), sides, strict=True)
-    for size, k, stride, dilation, (before, after) in shape:
+    overhangs = []
+    axes = zip(sizes, a["kernel_shape"], a.get("strides", [1, 1]), a.get("dilations", [1, 1]), sides, strict=True)
+    for size, k, stride, dilation, (before, after) in axes:
         reach, whole = (k - 1) * dilation + 1, before + size + after
         start = -(-(whole - reach) // stride) * stride
         start -= stride if start >= before + size else 0
-        found.append(max(0, start + reach - whole))
-    return found
+        overhangs.append(max(0, start + reach - whole))
+    return overhangs
 
 
 def _slice(_op: Op, x: list[Any]) -> Tensor:
     image: Tensor = x[0]
     starts, ends = x[1].tolist(), x[2].tolist()
-    axes = range(len(starts)) if _given(x, 3) is None else x[3].tolist()
-    steps = [1] * len(starts) if _given(x, 4) is None else x[4].tolist()
+    axes = range(len(starts)) if _optional_input(x, 3) is None else x[3].tolist()
+    steps = [1] * len(starts) if _optional_input(x, 4) is None else x[4].tolist()
     index = [slice(None)] * image.ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         index[axis] = slice(start, min(end, image.shape[axis]), step)
@@ -287,14 +287,14 @@ def _slice(_op: Op, x: list[Any]) -> Tensor:
 def _pad(_op: Op, x: list[Any]) -> Tensor:
     pads, half = x[1].tolist(), len(x[1]) // 2
     sides = [(0, 0)] * x[0].ndim
-    for i, axis in enumerate(range(half) if _given(x, 3) is None else x[3].tolist()):
+    for i, axis in enumerate(range(half) if _optional_input(x, 3) is None else x[3].tolist()):
         sides[axis] = (pads[i], pads[i + half])
-    return _padded(x[0], sides, 0.0 if _given(x, 2) is None else float(x[2]))
+    return _pad_sides(x[0], sides, 0.0 if _optional_input(x, 2) is None else float(x[2]))
 
 
 def _clip(op: Op, x: list[Any]) -> Tensor:
     image: Tensor = x[0]
-    bounds = [_given(x, 1), _given(x, 2)]  # before opset 11 they were attributes
+    bounds = [_optional_input(x, 1), _optional_input(x, 2)]  # before opset 11 they were attributes
     low, high = (op.attributes.get(n) if b is None else float(b) for n, b in zip(("min", "max"), bounds, strict=True))
     return image if low is None and high is None else image.clamp(low, high)
 

@@ -78,27 +78,27 @@ def load_to_judge(
         OutOfMemory: more pixels than fit.
     """
     samples, unread = load(data, sight, progress)
-    kept, found = repeats.count_each_once(samples.ids, samples.labels.numpy(), samples.contents)
-    shared = [samples.ids[k] for k in kept if samples.contents[k] in learned]
-    kept = np.array([k for k in kept if samples.contents[k] not in learned], np.int64)
-    if not len(kept):
+    counted, copies = repeats.count_each_once(samples.ids, samples.labels.numpy(), samples.contents)
+    shared = [samples.ids[k] for k in counted if samples.contents[k] in learned]
+    counted = np.array([k for k in counted if samples.contents[k] not in learned], np.int64)
+    if not len(counted):
         raise UsageError(
             f"all images to judge on are also learned from, such as {shared[0]}",
             cause="The folders of the training and the test images lead to the same files",
             fix="Put images that are not trained on into the test folder",
         )
     notes = [f"left out of testing, unreadable: {name}" for name in unread]
-    notes += [f"to judge on: {told}" for told in (data.repeats + found).told]
+    notes += [f"to judge on: {note}" for note in (data.repeats + copies).notes]
     if shared:
         first = ", ".join(shared[:3]) + ", ..." * (len(shared) > 3)
         plural = "s" * (len(shared) > 1)
         notes.append(f"to judge on: {len(shared):,} image{plural} learned from too: left out ({first})")
-    if len(kept) < len(samples):
+    if len(counted) < len(samples):
         samples = Samples(
-            pixels=samples.pixels[kept],
-            labels=samples.labels[kept],
-            ids=tuple(samples.ids[k] for k in kept),
-            contents=tuple(samples.contents[k] for k in kept),
+            pixels=samples.pixels[counted],
+            labels=samples.labels[counted],
+            ids=tuple(samples.ids[k] for k in counted),
+            contents=tuple(samples.contents[k] for k in counted),
         )
     return samples, tuple(notes)
 
@@ -119,12 +119,12 @@ def steps_of(samples: Samples, batch_size: int, seed: int, epoch: int, augmentat
     per_epoch = len(samples) // batch_size
     order = torch.randperm(len(samples), generator=random)
     for i in range(per_epoch):
-        chosen = order[i * batch_size : (i + 1) * batch_size]
-        pixels = augment(samples.pixels[chosen], augmentation, random)
-        yield Step(number=epoch * per_epoch + i, pixels=pixels, labels=samples.labels[chosen])
+        indices = order[i * batch_size : (i + 1) * batch_size]
+        pixels = augment(samples.pixels[indices], augmentation, random)
+        yield Step(number=epoch * per_epoch + i, pixels=pixels, labels=samples.labels[indices])
 
 
-def suited(data: Dataset, sight: Preprocessing) -> Augmentation:
+def usual_augmentation(data: Dataset, sight: Preprocessing) -> Augmentation:
     """What is usual for such images: no mirrored digits, random crops of photographs, shifts of small images."""
     if data.name == "digits":
         return "shift-only"

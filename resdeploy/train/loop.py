@@ -16,7 +16,7 @@ import contextlib
 import copy
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,16 @@ from resdeploy.models import zoo
 from resdeploy.models.weights import load_into, save
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
 from resdeploy.train import curves, distributed, recipes, state
-from resdeploy.train.images import Augmentation, Samples, Step, load, load_to_judge, normalise, steps_of, suited
+from resdeploy.train.images import (
+    Augmentation,
+    Samples,
+    Step,
+    load,
+    load_to_judge,
+    normalise,
+    steps_of,
+    usual_augmentation,
+)
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -63,6 +72,33 @@ class Plan:
     threads: int | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One training: which network learns what from which images, and the file that comes of it."""
+
+    spec: ModelSpec  # with preprocessing; its labels, if any, decide the order of the classes
+    train_data: Dataset  # to learn from
+    # To judge with at the end: `Artifact.checks["test_top1"]`, in percent, of `"test_images"`. What is also among
+    # `train_data`, or there twice, is left out and noted. Weights that know the classes are judged at the start as
+    # well: `"test_top1_before"`.
+    test_data: Dataset
+    plan: Plan
+    out: Path  # the checkpoint to write, `.safetensors`
+    initial: Path | None = None  # a checkpoint to start from; its head is left out if the classes differ
+    teacher: nn.Module | None = None  # of the same inputs and classes: its logits are learned instead of the labels
+    held_out: Dataset | None = None  # to judge every epoch on, for the curve alone: no best epoch is kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """The images of a training, in memory."""
+
+    learned: Samples  # what the network learns from
+    held_out: Samples | None  # what it is judged on after every epoch
+    test: Samples  # what it is judged on at the end
+    notes: tuple[str, ...]  # what was left out
+
+
 @dataclass(kw_only=True)
 class _Run:
     """Everything that changes while training, and what it is done with."""
@@ -80,7 +116,7 @@ class _Run:
     history: list[state.Epoch]
     whole: bool = False  # all of the network was trained before, its last layer included
 
-    def judged(self) -> nn.Module:
+    def network_to_judge(self) -> nn.Module:
         """The network to judge and to save: the average where there is one. Every process has the first one's."""
         if self.average is None:
             # Each has batch statistics of its own, and sees a share of the images; the first one's network is saved.
@@ -93,35 +129,19 @@ class _Run:
 
 
 def train(
-    spec: ModelSpec,
-    train_data: Dataset,
-    test_data: Dataset,
-    plan: Plan,
+    task: Task,
     *,
-    out: Path,
-    initial: Path | None = None,
-    teacher: nn.Module | None = None,
-    held_out: Dataset | None = None,
     resume: bool = False,
     progress: Progress | None = None,
     watch: Callable[[state.Epoch], None] | None = None,
 ) -> Artifact:
-    """Trains the network of `spec` and writes its checkpoint, sidecar and curves (`<stem>.history.csv` and `.svg`).
+    """Trains a network and writes its checkpoint, sidecar and curves (`<stem>.history.csv` and `.svg`).
 
     The state after every epoch lies in `<stem>.last.safetensors` until training is done; with `plan.hold_out` the
     network of the epoch that did best on the held-out images in `<stem>.best.safetensors`.
 
     Args:
-        spec: with preprocessing; its labels, if any, decide the order of the classes.
-        train_data: images to learn from.
-        test_data: images to judge with at the end: `Artifact.checks["test_top1"]`, in percent, of `"test_images"`.
-            What is also among `train_data`, or there twice, is left out and noted. Weights that know the classes are
-            judged at the start as well: `"test_top1_before"`.
-        plan: how.
-        out: the checkpoint to write, `.safetensors`.
-        initial: checkpoint to start from instead of random weights; its head is left out if the classes differ.
-        teacher: a network of the same inputs and classes whose logits are learned instead of the labels.
-        held_out: images to judge every epoch on, for the curve alone: no best epoch is kept.
+        task: what is trained on what.
         resume: go on from the last state, if there is one.
         progress: called after every step.
         watch: called after every epoch.
@@ -132,26 +152,23 @@ def train(
         MalformedInput: no image can be read.
         WeightsMismatch: `initial` is of another network.
     """
+    plan, out = task.plan, task.out
     with distributed.group() as group:
-        torch.set_num_threads(plan.threads or default_threads(spec, plan.batch_size))
-        spec, train_data, test_data = _fit(spec, train_data, test_data)
-        assert spec.preprocessing is not None
-        learned, held_out = _divided(train_data, plan) if held_out is None else (train_data, held_out)
-        images, watched, tested, notes = _loaded(learned, held_out, test_data, plan, spec.preprocessing, progress)
-        run = _start(spec, train_data, images, plan, group, initial, teacher)
-        # Of a resumed training, too: `_settings` has the digest of what it began with.
-        judge_first = initial is not None and run.whole and teacher is None
-        before = evaluate(run.net, tested, run.sight, group, progress)[1] if judge_first else None
-        settings = _settings(run, spec, train_data, initial)
+        torch.set_num_threads(plan.threads or default_threads(task.spec, plan.batch_size))
+        task = _fit(task)
+        images = _load(task, progress)
+        run = _start(task, images.learned, group)
+        before = _top1_before(run, task, images.test, progress)
+        settings, notes = _settings(run, task), list(images.notes)
         if resume:
             run.history, note = state.restore(out, run.net, run.optimizer, run.average, settings)
             notes += [note] if note else []
         if run.history and group.writes:
             curves.write(out, run.history)  # they are written after the state, which may have been the last thing done
         for epoch in range(len(run.history), plan.epochs):
-            line = _epoch(run, images, epoch, out, progress)
-            if watched is not None:
-                line = _judged(run, line, watched, spec, out)
+            line = _epoch(run, images.learned, epoch, out, progress)
+            if images.held_out is not None:
+                line = _judge_epoch(run, line, images.held_out, task)
             run.history.append(line)
             if group.writes:
                 state.save(out, run.net, run.optimizer, run.average, run.history, settings)
@@ -159,7 +176,7 @@ def train(
             if watch is not None and group.writes:
                 watch(line)
             group.wait()
-        return _finish(run, spec, train_data, tested, before, out, initial, tuple(dict.fromkeys(notes)), progress)
+        return _finish(run, task, images.test, before, notes, progress)
 
 
 def default_threads(spec: ModelSpec, batch_size: int) -> int:
@@ -171,17 +188,18 @@ def default_threads(spec: ModelSpec, batch_size: int) -> int:
     return 1 if entry.macs * area * batch_size < SHARED_MACS else machine.usable_cores()
 
 
-def _fit(spec: ModelSpec, train_data: Dataset, test_data: Dataset) -> tuple[ModelSpec, Dataset, Dataset]:
-    """Data with the model's class ids, and a spec with the classes' names and preprocessing.
+def _fit(task: Task) -> Task:
+    """The task with the model's class ids in its data, and with the classes' names in its spec.
 
     Raises:
         UsageError: they don't fit.
     """
+    spec = task.spec
     if spec.preprocessing is None:
         raise UsageError(f"nobody says how images become inputs of {spec.name}", fix="Give --mean and --std")
-    if not spec.labels and len(train_data.classes) == spec.classes:
-        spec = replace(spec, labels=train_data.classes)
-    train_data, test_data = datasets.align(train_data, spec.labels), datasets.align(test_data, spec.labels)
+    if not spec.labels and len(task.train_data.classes) == spec.classes:
+        spec = replace(spec, labels=task.train_data.classes)
+    train_data, test_data = datasets.align(task.train_data, spec.labels), datasets.align(task.test_data, spec.labels)
     for data in (train_data, test_data):
         if not data.labelled:
             raise UsageError(f"{data.name} has no labels", fix="Give images in one folder per class")
@@ -192,78 +210,66 @@ def _fit(spec: ModelSpec, train_data: Dataset, test_data: Dataset) -> tuple[Mode
             )
     if len(np.unique(train_data.labels)) < 2:
         raise UsageError(f"all images of {train_data.name} are of one class", fix="Give at least two class folders")
-    return spec, train_data, test_data
+    return replace(task, spec=spec, train_data=train_data, test_data=test_data)
 
 
-def _divided(train_data: Dataset, plan: Plan) -> tuple[Dataset, Dataset | None]:
-    """The images to learn from, and the held-out ones, spread over the classes."""
-    if not plan.hold_out:
-        return train_data, None
-    held_out = datasets.choose(train_data, max(1, round(plan.hold_out * len(train_data))), plan.seed)
-    held = set(held_out.ids)
-    return train_data.subset([i for i, name in enumerate(train_data.ids) if name not in held]), held_out
+def _split(task: Task) -> tuple[Dataset, Dataset | None]:
+    """The images to learn from, and the held-out ones: the task's, or `hold_out` of the former from all classes."""
+    data, plan = task.train_data, task.plan
+    if task.held_out is not None or not plan.hold_out:
+        return data, task.held_out
+    held_out = datasets.choose(data, max(1, round(plan.hold_out * len(data))), plan.seed)
+    held_out_ids = set(held_out.ids)
+    return data.subset([i for i, name in enumerate(data.ids) if name not in held_out_ids]), held_out
 
 
-def _loaded(
-    learned: Dataset,
-    held_out: Dataset | None,
-    test_data: Dataset,
-    plan: Plan,
-    sight: Preprocessing,
-    progress: Progress | None,
-) -> tuple[Samples, Samples | None, Samples, list[str]]:
-    """The images to learn from, to watch every epoch on, and to judge on at the end; and notes on what was left out."""
-    images, unread = load(learned, sight, progress)
-    known, watched, notes = set(images.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
-    if held_out is not None:
-        watched, left_out = load_to_judge(held_out, sight, known, progress)
+def _load(task: Task, progress: Progress | None) -> _Images:
+    """The images to learn from, to judge every epoch on, and to judge on at the end."""
+    sight = task.spec.preprocessing
+    assert sight is not None
+    learn_from, judge_epochs_on = _split(task)
+    learned, unread = load(learn_from, sight, progress)
+    known, held_out, notes = set(learned.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
+    if judge_epochs_on is not None:
+        held_out, left_out = load_to_judge(judge_epochs_on, sight, known, progress)
         notes += left_out
-    if watched is not None and plan.hold_out:  # the best epoch is chosen on them
-        known |= set(watched.contents)
-    tested, left_out = load_to_judge(test_data, sight, known, progress)
-    return images, watched, tested, [*notes, *left_out]
+    if held_out is not None and task.plan.hold_out:  # the best epoch is chosen on them
+        known |= set(held_out.contents)
+    test, left_out = load_to_judge(task.test_data, sight, known, progress)
+    return _Images(learned=learned, held_out=held_out, test=test, notes=(*notes, *left_out))
 
 
-def _start(
-    spec: ModelSpec,
-    train_data: Dataset,
-    images: Samples,
-    plan: Plan,
-    group: distributed.Group,
-    initial: Path | None,
-    teacher: nn.Module | None,
-) -> _Run:
+def _start(task: Task, images: Samples, group: distributed.Group) -> _Run:
     """A new training."""
-    assert spec.preprocessing is not None
+    sight, plan = task.spec.preprocessing, task.plan
+    assert sight is not None
     plan = replace(plan, batch_size=min(plan.batch_size, len(images)), precision=plan.precision or _precision(group))
     if plan.accumulate * group.size > plan.batch_size:
         raise UsageError(
             f"a batch of {plan.batch_size} images cannot be divided into {plan.accumulate * group.size}",
             fix="Give a larger --batch-size",
         )
-    net = zoo.create(spec, seed=plan.seed)
-    whole = initial is not None and load_into(net, initial, new_head=True)
-    if initial is None and plan.recipe == "fast":
+    net = zoo.create(task.spec, seed=plan.seed)
+    whole = task.initial is not None and load_into(net, task.initial, new_head=True)
+    if task.initial is None and plan.recipe == "fast":
         recipes.start_at_identity(net)
-    placed: dict[str, Any] = {"device": group.device, "dtype": torch.float64 if plan.precision == "fp64" else None}
-    net = net.to(**placed).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    run = _Run(
+    placement: dict[str, Any] = {"device": group.device, "dtype": torch.float64 if plan.precision == "fp64" else None}
+    net = net.to(**placement).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    steps = plan.epochs * (len(images) // plan.batch_size)
+    return _Run(
         plan=plan,
-        lr=plan.lr or _default_rate(initial, whole and teacher is None),
+        lr=plan.lr or _default_rate(task.initial, whole and task.teacher is None),
         group=group,
         net=net,
         optimizer=recipes.optimizer(net, plan.recipe),
-        average=None,
-        teacher=None if teacher is None else copy.deepcopy(teacher).to(**placed).eval(),
-        sight=spec.preprocessing,
-        augmentation=plan.augmentation or suited(train_data, spec.preprocessing),
-        steps=plan.epochs * (len(images) // plan.batch_size),
+        average=recipes.Average(net, steps) if plan.recipe == "fast" else None,
+        teacher=None if task.teacher is None else copy.deepcopy(task.teacher).to(**placement).eval(),
+        sight=sight,
+        augmentation=plan.augmentation or usual_augmentation(task.train_data, sight),
+        steps=steps,
         history=[],
         whole=whole,
     )
-    if plan.recipe == "fast":
-        run.average = recipes.Average(net, run.steps)
-    return run
 
 
 def _default_rate(initial: Path | None, knowing: bool) -> float:
@@ -279,14 +285,24 @@ def _precision(group: distributed.Group) -> Literal["fp32", "bf16"]:
     return "bf16" if machine.cpu().bf16 else "fp32"
 
 
-def _settings(run: _Run, spec: ModelSpec, train_data: Dataset, initial: Path | None) -> dict[str, Any]:
+def _top1_before(run: _Run, task: Task, test: Samples, progress: Progress | None) -> float | None:
+    """What the initial weights reach on the test images, in percent, where they know the classes.
+
+    Of a resumed training, too: `_settings` has the digest of what it began with.
+    """
+    if task.initial is None or not run.whole or task.teacher is not None:
+        return None
+    return evaluate(run.net, test, run.sight, run.group, progress)[1]
+
+
+def _settings(run: _Run, task: Task) -> dict[str, Any]:
     """What must be the same for a state to be gone on from."""
     plan = {key: value for key, value in asdict(run.plan).items() if key != "threads"}
     return plan | {
         "lr": run.lr,
-        "model": asdict(spec),
-        "data": train_data.signature(),
-        "initial": store.digest(initial) if initial else None,
+        "model": asdict(task.spec),
+        "data": task.train_data.signature(),
+        "initial": store.digest(task.initial) if task.initial else None,
         "augmentation": run.augmentation,
         "distilled": run.teacher is not None,
         "processes": run.group.size,
@@ -295,10 +311,10 @@ def _settings(run: _Run, spec: ModelSpec, train_data: Dataset, initial: Path | N
 
 def _epoch(run: _Run, images: Samples, epoch: int, out: Path, progress: Progress | None) -> state.Epoch:
     """One pass over the training images."""
-    plan, started = run.plan, time.perf_counter()
+    plan, start_s = run.plan, time.perf_counter()
     run.net.train()
     parallel = DistributedDataParallel(run.net) if run.group.size > 1 else run.net
-    loss_sum, correct, seen, done = 0.0, 0.0, 0, 0
+    loss_sum, correct, image_count, step_count = 0.0, 0.0, 0, 0
     for step in steps_of(images, plan.batch_size, plan.seed, epoch, run.augmentation):
         for group in run.optimizer.param_groups:
             group["lr"] = recipes.learning_rate(plan.recipe, run.lr, step.number, run.steps)
@@ -308,18 +324,18 @@ def _epoch(run: _Run, images: Samples, epoch: int, out: Path, progress: Progress
             run.average.update(run.net, step.number)
         loss_sum += loss * plan.batch_size
         correct += right
-        seen += plan.batch_size
-        done = step.number + 1
+        image_count += plan.batch_size
+        step_count = step.number + 1
         if progress is not None:
-            progress("training", done, run.steps)
+            progress("training", step_count, run.steps)
     loss_sum, correct = run.group.sums(loss_sum, correct)
     return state.Epoch(
         epoch=epoch + 1,
-        steps=done,
+        steps=step_count,
         lr=run.optimizer.param_groups[0]["lr"],
-        train_loss=loss_sum / seen,
-        train_top1=100 * correct / seen,
-        seconds=time.perf_counter() - started,
+        train_loss=loss_sum / image_count,
+        train_top1=100 * correct / image_count,
+        seconds=time.perf_counter() - start_s,
     )
 
 
@@ -331,17 +347,17 @@ def _step(run: _Run, parallel: Any, step: Step) -> tuple[float, int]:
     run.optimizer.zero_grad()
     total, right = 0.0, 0
     for i, part in enumerate(mine):
-        there = slice(part[0], part[-1] + 1)
-        pixels, labels = step.pixels[there].to(group.device), step.labels[there].to(group.device)
+        of_part = slice(part[0], part[-1] + 1)
+        pixels, labels = step.pixels[of_part].to(group.device), step.labels[of_part].to(group.device)
         x = normalise(pixels, run.sight).to(next(run.net.parameters()).dtype)
         last = i == len(mine) - 1
-        gathered: Any = parallel.no_sync() if group.size > 1 and not last else contextlib.nullcontext()
-        with gathered:
+        synchronised: Any = parallel.no_sync() if group.size > 1 and not last else contextlib.nullcontext()
+        with synchronised:
             with torch.autocast(group.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
                 logits = parallel(x)
             with torch.no_grad():
-                taught = None if run.teacher is None else run.teacher(x)
-            loss = recipes.loss_of(logits.to(x.dtype), labels, taught, plan.recipe)
+                targets = None if run.teacher is None else run.teacher(x)
+            loss = recipes.loss_of(logits.to(x.dtype), labels, targets, plan.recipe)
             # DDP divides by the number of processes; each part counts by its images.
             share = len(part) / len(step.labels)
             (loss * (share * group.size)).backward()  # type: ignore[no-untyped-call]
@@ -363,15 +379,15 @@ def _check_finite(loss: float, step: int, lr: float, out: Path) -> None:
     )
 
 
-def _judged(run: _Run, line: state.Epoch, held_out: Samples, spec: ModelSpec, out: Path) -> state.Epoch:
+def _judge_epoch(run: _Run, line: state.Epoch, held_out: Samples, task: Task) -> state.Epoch:
     """The epoch with its figures on the held-out images; its network is kept if none was better, and they are ours."""
-    net = run.judged()
+    net = run.network_to_judge()
     loss, top1 = evaluate(net, held_out, run.sight, run.group)
     best = max((line.held_out_top1 or 0.0 for line in run.history), default=-1.0)
     if run.plan.hold_out and top1 > best and run.group.writes:
         checks = {"held_out_top1": top1, "epoch": float(line.epoch)}
-        trained = Weights(source="trained", seed=run.plan.seed)
-        save(net, spec, best_path(out), trained, checks=checks)
+        weights = Weights(source="trained", seed=run.plan.seed)
+        save(net, task.spec, best_path(task.out), weights, checks=checks)
     return replace(line, held_out_loss=loss, held_out_top1=top1)
 
 
@@ -395,9 +411,9 @@ def evaluate(
     mine = range(group.rank, len(samples), group.size)
     loss, correct = 0.0, 0
     for start in range(0, len(mine), EVALUATION_BATCH):
-        chosen = torch.tensor(mine[start : start + EVALUATION_BATCH])
-        labels = samples.labels[chosen].to(group.device)
-        logits: Tensor = net(normalise(samples.pixels[chosen].to(group.device), sight).to(kind))
+        indices = torch.tensor(mine[start : start + EVALUATION_BATCH])
+        labels = samples.labels[indices].to(group.device)
+        logits: Tensor = net(normalise(samples.pixels[indices].to(group.device), sight).to(kind))
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
         if progress is not None:
@@ -407,30 +423,26 @@ def evaluate(
 
 
 def _finish(
-    run: _Run,
-    spec: ModelSpec,
-    train_data: Dataset,
-    tested: Samples,
-    before: float | None,
-    out: Path,
-    initial: Path | None,
-    notes: Sequence[str],
-    progress: Progress | None,
+    run: _Run, task: Task, test: Samples, before: float | None, notes: Iterable[str], progress: Progress | None
 ) -> Artifact:
-    """Judges the network on the test images and writes it."""
-    net = run.judged()
-    _, top1 = evaluate(net, tested, run.sight, run.group, progress)
-    weights = Weights(source=f"trained:{train_data.name}", seed=run.plan.seed)
+    """Judges the network on the test images and writes it; `before`: what it began with reached on them."""
+    net, out = run.network_to_judge(), task.out
+    _, top1 = evaluate(net, test, run.sight, run.group, progress)
+    weights = Weights(source=f"trained:{task.train_data.name}", seed=run.plan.seed)
     if not run.group.writes:
-        return Artifact(path=str(out), format="checkpoint", precision="fp32", sha256="", model=spec, weights=weights)
+        return Artifact(
+            path=str(out), format="checkpoint", precision="fp32", sha256="", model=task.spec, weights=weights
+        )
     last = run.history[-1]
-    checks = {"test_top1": top1, "test_images": float(len(tested)), "train_loss": last.train_loss}
+    checks = {"test_top1": top1, "test_images": float(len(test)), "train_loss": last.train_loss}
     if before is not None:
         checks = {"test_top1_before": before, **checks}
     if run.plan.hold_out and last.held_out_top1 is not None:
         best = max(run.history, key=lambda line: (line.held_out_top1 or 0.0, -line.epoch))
         checks |= {"held_out_top1": last.held_out_top1, "best_epoch": float(best.epoch)}
-    parent = store.digest(initial) if initial else None
-    artifact = save(net.float(), spec, out, weights, parent=parent, checks=checks, notes=tuple(notes))
+    parent = store.digest(task.initial) if task.initial else None
+    artifact = save(
+        net.float(), task.spec, out, weights, parent=parent, checks=checks, notes=tuple(dict.fromkeys(notes))
+    )
     state.remove(out)
     return artifact

@@ -23,7 +23,7 @@ from resdeploy.graph import files, program
 from resdeploy.quantize import fidelity, ranges
 from resdeploy.records import Artifact, Progress
 from resdeploy.train.fake import Graph
-from resdeploy.train.images import Augmentation, Samples, load, normalise, steps_of, suited
+from resdeploy.train.images import Augmentation, Samples, Step, load, normalise, steps_of, usual_augmentation
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,6 +48,20 @@ class Plan:
     seed: int = 0
     augmentation: Augmentation | None = None  # as `loop.Plan`
     threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Distillation:
+    """Who learns what from whom, on which images."""
+
+    student: Graph  # the INT8 file
+    weights: list[Parameter]  # of the student, biases included
+    scales: list[Parameter]  # of the student's activations: the logarithms of factors on them
+    teacher: Graph  # the FP32 file
+    samples: Samples
+    sight: Preprocessing
+    plan: Plan
+    augmentation: Augmentation
 
 
 def train(
@@ -78,30 +92,22 @@ def train(
     """
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    assert start.model is not None and start.model.preprocessing is not None  # noqa: PT018 (both at once)
-    sight = start.model.preprocessing
     model = files.load_model(Path(start.path))
-    # A CPU file that is not tied to VNNI has its weights in 7 bits.
-    reduced = start.target != "tensorrt" and start.machine is None
-    student = Graph(program.read(model), weight_limit=ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
-    original = Graph(program.read(files.load_model(Path(teacher.path))))
-    samples, unread = load(images, sight, progress)
-    plan = dataclasses.replace(plan, augmentation=plan.augmentation or suited(images, sight))
-    methods = start.calibration.methods if start.calibration is not None else {}
-    trained = student.groups([tensor for tensor, method in methods.items() if method == "exact"])
-    loss = _distil(student, trained, original, samples, sight, plan, progress, watch)
-    result = program.with_constants(model, student.constants())
-    like = fidelity.compare(files.load_model(Path(teacher.path)), result, _some(samples, sight), search=False)
-    notes = [f"left out of training, unreadable: {name}" for name in unread]
+    distillation, unread = _prepare(program.read(model), teacher, start, images, plan, progress)
+    loss = _distil(distillation, progress, watch)
+    result = program.with_constants(model, distillation.student.constants())
+    original, inputs = files.load_model(Path(teacher.path)), _inputs_to_compare(distillation)
+    likeness = fidelity.compare(original, result, inputs, search=False)
     inherited = [note for note in start.notes if note not in fidelity.notes(start.likeness)]
-    about = f"trained for {plan.epochs} epochs on {len(samples):,} images of {images.name}"
+    about = f"trained for {plan.epochs} epochs on {len(distillation.samples):,} images of {images.name}"
+    left_out = [f"left out of training, unreadable: {name}" for name in unread]
     record = dataclasses.replace(
         start,
         path=str(out),
         parent=start.sha256,
-        checks={"distillation_loss": loss, **fidelity.checks(like)},
-        notes=(*inherited, about, *notes, *fidelity.notes(like)),
-        likeness=like,
+        checks={"distillation_loss": loss, **fidelity.checks(likeness)},
+        notes=(*inherited, about, *left_out, *fidelity.notes(likeness)),
+        likeness=likeness,
         tools={**start.tools, "torch": torch.__version__},
     )
     fidelity.refuse_lost(record, fix=f"Train with --lr {plan.lr / 10:g}, or for more epochs")
@@ -109,60 +115,98 @@ def train(
     return dataclasses.replace(record, sha256=store.digest(out))
 
 
-def _some(samples: Samples, sight: Preprocessing) -> list[NDArray[Any]]:
+def _prepare(
+    quantized: program.Program,
+    teacher: Artifact,
+    start: Artifact,
+    images: Dataset,
+    plan: Plan,
+    progress: Progress | None,
+) -> tuple[_Distillation, tuple[str, ...]]:
+    """Both files as graphs in torch, and the images in memory; and those that cannot be read, `id: reason`."""
+    assert start.model is not None and start.model.preprocessing is not None  # noqa: PT018 (both at once)
+    sight = start.model.preprocessing
+    # A CPU file that is not tied to VNNI has its weights in 7 bits.
+    reduced = start.target != "tensorrt" and start.machine is None
+    student = Graph(quantized, weight_limit=ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
+    original = Graph(program.read(files.load_model(Path(teacher.path))))
+    samples, unread = load(images, sight, progress)
+    methods = start.calibration.methods if start.calibration is not None else {}
+    weights, scales = student.groups([tensor for tensor, method in methods.items() if method == "exact"])
+    distillation = _Distillation(
+        student=student,
+        weights=weights,
+        scales=scales,
+        teacher=original,
+        samples=samples,
+        sight=sight,
+        plan=plan,
+        augmentation=plan.augmentation or usual_augmentation(images, sight),
+    )
+    return distillation, unread
+
+
+def _inputs_to_compare(distillation: _Distillation) -> list[NDArray[Any]]:
     """Training images to compare the two files on, as the networks take them."""
+    samples = distillation.samples
     height, width, channels = samples.pixels.shape[1:]
     most = fidelity.images_to_compare(channels * height * width)
-    chosen = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
-    return list(normalise(samples.pixels[chosen], sight).contiguous().numpy())
+    indices = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
+    return list(normalise(samples.pixels[indices], distillation.sight).contiguous().numpy())
 
 
 def _distil(
-    student: Graph,
-    trained: tuple[list[Parameter], list[Parameter]],
-    teacher: Graph,
-    samples: Samples,
-    sight: Preprocessing,
-    plan: Plan,
-    progress: Progress | None,
-    watch: Callable[[int, float], None] | None,
+    distillation: _Distillation, progress: Progress | None, watch: Callable[[int, float], None] | None
 ) -> float:
     """Adam with a warm-up of a twentieth and a half cosine; the last epoch's mean loss."""
-    for parameter in student.parameters():
-        parameter.requires_grad = False
-    values, scales = trained
-    for parameter in (*values, *scales):
-        parameter.requires_grad_()
-    groups = [{"params": values, "peak": plan.lr}, {"params": scales, "peak": SCALE_LR}]
-    optimizer = torch.optim.Adam(groups, lr=0)
+    plan, samples = distillation.plan, distillation.samples
+    optimizer = _optimizer(distillation)
     batch_size = min(plan.batch_size, len(samples))
     steps = plan.epochs * (len(samples) // batch_size)
     mean = math.nan
     for epoch in range(plan.epochs):
         total, count = 0.0, 0
-        for step in steps_of(samples, batch_size, plan.seed, epoch, plan.augmentation or "none"):
-            done = step.number / steps
-            share = min(1.0, (step.number + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * done))
+        for step in steps_of(samples, batch_size, plan.seed, epoch, distillation.augmentation):
+            share = (
+                min(1.0, (step.number + 1) / (0.05 * steps + 1)) * 0.5 * (1 + math.cos(math.pi * step.number / steps))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak"]
-            x = normalise(step.pixels, sight)
-            with torch.no_grad():
-                wanted = teacher(x)
-            loss = F.mse_loss(student(x), wanted)
-            if not math.isfinite(loss.item()):
-                raise UsageError(
-                    f"the loss is {loss.item()} at step {step.number + 1}",
-                    cause=f"The learning rate of {plan.lr:g} may be too high",
-                    fix=f"Try --lr {plan.lr / 10:g}",
-                    code="E-DIVERGED",
-                )
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            total, count = total + loss.item(), count + 1
+            total, count = total + _step(distillation, optimizer, step), count + 1
             if progress is not None:
                 progress("training", step.number + 1, steps)
         mean = total / count
         if watch is not None:
             watch(epoch + 1, mean)
     return mean
+
+
+def _optimizer(distillation: _Distillation) -> torch.optim.Adam:
+    """Adam over what is trained of the student; only that has gradients. The learning rate is set before each step."""
+    for parameter in distillation.student.parameters():
+        parameter.requires_grad = False
+    weights, scales = distillation.weights, distillation.scales
+    for parameter in (*weights, *scales):
+        parameter.requires_grad_()
+    groups = [{"params": weights, "peak": distillation.plan.lr}, {"params": scales, "peak": SCALE_LR}]
+    return torch.optim.Adam(groups, lr=0)
+
+
+def _step(distillation: _Distillation, optimizer: torch.optim.Adam, step: Step) -> float:
+    """One step of the optimizer; the batch's loss before it."""
+    x = normalise(step.pixels, distillation.sight)
+    with torch.no_grad():
+        targets = distillation.teacher(x)
+    loss = F.mse_loss(distillation.student(x), targets)
+    if not math.isfinite(loss.item()):
+        lr = distillation.plan.lr
+        raise UsageError(
+            f"the loss is {loss.item()} at step {step.number + 1}",
+            cause=f"The learning rate of {lr:g} may be too high",
+            fix=f"Try --lr {lr / 10:g}",
+            code="E-DIVERGED",
+        )
+    optimizer.zero_grad()
+    loss.backward()  # type: ignore[no-untyped-call]
+    optimizer.step()
+    return loss.item()

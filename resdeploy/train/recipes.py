@@ -42,13 +42,13 @@ def learning_rate(recipe: Recipe, peak: float, step: int, steps: int) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (done - WARM_UP) / (1 - WARM_UP)))
 
 
-def loss_of(logits: Tensor, labels: Tensor, taught: Tensor | None, recipe: Recipe) -> Tensor:
+def loss_of(logits: Tensor, labels: Tensor, targets: Tensor | None, recipe: Recipe) -> Tensor:
     """Cross-entropy with the labels; with a teacher's logits (n, classes), the mean squared distance from them.
 
     Logits and not softened probabilities: Kim et al. 2021 (arXiv:2105.08919) find the distance at least as good.
     """
-    if taught is not None:
-        return F.mse_loss(logits, taught)
+    if targets is not None:
+        return F.mse_loss(logits, targets)
     return F.cross_entropy(logits, labels, label_smoothing=SMOOTHING[recipe])
 
 
@@ -66,11 +66,11 @@ def optimizer(net: nn.Module, recipe: Recipe) -> torch.optim.SGD:
     groups = [{"params": matrices, "weight_decay": 5e-4}, {"params": vectors, "weight_decay": 0.0}]
     if recipe == "paper":
         groups = [{"params": [*net.parameters()], "weight_decay": 1e-4}]
-    made = torch.optim.SGD(groups, lr=0, momentum=MOMENTUM, nesterov=recipe == "fast")
+    sgd = torch.optim.SGD(groups, lr=0, momentum=MOMENTUM, nesterov=recipe == "fast")
     for parameter in net.parameters():
         # Made here and not by torch from the first gradient, so that a resumed training has the same memory layout.
-        made.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-    return made
+        sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return sgd
 
 
 class Average:

@@ -57,8 +57,8 @@ def save(
     settings: Mapping[str, Any],
 ) -> None:
     """Writes the state after an epoch; the one before it is kept."""
-    kept = _tensors(module, optimizer, average)
-    tensors = {name: value.detach().cpu().contiguous() for name, value in kept.items()}
+    trained = _tensors(module, optimizer, average)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in trained.items()}
     header: dict[str, Any] = {"settings": settings, "history": [asdict(line) for line in history]}
     header["digest"] = _digest(tensors)
     header["signature"] = signing.mac("state", store.fingerprint(header))
@@ -71,9 +71,9 @@ def save(
 
 def _tensors(module: nn.Module, optimizer: torch.optim.SGD, average: Average | None) -> dict[str, Tensor]:
     """All that a training changes, by its name in a state: the tensors themselves."""
-    found = {f"model.{name}": value for name, value in module.state_dict().items()}
-    found |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
-    return found | {f"average.{name}": value for name, value in ({} if average is None else average.tensors).items()}
+    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
+    tensors |= {f"momentum.{name}": optimizer.state[p]["momentum_buffer"] for name, p in module.named_parameters()}
+    return tensors | {f"average.{name}": value for name, value in ({} if average is None else average.tensors).items()}
 
 
 def own(out: Path) -> bool:
@@ -115,17 +115,17 @@ def restore(
         except (SafetensorError, MalformedInput, RecursionError) as e:
             damaged.append(f"{path.name} was damaged ({e})")
             continue
-        _same(settings_then, settings, path)
+        _refuse_changed(settings_then, settings, path)
         if _shapes(tensors) != _shapes(ours):
             damaged.append(f"{path.name} was damaged (its tensors are not those of this network)")
             continue
         for name, value in ours.items():
             value.copy_(tensors[name])
-        return history, _told(damaged, "training went on from the epoch before")
-    return [], _told(damaged, "training started anew")
+        return history, _note(damaged, "training went on from the epoch before")
+    return [], _note(damaged, "training started anew")
 
 
-def _told(damaged: list[str], then: str) -> str:
+def _note(damaged: list[str], then: str) -> str:
     return "; ".join((*damaged, then)) if damaged else ""
 
 
@@ -141,10 +141,10 @@ def _header(file: Any, path: Path) -> dict[str, Any]:
     Raises:
         MalformedInput: nothing that `save` writes.
     """
-    found = store.parse_json((file.metadata() or {}).get("train", ""), str(path))
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+    header = store.parse_json((file.metadata() or {}).get("train", ""), str(path))
+    if not isinstance(header, dict) or not isinstance(header.get("settings"), dict):
         raise MalformedInput("its header is no record")
-    return found
+    return header
 
 
 def _load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], list[Epoch]]:
@@ -170,7 +170,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def _same(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
+def _refuse_changed(saved: Mapping[str, Any], now: Mapping[str, Any], path: Path) -> None:
     """The settings as JSON sees them (tuples are lists there)."""
     now = json.loads(json.dumps(now))
     changed = [key for key in now if saved.get(key) != now[key]]

@@ -292,7 +292,7 @@ def _notes(baseline: GateSide, candidates: Sequence[GateSide], sight: Preprocess
             )
     for side in (baseline, *candidates):
         if side.predictions is not None:
-            notes += [f"{side.predictions.data or side.name}: {told}" for told in side.predictions.repeats.told]
+            notes += [f"{side.predictions.data or side.name}: {note}" for note in side.predictions.repeats.notes]
         origin = side.predictions.origin if side.predictions and side.source is None else None
         if origin is not None and origin.weights == "random":
             notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")

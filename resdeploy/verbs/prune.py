@@ -206,10 +206,11 @@ class _Tuner:
         assert start.model is not None
         network = networks.resolve(self.request)
         teacher = weights.create(network.spec, network.path, seed=self.request.seed)
-        self.trained = loop.train(
-            start.model, self.images, self.choosing, self.plan,
-            out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher, progress=self.progress,
+        task = loop.Task(
+            spec=start.model, train_data=self.images, test_data=self.choosing, plan=self.plan,
+            out=self.folder / "tuned.safetensors", initial=Path(start.path), teacher=teacher,
         )  # fmt: skip
+        self.trained = loop.train(task, progress=self.progress)
         # Its test images were those to choose on, so its figures are not the verdict's.
         checks = {name.replace("test_", "choosing_"): x for name, x in self.trained.checks.items()}
         self.trained = dataclasses.replace(self.trained, checks=checks)

@@ -172,7 +172,7 @@ def _search(
         chosen = next(rung for rung in timed if rung.chosen)
         made = bench.lowered(chosen.label)
         fidelity.refuse_lost(made, force=plan.force)
-        artifact = _keep(made, chosen, wanted, baseline.repeats.told, out)
+        artifact = _keep(made, chosen, wanted, baseline.repeats.notes, out)
     return Quantized(artifact=artifact, candidates=timed, layers=layers)
 
 

@@ -19,7 +19,6 @@ from resdeploy.records import Artifact, Effort, ModelSpec, Progress, Target
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
     from resdeploy.train.loop import Plan
-    from resdeploy.train.qat import Plan as QatPlan
     from resdeploy.train.state import Epoch
 
 
@@ -71,19 +70,9 @@ def train(
         )  # fmt: skip
         return train_float(
             request, how.data, plan, out, resume=how.resume, progress=progress,
-            watch=lambda line: watch(curves.described(line, how.epochs)),
+            watch=lambda line: watch(curves.describe(line, how.epochs)),
         )  # fmt: skip
-    from resdeploy.train import qat
-
-    plan_qat = qat.Plan(
-        epochs=how.epochs, lr=how.lr or vocabulary.QAT_LR, batch_size=how.batch_size, seed=request.seed,
-        augmentation=how.augmentation, threads=how.threads,
-    )  # fmt: skip
-    calibration = CalibrationPlan(data=how.data, portable=how.portable, effort=how.effort, seed=request.seed)
-    return train_int8(
-        request, how.data, how.target or "openvino", calibration, plan_qat, out, progress=progress,
-        watch=lambda epoch, loss: watch(f"epoch {epoch}/{how.epochs}: squared distance of logits {loss:.4g}"),
-    )  # fmt: skip
+    return _train_int8(request, how, out, progress=progress, watch=watch)
 
 
 def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> None:
@@ -141,7 +130,7 @@ def _processes() -> int:
     """How many processes torchrun has started."""
     from resdeploy.train import distributed
 
-    return distributed.started()
+    return distributed.process_count()
 
 
 def train_float(
@@ -167,9 +156,8 @@ def train_float(
     network = networks.resolve(request)
     train_data, test_data = datasets.training_images(data)
     spec = spec_for(network.spec, train_data)
-    return loop.train(
-        spec, train_data, test_data, plan, out=out, initial=network.path, resume=resume, progress=progress, watch=watch
-    )
+    task = loop.Task(spec=spec, train_data=train_data, test_data=test_data, plan=plan, out=out, initial=network.path)
+    return loop.train(task, resume=resume, progress=progress, watch=watch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,18 +191,10 @@ def outcome_of(trained: Artifact) -> Outcome | None:
     )
 
 
-def train_int8(
-    request: Request,
-    data: str,
-    target: Target,
-    calibration: CalibrationPlan,
-    plan: QatPlan,
-    out: Path,
-    *,
-    progress: Progress,
-    watch: Callable[[int, float], None] | None = None,
+def _train_int8(
+    request: Request, how: TrainOptions, out: Path, *, progress: Progress, watch: Callable[[str], None]
 ) -> Artifact:
-    """The request's network as an INT8 ONNX file whose constants were trained, its Q/DQ placed for `target`.
+    """The request's network as an INT8 ONNX file whose constants were trained, its Q/DQ placed for `how.target`.
 
     Raises:
         UsageError: a network in low precision already, or with random weights.
@@ -225,13 +205,23 @@ def train_int8(
     source = export.to_onnx(request, progress=progress)
     if source.weights is not None and source.weights.random:
         raise UsageError(f"{request.model} is not trained, so there is nothing to keep", fix="Add --weights FILE")
-    # Training may restore an output that calibration lost; what it ends with is what counts.
-    calibration = dataclasses.replace(calibration, force=True)
-    start = lower.lower(source, "int8", target, calibration, progress=progress)
-    images = datasets.open_dataset(data, split="train", need_labels=False)
-    return store.publish(
-        out, lambda path: qat.train(source, start, images, plan, out=path, progress=progress, watch=watch)
+    # Training may restore an output that calibration lost (`force`); what it ends with is what counts.
+    calibration = CalibrationPlan(
+        data=how.data, portable=how.portable, effort=how.effort, seed=request.seed, force=True
     )
+    start = lower.lower(source, "int8", how.target or "openvino", calibration, progress=progress)
+    images = datasets.open_dataset(how.data, split="train", need_labels=False)
+    plan = qat.Plan(
+        epochs=how.epochs, lr=how.lr or vocabulary.QAT_LR, batch_size=how.batch_size, seed=request.seed,
+        augmentation=how.augmentation, threads=how.threads,
+    )  # fmt: skip
+    return store.publish(
+        out,
+        lambda path: qat.train(
+            source, start, images, plan, out=path, progress=progress,
+            watch=lambda epoch, loss: watch(f"epoch {epoch}/{how.epochs}: squared distance of logits {loss:.4g}"),
+        ),
+    )  # fmt: skip
 
 
 def spec_for(spec: ModelSpec, images: Dataset) -> ModelSpec:

@@ -16,13 +16,13 @@ def test_a_content_counts_once_and_under_two_labels_not_at_all() -> None:
     assert [ids[k] for k in kept] == ["a", "b", "g"]
     assert found.again == ("c is a", "f is a")
     assert found.contradicted == ("d is e",)
-    assert [sentence[:2] for sentence in found.told] == ["2 ", "1 "]
+    assert [sentence[:2] for sentence in found.notes] == ["2 ", "1 "]
 
 
 def test_nothing_is_said_of_images_that_differ() -> None:
     """As every published data set should be."""
     kept, found = repeats.count_each_once("ab", np.array([0, 0]), ("x", "y"))
-    assert (kept.tolist(), found.told) == ([0, 1], ())
+    assert (kept.tolist(), found.notes) == ([0, 1], ())
 
 
 def test_a_set_of_contradictions_is_malformed() -> None:

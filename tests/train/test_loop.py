@@ -27,7 +27,7 @@ from resdeploy.data import preprocess
 from resdeploy.data.datasets import Dataset, choose, open_dataset
 from resdeploy.errors import DiskFull, MissingInput, UsageError, WeightsMismatch
 from resdeploy.models import weights, zoo
-from resdeploy.records import Artifact, Preprocessing, Weights
+from resdeploy.records import Artifact, ModelSpec, Preprocessing, Weights
 from resdeploy.train import distributed, loop, recipes, state
 from resdeploy.train.images import Samples, Step, augment, load, normalise
 
@@ -59,9 +59,17 @@ def whole(images: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFact
 
 
 def run(out: Path, images: tuple[Dataset, Dataset], **changes: Any) -> Artifact:
-    names = {field.name for field in dataclasses.fields(loop.Plan)}
-    plan = loop.Plan(**{**SETTINGS, **{k: v for k, v in changes.items() if k in names}})
-    return loop.train(SPEC, *images, plan, out=out, **{k: v for k, v in changes.items() if k not in names})
+    of_plan, of_task = (
+        {field.name: changes.pop(field.name) for field in dataclasses.fields(kind) if field.name in changes}
+        for kind in (loop.Plan, loop.Task)
+    )
+    plan = loop.Plan(**{**SETTINGS, **of_plan})
+    return loop.train(task(SPEC, images, plan, out, **of_task), **changes)
+
+
+def task(spec: ModelSpec, images: tuple[Dataset, Dataset], plan: loop.Plan, out: Path, **more: Any) -> loop.Task:
+    train, test = images
+    return loop.Task(spec=spec, train_data=train, test_data=test, plan=plan, out=out, **more)
 
 
 def tensors(artifact: Artifact) -> dict[str, bytes]:
@@ -85,7 +93,7 @@ def test_resnet20_learns_handwriting_on_images_it_has_not_seen(tmp_path: Path) -
     """Five epochs at 8x8 reach 90 % on held-out digits; the sidecar's figure is what the saved file really does."""
     train, test = open_dataset("digits", split="train"), open_dataset("digits", split="test")
     out = tmp_path / "r20.safetensors"
-    artifact = loop.train(RESNET20, train, test, loop.Plan(epochs=5, batch_size=32, threads=1), out=out)
+    artifact = loop.train(task(RESNET20, (train, test), loop.Plan(epochs=5, batch_size=32, threads=1), out))
     assert artifact.checks["test_top1"] > 90
     net = zoo.create(RESNET20, seed=9)
     weights.load_into(net, out)
@@ -259,7 +267,7 @@ def test_data_that_cannot_train_the_model_are_refused(tmp_path: Path, images: tu
         run(tmp_path / "x.safetensors", (open_dataset("synthetic:8", need_labels=False), test))
     small = dataclasses.replace(SPEC, classes=4)
     with pytest.raises(UsageError, match="10 classes"):
-        loop.train(small, train, test, loop.Plan(**SETTINGS), out=tmp_path / "x.safetensors")
+        loop.train(task(small, images, loop.Plan(**SETTINGS), tmp_path / "x.safetensors"))
     assert not list(tmp_path.iterdir())
 
 
@@ -326,7 +334,7 @@ def pictures(folder: Path) -> tuple[Dataset, Dataset]:
 
 def run_two(out: Path, train: Dataset, test: Dataset, **changes: Any) -> Artifact:
     plan = loop.Plan(**{**SETTINGS, "epochs": 1, "batch_size": 4, **changes})
-    return loop.train(dataclasses.replace(SPEC, classes=2), train, test, plan, out=out)
+    return loop.train(task(dataclasses.replace(SPEC, classes=2), (train, test), plan, out))
 
 
 def test_what_is_learned_from_is_not_judged_on_and_what_is_there_twice_is_judged_once(tmp_path: Path) -> None:

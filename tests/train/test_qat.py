@@ -38,7 +38,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     spec = dataclasses.replace(whole, removed=removed, params=None)
     train, test = open_dataset("digits", split="train"), choose(open_dataset("digits", split="test"), 32, 0)
     plan = loop.Plan(epochs=3, batch_size=32, threads=1)
-    artifact = loop.train(spec, train, test, plan, out=folder / "r.safetensors")
+    task = loop.Task(spec=spec, train_data=train, test_data=test, plan=plan, out=folder / "r.safetensors")
+    artifact = loop.train(task)
     assert artifact.model is not None
     net = zoo.create(artifact.model)
     from resdeploy.models import weights

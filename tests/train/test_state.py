@@ -48,10 +48,10 @@ def test_a_state_with_a_made_up_header_is_damaged_and_nothing_else(case: str, tm
         held = json.loads(file.metadata()["train"])
     save_file(load_file(last), last, {"train": json.dumps(PLANTED[case](held))})
     state.own(out)
-    history, told = state.restore(out, *network(), None, {"seed": 0})
+    history, note = state.restore(out, *network(), None, {"seed": 0})
     assert history == []
-    assert "damaged" in told
-    assert told.endswith("training started anew")
+    assert "damaged" in note
+    assert note.endswith("training started anew")
 
 
 def test_a_state_of_another_network_is_damaged_and_changes_nothing(tmp_path: Path) -> None:
@@ -60,9 +60,9 @@ def test_a_state_of_another_network_is_damaged_and_changes_nothing(tmp_path: Pat
     state.save(out, *network(3), None, [LINE], {"seed": 0})
     module, optimizer = network()
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    history, told = state.restore(out, module, optimizer, None, {"seed": 0})
+    history, note = state.restore(out, module, optimizer, None, {"seed": 0})
     assert history == []
-    assert "not those of this network" in told
+    assert "not those of this network" in note
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
