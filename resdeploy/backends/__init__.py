@@ -120,14 +120,14 @@ class Backend(Protocol):
         """Whether this machine can run it; never raises, never imports more than it must."""
 
     def check(self, path: Path) -> None:
-        """Looks at a file in FORMAT that a user names, before the vendor's own parser does; often `unchecked`.
+        """Looks at a file in FORMAT that a user names, before the vendor's own parser does; often `no_check`.
 
         Raises:
             MalformedInput: the parser would not survive it.
         """
 
     def prepare(self, source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
-        """What `build` is to be given in place of these, as long as the context is open; often `unprepared`.
+        """What `build` is to be given in place of these, as long as the context is open; often `no_preparation`.
 
         Here, and not in `build`, is done what needs more than the vendor's package, for this runs in the parent.
         What the build raises passes through the context, which may put it into words of `source`.
@@ -178,16 +178,16 @@ def compiler_of(form: Format | None) -> BackendName | None:
     return None
 
 
-def unchecked(_path: Path) -> None:
+def no_check(_path: Path) -> None:
     """`check` of a backend whose vendor's parser need not be spared anything."""
 
 
-def unprepared(source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
+def no_preparation(source: Artifact, execution: Execution) -> AbstractContextManager[tuple[Artifact, Execution]]:
     """`prepare` of a backend that builds from what it is given."""
     return contextlib.nullcontext((source, execution))
 
 
-def installed(package: str, *distributions: str) -> str | None:
+def installed_version(package: str, *distributions: str) -> str | None:
     """The version of an importable package, found without importing it; None where it is not installed.
 
     Args:
@@ -216,9 +216,9 @@ def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execut
     image = execution.input_shape or (artifact.model.input_shape if artifact.model else have[1:])
     want = (execution.batch_size, *image)
     if len(want) != len(have) or any(0 not in (h, w) and h != w for h, w in zip(have, want, strict=True)):
-        takes, given = (" x ".join(str(n) if n else "?" for n in shape) for shape in (have, want))
+        takes, asked_for = (" x ".join(str(n) if n else "?" for n in shape) for shape in (have, want))
         raise UsageError(
-            f"{artifact.path} takes {takes}, not {given}",
+            f"{artifact.path} takes {takes}, not {asked_for}",
             cause="The first number is the batch size, then channels, height and width",
             fix="Ask for that size with -b and --img-size, or export or build the model for this one",
         )
@@ -228,11 +228,11 @@ def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execut
     return sizes
 
 
-def require(found: Availability, name: str) -> None:
+def require(availability: Availability, name: str) -> None:
     """Nothing where the backend is available.
 
     Raises:
         BackendMissing: with the reason and the command that would change it.
     """
-    if not found.ok:
-        raise BackendMissing(f"backend {name} cannot run here: {found.reason}", fix=found.install)
+    if not availability.ok:
+        raise BackendMissing(f"backend {name} cannot run here: {availability.reason}", fix=availability.install)

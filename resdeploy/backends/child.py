@@ -48,17 +48,17 @@ class Child:
         self.pending = b""
         self.progress: Progress | None = None
         with interrupts.hold(), contextlib.ExitStack() as owned:
-            made = scratch.Folder(in_memory=True)
-            owned.callback(made.remove)
-            self.folder = made.path
-            with contextlib.ExitStack() as given:  # what the child inherits, closed here once it has
+            folder = scratch.Folder(in_memory=True)
+            owned.callback(folder.remove)
+            self.folder = folder.path
+            with contextlib.ExitStack() as inherited:  # what the child inherits, closed here once it has
                 child_reads, self.requests = os.pipe()
-                given.callback(os.close, child_reads)
+                inherited.callback(os.close, child_reads)
                 owned.callback(os.close, self.requests)
                 self.replies, child_writes = os.pipe()
-                given.callback(os.close, child_writes)
+                inherited.callback(os.close, child_writes)
                 owned.callback(os.close, self.replies)
-                self.process = self._started(backend, python, threads, memory_limit, child_reads, child_writes)
+                self.process = self._start(backend, python, threads, memory_limit, child_reads, child_writes)
             owned.callback(self._kill)
             assert self.process.stdout is not None
             self.printed: IO[bytes] = self.process.stdout
@@ -67,7 +67,7 @@ class Child:
             self._owned = owned.pop_all()
             _running.add(self)
 
-    def _started(
+    def _start(
         self, backend: str, python: str, threads: int, memory_limit: int, reads: int, writes: int
     ) -> subprocess.Popen[bytes]:
         # Another interpreter must find our package without seeing the packages of ours.
@@ -97,8 +97,8 @@ class Child:
         with selectors.DefaultSelector() as selector:
             selector.register(self.replies, selectors.EVENT_READ)
             selector.register(self.printed, selectors.EVENT_READ)
-            while (left := deadline - time.monotonic()) > 0:
-                for key, _ in selector.select(min(left, DEAF_S)):
+            while (remaining_s := deadline - time.monotonic()) > 0:
+                for key, _ in selector.select(min(remaining_s, DEAF_S)):
                     if key.fileobj is self.printed:
                         if not self._listen():
                             selector.unregister(self.printed)
@@ -115,11 +115,11 @@ class Child:
         """The answer, where it has come; words of progress before it are passed on."""
         while b"\n" in self.pending:
             line, _, self.pending = self.pending.partition(b"\n")
-            found: dict[str, Any] = json.loads(line)
-            if "progress" not in found:
-                return found
+            reply: dict[str, Any] = json.loads(line)
+            if "progress" not in reply:
+                return reply
             if self.progress is not None:
-                self.progress(*found["progress"])
+                self.progress(*reply["progress"])
         return None
 
     def alive(self) -> bool:

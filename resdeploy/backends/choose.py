@@ -20,10 +20,10 @@ def survey() -> dict[BackendName, Availability]:
     return {name: backends.load(name).available() for name in BACKENDS}
 
 
-def left_out() -> str:
+def missing_backends() -> str:
     """What `--backend all` goes without, and why, in a line."""
-    missing = {name: found for name, found in survey().items() if not found.ok}
-    why = "; ".join(f"not {name}: {found.reason}" for name, found in missing.items())
+    missing = {name: availability for name, availability in survey().items() if not availability.ok}
+    why = "; ".join(f"not {name}: {availability.reason}" for name, availability in missing.items())
     return f"backend all: all that are here{'; ' + why if why else ''}"
 
 
@@ -54,17 +54,19 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
         backends.require(module.available(), name)
         refuse(unable(name, precision))
         return cast("BackendName", name), "as asked"
-    passed: list[str] = []
+    reasons: list[str] = []
     missing: Availability | None = None
     for candidate in PREFERENCE:
         module = backends.load(candidate)
         if precision not in module.ACCEPTS:
-            passed.append(f"{candidate} does not run {precision}")
+            reasons.append(f"{candidate} does not run {precision}")
             continue
-        found = module.available()
-        if found.ok:
-            return candidate, "; ".join([*passed, f"{candidate} {found.version} is the best here"])
-        passed.append(f"not {candidate}: {found.reason}")
-        missing = found  # the last is the easiest to install
+        availability = module.available()
+        if availability.ok:
+            return candidate, "; ".join([*reasons, f"{candidate} {availability.version} is the best here"])
+        reasons.append(f"not {candidate}: {availability.reason}")
+        missing = availability  # the last is the easiest to install
     assert missing is not None
-    raise BackendMissing(f"no backend here runs {precision}", cause="; ".join(passed), fix=packages.install(*SUGGESTED))
+    raise BackendMissing(
+        f"no backend here runs {precision}", cause="; ".join(reasons), fix=packages.install(*SUGGESTED)
+    )

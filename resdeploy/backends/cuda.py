@@ -93,10 +93,10 @@ class Stream:
         self.runtime: Any = runtime
         self.undo: list[Callable[[], Any]] = []
         # Not the legacy default stream: that one cannot be captured and waits for all others.
-        self.handle = self._made(
+        self.handle = self._make(
             runtime.cudaStreamDestroy, runtime.cudaStreamCreateWithFlags, runtime.cudaStreamNonBlocking
         )
-        self.before, self.after = (self._made(runtime.cudaEventDestroy, runtime.cudaEventCreate) for _ in range(2))
+        self.before, self.after = (self._make(runtime.cudaEventDestroy, runtime.cudaEventCreate) for _ in range(2))
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The results of a runtime call, its status checked."""
@@ -108,15 +108,16 @@ class Stream:
             raise BackendCrash(what, fix="Run `resdeploy doctor`; another process may have upset the GPU")
         return values[0] if len(values) == 1 else values
 
-    def _made(self, free: Callable[..., Any], make: Callable[..., Any], *arguments: Any) -> Any:
-        made = self.call(make, *arguments)
-        self.undo.append(lambda: free(made))
-        return made
+    def _make(self, free: Callable[..., Any], make: Callable[..., Any], *arguments: Any) -> Any:
+        """What `make` returns; `close` hands it to `free`."""
+        resource = self.call(make, *arguments)
+        self.undo.append(lambda: free(resource))
+        return resource
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> NDArray[np.generic]:
         """A zeroed array in page-locked host memory, which the GPU copies from without a detour."""
         size = max(int(np.prod(shape)) * np.dtype(dtype).itemsize, 1)
-        address = int(self._made(self.runtime.cudaFreeHost, self.runtime.cudaMallocHost, size))
+        address = int(self._make(self.runtime.cudaFreeHost, self.runtime.cudaMallocHost, size))
         buffer = (ctypes.c_byte * size).from_address(address)
         array: NDArray[np.generic] = np.ndarray(shape, np.dtype(dtype), buffer=memoryview(buffer))
         array[...] = np.zeros((), array.dtype)
@@ -124,7 +125,7 @@ class Stream:
 
     def device(self, size: int) -> int:
         """The address of `size` bytes on the GPU."""
-        return int(self._made(self.runtime.cudaFree, self.runtime.cudaMalloc, max(size, 1)))
+        return int(self._make(self.runtime.cudaFree, self.runtime.cudaMalloc, max(size, 1)))
 
     def to_device(self, address: int, array: NDArray[np.generic]) -> None:
         """Starts a copy to the GPU."""
@@ -158,7 +159,7 @@ class Stream:
         finally:
             graph = self.call(runtime.cudaStreamEndCapture, self.handle)
         self.undo.append(lambda: runtime.cudaGraphDestroy(graph))
-        executable = self._made(runtime.cudaGraphExecDestroy, runtime.cudaGraphInstantiate, graph, 0)
+        executable = self._make(runtime.cudaGraphExecDestroy, runtime.cudaGraphInstantiate, graph, 0)
         return lambda: self.call(runtime.cudaGraphLaunch, executable, self.handle)
 
     def close(self) -> None:

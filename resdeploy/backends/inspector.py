@@ -105,12 +105,12 @@ def add_times(layers: Sequence[Layer], text: str | bytes, origin: str) -> tuple[
             f"{origin} is no profile of this engine: it names none of its layers",
             fix="Save both in one run: trtexec --exportLayerInfo=F --exportProfile=G --profilingVerbosity=detailed",
         )
-    found = [
+    timed = [
         dataclasses.replace(layer, time_s=times_s[layer.name].popleft()) if times_s.get(layer.name) else layer
         for layer in layers
     ]
-    rest = [Layer(name=n, kind="", precision=UNKNOWN, time_s=time) for n, left in times_s.items() for time in left]
-    return (*found, *rest)
+    rest = [Layer(name=n, kind="", precision=UNKNOWN, time_s=time) for n, others in times_s.items() for time in others]
+    return (*timed, *rest)
 
 
 def _json(text: str | bytes, origin: str) -> Any:
@@ -163,8 +163,8 @@ def _arithmetic(weights: Any, inputs: Sequence[Port], outputs: Sequence[Port], t
         return stored
     if read != UNKNOWN:
         return read
-    told = next((precision for pattern, precision in TACTICS if tactic and pattern.search(tactic)), UNKNOWN)
-    return told if told != UNKNOWN or not outputs else outputs[0].precision
+    by_tactic = next((precision for pattern, precision in TACTICS if tactic and pattern.search(tactic)), UNKNOWN)
+    return by_tactic if by_tactic != UNKNOWN or not outputs else outputs[0].precision
 
 
 def _ports(tensors: Sequence[Any]) -> tuple[Port, ...]:

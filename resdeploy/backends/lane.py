@@ -74,7 +74,7 @@ class Lane:
         self.memory_limit_bytes = memory_limit_bytes
         self._child: Child | None = None
         self._subject: Artifact | None = None
-        self._given = ""  # the path that the child knows it by
+        self._path_in_child = ""  # of the subject
         self._peak_rss_bytes = 0
 
     def __enter__(self) -> Lane:
@@ -98,12 +98,12 @@ class Lane:
             store.make_folder(out.parent)
         self._start(source, execution)
         try:
-            given = _in_one_file(source, self._running().folder / "source.onnx")
-            self._given = str(Path(given.path).absolute())
+            whole = _in_one_file(source, self._running().folder / "source.onnx")
+            self._path_in_child = str(Path(whole.path).absolute())
             self._running().progress = progress
             result = self._ask(
                 "build",
-                source=_plain(given),
+                source=_plain(whole),
                 execution=_plain(execution),
                 out=str(out.absolute()),
                 factories=foreign.permitted(),
@@ -120,11 +120,11 @@ class Lane:
             IntegrityError, UnsafeInput, MalformedInput: as `build`, of an ONNX file.
         """
         self._start(built, execution)
-        given = _in_one_file(built, self._running().folder / "opened.onnx")
-        self._given = str(Path(given.path).absolute())
+        whole = _in_one_file(built, self._running().folder / "opened.onnx")
+        self._path_in_child = str(Path(whole.path).absolute())
         result = self._ask(
             "open",
-            built=_plain(given),
+            built=_plain(whole),
             execution=_plain(execution),
             trace=trace,
             query=query,
@@ -230,14 +230,14 @@ class Lane:
             raise
         self._peak_rss_bytes = reply["peak_rss_bytes"]
         if "error" in reply:
-            raise self._revived(reply["error"])
+            raise self._exception_from(reply["error"])
         return reply["result"]
 
-    def _revived(self, document: dict[str, str]) -> ResdeployError:
+    def _exception_from(self, document: dict[str, str]) -> ResdeployError:
         """The exception that the child described."""
         assert self._subject is not None
         kind: type[ResdeployError] = getattr(errors, document["class"])
-        what, cause = (document[part].replace(self._given, self._subject.path) for part in ("what", "cause"))
+        what, cause = (document[part].replace(self._path_in_child, self._subject.path) for part in ("what", "cause"))
         if issubclass(kind, OutOfMemory):
             what = f"{what} ({self._memory()})"
         if issubclass(kind, (BackendCrash, OutOfMemory)):

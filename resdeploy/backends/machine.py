@@ -116,8 +116,8 @@ def oom_kills(root: Path = Path("/")) -> int:
 def last_level_cache_bytes(root: Path = Path("/")) -> int:
     """The largest cache that the first processor reads through; 0: the kernel does not say."""
     units = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-    found = [_words(path) for path in root.glob("sys/devices/system/cpu/cpu0/cache/index[0-9]*/size")]
-    sizes = [int(words[0][:-1]) * units[words[0][-1]] for words in found if words and words[0][-1] in units]
+    entries = [_words(path) for path in root.glob("sys/devices/system/cpu/cpu0/cache/index[0-9]*/size")]
+    sizes = [int(words[0][:-1]) * units[words[0][-1]] for words in entries if words and words[0][-1] in units]
     return max(sizes, default=0)
 
 
@@ -170,7 +170,7 @@ def _describe(model: str, isa: frozenset[str]) -> Cpu:
 
 def isa_name(of: Cpu | None = None) -> str:
     """Short tag of the best instruction set, such as `avx512-vnni`; stored in artifacts tied to it."""
-    found = (of or cpu()).isa
+    features = (of or cpu()).isa
     ladder = (
         ("amx", {"amx_int8"}),
         ("avx512-vnni-bf16", {"avx512_vnni", "avx512_bf16"}),
@@ -182,7 +182,7 @@ def isa_name(of: Cpu | None = None) -> str:
         ("neon-i8mm", {"i8mm"}),
         ("neon-dotprod", {"asimddp"}),
     )
-    return next((name for name, needs in ladder if needs <= found), platform.machine())
+    return next((name for name, needs in ladder if needs <= features), platform.machine())
 
 
 def _cpuinfo(path: Path) -> dict[str, str]:
@@ -219,12 +219,12 @@ def _cpuid() -> frozenset[str] | None:
     top, subleaves = ask(0, 0)[EAX], ask(7, 0)[EAX]
     leaf, subleaf, register, bit = OSXSAVE
     saved = xcr0() if ask(leaf, subleaf)[register] >> bit & 1 else 0
-    found = set()
+    features = set()
     for name, (leaf, subleaf, register, bit, needs) in FEATURES.items():
         if leaf > top or (leaf == 7 and subleaf > subleaves):
             continue
         if saved & needs == needs and ask(leaf, subleaf)[register] >> bit & 1:
-            found.add(name)
+            features.add(name)
     del anchor
     page.close()
-    return frozenset(found)
+    return frozenset(features)

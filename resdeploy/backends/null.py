@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy import __version__, store
-from resdeploy.backends import Tensor, unchecked, unprepared
+from resdeploy.backends import Tensor, no_check, no_preparation
 from resdeploy.errors import MissingInput
 from resdeploy.records import PRECISIONS, Artifact, Availability, Execution, Format, Layer, Precision, Target
 
@@ -41,7 +41,7 @@ PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset(PRECISIONS)
 TARGET: Target | None = "onnxruntime"
 HEEDS: frozenset[str] = frozenset()
-check, prepare = unchecked, unprepared
+check, prepare = no_check, no_preparation
 
 SPIN_S = 1e-3  # the end of a sleep, waited for in a loop: the kernel wakes a sleeper some 0.1 ms late
 
@@ -127,8 +127,8 @@ class _Session:
 
 def _fault(where: str) -> None:
     """Fails as the environment demands."""
-    wanted = os.environ.get("RESDEPLOY_NULL_FAULT", "")
-    at, _, kind = wanted.rpartition(":")
+    fault = os.environ.get("RESDEPLOY_NULL_FAULT", "")
+    at, _, kind = fault.rpartition(":")
     if not kind or (at or "run") != where:
         return
     if kind == "crash":
@@ -141,5 +141,5 @@ def _fault(where: str) -> None:
         signal.pause()
     if kind == "oom":
         np.ones(1 << 44)  # 128 TiB
-    msg = f"RESDEPLOY_NULL_FAULT={wanted}"
+    msg = f"RESDEPLOY_NULL_FAULT={fault}"
     raise RuntimeError(msg)

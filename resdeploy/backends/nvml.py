@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from resdeploy.backends import installed
+from resdeploy.backends import installed_version
 
 # nvml.h: nvmlClocksThrottleReason*; idle and the clocks that an application asked for are no throttling.
 REASONS: Mapping[int, str] = {
@@ -35,7 +35,7 @@ def snapshot(number: int = 0) -> dict[str, Any] | None:
         (Celsius), utilisation (percent), other_processes (how many, not whose), persistence. What it does not tell is
         left out.
     """
-    if installed("pynvml", "nvidia-ml-py") is None:
+    if installed_version("pynvml", "nvidia-ml-py") is None:
         return None
     import pynvml
 
@@ -56,20 +56,20 @@ def disturbances(before: Mapping[str, Any] | None, after: Mapping[str, Any] | No
     """What disturbed the time between two snapshots, one sentence each with its remedy."""
     if before is None or after is None:
         return ()
-    found = []
+    sentences = []
     reasons = sorted({*before.get("throttled_by", ()), *after.get("throttled_by", ())})
     if reasons:
-        found.append(
+        sentences.append(
             f"the GPU was slowed by {', '.join(reasons)}; let it cool, or lower its clocks with nvidia-smi -lgc"
         )
     first, last = before.get("sm_clock_mhz"), after.get("sm_clock_mhz")
     if first and last and last < first * (1 - CLOCK_FALL):
-        found.append(
+        sentences.append(
             f"the GPU's clock fell from {first} to {last} MHz; fix it with nvidia-smi -lgc, then measure again"
         )
     if others := max(before.get("other_processes", 0), after.get("other_processes", 0)):
-        found.append(f"{others} other processes used the GPU; stop them and measure again")
-    return tuple(found)
+        sentences.append(f"{others} other processes used the GPU; stop them and measure again")
+    return tuple(sentences)
 
 
 def _facts(nvml: Any, handle: Any) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def _facts(nvml: Any, handle: Any) -> dict[str, Any]:
         "other_processes": lambda: _others(nvml.nvmlDeviceGetComputeRunningProcesses(handle)),
         "persistence": lambda: bool(nvml.nvmlDeviceGetPersistenceMode(handle)),
     }
-    found = {}
+    facts = {}
     for name, question in ask.items():
         with contextlib.suppress(Exception):  # not every GPU and container answers every question
-            found[name] = question()
-    return found
+            facts[name] = question()
+    return facts
 
 
 def _reasons(mask: int) -> list[str]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import packages, store
-from resdeploy.backends import Tensor, input_shape, installed, machine, unchecked, unprepared
+from resdeploy.backends import Tensor, input_shape, installed_version, machine, no_check, no_preparation
 from resdeploy.errors import BackendMissing, MalformedInput
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision, Target
 
@@ -38,7 +38,7 @@ PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 TARGET: Target | None = "onnxruntime"
 HEEDS = frozenset({"provider", "memory_pattern"})
-check, prepare = unchecked, unprepared
+check, prepare = no_check, no_preparation
 
 DTYPES = {
     "tensor(float)": "float32",
@@ -55,7 +55,7 @@ PRECISIONS = {"float": "fp32", "float16": "fp16", "uint8": "int8", "int8": "int8
 
 def available() -> Availability:
     """Whether the package is installed."""
-    version = installed(VENDOR, *PACKAGES)
+    version = installed_version(VENDOR, *PACKAGES)
     if version is None:
         return Availability(
             ok=False, reason="the package onnxruntime is not installed", install=packages.install(VENDOR)
@@ -70,7 +70,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         MalformedInput: it refuses the file, or TensorRT behind it would misread its Q/DQ.
         UsageError: the file is fixed to another batch or image size.
     """
-    taken = source
+    readable = source
     if execution.provider == "tensorrt":  # NVIDIA's parser would take other 8-bit Q/DQ for INT8 with zero point 0
         from resdeploy.graph import files
         from resdeploy.graph.symmetric import symmetric
@@ -78,11 +78,11 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         model = files.load_model(Path(source.path))
         if (rewritten := symmetric(model)) is not model:
             files.save_model(rewritten, out)
-            taken = dataclasses.replace(source, path=str(out))
-    with open(taken, execution):
-        if taken is source:
+            readable = dataclasses.replace(source, path=str(out))
+    with open(readable, execution):
+        if readable is source:
             store.write_bytes(out, Path(source.path).read_bytes())
-    tools = {**source.tools, "onnxruntime": installed(VENDOR, *PACKAGES) or ""}
+    tools = {**source.tools, "onnxruntime": installed_version(VENDOR, *PACKAGES) or ""}
     return store.derive(source, out, tools=tools)
 
 
@@ -174,10 +174,10 @@ class _Loaded:
                 f"ONNX Runtime refuses {self.path}", cause=" ".join(str(e).split())[:400], fix="Export it again"
             ) from e
         # It falls back to the next provider without a word.
-        wanted = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
-        if session.get_providers()[0] != wanted:
+        preferred = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
+        if session.get_providers()[0] != preferred:
             raise BackendMissing(
-                f"ONNX Runtime here has no {wanted}, only {', '.join(session.get_providers())}",
+                f"ONNX Runtime here has no {preferred}, only {', '.join(session.get_providers())}",
                 fix="pip install onnxruntime-gpu in place of onnxruntime, on a machine with NVIDIA's driver",
             )
         return session
@@ -232,11 +232,11 @@ class _DeviceSession:
 
         self.session, self.binding = session, session.io_binding()
 
-        def made(tensor: Tensor) -> Any:
+        def on_device(tensor: Tensor) -> Any:
             return ort.OrtValue.ortvalue_from_numpy(np.zeros(tensor.shape, tensor.dtype), device, 0)
 
-        self.inputs = {name: made(tensor) for name, tensor in inputs.items()}
-        self.outputs = {name: made(tensor) for name, tensor in outputs.items()}
+        self.inputs = {name: on_device(tensor) for name, tensor in inputs.items()}
+        self.outputs = {name: on_device(tensor) for name, tensor in outputs.items()}
         for name, value in self.inputs.items():
             self.binding.bind_ortvalue_input(name, value)
         for name, value in self.outputs.items():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import packages, store
-from resdeploy.backends import Tensor, input_shape, installed, machine, unprepared
+from resdeploy.backends import Tensor, input_shape, installed_version, machine, no_preparation
 from resdeploy.errors import BackendMissing, MalformedInput, UsageError
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision, Target
 
@@ -31,7 +31,7 @@ PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
 TARGET: Target | None = "openvino"
 HEEDS: frozenset[str] = frozenset()
-prepare = unprepared
+prepare = no_preparation
 
 HINTS = {"fp32": "f32", "int8": "f32", "fp16": "f16", "bf16": "bf16"}
 PRECISIONS = {"f32": "fp32", "f16": "fp16", "bf16": "bf16", "u8": "int8", "i8": "int8"}
@@ -44,7 +44,7 @@ RECORDED = ("INFERENCE_PRECISION_HINT", "PERFORMANCE_HINT", "NUM_STREAMS", "INFE
 
 def available() -> Availability:
     """Whether the package is installed."""
-    version = installed(VENDOR)
+    version = installed_version(VENDOR)
     if version is None:
         return Availability(ok=False, reason="the package openvino is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
@@ -102,7 +102,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     model.reshape({i: input_shape(_dims(i.partial_shape), source, execution) for i in model.inputs})
     # Compression would round FP32 weights to FP16: precision is the graph's business.
     ov.save_model(model, str(out), compress_to_fp16=False)
-    tools = {**source.tools, "openvino": installed(VENDOR) or ""}
+    tools = {**source.tools, "openvino": installed_version(VENDOR) or ""}
     return store.derive(source, out, format="openvino", tools=tools)
 
 
@@ -151,7 +151,7 @@ class _Loaded:
     def layers(self) -> Sequence[Layer]:
         """Executed kernels in order, with the graph nodes each computes; times are means over all runs so far."""
         nodes = [(node, _info(node)) for node in self.compiled.get_runtime_model().get_ordered_ops()]
-        return [_layer(node, info) for node, info in nodes if _executed(info)]
+        return [_layer(node, info) for node, info in nodes if _was_executed(info)]
 
 
 class _Session:
@@ -198,7 +198,7 @@ def _info(node: Any) -> dict[str, str]:
     return {key: value.value for key, value in node.get_rt_info().items()}
 
 
-def _executed(info: Mapping[str, str]) -> bool:
+def _was_executed(info: Mapping[str, str]) -> bool:
     return info["execTimeMcs"] != "not_executed" and info["layerType"] not in ("Const", "Input", "Output")
 
 
@@ -217,7 +217,7 @@ def _layer(node: Any, info: Mapping[str, str]) -> Layer:
         sources=sources,
         time_s=float(info["execTimeMcs"]) / 1e6,
         role=role,
-        inputs=tuple(_port(value.get_node()) for value in node.input_values() if _computed(value.get_node())),
+        inputs=tuple(_port(value.get_node()) for value in node.input_values() if _is_computed(value.get_node())),
         outputs=(_port(node),),
         doubt=doubt,
     )
@@ -235,9 +235,9 @@ def _arithmetic(kernel: str, reported: str) -> tuple[str, str]:
     return named, doubt if named != claimed else ""
 
 
-def _computed(node: Any) -> bool:
+def _is_computed(node: Any) -> bool:
     info = _info(node)
-    return _executed(info) or info["layerType"] == "Input"
+    return _was_executed(info) or info["layerType"] == "Input"
 
 
 def _port(node: Any) -> Port:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from resdeploy.errors import IntegrityError
 
-NOTED = "user.xdg.origin.url"  # where browsers, curl --xattr and wget --xattr note what a file was fetched from
+# Where browsers, curl --xattr and wget --xattr note what a file was fetched from.
+ORIGIN_ATTRIBUTE = "user.xdg.origin.url"
 
 
 def refuse_unknown(path: Path, *, trusted: bool) -> None:
@@ -17,7 +18,7 @@ def refuse_unknown(path: Path, *, trusted: bool) -> None:
         IntegrityError: it came from the net, and `--trust-engine` was not given.
     """
     try:
-        origin = os.getxattr(path, NOTED).decode(errors="replace")
+        origin = os.getxattr(path, ORIGIN_ATTRIBUTE).decode(errors="replace")
     except (OSError, AttributeError):  # none noted, a file system without attributes, or not Linux
         return
     if not trusted:

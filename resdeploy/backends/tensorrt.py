@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy import packages, store
-from resdeploy.backends import cuda, installed, require, trt_builder, unchecked
+from resdeploy.backends import cuda, installed_version, no_check, require, trt_builder
 from resdeploy.errors import EnvironmentFailure, IntegrityError
 from resdeploy.records import Artifact, Availability, Execution, Format, Precision, Target
 
@@ -32,9 +32,9 @@ PROGRAM = FOREIGN = True
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 TARGET: Target | None = "tensorrt"
 HEEDS = frozenset({"engine"})
-check = unchecked
+check = no_check
 
-UNTOLD = "unknown"  # `backends.installed` of a package without metadata
+UNKNOWN_VERSION = "unknown"  # `backends.installed_version` of a package without metadata
 INSTALL = packages.install(VENDOR)
 DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus all"
 REFIT = "Put them back: resdeploy build F.onnx --backend tensorrt --refit-from THIS.engine -o WHOLE.engine"
@@ -46,25 +46,25 @@ TAG, VERSION_AT = b"ftrt", 24
 
 def available() -> Availability:
     """Whether the package, a driver new enough for it and a device are here."""
-    version, found = installed(VENDOR, *DISTRIBUTIONS), cuda.driver()
-    if version == UNTOLD and not found.problem:
+    version, driver = installed_version(VENDOR, *DISTRIBUTIONS), cuda.driver()
+    if version == UNKNOWN_VERSION and not driver.problem:
         version = _imported_version()
-    devices = tuple(map(str, found.devices))
+    devices = tuple(map(str, driver.devices))
     if version is None:
-        also = f"; besides, {found.problem}" if found.problem else ""
+        also = f"; besides, {driver.problem}" if driver.problem else ""
         return Availability(ok=False, reason=f"the package tensorrt is not installed{also}", install=INSTALL)
-    if found.problem:
-        return Availability(ok=False, version=version, reason=found.problem, install=DRIVER_HINT)
+    if driver.problem:
+        return Availability(ok=False, version=version, reason=driver.problem, install=DRIVER_HINT)
     needed = CUDA_NEEDED.get(major_of(version), 0)
-    if found.cuda // 1000 < needed:
+    if driver.cuda // 1000 < needed:
         return Availability(
             ok=False,
             version=version,
-            reason=f"the driver supports CUDA {found.cuda_text}, TensorRT {version} needs {needed}",
+            reason=f"the driver supports CUDA {driver.cuda_text}, TensorRT {version} needs {needed}",
             install="Update NVIDIA's driver, or install an older tensorrt",
             devices=devices,
         )
-    if installed("cuda.bindings", "cuda-bindings") is None:
+    if installed_version("cuda.bindings", "cuda-bindings") is None:
         reason = "the package cuda-bindings, through which engines are run, is not installed"
         return Availability(ok=False, version=version, reason=reason, install=INSTALL, devices=devices)
     return Availability(ok=True, version=version, devices=devices)
@@ -77,7 +77,7 @@ def _imported_version() -> str:
 
         return str(trt.__version__)
     except Exception:  # a library that it links is missing: opening it says which
-        return UNTOLD
+        return UNKNOWN_VERSION
 
 
 def major_of(version: str) -> int:
@@ -91,7 +91,7 @@ def capabilities() -> dict[str, bool] | None:
 
     Its import needs no GPU, only its constructors do.
     """
-    if installed(VENDOR, *DISTRIBUTIONS) is None:
+    if installed_version(VENDOR, *DISTRIBUTIONS) is None:
         return None
     try:
         import tensorrt as trt
@@ -106,14 +106,14 @@ def prepare(source: Artifact, execution: Execution) -> AbstractContextManager[tu
 
     Raises:
         BackendMissing: TensorRT or a GPU is not here.
-        MalformedInput, UsageError: as `trt_prepare.prepared`.
+        MalformedInput, UsageError: as `trt_prepare.prepare`.
     """
-    found = available()
-    require(found, VENDOR)
+    availability = available()
+    require(availability, VENDOR)
     from resdeploy.backends import trt_prepare
 
-    version = found.version or ""
-    return trt_prepare.prepared(source, execution, version, major_of(version), found.devices[0])
+    version = availability.version or ""
+    return trt_prepare.prepare(source, execution, version, major_of(version), availability.devices[0])
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
@@ -126,33 +126,33 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     require(available(), VENDOR)
     import tensorrt as trt
 
-    made = _made(trt, source, execution)
+    engine = _build_or_refit(trt, source, execution)
     with store.disk_errors(out):
-        out.write_bytes(made.plan)
+        out.write_bytes(engine.plan)
     device, options = cuda.driver().devices[0], execution.engine
-    tied = {"none": str(device), "ampere_plus": None, "same_compute_capability": device.architecture}
+    machines = {"none": str(device), "ampere_plus": None, "same_compute_capability": device.architecture}
     marks = {"version_compatible": "yes"} if options.version_compatible else {}
     marks |= {"refit": "identical"} if options.strip and not options.refit else {}
     return store.derive(
         source,
         out,
         format="engine",
-        machine=tied[options.hardware_compatible],
-        checks=dict(made.facts),
-        notes=(*source.notes, *made.notes),
+        machine=machines[options.hardware_compatible],
+        checks=dict(engine.facts),
+        notes=(*source.notes, *engine.notes),
         tools={**source.tools, "tensorrt": str(trt.__version__), **marks},
     )
 
 
-def _made(trt: Any, source: Artifact, execution: Execution) -> trt_builder.Built:
-    engine = execution.engine.refit_from
-    if engine is None:
+def _build_or_refit(trt: Any, source: Artifact, execution: Execution) -> trt_builder.Built:
+    refit_from = execution.engine.refit_from
+    if refit_from is None:
         return trt_builder.build(trt, _log(trt), source, execution)
     from resdeploy.backends import trt_refit
 
-    with store.disk_errors(Path(engine)):
-        plan = Path(engine).read_bytes()
-    return trt_refit.refit(trt, _log(trt), plan, engine, source)
+    with store.disk_errors(Path(refit_from)):
+        plan = Path(refit_from).read_bytes()
+    return trt_refit.refit(trt, _log(trt), plan, refit_from, source)
 
 
 @contextlib.contextmanager
@@ -175,10 +175,8 @@ def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Itera
     from resdeploy.backends import trt_runner
 
     _refuse_strangers(built, plan, str(trt.__version__))
-    opened = trt_runner.Loaded(
-        trt, _log(trt), plan, built.path, execution, trace=trace, host_code=_version_compatible(built)
-    )
-    with contextlib.closing(opened) as loaded:
+    engine = trt_runner.deserialize(trt, _log(trt), plan, built.path, host_code=_version_compatible(built))
+    with contextlib.closing(trt_runner.Loaded(trt, engine, execution, trace=trace)) as loaded:
         yield loaded
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from resdeploy import packages
-from resdeploy.backends import Tensor, installed, machine, unchecked, unprepared
+from resdeploy.backends import Tensor, installed_version, machine, no_check, no_preparation
 from resdeploy.errors import MissingInput
 from resdeploy.models import weights, zoo
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, ModelSpec, Precision, Target, Weights
@@ -34,12 +34,12 @@ PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16"})
 TARGET: Target | None = None
 HEEDS = frozenset({"compiled"})
-check, prepare = unchecked, unprepared
+check, prepare = no_check, no_preparation
 
 
 def available() -> Availability:
     """Whether the package is installed."""
-    version = installed(VENDOR)
+    version = installed_version(VENDOR)
     if version is None:
         return Availability(ok=False, reason="the package torch is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
@@ -118,7 +118,7 @@ class _Loaded:
         """The modules that compute, in order, timed in one run of their own."""
         import torch
 
-        found: list[Layer] = []
+        layers: list[Layer] = []
         handles = []
         precision = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}[self.dtype]
 
@@ -128,7 +128,7 @@ class _Loaded:
             def after(*_: object) -> None:
                 seconds = time.perf_counter() - starts.pop()
                 kind = type(module).__name__
-                found.append(Layer(name=name, kind=kind, precision=precision, sources=(name,), time_s=seconds))
+                layers.append(Layer(name=name, kind=kind, precision=precision, sources=(name,), time_s=seconds))
 
             handles.append(module.register_forward_pre_hook(lambda *_: starts.append(time.perf_counter())))
             handles.append(module.register_forward_hook(after))
@@ -141,7 +141,7 @@ class _Loaded:
         finally:
             for handle in handles:
                 handle.remove()
-        return found
+        return layers
 
 
 class _Session:

@@ -69,7 +69,7 @@ def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
         UsageError: an option that this version does not have.
         OutOfMemory, BackendCrash: the builder gives up.
     """
-    started = time.perf_counter()
+    start_s = time.perf_counter()
     able, options = capabilities(trt), execution.engine
     builder = trt.Builder(log)
     network = builder.create_network(_network_flags(trt, able))
@@ -85,11 +85,11 @@ def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
             config.progress_monitor = _monitor(trt)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise _gave_up(log, source)
+            raise _build_failure(log, source)
     if options.strip:
         notes.append("its weights are stripped: build --refit-from puts them back before it runs")
     facts = {
-        "build_s": time.perf_counter() - started,
+        "build_s": time.perf_counter() - start_s,
         "build_peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     return Built(plan=bytes(plan), facts=facts, notes=tuple(notes))
@@ -107,16 +107,20 @@ def _parse(trt: Any, log: Any, network: Any, path: str) -> None:
     parser = trt.OnnxParser(network, log)
     if parser.parse_from_file(path):
         return
-    found = [parser_error(parser.get_error(i)) for i in range(parser.num_errors)] or log.errors[-1:]
+    problems = parser_errors(parser) or log.errors[-1:]
     raise MalformedInput(
-        f"TensorRT {trt.__version__} cannot read {path}: {'; '.join(found) or 'it does not say why'}",
+        f"TensorRT {trt.__version__} cannot read {path}: {'; '.join(problems) or 'it does not say why'}",
         cause="An operator, an opset or an attribute that this version does not know",
         fix="Export it again with resdeploy export, which writes opset 17 in a form that TensorRT 8.6 to 11 read",
     )
 
 
-def parser_error(error: Any) -> str:
-    """What the parser says, with the ONNX node; 8.6 gives its number alone, which `prepare` turns into a name."""
+def parser_errors(parser: Any) -> list[str]:
+    """What the parser says, with the ONNX nodes; 8.6 gives their numbers alone, which `prepare` turns into names."""
+    return [_describe(parser.get_error(i)) for i in range(parser.num_errors)]
+
+
+def _describe(error: Any) -> str:
     text = " ".join(str(error.desc()).split())
     if hasattr(error, "node_name") and error.node_name():
         return f"node {error.node_name()} ({error.node_operator()}): {text}"
@@ -142,18 +146,18 @@ def _configure(trt: Any, config: Any, source: Artifact, options: EngineOptions, 
     if options.hardware_compatible != "none":
         name = options.hardware_compatible.upper()
         if not hasattr(trt.HardwareCompatibilityLevel, name):
-            raise _lacks(trt, f"--hardware-compatible {options.hardware_compatible.replace('_', '-')}")
+            raise _option_missing(trt, f"--hardware-compatible {options.hardware_compatible.replace('_', '-')}")
         config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, name)
-    _refittable(trt, config, options, able)
+    _set_refit_flags(trt, config, options, able)
 
 
-def _refittable(trt: Any, config: Any, options: EngineOptions, able: Mapping[str, bool]) -> None:
+def _set_refit_flags(trt: Any, config: Any, options: EngineOptions, able: Mapping[str, bool]) -> None:
     """For other weights, or for the same ones alone: the latter costs no speed and has no known defect.
 
     NVIDIA's notes on 11.3 warn that REFIT can drop a GEMM's bias, REFIT_IDENTICAL does not.
     """
     if options.strip and not able["stripped plans"]:
-        raise _lacks(trt, "--strip-weights")
+        raise _option_missing(trt, "--strip-weights")
     if options.refit:
         config.set_flag(trt.BuilderFlag.REFIT)
     elif options.strip:
@@ -162,13 +166,13 @@ def _refittable(trt: Any, config: Any, options: EngineOptions, able: Mapping[str
         config.set_flag(trt.BuilderFlag.STRIP_PLAN)
 
 
-def _lacks(trt: Any, option: str) -> UsageError:
+def _option_missing(trt: Any, option: str) -> UsageError:
     return UsageError(f"TensorRT {trt.__version__} has no {option}", fix="Leave it out, or install a newer tensorrt")
 
 
 def _tactics(trt: Any, names: tuple[str, ...]) -> int:
-    if unknown := [name for name in names if not hasattr(trt.TacticSource, name.upper())]:
-        raise _lacks(trt, f"--tactics {', '.join(unknown)}")
+    if unknown_names := [name for name in names if not hasattr(trt.TacticSource, name.upper())]:
+        raise _option_missing(trt, f"--tactics {', '.join(unknown_names)}")
     return sum(1 << int(getattr(trt.TacticSource, name.upper())) for name in names)
 
 
@@ -214,7 +218,7 @@ def _monitor(trt: Any) -> Any:
     return Monitor()
 
 
-def _gave_up(log: Any, source: Artifact) -> Exception:
+def _build_failure(log: Any, source: Artifact) -> Exception:
     words = " | ".join(log.errors[-4:])
     if any(word in words.lower() for word in WORDS_ABOUT_MEMORY):
         return OutOfMemory(

@@ -18,7 +18,7 @@ NUMBERED = re.compile(r"node #(\d+)")
 
 
 @contextlib.contextmanager
-def prepared(
+def prepare(
     source: Artifact, execution: Execution, version: str, major: int, device: str
 ) -> Iterator[tuple[Artifact, Execution]]:
     """The ONNX file lowered for this TensorRT, as long as the context is open, and the shared timing cache.
@@ -36,18 +36,18 @@ def prepared(
     model = files.load_model(Path(source.path))
     lowered = for_tensorrt.lower(model, major)
     with scratch.folder() as folder:
-        given = source
+        lowered_source = source
         if lowered is not model:
             path = folder / "lowered.onnx"
             files.save_model(lowered, path)
-            kept = cast.kept(lowered) if source.precision == "int8" else ()
-            told = (f"in FP32, scales or weights do not fit FP16: {', '.join(kept)}",) if kept else ()
-            given = dataclasses.replace(source, path=str(path), notes=(*source.notes, *told))
+            in_fp32 = cast.kept(lowered) if source.precision == "int8" else ()
+            notes = (f"in FP32, scales or weights do not fit FP16: {', '.join(in_fp32)}",) if in_fp32 else ()
+            lowered_source = dataclasses.replace(source, path=str(path), notes=(*source.notes, *notes))
         try:
-            yield given, execution
+            yield lowered_source, execution
         except MalformedInput as e:
             what = NUMBERED.sub(
-                lambda m: for_tensorrt.node_at(lowered, int(m[1])), e.what.replace(given.path, source.path)
+                lambda m: for_tensorrt.node_at(lowered, int(m[1])), e.what.replace(lowered_source.path, source.path)
             )
             raise MalformedInput(what, cause=e.cause, fix=e.fix) from e
 
@@ -81,8 +81,8 @@ def _refuse_misfit(source: Artifact, path: Path) -> None:
 
 def _timing_cache(execution: Execution, version: str, device: str) -> str | None:
     """The file that all builds of this TensorRT for this GPU share; "" among the options turns it off."""
-    asked = execution.engine.timing_cache
-    if asked is not None:
-        return asked or None
+    chosen = execution.engine.timing_cache
+    if chosen is not None:
+        return chosen or None
     name = re.sub(r"[^\w.]+", "-", f"timing-{version}-{device}").strip("-")
     return str((places.writable_cache(cache.TENSORRT) / f"{name}.cache").absolute())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,28 +30,42 @@ DTYPES = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """A deserialised engine and its runtime, which has to live as long."""
+
+    runtime: Any
+    engine: Any
+    path: str  # its file, for errors
+
+
+def deserialize(trt: Any, log: Any, plan: bytes, path: str, *, host_code: bool = False) -> Engine:
+    """The engine in `plan`, which lies at `path`."""
+    runtime = trt.Runtime(log)
+    if host_code:  # a version-compatible engine brings its own runtime, which is refused unless allowed
+        runtime.engine_host_code_allowed = True
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise BackendCrash(
+            f"TensorRT {trt.__version__} cannot load {path}",
+            cause=" | ".join(log.errors[-3:]) or "An engine of another TensorRT version or GPU, or a damaged file",
+            fix="Build it again here: resdeploy build F.onnx --backend tensorrt",
+        )
+    return Engine(runtime=runtime, engine=engine, path=path)
+
+
 class Loaded:
     """A deserialized engine, opened for one batch and image size."""
 
-    def __init__(
-        self,
-        trt: Any,
-        log: Any,
-        plan: bytes,
-        path: str,
-        execution: Execution,
-        *,
-        trace: bool,
-        host_code: bool = False,
-    ) -> None:
+    def __init__(self, trt: Any, engine: Engine, execution: Execution, *, trace: bool) -> None:
         self.trt, self.execution = trt, execution
-        self.runtime, self.engine = _deserialized(trt, log, plan, path, host_code=host_code)
+        self.runtime, self.engine, self.path = engine.runtime, engine.engine, engine.path
         self.times_s: dict[str, list[float]] | None = defaultdict(list) if trace else None
         self.context: Any = None
         self.streams: list[Stream] = []
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         reads = {name: self.engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT for name in names}
-        self.inputs = {name: self._input(name, path) for name in names if reads[name]}
+        self.inputs = {name: self._input(name) for name in names if reads[name]}
         self.outputs: dict[str, Tensor] = {}
         self._outputs = [name for name in names if not reads[name]]
         self.first: Session | None = self._session()
@@ -61,21 +76,21 @@ class Loaded:
             "device_memory_mib": f"{self._memory() / 2**20:.1f}",
         }
 
-    def _input(self, name: str, path: str) -> Tensor:
+    def _input(self, name: str) -> Tensor:
         declared = tuple(self.engine.get_tensor_shape(name))
         shape = (self.execution.batch_size, *(self.execution.input_shape or declared[1:]))
         if len(declared) != len(shape) or any(
             size not in (-1, want) for size, want in zip(declared, shape, strict=True)
         ):
             raise UsageError(
-                f"{path} takes {' x '.join(map(str, declared))}, not {' x '.join(map(str, shape))}",
+                f"{self.path} takes {' x '.join(map(str, declared))}, not {' x '.join(map(str, shape))}",
                 fix="Ask for its size with -b and --img-size, or build it for this one",
             )
         if -1 in declared:
             low, _, high = (tuple(shape) for shape in self.engine.get_tensor_profile_shape(name, 0))
             if any(not least <= want <= most for least, want, most in zip(low, shape, high, strict=True)):
                 raise UsageError(
-                    f"{path} was built for batches of {low[0]} to {high[0]}, not {shape[0]}",
+                    f"{self.path} was built for batches of {low[0]} to {high[0]}, not {shape[0]}",
                     fix="Build it with --min-batch and --max-batch around this size",
                 )
         return Tensor(shape=shape, dtype=self._dtype(name))
@@ -107,44 +122,29 @@ class Loaded:
         }
         stream = Stream()
         self.streams.append(stream)
-        made = Session(context, stream, self.inputs, self.outputs, capture=self.times_s is None)
+        session = Session(context, stream, self.inputs, self.outputs, capture=self.times_s is None)
         if self.times_s is not None:
             self.times_s.clear()  # of the first run, in which kernels are loaded
-        return made
+        return session
 
     def session(self) -> Session:
         """A stream of its own; the first one was made on opening."""
-        made, self.first = self.first or self._session(), None
-        return made
+        session, self.first = self.first or self._session(), None
+        return session
 
     def layers(self) -> Sequence[Layer]:
         """As the inspector lists them; with `trace`, mean times of the first session's runs but the first."""
         viewer = self.engine.create_engine_inspector()
         viewer.execution_context = self.context
         text = viewer.get_engine_information(self.trt.LayerInformationFormat.JSON)
-        found = inspector.parse(text, "the engine").layers
+        layers = inspector.parse(text, "the engine").layers
         times = {name: float(np.mean(values)) for name, values in (self.times_s or {}).items()}
-        return tuple(dataclasses.replace(layer, time_s=times.get(layer.name)) for layer in found)
+        return tuple(dataclasses.replace(layer, time_s=times.get(layer.name)) for layer in layers)
 
     def close(self) -> None:
         """Frees what the streams hold."""
         for stream in self.streams:
             stream.close()
-
-
-def _deserialized(trt: Any, log: Any, plan: bytes, path: str, *, host_code: bool) -> tuple[Any, Any]:
-    """A runtime, which has to live as long as its engine, and the engine."""
-    runtime = trt.Runtime(log)
-    if host_code:  # a version-compatible engine brings its own runtime, which is refused unless allowed
-        runtime.engine_host_code_allowed = True
-    engine = runtime.deserialize_cuda_engine(plan)
-    if engine is None:
-        raise BackendCrash(
-            f"TensorRT {trt.__version__} cannot load {path}",
-            cause=" | ".join(log.errors[-3:]) or "An engine of another TensorRT version or GPU, or a damaged file",
-            fix="Build it again here: resdeploy build F.onnx --backend tensorrt",
-        )
-    return runtime, engine
 
 
 class Session:

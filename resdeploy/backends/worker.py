@@ -56,9 +56,9 @@ FULL_FIX = "Free some space, or write elsewhere with -o, RESDEPLOY_CACHE and, fo
 def peak_rss_bytes() -> int:
     """The most physical memory this process ever held (VmHWM)."""
     status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")
-    found = re.search(r"VmHWM:\s+(\d+) kB", status)
+    match = re.search(r"VmHWM:\s+(\d+) kB", status)
     # A sandbox may leave the line out; getrusage counts the same in kB, but inherits the parent's peak at exec.
-    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    return 1024 * (int(match[1]) if match else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def random_feeds(inputs: Mapping[str, Tensor]) -> list[Feed]:
@@ -116,19 +116,20 @@ def in_turn(feeds: Sequence[Feed], number: int) -> Iterable[Feed]:
     return itertools.cycle([*feeds[number % len(feeds) :], *feeds[: number % len(feeds)]])
 
 
-def unseen(feed: Feed, *, replay: bool) -> Iterable[Feed]:
+def changing_inputs(feed: Feed, *, replay: bool) -> Iterable[Feed]:
     """Inputs that no query had before; for `replay` one and the same, at the same price of making it.
 
     Made between two queries, outside the timed part, in the same memory: the caches are left alike in both.
     """
     rng = np.random.default_rng(SEED + 1)
-    made = {name: value.copy() for name, value in feed.items()}
+    buffers = {name: value.copy() for name, value in feed.items()}
     while True:
         for name, value in feed.items():
             shift = 0 if replay else int(rng.integers(1, max(2, value.size)))
-            fresh, seen = made[name].reshape(-1), value.reshape(-1)
-            fresh[:shift], fresh[shift:] = seen[seen.size - shift :], seen[: seen.size - shift]
-        yield made
+            fresh, original = buffers[name].reshape(-1), value.reshape(-1)
+            split = original.size - shift
+            fresh[:shift], fresh[shift:] = original[split:], original[:split]
+        yield buffers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -141,14 +142,14 @@ class Stretch:
 
 
 def time_block(
-    sessions: Sequence[Session], feeds: Callable[[int], Iterable[Feed]], wanted: Stretch, meter: Meter | None = None
+    sessions: Sequence[Session], feeds: Callable[[int], Iterable[Feed]], stretch: Stretch, meter: Meter | None = None
 ) -> NDArray[np.int64]:
     """Times queries, shared by the sessions, which run side by side.
 
     Args:
         sessions: one for each stream.
         feeds: the inputs of each stream.
-        wanted: how many, or how long.
+        stretch: how many, or how long.
         meter: reads what the timed part takes.
 
     Returns:
@@ -157,31 +158,31 @@ def time_block(
     meter = meter or Meter()
     rows: list[tuple[int, ...]] = []
     tickets = itertools.count()
-    started: list[int] = []
+    start_ns: list[int] = []
 
     def begin() -> None:
         meter.start()
-        started.append(time.perf_counter_ns())
+        start_ns.append(time.perf_counter_ns())
 
     gate = threading.Barrier(len(sessions), action=begin)
 
     def more() -> bool:
-        return next(tickets) < wanted.queries or time.perf_counter_ns() - started[0] < wanted.seconds * 1e9
+        return next(tickets) < stretch.queries or time.perf_counter_ns() - start_ns[0] < stretch.seconds * 1e9
 
     def stream(number: int, session: Session) -> None:
         mine = feeds(number)
-        time_queries(session, mine, iter([True] * wanted.warmup + [False]).__next__, [])
+        time_queries(session, mine, iter([True] * stretch.warmup + [False]).__next__, [])
         gate.wait()
         time_queries(session, mine, more, rows)
 
-    with _no_collecting():
+    with _without_garbage_collection():
         _side_by_side(stream, sessions, gate)
         meter.stop()
     return np.array(sorted(rows), np.int64).reshape(-1, 5)
 
 
 @contextlib.contextmanager
-def _no_collecting() -> Iterator[None]:
+def _without_garbage_collection() -> Iterator[None]:
     """Python collects its garbage before, and not within."""
     gc.collect()
     gc.disable()
@@ -195,17 +196,17 @@ def _side_by_side(stream: Callable[[int, Session], None], sessions: Sequence[Ses
     """Every stream in a thread of its own, the first one in this. Where one fails, so do those that wait for it."""
     failures: list[BaseException] = []
 
-    def guarded(number: int, session: Session) -> None:
+    def run_or_abort(number: int, session: Session) -> None:
         try:
             stream(number, session)
         except BaseException as e:  # raised below, in the caller's thread
             gate.abort()
             failures.append(e)
 
-    others = [threading.Thread(target=guarded, args=item) for item in enumerate(sessions)][1:]
+    others = [threading.Thread(target=run_or_abort, args=item) for item in enumerate(sessions)][1:]
     for thread in others:
         thread.start()
-    guarded(0, sessions[0])
+    run_or_abort(0, sessions[0])
     for thread in others:
         thread.join()
     for failure in failures:
@@ -228,10 +229,10 @@ def answer(loaded: Loaded, sessions: Sequence[Session], inputs: NDArray[np.gener
     size = tensor.shape[0]
     starts = range(0, len(inputs), size)
     parts: dict[int, Feed] = {}
-    left = iter(starts)
+    next_starts = iter(starts)
 
     def stream(session: Session) -> None:
-        for start in left:
+        for start in next_starts:
             chunk = inputs[start : start + size]
             missing = size - len(chunk)
             padded = np.concatenate([chunk, np.repeat(chunk[-1:], missing, 0)]) if missing else chunk
@@ -337,8 +338,8 @@ class Worker:
     def replay(self, queries: int, seconds: float, replay: bool) -> dict[str, Any]:
         """Compute times of one session: of inputs never seen, or of the same one again and again; before `decode`."""
         feed = self.feeds[0]
-        wanted = Stretch(queries=queries, seconds=seconds, warmup=1)
-        times = time_block(self.sessions[:1], lambda _: unseen(feed, replay=replay), wanted)
+        stretch = Stretch(queries=queries, seconds=seconds, warmup=1)
+        times = time_block(self.sessions[:1], lambda _: changing_inputs(feed, replay=replay), stretch)
         return {"run_s": ((times[:, 2] - times[:, 1]) / 1e9).tolist()}
 
     def predict(self) -> dict[str, Any]:
@@ -406,11 +407,11 @@ def serve(backend: str, folder: Path, requests: Any, replies: Any) -> None:
         replies.write(json.dumps(document | {"peak_rss_bytes": peak_rss_bytes()}) + "\n")
         replies.flush()
 
-    def told(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         replies.write(json.dumps({"progress": [what, done, total]}) + "\n")
         replies.flush()
 
-    backends.listener = told
+    backends.listener = report
     worker: Worker | None = None
     for line in requests:
         request = json.loads(line)

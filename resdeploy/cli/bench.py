@@ -102,7 +102,7 @@ def bench(
     model_string.refuse_missing(requests)
     console.chosen(backend, [precision or candidates.precision_of(each) for each in requests], quiet=quiet)
     if "all" in backend.split(","):
-        console.note(choose.left_out(), quiet=quiet)
+        console.note(choose.missing_backends(), quiet=quiet)
     try:
         with console.live(quiet=quiet) as (progress, watch, starting):
             result = bench.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)

@@ -143,7 +143,9 @@ def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
     found = backends.load(candidate.backend).available()
     cpu = machine.cpu()
     tools = {"resdeploy": __version__, "numpy": np.__version__}
-    tools |= {name: version for name, version in {"pillow": backends.installed("PIL", "pillow")}.items() if version}
+    tools |= {
+        name: version for name, version in {"pillow": backends.installed_version("PIL", "pillow")}.items() if version
+    }
     if found.version:
         tools[candidate.backend] = found.version
     on_cpu = found.devices in ((), ("CPU",))

@@ -73,7 +73,7 @@ def test_tensorrt_without_a_driver_says_so(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda, "driver", lambda: none)
     hide(monkeypatch, "tensorrt")
     assert "not installed; besides, this machine has no CUDA driver" in tensorrt.available().reason
-    monkeypatch.setattr(tensorrt, "installed", lambda *names: "11.4.0")
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: "11.4.0")
     assert tensorrt.available().reason == "this machine has no CUDA driver (libcuda.so.1)"
     old = cuda.Driver(problem="", cuda=12040, devices=(cuda.Device(name="NVIDIA H100", capability=(9, 0)),))
     monkeypatch.setattr(cuda, "driver", lambda: old)

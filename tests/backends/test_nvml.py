@@ -50,7 +50,7 @@ def test_a_gpu_that_answers_half_the_questions(monkeypatch: pytest.MonkeyPatch) 
     for name, answer in answers.items():
         setattr(fake, name, answer)
     monkeypatch.setitem(sys.modules, "pynvml", fake)
-    monkeypatch.setattr(nvml, "installed", lambda *names: "1")
+    monkeypatch.setattr(nvml, "installed_version", lambda *names: "1")
     assert nvml.snapshot() == {
         "name": "GPU",
         "sm_clock_mhz": 1980,
@@ -64,5 +64,5 @@ def test_a_gpu_that_answers_half_the_questions(monkeypatch: pytest.MonkeyPatch) 
 def test_without_a_driver_there_is_no_snapshot(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = types.ModuleType("pynvml")
     monkeypatch.setitem(sys.modules, "pynvml", fake)  # no nvmlInit: as good as a driver that does not answer
-    monkeypatch.setattr(nvml, "installed", lambda *names: "1")
+    monkeypatch.setattr(nvml, "installed_version", lambda *names: "1")
     assert nvml.snapshot() is None

@@ -58,7 +58,7 @@ class Bench:
         }
         for name, module in modules.items():
             self.monkeypatch.setitem(sys.modules, name, module)
-        self.monkeypatch.setattr(tensorrt, "installed", lambda *names: version)
+        self.monkeypatch.setattr(tensorrt, "installed_version", lambda *names: version)
         self.monkeypatch.setattr(cuda, "driver", lambda: DRIVER)
         return double
 
@@ -613,23 +613,23 @@ def test_layers_are_not_timed_in_the_run_that_loads_them(bench: Bench, engine: C
 def test_without_metadata_the_module_tells_its_version(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wheels that were unpacked have none, and what an engine is built from depends on the version."""
     bench.use("10.3.0")
-    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: tensorrt.UNKNOWN_VERSION)
     assert tensorrt.available().version == "10.3.0"
 
 
 def test_a_module_that_cannot_be_imported_has_no_version_to_tell(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that it links is missing, say: looking for backends must not end in a traceback."""
     bench.use("10.3.0")
-    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: tensorrt.UNKNOWN_VERSION)
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    assert tensorrt.available().version == tensorrt.UNTOLD
+    assert tensorrt.available().version == tensorrt.UNKNOWN_VERSION
 
 
 def test_the_module_is_not_imported_for_its_version_without_a_driver(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bench.use("10.3.0")
-    monkeypatch.setattr(tensorrt, "installed", lambda *names: tensorrt.UNTOLD)
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: tensorrt.UNKNOWN_VERSION)
     monkeypatch.setattr(tensorrt, "_imported_version", lambda: pytest.fail("imported"))
     monkeypatch.setattr(cuda, "driver", lambda: cuda.Driver(problem="no driver"))
     assert not tensorrt.available().ok
@@ -647,7 +647,7 @@ def test_the_driver_is_asked_first(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, tiny: Artifact, version: str | None, driver: cuda.Driver, words: str
 ) -> None:
     double = bench.use(version or "8.6.0")
-    monkeypatch.setattr(tensorrt, "installed", lambda *names: version)
+    monkeypatch.setattr(tensorrt, "installed_version", lambda *names: version)
     monkeypatch.setattr(cuda, "driver", lambda: driver)
     with pytest.raises(BackendMissing, match=words.replace("(", r"\(").replace(")", r"\)")):
         tensorrt.build(tiny, Execution(), bench.folder / "e.engine")

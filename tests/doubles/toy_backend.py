@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy import packages, store
-from resdeploy.backends import Tensor, input_shape, installed, unprepared
+from resdeploy.backends import Tensor, input_shape, installed_version, no_preparation
 from resdeploy.errors import MalformedInput
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Precision, Target
 
@@ -29,14 +29,14 @@ PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "int8"})
 TARGET: Target | None = "onnxruntime"
 HEEDS: frozenset[str] = frozenset()
-prepare = unprepared
+prepare = no_preparation
 
 TAG = b"toy\n"
 
 
 def available() -> Availability:
     """Whether the package is installed."""
-    version = installed(VENDOR)
+    version = installed_version(VENDOR)
     if version is None:
         return Availability(ok=False, reason="the package onnx is not installed", install=packages.install(VENDOR))
     return Availability(ok=True, version=version, devices=("CPU",))
@@ -57,7 +57,7 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
         sha256=store.digest(out),
         parent=source.sha256,
         checks={},
-        tools={**source.tools, "onnx": installed(VENDOR) or ""},
+        tools={**source.tools, "onnx": installed_version(VENDOR) or ""},
     )
 
 
