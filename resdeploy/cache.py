@@ -103,10 +103,10 @@ def _signed_record(path: Path) -> Any:
     try:
         document = json.loads(path.read_bytes())
         record, signature = document["record"], document["signature"]
-        said = store.fingerprint(record)
+        fingerprint = store.fingerprint(record)
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise MalformedInput(f"{path} is not a signed record") from e
-    if not signing.good(signature, "record", path.name, said):
+    if not signing.good(signature, "record", path.name, fingerprint):
         raise IntegrityError(f"{path} is not signed by you", code=store.UNSIGNED)
     return record
 
@@ -125,11 +125,11 @@ def contents() -> tuple[Part, ...]:
 
 
 def _bytes(paths: list[Path]) -> int:
-    found = 0
+    total = 0
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
-            found += path.lstat().st_size
-    return found
+            total += path.lstat().st_size
+    return total
 
 
 def doubts() -> tuple[int, tuple[Doubt, ...]]:
@@ -139,7 +139,7 @@ def doubts() -> tuple[int, tuple[Doubt, ...]]:
     checks += [(path, store.load_own) for path in models]
     checks += [(path, _signed_record) for path in _files(PEAKS)]
     checks += [(path, _check_download) for path in _files(WEIGHTS)]
-    found = []
+    doubtful = []
     for path, check in checks:
         try:
             check(path)
@@ -148,8 +148,8 @@ def doubts() -> tuple[int, tuple[Doubt, ...]]:
         except (ResdeployError, OSError) as e:
             foreign = isinstance(e, IntegrityError) and e.code == store.UNSIGNED
             why = e.what if isinstance(e, ResdeployError) else str(e.strerror)
-            found.append(Doubt(file=str(path), state="foreign" if foreign else "damaged", why=why))
-    return len(checks), tuple(found)
+            doubtful.append(Doubt(file=str(path), state="foreign" if foreign else "damaged", why=why))
+    return len(checks), tuple(doubtful)
 
 
 def _check_download(path: Path) -> None:
@@ -159,8 +159,8 @@ def _check_download(path: Path) -> None:
 
 def _is_download(path: Path) -> bool:
     """Whether the digits in its name are its digest's; in that of a user's own file they may be a date."""
-    found = store.digest(path)
-    return any(found.startswith(stated) for stated in DIGITS.findall(path.name))
+    digest = store.digest(path)
+    return any(digest.startswith(digits) for digits in DIGITS.findall(path.name))
 
 
 def clear(*, older_than_s: float = 0.0) -> tuple[int, int]:

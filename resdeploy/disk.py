@@ -55,13 +55,13 @@ def probe(path: Path) -> None:
 
 def try_in(folder: Path) -> None:
     """Makes a file in a folder and removes it at once; an OSError says why that cannot be done."""
-    tried = folder / f".{secrets.token_hex(6)}.tmp"
+    file = folder / f".{secrets.token_hex(6)}.tmp"
     try:
-        tried.touch(exist_ok=False)
+        file.touch(exist_ok=False)
     except FileNotFoundError as e:
-        raise refused(folder) from e
+        raise refusal(folder) from e
     finally:
-        tried.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -69,9 +69,9 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError as e:
-        raise refused(folder) from e
+        raise refusal(folder) from e
 
 
-def refused(folder: Path) -> PermissionError:
+def refusal(folder: Path) -> PermissionError:
     """The refusal that file systems such as /proc mean when they say "not found" of a file that is to be created."""
     return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))

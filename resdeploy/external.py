@@ -105,13 +105,13 @@ def locations(tensor: onnx.TensorProto, path: Path) -> tuple[str, ...]:
 
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return ()
-    found = tuple(entry.value for entry in tensor.external_data if entry.key == KEY)
-    if not all(isinstance(name, str) for name in found):
-        raise MalformedInput(f"tensor {tensor.name!r} of {path} is in a file whose name is no text: {found[0]!r}")
-    return found
+    names = tuple(entry.value for entry in tensor.external_data if entry.key == KEY)
+    if not all(isinstance(name, str) for name in names):
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} is in a file whose name is no text: {names[0]!r}")
+    return names
 
 
-def checked(path: Path, name: str) -> Path:
+def check(path: Path, name: str) -> Path:
     """The external file `name` of the ONNX file `path`, where it may be read; looked at, and not opened.
 
     Raises:
@@ -121,13 +121,13 @@ def checked(path: Path, name: str) -> Path:
     return _place(path, name)[0]
 
 
-def opened(path: Path, name: str) -> BinaryIO:
+def open_file(path: Path, name: str) -> BinaryIO:
     """The same file, opened: the one that was looked at, even where somebody swaps files in between.
 
     Raises:
-        MissingInput, UnsafeInput: as `checked`, and then nothing was opened.
+        MissingInput, UnsafeInput: as `check`, and then nothing was opened.
     """
-    file, seen = _place(path, name)
+    file, looked_at = _place(path, name)
     # Should a link or a pipe have come into its place, it is neither followed nor waited for.
     try:
         handle = os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
@@ -135,8 +135,8 @@ def opened(path: Path, name: str) -> BinaryIO:
         if e.errno != errno.ELOOP:
             raise
         raise refusal(path, name, "it is a link or not a plain file") from e
-    found = os.fstat(handle.fileno())
-    if (found.st_dev, found.st_ino) != (seen.st_dev, seen.st_ino):
+    opened = os.fstat(handle.fileno())
+    if (opened.st_dev, opened.st_ino) != (looked_at.st_dev, looked_at.st_ino):
         handle.close()
         raise refusal(path, name, "it was exchanged while it was being opened")
     return handle
@@ -148,7 +148,7 @@ def _place(path: Path, name: str) -> tuple[Path, os.stat_result]:
         raise refusal(path, name, "it does not lie below the model's folder")
     file = path.parent / location
     try:
-        found = file.lstat()
+        status = file.lstat()
     except (FileNotFoundError, NotADirectoryError) as e:
         raise MissingInput(
             f"{path} keeps its weights in {name!r}, which is not beside it", fix="Copy that file there too"
@@ -157,9 +157,9 @@ def _place(path: Path, name: str) -> tuple[Path, os.stat_result]:
         raise refusal(path, name, str(e.strerror)) from e
     through_a_link = any(folder.is_symlink() for folder in file.parents[: len(location.parts) - 1])
     # A second name of the file may lie anywhere, so what it holds may be no weights.
-    if through_a_link or not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
+    if through_a_link or not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
         raise refusal(path, name, "it is a link or not a plain file")
-    return file, found
+    return file, status
 
 
 def refusal(path: Path, name: str, why: str) -> UnsafeInput:

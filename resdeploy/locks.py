@@ -35,24 +35,24 @@ def hold(path: Path, what: str) -> Iterator[None]:
         Locked: another process held it for `waiting.timeout_s`.
         NotWritable: the file cannot be made.
     """
-    began, limit_s, told = time.monotonic(), waiting.timeout_s(), False
-    handle = _opened(path)
+    start_s, limit_s, warned = time.monotonic(), waiting.timeout_s(), False
+    handle = _open(path)
     try:
-        while not (_taken(handle) and _same(handle, path)):
-            waited_s = time.monotonic() - began
+        while not (_try_to_take(handle) and _is_at(handle, path)):
+            waited_s = time.monotonic() - start_s
             if waited_s >= limit_s:
                 raise Locked(
                     f"{what} is in use by {_holder(path)}, and was waited for {waited_s:.0f} s",
                     fix=f"Wait for it to end, or wait longer: resdeploy --lock-timeout SECONDS, or {waiting.VARIABLE}",
                 )
-            if waited_s >= PATIENCE_S and not told:
-                told = True
+            if waited_s >= PATIENCE_S and not warned:
+                warned = True
                 places.log.warning("waiting for %s: in use by %s", what, _holder(path))
-            if _same(handle, path):
+            if _is_at(handle, path):
                 time.sleep(min(POLL_S, limit_s))
             else:  # `cache clear` has removed it
                 os.close(handle)
-                handle = _opened(path)
+                handle = _open(path)
         _sign_in(handle)
         yield
     finally:
@@ -66,12 +66,12 @@ def free(path: Path) -> bool:
     except OSError:
         return True
     try:
-        return _taken(handle)
+        return _try_to_take(handle)
     finally:
         os.close(handle)
 
 
-def _opened(path: Path) -> int:
+def _open(path: Path) -> int:
     with store.disk_errors(path):
         store.make_folder(path.parent)
         flags = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
@@ -81,7 +81,7 @@ def _opened(path: Path) -> int:
             return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
-def _taken(handle: int) -> bool:
+def _try_to_take(handle: int) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -91,7 +91,7 @@ def _taken(handle: int) -> bool:
     return True
 
 
-def _same(handle: int, path: Path) -> bool:
+def _is_at(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:
@@ -110,7 +110,7 @@ def _sign_in(handle: int) -> None:
 
 def _holder(path: Path) -> str:
     try:
-        told = json.loads(path.read_bytes()[:4096])
-        return f"process {int(told['pid'])} on {told['host']} ({told['command']})"
+        holder = json.loads(path.read_bytes()[:4096])
+        return f"process {int(holder['pid'])} on {holder['host']} ({holder['command']})"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"another process, which has not said who it is in {path}"

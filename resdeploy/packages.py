@@ -43,8 +43,8 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 
 def install(*names: str) -> str:
     """The command that installs packages, given by the names they are imported by; of others they are pip's too."""
-    wanted = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS.get(name, (name,)))
-    return f"pip install {' '.join(wanted)}"
+    requirements = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS.get(name, (name,)))
+    return f"pip install {' '.join(requirements)}"
 
 
 def need(name: str, purpose: str, *, otherwise: str = "") -> None:
@@ -74,7 +74,7 @@ def load(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as e:  # torchvision beside another torch raises RuntimeError, for one
-        raise failed_import(e) or broken(name, e) from e
+        raise failed_import(e) or broken_package(name, e) from e
 
 
 def failed_import(error: BaseException) -> EnvironmentFailure | None:
@@ -85,10 +85,10 @@ def failed_import(error: BaseException) -> EnvironmentFailure | None:
             f"the package {missing} is not installed, and what was asked for needs it", fix=f"Run `{install(missing)}`"
         )
     culprit = _culprit(error.__traceback__)
-    return broken(culprit, error) if culprit else None
+    return broken_package(culprit, error) if culprit else None
 
 
-def broken(package: str, error: BaseException) -> EnvironmentFailure:
+def broken_package(package: str, error: BaseException) -> EnvironmentFailure:
     """The error of a package that is there and does not load."""
     return EnvironmentFailure(
         f"{package} is installed but cannot be imported",

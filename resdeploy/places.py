@@ -24,15 +24,15 @@ def cache_dir() -> Path:
     """
     if explicit := os.environ.get("RESDEPLOY_CACHE"):
         return Path(explicit)
-    found = _own_folder("XDG_CACHE_HOME", ".cache")
-    return found if found is not None else _instead("there is no home folder to keep a cache in")
+    folder = _own_folder("XDG_CACHE_HOME", ".cache")
+    return folder if folder is not None else _replacement("there is no home folder to keep a cache in")
 
 
 def writable_cache(part: str = "") -> Path:
     """The cache's folder `part`, made and found to be writable; else one of this process, which is said once."""
     folder = cache_dir()
     why = _refusal(folder / part)
-    return (folder if why is None else _instead(f"the cache {folder} cannot be written ({why})")) / part
+    return (folder if why is None else _replacement(f"the cache {folder} cannot be written ({why})")) / part
 
 
 def config_dir() -> Path | None:
@@ -61,7 +61,7 @@ def _refusal(folder: Path) -> str | None:
 
 
 @functools.cache
-def _instead(why: str) -> Path:
+def _replacement(why: str) -> Path:
     log.warning("%s: what this command makes is kept for this command only; RESDEPLOY_CACHE names another place", why)
     return _temporary()
 

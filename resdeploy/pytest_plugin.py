@@ -67,20 +67,20 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
             options["data"] = _setting(request.config, "data")
         try:
             plan = gate_options.plan_of(sides[0], sides[1:], **options)
-            found = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
+            outcome = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
         except (ResdeployError, TypeError) as e:
             pytest.fail(f"resdeploy_gate: {e}", pytrace=False)
-        if found.verdict.state != "pass":
-            pytest.fail("\n".join(_reasons(found)), pytrace=False)
-        return found
+        if outcome.verdict.state != "pass":
+            pytest.fail("\n".join(_reasons(outcome)), pytrace=False)
+        return outcome
 
     return judge
 
 
-def _reasons(found: Gate) -> Iterable[str]:
-    yield f"resdeploy gate: {found.verdict.state}"
-    for one in found.judged:
+def _reasons(outcome: Gate) -> Iterable[str]:
+    yield f"resdeploy gate: {outcome.verdict.state}"
+    for one in outcome.judged:
         for check in one.verdict.checks:
             if check.state != "pass":
                 yield f"{one.candidate.name}, {check.name}: {check.state}: {check.note}"
-    yield from found.notes
+    yield from outcome.notes

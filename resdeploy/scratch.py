@@ -79,11 +79,11 @@ class Folder:
 @contextlib.contextmanager
 def folder(*, beside: Path | None = None) -> Iterator[Path]:
     """A `Folder` for as long as the block lasts."""
-    made = Folder(beside=beside)
+    temporary = Folder(beside=beside)
     try:
-        yield made.path
+        yield temporary.path
     finally:
-        made.remove()
+        temporary.remove()
 
 
 def roomier(base: Path) -> str:
@@ -96,8 +96,8 @@ def roomier(base: Path) -> str:
 @atexit.register
 def _remove_all() -> None:
     """What a signal kept from being removed: it may cut in just before a `finally` begins."""
-    for made in tuple(_open):
-        made.remove()
+    for temporary in tuple(_open):
+        temporary.remove()
 
 
 os.register_at_fork(after_in_child=_open.clear)  # they are the parent's
@@ -121,13 +121,13 @@ def sweep(base: Path) -> int:
     freed = 0
     with contextlib.suppress(OSError):
         for name in os.listdir(base):
-            if found := NAME.fullmatch(name):
+            if match := NAME.fullmatch(name):
                 with contextlib.suppress(OSError):
-                    freed += _remove_left(base / name, found[1] == _mark() != UNMARKED)
+                    freed += _remove_leftover(base / name, match[1] == _mark() != UNMARKED)
     return freed
 
 
-def _remove_left(path: Path, marked: bool) -> int:
+def _remove_leftover(path: Path, marked: bool) -> int:
     handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(handle)

@@ -21,7 +21,7 @@ from resdeploy import places
 
 KEY_BYTES = 32
 
-_known: dict[Path, bytes] = {}  # read once: what a process signs it also trusts, whatever becomes of the file
+_keys: dict[Path, bytes] = {}  # read once: what a process signs it also trusts, whatever becomes of the file
 
 
 def mac(*parts: str) -> str:
@@ -37,22 +37,22 @@ def good(signature: object, *parts: str) -> bool:
 def _key() -> bytes:
     folder = places.config_dir()
     if folder is None:
-        return _for_now("there is no home folder to keep a signing key in (XDG_CONFIG_HOME names another place)")
+        return _temporary_key("there is no home folder to keep a signing key in (XDG_CONFIG_HOME names another place)")
     path = folder / "signing.key"
-    if path in _known:
-        return _known[path]
+    if path in _keys:
+        return _keys[path]
     try:
-        found, why = _read(path)
-        if found is None:
+        key, why = _read(path)
+        if key is None:
             if why:
                 places.log.warning("%s %s: a new key is made, and what was signed before is made again", path, why)
             _write(path, replacing=bool(why))
-            found, why = _read(path)  # of two processes one wins, and both read the same key
+            key, why = _read(path)  # of two processes one wins, and both read the same key
     except OSError as e:
-        return _for_now(f"no signing key can be kept in {path}: {e.strerror or e}")
-    if found is None:
-        return _for_now(f"{path} {why or 'has vanished'}")
-    return _known.setdefault(path, found)
+        return _temporary_key(f"no signing key can be kept in {path}: {e.strerror or e}")
+    if key is None:
+        return _temporary_key(f"{path} {why or 'has vanished'}")
+    return _keys.setdefault(path, key)
 
 
 def _read(path: Path) -> tuple[bytes | None, str]:
@@ -66,12 +66,12 @@ def _read(path: Path) -> tuple[bytes | None, str]:
     except FileNotFoundError:
         return None, ""
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if found.st_uid != os.geteuid():
+        status = os.fstat(handle)
+        if status.st_uid != os.geteuid():
             raise PermissionError(0, "it belongs to another user")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return None, "is not a plain file"
-        if stat.S_IMODE(found.st_mode) & 0o077:
+        if stat.S_IMODE(status.st_mode) & 0o077:
             return None, "can be read or changed by others"
         key = file.read(KEY_BYTES + 1)
     return (key, "") if len(key) == KEY_BYTES else (None, "does not hold a key")
@@ -101,7 +101,7 @@ def _write(path: Path, *, replacing: bool) -> None:
 
 
 @functools.cache
-def _for_now(why: str) -> bytes:
+def _temporary_key(why: str) -> bytes:
     places.log.warning("%s: what earlier commands have cached is made again", why)
     return _process_key()
 

@@ -30,10 +30,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def heard(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Each test begins as a process does."""
     caplog.set_level(logging.WARNING)
-    for remembered in (places._refusal, places._instead, places._temporary):
+    for remembered in (places._refusal, places._replacement, places._temporary):
         remembered.cache_clear()
     yield
-    for remembered in (places._refusal, places._instead, places._temporary):
+    for remembered in (places._refusal, places._replacement, places._temporary):
         remembered.cache_clear()
 
 

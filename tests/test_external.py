@@ -243,6 +243,6 @@ def test_a_file_exchanged_after_it_was_looked_at_is_not_read(
 
     monkeypatch.setattr(external, "_place", exchanging)
     with watched(secret) as opened, pytest.raises(UnsafeInput) as caught:
-        external.opened(path, "w.bin")
+        external.open_file(path, "w.bin")
     assert caught.value.code == "E-EXTDATA"
     assert opened == ([secret] if swap == "another file" else [])

@@ -22,8 +22,8 @@ def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def next_process() -> None:
     """Forgets what a process keeps in mind."""
-    signing._known.clear()
-    signing._for_now.cache_clear()
+    signing._keys.clear()
+    signing._temporary_key.cache_clear()
     signing._process_key.cache_clear()
 
 

@@ -106,7 +106,7 @@ class Lane:
                 source=_plain(whole),
                 execution=_plain(execution),
                 out=str(out.absolute()),
-                factories=foreign.permitted(),
+                factories=foreign.permitted_factories(),
             )
         finally:
             self.close()
@@ -128,7 +128,7 @@ class Lane:
             execution=_plain(execution),
             trace=trace,
             query=query,
-            factories=foreign.permitted(),
+            factories=foreign.permitted_factories(),
         )
         tensors = {
             side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}

@@ -76,7 +76,7 @@ def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
     _parse(trt, log, network, source.path)
     config = builder.create_builder_config()
     _configure(trt, config, source, options, able)
-    _profile(builder, config, network, source, execution)
+    _add_profile(builder, config, network, source, execution)
     notes: list[str] = []
     with contextlib.ExitStack() as stack:
         if options.timing_cache:
@@ -176,7 +176,7 @@ def _tactics(trt: Any, names: tuple[str, ...]) -> int:
     return sum(1 << int(getattr(trt.TacticSource, name.upper())) for name in names)
 
 
-def _profile(builder: Any, config: Any, network: Any, source: Artifact, execution: Execution) -> None:
+def _add_profile(builder: Any, config: Any, network: Any, source: Artifact, execution: Execution) -> None:
     """One optimization profile: the smallest, the usual and the largest batch; none where the file fixes all sizes."""
     low, high = execution.engine.batch_range or (execution.batch_size, execution.batch_size)
     if not low <= execution.batch_size <= high:

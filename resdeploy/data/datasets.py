@@ -35,7 +35,7 @@ __all__ = [
     "choose",
     "content_hash",
     "contents",
-    "distinct",
+    "deduplicate",
     "fingerprint",
     "load_pixels",
     "open_dataset",
@@ -56,7 +56,7 @@ class Dataset:
     classes: tuple[str, ...]  # names in the order of the ids; empty: the labels are the model's own class ids
     items: tuple[Path, ...] | NDArray[np.uint8] | Synthetic  # files, or pixels (N, H, W) or (N, H, W, C)
     repeats: Repeats = field(default_factory=Repeats)  # the duplicates that were left out
-    hashes: tuple[str, ...] = ()  # of each image's content, where `distinct` has read them
+    hashes: tuple[str, ...] = ()  # of each image's content, where `deduplicate` has read them
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,11 +84,11 @@ class Dataset:
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Dataset:
         """The images at these positions, in this order."""
-        chosen = np.asarray(indices, np.int64)
-        items = tuple(self.items[i] for i in chosen) if isinstance(self.items, tuple) else self.items[chosen]
-        hashes = tuple(self.hashes[i] for i in chosen) if self.hashes else ()
-        ids = tuple(self.ids[i] for i in chosen)
-        return replace(self, ids=ids, labels=self.labels[chosen], items=items, hashes=hashes)
+        positions = np.asarray(indices, np.int64)
+        items = tuple(self.items[i] for i in positions) if isinstance(self.items, tuple) else self.items[positions]
+        hashes = tuple(self.hashes[i] for i in positions) if self.hashes else ()
+        ids = tuple(self.ids[i] for i in positions)
+        return replace(self, ids=ids, labels=self.labels[positions], items=items, hashes=hashes)
 
     def signature(self) -> str:
         """Changes whenever the images or labels may have changed, without decoding: paths, sizes and times of files.
@@ -108,10 +108,10 @@ class Dataset:
 
 def _stamp(path: Path) -> list[str | int]:
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [str(path), -1]  # named as unreadable when it is read
-    return [str(path), found.st_size, found.st_mtime_ns]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,8 +124,8 @@ class Synthetic:
     numbers: NDArray[np.int64]
     seed: int = 0
 
-    def __getitem__(self, chosen: NDArray[np.int64]) -> Synthetic:
-        return replace(self, numbers=self.numbers[chosen])
+    def __getitem__(self, positions: NDArray[np.int64]) -> Synthetic:
+        return replace(self, numbers=self.numbers[positions])
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Image `index`: (64, 64, 3)."""
@@ -181,14 +181,14 @@ def _digits(split: Split) -> Dataset:
     labels = labels.astype(np.int64)
     held_out = np.zeros(len(labels), bool)
     held_out[np.argsort(labels, kind="stable")[::5]] = True
-    chosen = np.flatnonzero({"train": ~held_out, "test": held_out, "all": held_out | True}[split])
+    positions = np.flatnonzero({"train": ~held_out, "test": held_out, "all": held_out | True}[split])
     return Dataset(
         name="digits",
         split=split,
-        ids=tuple(f"digits/{i:04d}" for i in chosen),
-        labels=labels[chosen],
+        ids=tuple(f"digits/{i:04d}" for i in positions),
+        labels=labels[positions],
         classes=tuple("0123456789"),
-        items=np.round(images[chosen].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8),  # values are 0 to 16
+        items=np.round(images[positions].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8),  # values are 0 to 16
     )
 
 
@@ -207,13 +207,13 @@ def _synthetic(data: str, count: str) -> Dataset:
 
 
 def _cifar(data: str, path: Path, split: Split) -> Dataset:
-    found = cifar.find(path)
-    if found is None:
+    batches = cifar.find(path)
+    if batches is None:
         raise MissingInput(
             f"there are no CIFAR-10 batches in {path}",
             fix=f"Unpack cifar-10-python.tar.gz there; for a folder of image files pass --data {path}",
         )
-    pixels, labels, ids = cifar.read(found, split)
+    pixels, labels, ids = cifar.read(batches, split)
     return Dataset(name=data, split=split, ids=ids, labels=labels, classes=cifar.CLASSES, items=pixels)
 
 
@@ -250,8 +250,8 @@ def align(dataset: Dataset, labels: Sequence[str]) -> Dataset:
     Raises:
         UsageError: some names are the model's and some are not, or the numbers of classes differ.
     """
-    known = {name: i for i, name in enumerate(labels)}
-    missing = [name for name in dataset.classes if name not in known]
+    numbers = {name: i for i, name in enumerate(labels)}
+    missing = [name for name in dataset.classes if name not in numbers]
     if not labels or not dataset.labelled:
         return dataset
     if not dataset.classes or len(missing) == len(dataset.classes):
@@ -268,7 +268,7 @@ def align(dataset: Dataset, labels: Sequence[str]) -> Dataset:
     if len(set(labels)) != len(labels):
         raise UsageError("the model has labels of the same name, so class folders cannot be matched by name")
     return replace(
-        dataset, labels=np.array([known[name] for name in dataset.classes])[dataset.labels], classes=tuple(labels)
+        dataset, labels=np.array([numbers[name] for name in dataset.classes])[dataset.labels], classes=tuple(labels)
     )
 
 
@@ -286,7 +286,7 @@ def choose(dataset: Dataset, count: int, seed: int) -> Dataset:
     return dataset.subset(np.argsort(position, kind="stable")[:count])
 
 
-def distinct(dataset: Dataset) -> Dataset:
+def deduplicate(dataset: Dataset) -> Dataset:
     """Every image once, by its bytes; those of several labels left out; both named in `Dataset.repeats`.
 
     For sets that are to be divided or counted before they are decoded: all files are read. Those that cannot be are
@@ -298,8 +298,8 @@ def distinct(dataset: Dataset) -> Dataset:
     if dataset.synthetic:
         return dataset
     hashes = contents(dataset)
-    kept, found = repeats.count_each_once(dataset.ids, dataset.labels, hashes)
-    return replace(dataset, hashes=hashes, repeats=dataset.repeats + found).subset(kept)
+    counted, copies = repeats.count_each_once(dataset.ids, dataset.labels, hashes)
+    return replace(dataset, hashes=hashes, repeats=dataset.repeats + copies).subset(counted)
 
 
 def contents(dataset: Dataset) -> tuple[str, ...]:

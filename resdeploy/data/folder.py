@@ -83,23 +83,23 @@ def _images(folder: Path, base: Path) -> tuple[list[Path], list[tuple[Path, Path
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    found = folder.stat()
-    return found.st_dev, found.st_ino
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _with_splits(folder: Path, split: Split) -> Listing | None:
     present = [name for name in SPLITS["all"] if (folder / name).is_dir() and _subfolders(folder / name)]
     if not present:
         return None
-    wanted = [name for name in SPLITS[split] if name in present]
-    if not wanted:
+    parts = [name for name in SPLITS[split] if name in present]
+    if not parts:
         raise MissingInput(
             f"{folder} has no {split} split, only {', '.join(present)}",
             fix=f"Pass the folder to use, for example {folder / present[0]}",
         )
     # Classes over all splits: a class that one of them lacks must not shift the numbers of the others.
     classes = tuple(sorted({name for part in present for name in _subfolders(folder / part)}))
-    parts = wanted if split == "all" else wanted[:1]
+    parts = parts if split == "all" else parts[:1]
     return _collect(folder, [(folder / part / name, name) for part in parts for name in classes], classes, split)
 
 
@@ -114,9 +114,9 @@ def _collect(base: Path, sources: list[tuple[Path, str]], classes: tuple[str, ..
     labels: list[int] = []
     again: list[str] = []
     for source, name in sources:
-        found, folders = _images(source, base)
-        paths += found
-        labels += [number[name]] * len(found)
+        images, folders = _images(source, base)
+        paths += images
+        labels += [number[name]] * len(images)
         again += [f"{path.relative_to(base)} is {first.relative_to(base)}" for path, first in folders]
     return Listing(
         paths=tuple(paths),
@@ -136,10 +136,10 @@ def _flat(folder: Path) -> Listing:
 
 
 def _with_list(folder: Path) -> Listing | None:
-    listed = next((folder / name for name in LISTS if (folder / name).is_file()), None)
-    if listed is None:
+    list_file = next((folder / name for name in LISTS if (folder / name).is_file()), None)
+    if list_file is None:
         return None
-    rows = _rows(listed)
+    rows = _rows(list_file)
     numeric = all(label.isdecimal() for _, label in rows)
     classes = () if numeric else tuple(sorted({label for _, label in rows}))
     base = next((b for b in (folder, folder / "val") if rows and (b / rows[0][0]).is_file()), folder)
@@ -152,23 +152,23 @@ def _with_list(folder: Path) -> Listing | None:
     )
 
 
-def _rows(listed: Path) -> list[tuple[str, str]]:
+def _rows(list_file: Path) -> list[tuple[str, str]]:
     """(file, label) of each line; a .csv may have a header."""
-    separator = "," if listed.suffix == ".csv" else None
+    separator = "," if list_file.suffix == ".csv" else None
     try:
-        lines = listed.read_text(encoding="utf-8").splitlines()
+        lines = list_file.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as e:
-        raise MalformedInput(f"{listed} is not UTF-8 text") from e
+        raise MalformedInput(f"{list_file} is not UTF-8 text") from e
     rows = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         parts = [part.strip() for part in line.rsplit(separator, 1)]
         if len(parts) != 2 or not all(parts):
-            raise MalformedInput(f"{listed}, line {number} is not `file label`: {line[:80]!r}")
+            raise MalformedInput(f"{list_file}, line {number} is not `file label`: {line[:80]!r}")
         if number == 1 and separator and Path(parts[0]).suffix.lower() not in SUFFIXES:
             continue
         if Path(parts[0]).is_absolute() or ".." in Path(parts[0]).parts:
-            raise UsageError(f"{listed}, line {number} names a file outside the folder: {parts[0]!r}")
+            raise UsageError(f"{list_file}, line {number} names a file outside the folder: {parts[0]!r}")
         rows.append((parts[0], parts[1]))
     return rows

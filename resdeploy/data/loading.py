@@ -130,8 +130,8 @@ def batches(
         spec = replace(spec, resize=max(spec.size), resize_mode="squash")
     full: list[_Decoded] = []
     bad: list[str] = []
-    found = 0
-    for done, image in enumerate(_decoded(dataset, spec, preprocess.apply, workers), 1):
+    count = 0
+    for done, image in enumerate(_decode_all(dataset, spec, preprocess.apply, workers), 1):
         if image.values is None:
             bad.append(f"{dataset.ids[image.index]}: {image.reason}")
             continue
@@ -142,9 +142,9 @@ def batches(
             if progress is not None:
                 progress("reading images", done - 1, len(dataset.ids))
         full.append(image)
-        found += 1
-    if not found:
-        raise _nothing(dataset, bad)
+        count += 1
+    if not count:
+        raise _none_readable(dataset, bad)
     yield _batch(full, bad)
     if progress is not None:
         progress("reading images", len(dataset.ids), len(dataset.ids))
@@ -182,7 +182,7 @@ def load_pixels(
     indices: list[int] = []
     hashes: list[str] = []
     bad: list[str] = []
-    for image in _decoded(dataset, spec, preprocess.pixels, workers):
+    for image in _decode_all(dataset, spec, preprocess.pixels, workers):
         if image.values is None:
             bad.append(f"{dataset.ids[image.index]}: {image.reason}")
         else:
@@ -192,7 +192,7 @@ def load_pixels(
         if progress is not None and (image.index % 256 == 0 or image.index == total - 1):
             progress("reading images", image.index + 1, total)
     if not indices:
-        raise _nothing(dataset, bad)
+        raise _none_readable(dataset, bad)
     return Pixels(
         values=values[: len(indices)],
         indices=np.array(indices, np.int64),
@@ -201,7 +201,7 @@ def load_pixels(
     )
 
 
-def _nothing(dataset: Images, bad: Sequence[str]) -> MalformedInput:
+def _none_readable(dataset: Images, bad: Sequence[str]) -> MalformedInput:
     return MalformedInput(
         f"none of the {len(dataset.ids)} images of {dataset.name} can be decoded",
         cause=f"The first is {bad[0]}" if bad else "",
@@ -209,7 +209,7 @@ def _nothing(dataset: Images, bad: Sequence[str]) -> MalformedInput:
     )
 
 
-def _decoded(dataset: Images, spec: Preprocessing, convert: Convert, workers: int | None) -> Iterator[_Decoded]:
+def _decode_all(dataset: Images, spec: Preprocessing, convert: Convert, workers: int | None) -> Iterator[_Decoded]:
     """Every image in order, decoded by threads that are never more than two tasks each ahead."""
     workers = workers or usable_cores()
     chunk = max(1, min(64, CHUNK_BYTES // (12 * spec.size[0] * spec.size[1])))

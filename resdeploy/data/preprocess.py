@@ -62,12 +62,12 @@ def pixels(image: Image.Image, spec: Preprocessing) -> NDArray[np.uint8]:
                 fix=f"Ask for it with --resize {min(height, width)}",
             )
     else:
-        image = _crop(image.resize(_resized(image, spec), INTERPOLATIONS[spec.interpolation]), height, width)
+        image = _crop(image.resize(_resized_size(image, spec), INTERPOLATIONS[spec.interpolation]), height, width)
     array = np.asarray(image).reshape(height, width, -1)
     return array[..., ::-1] if spec.channels == "BGR" else array
 
 
-def _resized(image: Image.Image, spec: Preprocessing) -> tuple[int, int]:
+def _resized_size(image: Image.Image, spec: Preprocessing) -> tuple[int, int]:
     """Width and height after resizing; the longer side is truncated, as torchvision does."""
     target = spec.resize
     assert target is not None
@@ -122,7 +122,7 @@ def fingerprint(spec: Preprocessing) -> str:
 
     Who normalises, the model or its caller, makes no difference to what the model sees.
     """
-    seen = replace(spec, dtype="float32")
+    sight = replace(spec, dtype="float32")
     return store.fingerprint(
-        {"spec": seen, "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg")}
+        {"spec": sight, "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg")}
     )

@@ -34,17 +34,17 @@ def count_each_once(
     places: dict[str, list[int]] = {}
     for k, content in enumerate(contents):
         places.setdefault(content, []).append(k)
-    kept, again, contradicted = [], [], []
+    counted, again, contradicted = [], [], []
     for first, *others in places.values():
         if (labels[others] == labels[first]).all():
-            kept.append(first)
+            counted.append(first)
             again += [f"{ids[k]} is {ids[first]}" for k in others]
         else:
             contradicted.append(" is ".join(ids[k] for k in (first, *others)))
-    if contents and not kept:
+    if contents and not counted:
         raise MalformedInput(
             f"every image is there under several labels: {contradicted[0]}",
             cause="A class folder is a link to another, or a copy of it",
             fix="Leave each image in the folder of its class alone",
         )
-    return np.array(kept, np.int64), Repeats(again=tuple(again), contradicted=tuple(contradicted))
+    return np.array(counted, np.int64), Repeats(again=tuple(again), contradicted=tuple(contradicted))

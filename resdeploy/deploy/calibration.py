@@ -130,7 +130,7 @@ def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:
     """
     from resdeploy.data import datasets
 
-    return datasets.distinct(listed_images(source, plan))
+    return datasets.deduplicate(listed_images(source, plan))
 
 
 def listed_images(source: Artifact, plan: CalibrationPlan) -> Dataset:

@@ -176,7 +176,7 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
             fix="Save it in FP16, or use a smaller model",
         )
     for name, places in outside.items():
-        with external.opened(path, name) as file:
+        with external.open_file(path, name) as file:
             for tensor, offset, length in places:
                 file.seek(offset)
                 tensor.raw_data = file.read(length)
@@ -194,7 +194,7 @@ def _place(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int]:
             cause="Which of them runs depends on the program that reads it",
             fix="Do not use this file",
         )
-    size = external.checked(path, name).stat().st_size
+    size = external.check(path, name).stat().st_size
     offset = _number(entries.get("offset", "0"))
     length = _number(entries.get("length", str(size - (offset or 0))))
     if offset is None or length is None or offset + length > size:

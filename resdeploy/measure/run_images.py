@@ -143,9 +143,8 @@ def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
     found = backends.load(candidate.backend).available()
     cpu = machine.cpu()
     tools = {"resdeploy": __version__, "numpy": np.__version__}
-    tools |= {
-        name: version for name, version in {"pillow": backends.installed_version("PIL", "pillow")}.items() if version
-    }
+    pillow = backends.installed_version("PIL", "pillow")
+    tools |= {"pillow": pillow} if pillow else {}
     if found.version:
         tools[candidate.backend] = found.version
     on_cpu = found.devices in ((), ("CPU",))

@@ -12,7 +12,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ LISTED = 12
 
 # Other projects' names for our tensors: Hugging Face's ResNetForImageClassification (modeling_resnet.py), then
 # akamaster/pytorch_resnet_cifar10 and kuangliu/pytorch-cifar.
-_RENAMED = (
+_TRANSLATIONS = (
     (re.compile(r"^resnet\.embedder\.embedder\.convolution\."), "conv1."),
     (re.compile(r"^resnet\.embedder\.embedder\.normalization\."), "bn1."),
     (re.compile(r"^resnet\.encoder\.stages\.(\d+)\.layers\."), lambda m: f"layer{int(m[1]) + 1}."),
@@ -88,7 +88,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         tensors: dict[str, Tensor] = load_file(path)
     except SafetensorError as e:
-        raise _damaged(path, e) from e
+        raise _damage_error(path, e) from e
     return tensors
 
 
@@ -104,7 +104,7 @@ def _refuse_unpacking(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             members = [info for info in archive.infolist() if info.filename.split("/")[1:2] != ["code"]]
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as e:
-        raise _damaged(path, e) from e
+        raise _damage_error(path, e) from e
     unpacked, size = sum(info.file_size for info in members), path.stat().st_size
     if unpacked > size:
         raise UnsafeInput(
@@ -139,10 +139,10 @@ def _read_pickle(path: Path) -> Any:
                 f"{path} is a TorchScript program and not a checkpoint",
                 fix="Save its weights where it was made: torch.save(torch.jit.load(FILE).state_dict(), OTHER)",
             ) from e
-        raise _damaged(path, e) from e
+        raise _damage_error(path, e) from e
 
 
-def _damaged(path: Path, error: Exception) -> MalformedInput:
+def _damage_error(path: Path, error: Exception) -> MalformedInput:
     reason = str(error).split("\n")[0].split(". ")[0]
     return MalformedInput(
         f"{path} is truncated or corrupt",
@@ -163,9 +163,11 @@ def _unwrap(document: Any, path: Path) -> dict[str, Tensor]:
     named = document.items() if isinstance(document, Mapping) else ()
     tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
-        found = ", ".join(map(str, list(outer)[:LISTED])) if isinstance(outer, Mapping) else f"a {type(outer).__name__}"
+        contents = (
+            ", ".join(map(str, list(outer)[:LISTED])) if isinstance(outer, Mapping) else f"a {type(outer).__name__}"
+        )
         raise MalformedInput(
-            f"{path} holds no weights (found: {found or 'nothing'})",
+            f"{path} holds no weights (found: {contents or 'nothing'})",
             fix=f"A checkpoint is a table of tensors, bare or under {', '.join(WRAPPERS)}",
         )
     return tensors
@@ -182,76 +184,88 @@ def fit(tensors: Mapping[str, Tensor], module: nn.Module, origin: str, *, new_he
         WeightsMismatch: naming what is missing, unexpected or of another shape.
         MalformedInput: NaN or infinity among the weights.
     """
-    import torch
-
-    wanted: dict[str, Tensor] = module.state_dict()
-    found = _renamed(_bare(tensors, wanted), wanted)
-    if not any(key.startswith(AUXILIARY) for key in wanted):
-        found = {key: tensor for key, tensor in found.items() if not key.startswith(AUXILIARY)}
-    for key, own in wanted.items():
+    own: dict[str, Tensor] = module.state_dict()
+    fitted = _translate(_strip_wrappers(tensors, own), own)
+    if not any(key.startswith(AUXILIARY) for key in own):
+        fitted = {key: tensor for key, tensor in fitted.items() if not key.startswith(AUXILIARY)}
+    for key, tensor in own.items():
         if key.endswith("num_batches_tracked"):
-            found.setdefault(key, own)
-    problems = [f"missing {k} {_shape(wanted[k])}" for k in wanted if k not in found]
-    problems += [f"unexpected {k} {_shape(found[k])}" for k in found if k not in wanted]
-    reshaped = [k for k in wanted if k in found and found[k].shape != wanted[k].shape]
-    if reshaped and not problems and (sentence := _other_classes(reshaped, found, wanted)):
+            fitted.setdefault(key, tensor)
+    reshaped = [k for k in own if k in fitted and fitted[k].shape != own[k].shape]
+    if reshaped and fitted.keys() == own.keys() and (sentence := _other_classes(reshaped, fitted, own)):
         if new_head:
-            return fit(found | {key: wanted[key] for key in reshaped}, module, origin)
+            return fit(fitted | {key: own[key] for key in reshaped}, module, origin)
         raise WeightsMismatch(
             f"{origin} {sentence}",
-            fix=f"Give --classes {len(found[reshaped[0]])}, or weights for {len(wanted[reshaped[0]])} classes",
+            fix=f"Give --classes {len(fitted[reshaped[0]])}, or weights for {len(own[reshaped[0]])} classes",
         )
-    problems += [f"{k} is {_shape(found[k])}, the model's {_shape(wanted[k])}" for k in reshaped]
-    problems += [f"{k} is {found[k].dtype}" for k in wanted if k in found and not _convertible(found[k], wanted[k])]
-    if problems:
+    if problems := _mismatches(fitted, own, reshaped):
         raise WeightsMismatch(
             f"{origin} does not fit the model ({_some(problems)})",
             cause="The weights are of another network or variant" if len(problems) > 2 else "",
             fix="Name the model they were trained for; `resdeploy models` lists the names",
         )
-    if spoilt := [k for k, t in found.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]:
+    _refuse_not_finite(fitted, origin)
+    return fitted
+
+
+def _mismatches(fitted: Mapping[str, Tensor], own: Mapping[str, Tensor], reshaped: Collection[str]) -> list[str]:
+    """Why these tensors are not the network's own: what is missing, unexpected, of another shape or type."""
+    return [
+        *(f"missing {k} {_shape(own[k])}" for k in own if k not in fitted),
+        *(f"unexpected {k} {_shape(fitted[k])}" for k in fitted if k not in own),
+        *(f"{k} is {_shape(fitted[k])}, the model's {_shape(own[k])}" for k in reshaped),
+        *(f"{k} is {fitted[k].dtype}" for k in own if k in fitted and not _is_convertible(fitted[k], own[k])),
+    ]
+
+
+def _refuse_not_finite(tensors: Mapping[str, Tensor], origin: str) -> None:
+    import torch
+
+    names = [k for k, t in tensors.items() if t.is_floating_point() and not torch.isfinite(t.float()).all()]
+    if names:
         raise MalformedInput(
-            f"{origin} holds NaN or infinity ({_some(spoilt)})",
+            f"{origin} holds NaN or infinity ({_some(names)})",
             cause="The training diverged, or the file is damaged",
             fix="Take an earlier checkpoint",
         )
-    return found
 
 
-def _bare(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _strip_wrappers(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Without what wrappers add: `_orig_mod.` of torch.compile anywhere, whole prefixes, AveragedModel's counter."""
     bare = {k.replace("_orig_mod.", ""): t for k, t in tensors.items() if k != "n_averaged"}
     while prefix := next((p for p in PREFIXES if bare and all(k.startswith(p) for k in bare)), None):
-        if any(k.startswith(prefix) for k in wanted):
+        if any(k.startswith(prefix) for k in own):
             break
         bare = {k.removeprefix(prefix): t for k, t in bare.items()}
     return bare
 
 
-def _renamed(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    renamed = {}
-    for key, tensor in found.items():
+def _translate(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Under the network's own names, where another project's are known."""
+    translated = {}
+    for key, tensor in tensors.items():
         name = key
-        for pattern, replacement in _RENAMED:
+        for pattern, replacement in _TRANSLATIONS:
             name = pattern.sub(replacement, name)
-        renamed[name if key not in wanted and name in wanted else key] = tensor
-    return renamed
+        translated[name if key not in own and name in own else key] = tensor
+    return translated
 
 
-def _other_classes(reshaped: list[str], found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+def _other_classes(reshaped: list[str], theirs: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """Whether only the classifier differs, and only in its number of outputs."""
     layers = {key.rpartition(".")[0] for key in reshaped}
-    same_inputs = all(found[k].ndim == wanted[k].ndim and found[k].shape[1:] == wanted[k].shape[1:] for k in reshaped)
-    if len(layers) != 1 or not same_inputs or max(wanted[k].ndim for k in reshaped) != 2:
+    same_inputs = all(theirs[k].ndim == own[k].ndim and theirs[k].shape[1:] == own[k].shape[1:] for k in reshaped)
+    if len(layers) != 1 or not same_inputs or max(own[k].ndim for k in reshaped) != 2:
         return ""
-    return f"is for {len(found[reshaped[0]])} classes, the model has {len(wanted[reshaped[0]])}"
+    return f"is for {len(theirs[reshaped[0]])} classes, the model has {len(own[reshaped[0]])}"
 
 
-def _convertible(found: Tensor, wanted: Tensor) -> bool:
+def _is_convertible(theirs: Tensor, own: Tensor) -> bool:
     import torch
 
-    plain = found.layout == torch.strided and not found.is_quantized and not found.is_meta
-    return plain and found.is_floating_point() == wanted.is_floating_point()
+    plain = theirs.layout == torch.strided and not theirs.is_quantized and not theirs.is_meta
+    return plain and theirs.is_floating_point() == own.is_floating_point()
 
 
 def _shape(tensor: Tensor) -> str:

@@ -36,14 +36,10 @@ def fetch(url: str, expected: str, out: Path, *, progress: Progress | None = Non
         IntegrityError: another file than expected, only a part of it, or one without end.
         NotWritable, DiskFull: as `store.atomic_path`.
     """
-    request = urllib.request.Request(url, headers={"User-Agent": f"resdeploy/{__version__}"})  # noqa: S310 (http only)
-    try:
-        response = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
-    except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: a host or a redirect that is no URL
-        raise _unreachable(url, expected, e) from e
+    response = _open(url, expected)
     sha = hashlib.sha256()
     head = b""
-    done = 0
+    received = 0
     with response, store.atomic_path(out) as temporary:
         total = response.length or 0  # what the headers say, where that is a number
         with temporary.open("wb") as file:
@@ -51,35 +47,52 @@ def fetch(url: str, expected: str, out: Path, *, progress: Progress | None = Non
                 head = head or chunk[:64]
                 sha.update(chunk)
                 file.write(chunk)
-                done += len(chunk)
-                if max(done, total) > MAX_BYTES:
-                    raise IntegrityError(
-                        f"{url} gives more than {MAX_BYTES >> 30} GiB",
-                        cause="It is not the expected file, which no weights are as large as",
-                        fix="Nothing was kept; try another network, or give a file with --weights",
-                    )
+                received += len(chunk)
+                _check_size(url, max(received, total))
                 if progress:
-                    progress(f"downloading {out.name}", done, total)
-        if total and done != total:
+                    progress(f"downloading {out.name}", received, total)
+        if total and received != total:
             raise IntegrityError(
-                f"{url} gave {done} of {total} bytes", cause="The connection was cut", fix="Run the command again"
+                f"{url} gave {received} of {total} bytes", cause="The connection was cut", fix="Run the command again"
             )
         digest = sha.hexdigest()
-        if not digest.startswith(expected):
-            page = head.lstrip()[:1] == b"<"
-            raise IntegrityError(
-                f"{url} is not the expected file (sha256 {digest[:16]}..., expected {expected}{_dots(expected)})",
-                cause="The server or a proxy sent a web page instead"
-                if page
-                else "It was changed or damaged on the way",
-                fix="Nothing was kept; try another network, or give a file with --weights",
-            )
+        _check_digest(url, digest, expected, head)
     return digest
+
+
+def _open(url: str, expected: str) -> HTTPResponse:
+    request = urllib.request.Request(url, headers={"User-Agent": f"resdeploy/{__version__}"})  # noqa: S310 (http only)
+    try:
+        response: HTTPResponse = urllib.request.build_opener(_Redirects).open(request, timeout=TIMEOUT_S)
+    except (OSError, http.client.HTTPException, ValueError) as e:  # ValueError: a host or a redirect that is no URL
+        raise _unreachable(url, expected, e) from e
+    return response
+
+
+def _check_size(url: str, size_bytes: int) -> None:
+    if size_bytes > MAX_BYTES:
+        raise IntegrityError(
+            f"{url} gives more than {MAX_BYTES >> 30} GiB",
+            cause="It is not the expected file, which no weights are as large as",
+            fix="Nothing was kept; try another network, or give a file with --weights",
+        )
+
+
+def _check_digest(url: str, digest: str, expected: str, head: bytes) -> None:
+    """`head`: how the file begins, for the likely cause."""
+    if digest.startswith(expected):
+        return
+    page = head.lstrip()[:1] == b"<"
+    raise IntegrityError(
+        f"{url} is not the expected file (sha256 {digest[:16]}..., expected {expected}{_dots(expected)})",
+        cause="The server or a proxy sent a web page instead" if page else "It was changed or damaged on the way",
+        fix="Nothing was kept; try another network, or give a file with --weights",
+    )
 
 
 def _chunks(response: HTTPResponse, url: str, expected: str) -> Iterator[bytes]:
     """The body; a failing network is told from a failing disk here, since both are OSErrors."""
-    started, done = time.monotonic(), 0
+    start_s, received = time.monotonic(), 0
     while True:
         try:
             chunk = response.read1(store.CHUNK_BYTES)  # what has come: `read` would wait for all of it
@@ -89,10 +102,10 @@ def _chunks(response: HTTPResponse, url: str, expected: str) -> Iterator[bytes]:
             raise _unreachable(url, expected, e) from e
         if not chunk:
             return
-        done += len(chunk)
-        waited_s = time.monotonic() - started
-        if waited_s > PATIENCE_S and done < waited_s * SLOWEST_BYTES_S:
-            raise _unreachable(url, expected, TimeoutError(f"only {done:,} bytes came in {waited_s:.0f} s"))
+        received += len(chunk)
+        waited_s = time.monotonic() - start_s
+        if waited_s > PATIENCE_S and received < waited_s * SLOWEST_BYTES_S:
+            raise _unreachable(url, expected, TimeoutError(f"only {received:,} bytes came in {waited_s:.0f} s"))
         yield chunk
 
 

@@ -30,7 +30,7 @@ PACKAGES = ("timm", "torchvision")
 FACTORY = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*")  # package.module:factory
 # Neither timm's `hf-hub:` and `local-dir:`, which fetch and read what they name, nor a path.
 REGISTERED = re.compile(r"[\w.-]+", re.ASCII)
-_typed: set[str] = set()
+_permitted: set[str] = set()
 
 
 def is_factory(name: str) -> bool:
@@ -44,12 +44,12 @@ def permit(*names: str) -> None:
 
     Nothing that was read from a file may be passed: naming a factory runs its module.
     """
-    _typed.update(filter(is_factory, names))
+    _permitted.update(filter(is_factory, names))
 
 
-def permitted() -> tuple[str, ...]:
+def permitted_factories() -> tuple[str, ...]:
     """The factories that were permitted, for the children that run them."""
-    return tuple(sorted(_typed))
+    return tuple(sorted(_permitted))
 
 
 def spec(
@@ -76,22 +76,22 @@ def spec(
     source = name.partition(":")[0]
     with torch.random.fork_rng(devices=[]):
         module = _build(name, classes, input_shape[0] if input_shape else None)
-    known, known_labels = _KNOWN[source](name, module, input_shape, weights) if source in _KNOWN else (None, ())
-    preprocessing = preprocessing or known
+    usual, usual_labels = _FACTS[source](name, module, input_shape, weights) if source in _FACTS else (None, ())
+    preprocessing = preprocessing or usual
     if input_shape is None:
         input_shape = (len(preprocessing.mean), *preprocessing.size) if preprocessing else (3, 224, 224)
-    found = _classes(name, module, input_shape)
-    if classes not in (None, found):
+    outputs = _classes(name, module, input_shape)
+    if classes not in (None, outputs):
         raise UsageError(
-            f"{name} gives {found} values and not {classes}", fix=f"Give --classes {found}, or leave it out"
+            f"{name} gives {outputs} values and not {classes}", fix=f"Give --classes {outputs}, or leave it out"
         )
     return ModelSpec(
         name=name,
         family=source,
-        classes=found,
+        classes=outputs,
         input_shape=input_shape,
         preprocessing=preprocessing,
-        labels=labels or (known_labels if len(known_labels) == found else ()),
+        labels=labels or (usual_labels if len(usual_labels) == outputs else ()),
         params=sum(p.numel() for p in module.parameters()),
     )
 
@@ -127,14 +127,14 @@ def _build(name: str, classes: int | None, channels: int | None) -> nn.Module:
 
 def _timm(name: str, classes: int | None, channels: int | None) -> Any:
     timm = packages.load("timm")
-    _known(f"timm:{name}", name.partition(".")[0], timm.list_models())
+    _refuse_unknown(f"timm:{name}", name.partition(".")[0], timm.list_models())
     options = {"num_classes": classes, "in_chans": channels}
     return _call(f"timm:{name}", timm.create_model, name, **{k: v for k, v in options.items() if v is not None})
 
 
 def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
     models = packages.load("torchvision").models
-    _known(f"torchvision:{name}", name, models.list_models())
+    _refuse_unknown(f"torchvision:{name}", name, models.list_models())
     if channels not in (None, 3):
         raise UsageError(f"torchvision's models take 3 channels and not {channels}", fix="Give an input of 3 channels")
     return _call(
@@ -148,7 +148,7 @@ def _torchvision(name: str, classes: int | None, channels: int | None) -> Any:
 
 def _factory(module_name: str, attribute: str) -> Any:
     name = f"{module_name}:{attribute}"
-    if name not in _typed:
+    if name not in _permitted:
         raise FactoryRefused(
             f"{name} was not imported: a file names it, and importing a module runs it",
             fix="If you trust it, name it yourself as the MODEL, with the file as its --weights",
@@ -165,14 +165,14 @@ def _factory(module_name: str, attribute: str) -> Any:
                 f"there is no module {e.name!r} for the model {name!r}",
                 fix="Run from the folder that holds it, or install its package",
             ) from e
-        raise packages.failed_import(e) or packages.broken(module_name, e) from e
+        raise packages.failed_import(e) or packages.broken_package(module_name, e) from e
     except Exception as e:  # whatever a stranger's module raises
-        raise packages.failed_import(e) or packages.broken(module_name, e) from e
-    _known(name, attribute, [n for n in dir(module) if not n.startswith("_")])
+        raise packages.failed_import(e) or packages.broken_package(module_name, e) from e
+    _refuse_unknown(name, attribute, [n for n in dir(module) if not n.startswith("_")])
     return _call(name, getattr(module, attribute))
 
 
-def _known(full: str, name: str, names: Iterable[str]) -> None:
+def _refuse_unknown(full: str, name: str, names: Iterable[str]) -> None:
     names = list(names)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3)
@@ -187,8 +187,8 @@ def _call(name: str, build: Callable[..., Any], *args: Any, **options: Any) -> A
     try:
         return build(*args, **options)
     except Exception as e:  # whatever a stranger's factory raises
-        if failed := packages.failed_import(e):
-            raise failed from e
+        if failure := packages.failed_import(e):
+            raise failure from e
         raise UsageError(
             f"{name} could not be built",
             cause=f"It raised {type(e).__name__}: {e}",
@@ -210,12 +210,12 @@ def _classes(name: str, module: nn.Module, shape: tuple[int, int, int]) -> int:
             fix="Give its input size with --img-size",
         ) from e
     if not isinstance(out, torch.Tensor) or out.ndim != 2 or len(out) != 1:
-        found = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
-        raise UsageError(f"{name} is not a classifier: it gives {found} and not logits (N, classes)", fix="Wrap it")
+        answer = f"shape {tuple(out.shape)}" if isinstance(out, torch.Tensor) else type(out).__name__
+        raise UsageError(f"{name} is not a classifier: it gives {answer} and not logits (N, classes)", fix="Wrap it")
     return out.shape[1]
 
 
-def _timm_knows(
+def _timm_facts(
     name: str, module: Any, shape: tuple[int, int, int] | None, weights: str
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """The evaluation transform of timm: resize to floor(size / crop_pct), then a centre crop."""
@@ -237,15 +237,15 @@ def _timm_knows(
     return preprocessing, labels
 
 
-def _torchvision_knows(
+def _torchvision_facts(
     name: str, module: Any, shape: tuple[int, int, int] | None, weights: str
 ) -> tuple[Preprocessing | None, tuple[str, ...]]:
     """The transform in the weights' metadata; of V1 where the weights are not torchvision's."""
     members = _torchvision_weights(name).__members__
-    chosen = members.get(weights.upper()) or next(iter(members.values()), None)
-    if chosen is None:
+    member = members.get(weights.upper()) or next(iter(members.values()), None)
+    if member is None:
         return None, ()
-    transform, labels = chosen.transforms(), tuple(chosen.meta.get("categories", ()))
+    transform, labels = member.transforms(), tuple(member.meta.get("categories", ()))
     if not hasattr(transform, "crop_size"):
         return None, labels  # detection, segmentation: other presets
     crop = transform.crop_size[0]
@@ -262,11 +262,11 @@ def _torchvision_knows(
 
 def _torchvision_weights(name: str) -> Any:
     models = packages.load("torchvision").models
-    _known(name, name.partition(":")[2], models.list_models())
+    _refuse_unknown(name, name.partition(":")[2], models.list_models())
     return models.get_model_weights(name.partition(":")[2])
 
 
-_KNOWN: dict[str, Callable[..., tuple[Preprocessing | None, tuple[str, ...]]]] = {
-    "timm": _timm_knows,
-    "torchvision": _torchvision_knows,
+_FACTS: dict[str, Callable[..., tuple[Preprocessing | None, tuple[str, ...]]]] = {
+    "timm": _timm_facts,
+    "torchvision": _torchvision_facts,
 }

@@ -68,17 +68,17 @@ def _published_url(weights: str, name: str) -> str:
         url = foreign.torchvision_url(name, weights)
         if url is not None:
             return f"{base}/{url.rpartition('/')[2]}"
-        known: list[str] = []
+        names: list[str] = []
     else:
         published = zoo.ENTRIES[name].published if name in zoo.ENTRIES else ()
         files = {p.weights: p.file for p in published if p.file}
         if weights in files:
             return f"{base}/{files[weights]}"
-        known = list(files)
+        names = list(files)
     raise UnknownName(
         f"nobody published {weights} for {name}",
-        cause=f"It has {', '.join(known)}" if known else "",
-        fix=f"Give {' or '.join([*known, 'random', 'a file', 'a URL'])} with --weights",
+        cause=f"It has {', '.join(names)}" if names else "",
+        fix=f"Give {' or '.join([*names, 'random', 'a file', 'a URL'])} with --weights",
     )
 
 
@@ -88,24 +88,21 @@ def _download(url: str, progress: Progress | None) -> tuple[Path, Weights]:
     download.refuse_malformed(url)
     address, fragment = urldefrag(url)
     name = Path(unquote(urlsplit(address).path)).name or "weights"
-    if fragment:
-        stated = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment)
-    else:
-        stated = re.search(r"-([0-9a-f]{8,64})\.", name)
-    if stated is None:
+    match = re.fullmatch(r"sha256=([0-9a-fA-F]{64})", fragment) if fragment else re.search(r"-([0-9a-f]{8,64})\.", name)
+    if match is None:
         raise UsageError(
             f"{url} does not say which file to expect",
             cause="Neither #sha256= with 64 hexadecimal digits follows it, nor does the file name end in -xxxxxxxx.",
             fix=f"Append #sha256= and what `curl -L {address} | sha256sum` prints, if you trust it",
         )
-    expected = stated[1].lower()
-    kept_as = name if expected in name else f"{expected}-{name}"
-    path = places.cache_dir() / cache.WEIGHTS / kept_as
+    expected = match[1].lower()
+    cached_name = name if expected in name else f"{expected}-{name}"
+    path = places.cache_dir() / cache.WEIGHTS / cached_name
     digest = store.digest(path) if path.is_file() else ""
     if digest and not digest.startswith(expected):
         places.log.warning("%s is not the file that its name states: it is downloaded again", path)
     if not digest.startswith(expected):
-        path = places.writable_cache(cache.WEIGHTS) / kept_as
+        path = places.writable_cache(cache.WEIGHTS) / cached_name
         digest = download.fetch(address, expected, path, progress=progress)
     return path, Weights(source=address, sha256=digest)
 

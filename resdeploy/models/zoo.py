@@ -344,10 +344,10 @@ def _check(
     if input_shape is not None and min(input_shape) < 1:
         raise UsageError(f"an input cannot be {input_shape}", fix="Give channels, height and width, all positive")
     if input_shape and preprocessing:
-        made = (len(preprocessing.mean), *preprocessing.size)
-        if made != input_shape:
+        shape = (len(preprocessing.mean), *preprocessing.size)
+        if shape != input_shape:
             raise UsageError(
-                f"the preprocessing makes inputs of {made} for a model that takes {input_shape}",
+                f"the preprocessing makes inputs of {shape} for a model that takes {input_shape}",
                 fix="Give --mean and --std one value per channel, and --img-size the model's size",
             )
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resdeploy import external
-from resdeploy.disk import disk_errors, make_folder, refused
+from resdeploy.disk import disk_errors, make_folder, refusal
 from resdeploy.errors import MissingInput
 
 CHUNK_BYTES = 1 << 20
@@ -46,7 +46,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             try:
                 temporary.touch()
             except FileNotFoundError as e:
-                raise refused(path.parent) from e
+                raise refusal(path.parent) from e
             mode = stat.S_IMODE(temporary.stat().st_mode)
             yield temporary
             if stat.S_IMODE(temporary.stat().st_mode) != mode:
@@ -86,7 +86,7 @@ def companions(path: Path) -> tuple[Path, ...]:
         MissingInput: external data that is not there.
         UnsafeInput, MalformedInput: an ONNX file whose external data must not, or cannot, be read.
     """
-    return (*weights(path), *(external.checked(path, name) for name in external.names(path)))
+    return (*weights(path), *(external.check(path, name) for name in external.names(path)))
 
 
 def weights(path: Path) -> tuple[Path, ...]:
@@ -118,7 +118,7 @@ def digest(path: Path) -> str:
     lines = [f"{sha.hexdigest()}  -\n"]
     for name in outside:
         sha = hashlib.sha256()
-        with external.opened(path, name) as file:
+        with external.open_file(path, name) as file:
             _feed(sha, file)
         lines.append(f"{sha.hexdigest()}  {name}\n")
     return hashlib.sha256("".join(lines).encode()).hexdigest()
@@ -126,23 +126,23 @@ def digest(path: Path) -> str:
 
 def _feed(sha: hashlib._Hash, file: BinaryIO) -> bool:
     """Whether the word occurs that an ONNX file with external data holds: no second reading need look for it."""
-    before, found = b"", False
+    before, mentioned = b"", False
     while chunk := file.read(CHUNK_BYTES):
         sha.update(chunk)
-        found = found or external.WORD in before + chunk
+        mentioned = mentioned or external.WORD in before + chunk
         before = chunk[1 - len(external.WORD) :]
-    return found
+    return mentioned
 
 
 def sweep(folder: Path) -> int:
     """Removes the temporary files that killed writers have left in a folder; the bytes freed."""
     freed, last = 0, time.time() - ABANDONED_S
-    for left in folder.glob(".*.tmp*"):
+    for leftover in folder.glob(".*.tmp*"):
         with contextlib.suppress(OSError):
-            found = left.lstat()
-            if _TEMPORARY.fullmatch(left.name) and stat.S_ISREG(found.st_mode) and found.st_mtime < last:
-                left.unlink()
-                freed += found.st_size
+            status = leftover.lstat()
+            if _TEMPORARY.fullmatch(leftover.name) and stat.S_ISREG(status.st_mode) and status.st_mtime < last:
+                leftover.unlink()
+                freed += status.st_size
     return freed
 
 

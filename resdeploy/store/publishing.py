@@ -12,7 +12,7 @@ answer for two (OpenVINO's .xml and .bin), of which one is old and one new.
 
 Each record carries a seal: its own digest, since a flipped bit in it would be another record, and this user's
 signature (`signing`), which `load_own` demands of all that lies where others may have put it: in the cache and in a
-run's folder. A file that the user names needs none, unless it carries host code. The order of checks is `_checked`'s:
+run's folder. A file that the user names needs none, unless it carries host code. The order of checks is `_verify`'s:
 a plain file, a record that parses and is whole, the digest, the signature.
 """
 
@@ -49,11 +49,11 @@ def sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
-def _sealed(artifact: Artifact, name: str) -> dict[str, Any]:
+def _seal(artifact: Artifact, name: str) -> dict[str, Any]:
     """The sidecar's document: the record, its path the bare name so that a folder can be moved, and its seal."""
     document = dataclasses.asdict(artifact) | {"path": name}
-    said = fingerprint(document)
-    return document | {SEAL: {"sha256": said, "signature": signing.mac("artifact", said)}}
+    sha256 = fingerprint(document)
+    return document | {SEAL: {"sha256": sha256, "signature": signing.mac("artifact", sha256)}}
 
 
 def publish(out: Path, make: Callable[[Path], Artifact]) -> Artifact:
@@ -71,20 +71,20 @@ def publish(out: Path, make: Callable[[Path], Artifact]) -> Artifact:
         make_folder(out.parent)
     with scratch.folder(beside=out) as folder:
         try:
-            made = dataclasses.replace(make(folder / out.name), path=str(out))
+            artifact = dataclasses.replace(make(folder / out.name), path=str(out))
         except ResdeployError as e:
-            for here, wanted in ((folder / out.name, out), (folder, out.parent)):
-                e.what, e.cause, e.fix = (s.replace(str(here), str(wanted)) for s in (e.what, e.cause, e.fix))
+            for temporary, final in ((folder / out.name, out), (folder, out.parent)):
+                e.what, e.cause, e.fix = (s.replace(str(temporary), str(final)) for s in (e.what, e.cause, e.fix))
             raise
         with disk_errors(out):
-            _commit(made, folder, out)
-    return made
+            _commit(artifact, folder, out)
+    return artifact
 
 
 def derive(source: Artifact, path: Path, **changes: Any) -> Artifact:
     """The record of the file at `path`, made from `source`: all that is known of that but its checks, and `changes`."""
-    known = {"path": str(path), "sha256": digest(path), "parent": source.sha256, "checks": {}}
-    return dataclasses.replace(source, **{**known, **changes})
+    derived = {"path": str(path), "sha256": digest(path), "parent": source.sha256, "checks": {}}
+    return dataclasses.replace(source, **{**derived, **changes})
 
 
 def copy_to(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
@@ -97,11 +97,11 @@ def copy_to(artifact: Artifact, out: Path, **changes: Any) -> Artifact:
     return publish(out, make)
 
 
-def _commit(made: Artifact, folder: Path, out: Path) -> None:
+def _commit(artifact: Artifact, folder: Path, out: Path) -> None:
     ready = folder / PENDING
     ready.mkdir(mode=0o700)
     manifest = sidecar(ready / out.name)
-    write_json(manifest, _sealed(made, out.name))
+    write_json(manifest, _seal(artifact, out.name))
     for part in (*weights(folder / out.name), folder / out.name):
         part.chmod(stat.S_IMODE(manifest.stat().st_mode))  # the umask's, whatever a vendor thinks of it
         fsync(part)
@@ -167,7 +167,7 @@ def load(path: Path, *, trusted: bool = False) -> Artifact | None:
         IntegrityError: the file is not the one its sidecar describes, the sidecar was changed, or the file carries host
             code and is not signed by this user.
     """
-    return _consistent(path, own=False, trusted=trusted)
+    return _load(path, own=False, trusted=trusted)
 
 
 def load_own(path: Path) -> Artifact:
@@ -176,18 +176,18 @@ def load_own(path: Path) -> Artifact:
     Raises:
         MissingInput, UnsafeInput, IntegrityError: as `load`, and if this user has not signed it as it now is.
     """
-    found = _consistent(path, own=True, trusted=False)
-    if found is None:
+    artifact = _load(path, own=True, trusted=False)
+    if artifact is None:
         raise IntegrityError(f"{path} has lost its sidecar", fix=AGAIN)
-    return found
+    return artifact
 
 
-def _consistent(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
-    """What `_checked` finds, where a writer may be between two renames, or was killed there."""
+def _load(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
+    """What `_verify` returns, where a writer may be between two renames, or was killed there."""
     for _ in range(TRIES):
         before = _parts(path)
         try:
-            return _checked(path, own=own, trusted=trusted)
+            return _verify(path, own=own, trusted=trusted)
         except (MissingInput, IntegrityError):
             if not sidecar(path).is_file():
                 raise
@@ -196,22 +196,22 @@ def _consistent(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
                 finished = _finish(path)
             if not finished and _parts(path) == before:
                 raise
-    return _checked(path, own=own, trusted=trusted)
+    return _verify(path, own=own, trusted=trusted)
 
 
 def _parts(path: Path) -> list[tuple[int, int] | None]:
     """Which files lie there just now."""
-    found: list[tuple[int, int] | None] = []
+    parts: list[tuple[int, int] | None] = []
     for part in (sidecar(path), path.with_suffix(".bin"), path):
         try:
             status = part.stat()
-            found.append((status.st_ino, status.st_mtime_ns))
+            parts.append((status.st_ino, status.st_mtime_ns))
         except OSError:
-            found.append(None)
-    return found
+            parts.append(None)
+    return parts
 
 
-def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
+def _verify(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
     """The order of all checks: a plain file, its record, the digest, the signature where one is needed."""
     if not path.is_file():
         raise MissingInput(f"there is no file {path}", fix="Check the path")
@@ -221,16 +221,16 @@ def _checked(path: Path, *, own: bool, trusted: bool) -> Artifact | None:
     if not manifest.is_file():
         return None
     artifact, seal = _record(manifest)
-    if (found := digest(path)) != artifact.sha256:
+    if (sha256 := digest(path)) != artifact.sha256:
         raise IntegrityError(
-            f"{path} is not the file its sidecar describes (sha256 {found[:12]}, recorded {artifact.sha256[:12]})",
+            f"{path} is not the file its sidecar describes (sha256 {sha256[:12]}, recorded {artifact.sha256[:12]})",
             cause="The file was changed or only partly copied",
             fix=f"{AGAIN}, or remove {manifest.name} to treat it as a file of unknown origin",
         )
     host_code = artifact.tools.get("version_compatible") == "yes" and not trusted
     if own or host_code:
-        said = seal.get("sha256")
-        by_us = artifact.path == path.name and signing.good(seal.get("signature"), "artifact", str(said))
+        sealed_sha256 = seal.get("sha256")
+        by_us = artifact.path == path.name and signing.good(seal.get("signature"), "artifact", str(sealed_sha256))
         if not by_us and not host_code:
             raise IntegrityError(
                 f"{path} is not signed by you",

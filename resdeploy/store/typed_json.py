@@ -63,8 +63,8 @@ def parse(kind: type[T], text: str | bytes, origin: str) -> T:
     from pydantic import ValidationError
 
     try:
-        found: T = _adapter(cast("Hashable", kind)).validate_json(text)
-        return found
+        record: T = _adapter(cast("Hashable", kind)).validate_json(text)
+        return record
     except ValidationError as e:
         raise MalformedInput(f"{origin} is not a valid {kind.__name__}: {_problems(e)}") from e
 
@@ -123,17 +123,17 @@ def read_profile(path: Path) -> Profile:
         # Strict: a number in quotes is a mistake to report, not to convert.
         return TypeAdapter(Profile).validate_json(document, strict=True)
     except ValidationError as e:
-        known = [field.name for field in dataclasses.fields(Profile)]
-        raise ProfileError(f"{path}: {_problems(e, known)}", fix=f"Known keys: {', '.join(known)}") from e
+        keys = [field.name for field in dataclasses.fields(Profile)]
+        raise ProfileError(f"{path}: {_problems(e, keys)}", fix=f"Known keys: {', '.join(keys)}") from e
 
 
-def _problems(error: ValidationError, known: Collection[str] = ()) -> str:
-    return "; ".join(_problem(p, known) for p in error.errors(include_url=False))
+def _problems(error: ValidationError, keys: Collection[str] = ()) -> str:
+    return "; ".join(_problem(p, keys) for p in error.errors(include_url=False))
 
 
-def _problem(found: ErrorDetails, known: Collection[str]) -> str:
-    where = ".".join(map(str, found["loc"])) or "document"
-    if found["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: {found['msg']}"
-    near = difflib.get_close_matches(where, known, 1)
+def _problem(details: ErrorDetails, keys: Collection[str]) -> str:
+    where = ".".join(map(str, details["loc"])) or "document"
+    if details["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{where}: {details['msg']}"
+    near = difflib.get_close_matches(where, keys, 1)
     return f"{where}: there is no such key" + (f", perhaps {near[0]}" if near else "")

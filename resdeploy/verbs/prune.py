@@ -62,7 +62,7 @@ def prune(request: Request, plan: PrunePlan, out: Path, *, progress: Progress) -
         store.probe(plan.predictions / "baseline.npz")
     backend, _ = choose.pick(plan.backend, "fp32")  # before a search of minutes
     kind = _kind_to_write(request, plan, out)
-    images = datasets.distinct(datasets.open_dataset(plan.data, split="test"))
+    images = datasets.deduplicate(datasets.open_dataset(plan.data, split="test"))
     train_images = None if plan.training is None else _training_images(plan, images)
     source = export.to_onnx(request, progress=progress)
     if source.precision != "fp32":
@@ -140,8 +140,8 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
     from resdeploy.data import datasets
 
     train_data, test_data = datasets.training_images(data)
-    test_data = datasets.distinct(test_data)  # as many as will judge
-    choosing = datasets.distinct(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
+    test_data = datasets.deduplicate(test_data)  # as many as will judge
+    choosing = datasets.deduplicate(datasets.choose(train_data, min(len(train_data), len(test_data)), seed))
     budget = block_search.Budget(max_drop_pp=max_drop_pp)
     return store.publish(
         out,

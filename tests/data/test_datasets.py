@@ -212,7 +212,7 @@ def test_folders_elsewhere_are_followed_and_read_once_in_a_class(tmp_path: Path)
     data = open_dataset(str(tmp_path / "data"))
     assert data.ids == ("a/1.png", "a/2.png", "b/x/1.png", "c/1.png", "c/2.png")
     assert data.repeats.again == ("b/y is b/x",)
-    assert datasets.distinct(data).repeats.contradicted == ("a/1.png is c/1.png", "a/2.png is c/2.png")
+    assert datasets.deduplicate(data).repeats.contradicted == ("a/1.png is c/1.png", "a/2.png is c/2.png")
 
 
 def test_distinct_images_are_told_by_their_bytes(tmp_path: Path) -> None:
@@ -224,11 +224,11 @@ def test_distinct_images_are_told_by_their_bytes(tmp_path: Path) -> None:
     (tmp_path / "b/2.png").symlink_to("1.png")
     for gone in ("b/3.png", "b/4.png"):
         (tmp_path / gone).symlink_to("nowhere")
-    found = datasets.distinct(open_dataset(str(tmp_path)))
+    found = datasets.deduplicate(open_dataset(str(tmp_path)))
     assert found.ids == ("a/1.png", "a/2.png", "b/1.png", "b/3.png", "b/4.png")
     assert found.repeats.again == ("a/3.png is a/1.png", "a/4.png is a/2.png", "b/2.png is b/1.png")
     digits = open_dataset("digits", split="test")
-    assert datasets.distinct(digits).ids == digits.ids
+    assert datasets.deduplicate(digits).ids == digits.ids
 
 
 def test_a_class_called_train_is_not_a_split(tmp_path: Path) -> None:

@@ -87,13 +87,13 @@ def test_a_factory_that_nobody_typed_is_not_imported(here: Path) -> None:
     """Neither described nor built: the module is not looked for."""
     spec = zoo.spec("mymodels:tiny")
     sys.modules.pop("mymodels")
-    foreign._typed.clear()
+    foreign._permitted.clear()
     for refused in (lambda: zoo.spec("mymodels:tiny"), lambda: zoo.create(spec)):
         with pytest.raises(FactoryRefused):
             refused()
     assert "mymodels" not in sys.modules
     foreign.permit("timm:resnet18", "torchvision:resnet18", "resnet20")
-    assert foreign.permitted() == ()
+    assert foreign.permitted_factories() == ()
 
 
 @pytest.mark.parametrize(
