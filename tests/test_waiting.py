@@ -9,7 +9,7 @@ from resdeploy.errors import UsageError
 
 
 def test_the_option_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(waiting, "_asked_s", None)
+    monkeypatch.setattr(waiting, "_option_s", None)
     monkeypatch.delenv(waiting.VARIABLE, raising=False)
     assert waiting.timeout_s() == waiting.TIMEOUT_S
     monkeypatch.setenv(waiting.VARIABLE, "7.5")

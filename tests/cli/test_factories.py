@@ -73,7 +73,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    monkeypatch.setattr(foreign, "_typed", set(), raising=False)
+    monkeypatch.setattr(foreign, "_permitted", set(), raising=False)
     monkeypatch.setattr(console, "silent", False, raising=False)
     yield canary
     for name in ("stranger", "other"):
@@ -337,7 +337,7 @@ def test_a_factory_runs_in_the_child_where_it_was_typed_and_from_a_cached_record
     assert canary.exists()
 
     canary.unlink()
-    monkeypatch.setattr(foreign, "_typed", set())
+    monkeypatch.setattr(foreign, "_permitted", set())
     planted = store.load(Path(artifact.path))
     assert planted is not None
     assert planted.model is not None

@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     names = ("tiny", "grey", "dense", "Two", "raises", "text", "tinny", "")
-    monkeypatch.setattr(foreign, "_typed", {f"mymodels:{name}" for name in names})
+    monkeypatch.setattr(foreign, "_permitted", {f"mymodels:{name}" for name in names})
     foreign.permit("mymodel:tiny", "broken:tiny", "needs:tiny", ":tiny")
     yield tmp_path
     for name in ("mymodels", "broken", "needs"):
