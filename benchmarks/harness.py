@@ -76,7 +76,7 @@ def repeat(arguments: argparse.Namespace) -> dict[str, Any]:
         folder = Path(scratch)
         whole = export.to_onnx(Request(model=arguments.model), folder / "whole.onnx", progress=Silent)
         graph = files.load_model(Path(whole.path))
-        removed = drop.removable(graph)[0]
+        removed = drop.removable_blocks(graph)[0]
         files.save_model(drop.remove(graph, (removed,)), folder / "less.onnx")
         less = export.to_onnx(Request(model=str(folder / "less.onnx")), progress=Silent)
         first = saved(folder / "first.json", less, arguments, 1)

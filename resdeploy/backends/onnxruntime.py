@@ -73,10 +73,10 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
     readable = source
     if execution.provider == "tensorrt":  # NVIDIA's parser would take other 8-bit Q/DQ for INT8 with zero point 0
         from resdeploy.graph import files
-        from resdeploy.graph.symmetric import symmetric
+        from resdeploy.graph.symmetric import to_symmetric
 
         model = files.load_model(Path(source.path))
-        if (rewritten := symmetric(model)) is not model:
+        if (rewritten := to_symmetric(model)) is not model:
             files.save_model(rewritten, out)
             readable = dataclasses.replace(source, path=str(out))
     with open(readable, execution):

@@ -40,7 +40,7 @@ def prepare(
         if lowered is not model:
             path = folder / "lowered.onnx"
             files.save_model(lowered, path)
-            in_fp32 = cast.kept(lowered) if source.precision == "int8" else ()
+            in_fp32 = cast.nodes_in_fp32(lowered) if source.precision == "int8" else ()
             notes = (f"in FP32, scales or weights do not fit FP16: {', '.join(in_fp32)}",) if in_fp32 else ()
             lowered_source = dataclasses.replace(source, path=str(path), notes=(*source.notes, *notes))
         try:

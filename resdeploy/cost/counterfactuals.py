@@ -240,9 +240,9 @@ class _Sizes:
 
     def reads_pool(self, name: str) -> bool:
         """Whether it alone reads a pool that keeps the map's size: the pooled branch of an Inception module."""
-        node = self.index.made_by(self.convs[name].input[0])
+        node = self.index.maker(self.convs[name].input[0])
         while node is not None and node.op_type in _ELEMENTWISE:
-            node = self.index.made_by(node.input[0])
+            node = self.index.maker(node.input[0])
         if node is None or node.op_type not in _POOLS or len(self.index.readers[node.output[0]]) > 1:
             return False
         return self.shapes[node.input[0]][2:] == self.shapes[node.output[0]][2:]

@@ -147,9 +147,9 @@ def _trace(row: _Row, timed: Summary) -> TracedRun:
 def _layers_of(kernels: Sequence[Layer], source: Artifact) -> dict[str, tuple[str, ...]]:
     """Kernel -> the graph's nodes that it computes."""
     meant = intent.of(files.load_model(Path(source.path)))
-    before = intent.began_with(meant)
+    before = intent.kernel_starts(meant)
     return {
-        kernel.name: intent.computed(kernel.sources, meant, before, convolves="conv" in kernel.kind.lower())
+        kernel.name: intent.computed_nodes(kernel.sources, meant, before, convolves="conv" in kernel.kind.lower())
         for kernel in kernels
         if kernel.role == "compute"
     }

@@ -84,7 +84,7 @@ def _half(
         keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
     half = cast.to_half(model, precision, keep=keep)
     like = fidelity.compare_half(model, half, _compared_images(source, plan))
-    kept = cast.kept(half)
+    kept = cast.nodes_in_fp32(half)
     files.save_model(half, path)
     return store.derive(
         source,

@@ -1,7 +1,7 @@
 """Casts an FP32 graph to FP16 or BF16, its input and output left in FP32.
 
 Weights are rounded to nearest even. In FP16 what is below 2^-25 becomes zero (weights this small move no logit),
-and what is over 65504 would become infinity: the node that holds it stays in FP32 and is named by `kept`.
+and what is over 65504 would become infinity: the node that holds it stays in FP32 and is named by `nodes_in_fp32`.
 BF16 has FP32's range. Conv takes BF16 from opset 22 on, so a BF16 file is at opset 22 and only for runtimes
 that read it; an FP16 file stays at opset 17.
 """
@@ -49,14 +49,17 @@ def to_half(
         UsageError: the model holds Q/DQ nodes.
     """
     if missing := sorted(set(keep) - {node.name for node in model.graph.node}):
-        raise UnknownName(f"there is no node {', '.join(map(repr, missing))} to keep in FP32")
+        raise UnknownName(
+            f"there is no node {', '.join(map(repr, missing))} to keep in FP32",
+            fix="Name nodes of the canonical form: resdeploy export F.onnx -o CANONICAL.onnx writes it",
+        )
     if not pairs and any(node.op_type in PAIR for node in model.graph.node):
         raise UsageError("a quantized model cannot be cast to half precision", fix="Cast the FP32 model it came from")
     result = onnx.version_converter.convert_version(model, BF16_OPSET) if precision == "bf16" else model
     result = onnx.shape_inference.infer_shapes(result)
     if precision == "bf16":
         result.ir_version = BF16_IR_VERSION
-    names = set(keep) | (_overflowing(result.graph) if precision == "fp16" else set())
+    names = set(keep) | (_overflowing_nodes(result.graph) if precision == "fp16" else set())
     _Caster(result.graph, _TYPES[precision]).cast(names)
     props = {p.key: p.value for p in model.metadata_props}
     if names:
@@ -66,23 +69,23 @@ def to_half(
     return result
 
 
-def kept(model: onnx.ModelProto) -> tuple[str, ...]:
+def nodes_in_fp32(model: onnx.ModelProto) -> tuple[str, ...]:
     """Names of the nodes that `to_half` left in FP32, asked for or because FP16 cannot hold their weights."""
     return tuple(name for p in model.metadata_props if p.key == KEPT_KEY for name in p.value.split("\n"))
 
 
-def _overflowing(graph: onnx.GraphProto) -> set[str]:
+def _overflowing_nodes(graph: onnx.GraphProto) -> set[str]:
     """Nodes with a weight that rounds to infinity in FP16."""
     too_large = {
         tensor.name
         for tensor in graph.initializer
         if tensor.data_type == TensorProto.FLOAT
-        and not np.isfinite(_rounded(numpy_helper.to_array(tensor), TensorProto.FLOAT16)).all()
+        and not np.isfinite(_round_to(numpy_helper.to_array(tensor), TensorProto.FLOAT16)).all()
     }
     return {node.name for node in graph.node if too_large & set(node.input)}
 
 
-def _rounded(array: np.ndarray, elem_type: int) -> np.ndarray:
+def _round_to(array: np.ndarray, elem_type: int) -> np.ndarray:
     with np.errstate(over="ignore"):
         return array.astype(helper.tensor_dtype_to_np_dtype(elem_type))
 
@@ -118,40 +121,40 @@ class _Caster:
         )
         self.graph.CopyFrom(changed)
 
-    def add(self, node: onnx.NodeProto, wanted: int) -> None:
-        """A node of the graph, computing in the type `wanted`."""
+    def add(self, node: onnx.NodeProto, kind: int) -> None:
+        """A node of the graph, computing in the type `kind`."""
         for k, name in enumerate(node.input):
-            kind = TensorProto.FLOAT if (node.op_type, k) in _ALWAYS_FLOAT else wanted
-            node.input[k] = self.weight(name, kind) if name in self.weights else self.value(name, kind)
+            each = TensorProto.FLOAT if (node.op_type, k) in _ALWAYS_FLOAT else kind
+            node.input[k] = self.weight(name, each) if name in self.weights else self.value(name, each)
         for name in node.output:
             if self.types.get(name) == TensorProto.FLOAT:
-                self.types[name] = wanted
+                self.types[name] = kind
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
-                attribute.i = wanted
+                attribute.i = kind
         self.nodes.append(node)
 
-    def weight(self, name: str, wanted: int) -> str:
-        """The name under which a stored tensor can be had as `wanted`; integers and booleans stay what they are."""
+    def weight(self, name: str, kind: int) -> str:
+        """The name under which a stored tensor can be had as `kind`; integers and booleans stay what they are."""
         tensor = self.weights[name]
         if tensor.data_type != TensorProto.FLOAT:
             self.constants[name] = tensor
             return name
         # Another name, since a node that is not kept may use the same weight.
-        final = f"{name}.fp32" if wanted == TensorProto.FLOAT else name
+        final = f"{name}.fp32" if kind == TensorProto.FLOAT else name
         if final not in self.constants:
-            self.constants[final] = numpy_helper.from_array(_rounded(numpy_helper.to_array(tensor), wanted), final)
+            self.constants[final] = numpy_helper.from_array(_round_to(numpy_helper.to_array(tensor), kind), final)
         return final
 
-    def value(self, name: str, wanted: int) -> str:
+    def value(self, name: str, kind: int) -> str:
         """As `weight`, of a computed tensor."""
-        if self.types.get(name) not in (TensorProto.FLOAT, self.half) or self.types[name] == wanted:
+        if self.types.get(name) not in (TensorProto.FLOAT, self.half) or self.types[name] == kind:
             return name
-        final = f"{name}.{_SUFFIXES[wanted]}"
+        final = f"{name}.{_SUFFIXES[kind]}"
         if final not in self.types:
-            self.nodes.append(helper.make_node("Cast", [name], [final], name=f"{final}.cast", to=wanted))
+            self.nodes.append(helper.make_node("Cast", [name], [final], name=f"{final}.cast", to=kind))
             info = copy(self.infos[name])
-            info.name, self.types[final] = final, wanted
+            info.name, self.types[final] = final, kind
             self.casts.append(info)
         return final
 

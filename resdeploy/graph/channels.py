@@ -91,59 +91,59 @@ class _Walk:
     def _visit(self, node: onnx.NodeProto) -> None:
         if all(name in self.index.constants for name in node.output if name):
             return
-        found = self._carried(node)
-        if found is None:
+        channels = self._output_channels(node)
+        if channels is None:
             for name in (*self.index.operands(node), *node.output):
                 if name:
                     self._pin(name)
         else:
-            self.nodes[node.output[0]] = found
+            self.nodes[node.output[0]] = channels
 
-    def _carried(self, node: onnx.NodeProto) -> NDArray[np.int64] | None:
+    def _output_channels(self, node: onnx.NodeProto) -> NDArray[np.int64] | None:
         """The channels of a node's output; None where no factor passes through it."""
         operands = self.index.operands(node)
         if any(name not in self.nodes for name in operands) or len([name for name in node.output if name]) != 1:
             return None
-        given = [self.nodes[name] for name in operands]
+        inputs = [self.nodes[name] for name in operands]
         if node.op_type in ("Conv", "Gemm"):
-            return self._weighted(node, given)
-        if node.op_type in HOMOGENEOUS and len(given) == 1:
-            return given[0]
-        if node.op_type == "Add" and len(given) == 2 and self._alike(operands):
-            self._join(*given)
-            return given[0]
+            return self._weighted_channels(node, inputs)
+        if node.op_type in HOMOGENEOUS and len(inputs) == 1:
+            return inputs[0]
+        if node.op_type == "Add" and len(inputs) == 2 and self._alike(operands):
+            self._join(*inputs)
+            return inputs[0]
         if node.op_type == "Concat" and attribute(node, "axis", 0) == 1 and len(operands) == len(node.input):
-            return np.concatenate(given)
+            return np.concatenate(inputs)
         if node.op_type == "Flatten" and attribute(node, "axis", 1) == 1:
             shape = self.shapes.get(operands[0], [])
-            return np.repeat(given[0], int(np.prod(shape[2:]))) if len(shape) > 1 and all(shape[2:]) else None
+            return np.repeat(inputs[0], int(np.prod(shape[2:]))) if len(shape) > 1 and all(shape[2:]) else None
         if node.op_type == "Slice":
-            return given[0] if self._keeps_channels(node) else None
-        return self._padded(node, given[0]) if node.op_type == "Pad" else None
+            return inputs[0] if self._keeps_channels(node) else None
+        return self._padded_channels(node, inputs[0]) if node.op_type == "Pad" else None
 
     def _alike(self, operands: list[str]) -> bool:
         """Whether no operand is broadcast along its channels."""
         shapes = [self.shapes.get(name, []) for name in operands]
         return all(len(shape) == len(shapes[0]) > 1 for shape in shapes) and shapes[0][1] == shapes[1][1] > 0
 
-    def _weighted(self, node: onnx.NodeProto, given: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
+    def _weighted_channels(self, node: onnx.NodeProto, inputs: list[NDArray[np.int64]]) -> NDArray[np.int64] | None:
         """Convolutions and Gemms with constant weights mix the channels they read and write channels of their own."""
         weight = self.index.value(node.input[1])
-        if len(given) != 1 or weight is None or weight.data_type != onnx.TensorProto.FLOAT:
+        if len(inputs) != 1 or weight is None or weight.data_type != onnx.TensorProto.FLOAT:
             return None
         broadcast = bool(bias := input_name(node, 2))
         if broadcast and (stored := self.index.value(bias)) is not None:
             broadcast = list(stored.dims) != [_outputs(node, weight)]
-        if broadcast or (node.op_type == "Gemm" and not _plain(node)):
+        if broadcast or (node.op_type == "Gemm" and not _is_plain_product(node)):
             return None
         read = weight.dims[1] * attribute(node, "group", 1) if node.op_type == "Conv" else _inputs(node, weight)
-        return self._fresh(_outputs(node, weight)) if len(given[0]) == read else None
+        return self._fresh(_outputs(node, weight)) if len(inputs[0]) == read else None
 
     def _keeps_channels(self, node: onnx.NodeProto) -> bool:
         axes = self.index.value(input_name(node, 3))
         return axes is not None and bool((numpy_helper.to_array(axes) > 1).all())
 
-    def _padded(self, node: onnx.NodeProto, given: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    def _padded_channels(self, node: onnx.NodeProto, channels: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Zeros keep under any factor."""
         pads, mode = self.index.value(node.input[1]), attribute(node, "mode", b"")
         value = self.index.value(input_name(node, 2))
@@ -154,10 +154,10 @@ class _Walk:
         before, after = int(amounts[1]), int(amounts[len(amounts) // 2 + 1])
         if before < 0 or after < 0:
             return None
-        return np.concatenate([self._fresh(before), given, self._fresh(after)])
+        return np.concatenate([self._fresh(before), channels, self._fresh(after)])
 
 
-def _plain(node: onnx.NodeProto) -> bool:
+def _is_plain_product(node: onnx.NodeProto) -> bool:
     """A Gemm that is `x W + b`."""
     factors = [a.f for a in node.attribute if a.name in ("alpha", "beta")]
     return all(factor == 1.0 for factor in factors) and not attribute(node, "transA", 0)
@@ -193,7 +193,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         if (read == 1.0).all() and (written == 1.0).all():
             continue
         weight = numpy_helper.to_array(stored).astype(np.float64)
-        parts = {f"{node_name(node)}/weight/rescaled": _rescaled(node, weight, read, written)}
+        parts = {f"{node_name(node)}/weight/rescaled": _rescale_weight(node, weight, read, written)}
         if input_name(node, 2):
             parts[f"{node_name(node)}/bias/rescaled"] = index.array(node.input[2]) / written
         for i, (name, values) in enumerate(parts.items(), 1):
@@ -202,7 +202,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
     return result
 
 
-def _rescaled(
+def _rescale_weight(
     node: onnx.NodeProto, weight: NDArray[np.float64], read: NDArray[np.float64], written: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     if node.op_type == "Gemm":

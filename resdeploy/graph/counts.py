@@ -61,7 +61,7 @@ _QLINEAR |= {"MatMulInteger": (1, None)}
 # Operands that are settings rather than parameters: (op, input index).
 _SETTINGS = {("Clip", 1), ("Clip", 2), ("Pad", 2), ("Resize", 1), ("Resize", 2)}
 _SETTINGS |= {(op, k) for op in ("QuantizeLinear", "DequantizeLinear") for k in (1, 2)}
-_SETTINGS |= {(op, k) for op, held in _QLINEAR.items() for k in range(9) if k not in held}
+_SETTINGS |= {(op, k) for op, parameters in _QLINEAR.items() for k in range(9) if k not in parameters}
 _SETTINGS |= {(op, k) for op in ("QLinearAdd", "QLinearMul") for k in (1, 2, 4, 5, 6, 7)}
 _SETTINGS |= {(op, k) for op in ("QLinearGlobalAveragePool", "QLinearAveragePool") for k in (1, 2, 3, 4)}
 # Operators of ONNX Runtime's quantized graphs, whose shapes it does not store: like which of ONNX's, of which inputs.
@@ -107,7 +107,7 @@ def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
     model = onnx.inliner.inline_local_functions(model) if model.functions else model
     index = Index(model)
     shapes, batch_size = _infer_shapes(model, spec)
-    if any(_named(node) and not _shaped(node, shapes) for node in index.nodes):
+    if any(_is_known(node) and not _has_shapes(node, shapes) for node in index.nodes):
         # Shapes written as arithmetic, which ONNX's inference does not follow (torch's exporter, unoptimised).
         model = form.fold_constants(model, (batch_size, *spec.input_shape))
         index = Index(model)
@@ -119,17 +119,17 @@ def count_prepared(graph: Graph) -> Cost:
     """Costs of every layer of a prepared graph."""
     index, shapes, spec = graph.index, graph.shapes, graph.spec
     sizes = _parameter_sizes(graph.model.graph)
-    removed = metadata.removed(graph.model)
-    read = dict.fromkeys(sizes, False)
+    removed = metadata.read_removed(graph.model)
+    counted = dict.fromkeys(sizes, False)
     layers: list[LayerCost] = []
     unknown: list[str] = []
     for node in index.nodes:
         if index.constants.issuperset(node.output):
             continue  # a constant, however it is written
-        if not (_named(node) and _shaped(node, shapes)):
+        if not (_is_known(node) and _has_shapes(node, shapes)):
             unknown.append(f"{node_name(node)} ({node.op_type})")
         elif node.op_type not in _QUANTIZING:
-            layers.append(_layer(node, index, shapes, graph.batch_size, sizes, read, removed or metadata.Removed()))
+            layers.append(_layer(node, index, shapes, graph.batch_size, sizes, counted, removed or metadata.Removed()))
     return Cost(
         model=spec.name,
         params=spec.params,
@@ -141,13 +141,13 @@ def count_prepared(graph: Graph) -> Cost:
     )
 
 
-def _named(node: onnx.NodeProto) -> bool:
+def _is_known(node: onnx.NodeProto) -> bool:
     """Whether the operator is one of the tables above."""
     tables = (COUNTERS, _KERNELS, _PAIRWISE, _FUSED)
     return node.domain in _OURS and any(node.op_type in table for table in tables)
 
 
-def _shaped(node: onnx.NodeProto, shapes: Shapes) -> bool:
+def _has_shapes(node: onnx.NodeProto, shapes: Shapes) -> bool:
     """Whether all shapes that its count needs are known."""
     if node.op_type in _FUSED:
         return True
@@ -162,13 +162,13 @@ def _layer(
     shapes: Shapes,
     batch_size: int,
     sizes: Mapping[str, int],
-    read: dict[str, bool],
+    counted: dict[str, bool],
     removed: metadata.Removed,
 ) -> LayerCost:
     name = node_name(node)
     output = shapes.get(node.output[0], (0,))
-    owned = [tensor for i in node.input if (tensor := _origin(i, index)) in sizes and not read[tensor]]
-    read.update(dict.fromkeys(owned, True))  # a weight that two nodes share is counted where it is read first
+    owned = [tensor for i in node.input if (tensor := _origin(i, index)) in sizes and not counted[tensor]]
+    counted.update(dict.fromkeys(owned, True))  # a weight that two nodes share is counted where it is read first
     vectors = [sizes[t] for t in owned if len(shapes.get(t, ())) <= 1]
     normed = name in removed.norms
     inputs = sum(math.prod(shapes.get(i, (0,))) for i in index.operands(node)) // batch_size
@@ -182,7 +182,7 @@ def _layer(
         output_shape=(-(-output[0] // batch_size), *output[1:]) if output else (1,),
         output_elements=outputs,
         input_elements=inputs,
-        moved_elements=_moved(node, inputs, outputs),
+        moved_elements=_moved_elements(node, inputs, outputs),
         own_bias=bool(vectors) and node.op_type in COUNTERS and (not normed or name in removed.biased),
         folded_norm=normed,
         dropped_pool=name in removed.pools,
@@ -190,7 +190,7 @@ def _layer(
     )
 
 
-def _moved(node: onnx.NodeProto, inputs: int, outputs: int) -> int:
+def _moved_elements(node: onnx.NodeProto, inputs: int, outputs: int) -> int:
     if node.op_type in COUNTERS or node.op_type in _KERNELS:
         return inputs + outputs
     # One operand is what the kernel before has just computed.
@@ -199,7 +199,7 @@ def _moved(node: onnx.NodeProto, inputs: int, outputs: int) -> int:
 
 def place(name: str) -> dict[str, str]:
     """Block and stage of a node's name: `layer1.0.conv2` is in block layer1.0 of stage layer1."""
-    name = names.slashed(name) if name.startswith("/") else name
+    name = names.module_path(name) if name.startswith("/") else name
     if match := _BLOCK.match(name + "."):
         return {"block": match["block"], "stage": match["stage"]}
     first, dot, _ = name.partition(".")
@@ -219,7 +219,7 @@ def _parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
     sizes = {}
     for name, tensor in stored.items():
         uses = users.get(name, set()) - _SETTINGS if tensor.dims else set()  # a scalar is a setting too
-        quantized = any((op, k) in uses for op, held in _QLINEAR.items() for k in held)
+        quantized = any((op, k) in uses for op, parameters in _QLINEAR.items() for k in parameters)
         if (tensor.data_type in _FLOATS and uses) or ("DequantizeLinear", 0) in uses or quantized:
             sizes[name] = math.prod(tensor.dims)
     return sizes
@@ -227,7 +227,7 @@ def _parameter_sizes(graph: onnx.GraphProto) -> dict[str, int]:
 
 def _origin(name: str, index: Index) -> str:
     """The constant behind Q/DQ pairs and casts, and behind the transposition that exporters put before a product."""
-    while (node := index.made_by(name)) is not None and name in index.constants and node.input:
+    while (node := index.maker(name)) is not None and name in index.constants and node.input:
         if node.op_type not in _QUANTIZING | {"Transpose", "Identity", "Reshape"}:
             break
         name = node.input[0]
@@ -246,17 +246,21 @@ def _infer_shapes(model: onnx.ModelProto, spec: ModelSpec) -> tuple[dict[str, Sh
     image = image_input(model.graph)
     fixed = [d.dim_value for d in image.type.tensor_type.shape.dim]  # 0 where symbolic
     if len(fixed) == 4 and fixed[1] not in (0, spec.input_shape[0]):
-        raise MalformedInput(f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}")
+        raise MalformedInput(
+            f"the file takes {fixed[1]} channels, and {spec.name} has {spec.input_shape[0]}",
+            cause="The file and the description of its model are not of the same network",
+            fix="Export it again: resdeploy export MODEL -o F.onnx",
+        )
     batch_size = fixed[0] if fixed and fixed[0] else 1
     sizes = (batch_size, *spec.input_shape)
     light = files.weightless(model)
     graph = light.graph
     del graph.value_info[:], graph.output[:]
     set_nodes(graph, (_standard(node) for node in model.graph.node))
-    graph.value_info.extend(_told(model, image, sizes))
+    graph.value_info.extend(_foreign_shapes(model, image, sizes))
     graph.output.append(onnx.ValueInfoProto(name=model.graph.output[0].name))
-    seen = next(v for v in graph.input if v.name == image.name)
-    seen.CopyFrom(helper.make_tensor_value_info(image.name, image.type.tensor_type.elem_type, sizes))
+    image_of_copy = next(v for v in graph.input if v.name == image.name)
+    image_of_copy.CopyFrom(helper.make_tensor_value_info(image.name, image.type.tensor_type.elem_type, sizes))
     try:
         inferred = onnx.shape_inference.infer_shapes(light, strict_mode=True, data_prop=True).graph
     except onnx.shape_inference.InferenceError as e:
@@ -283,17 +287,17 @@ def _standard(node: onnx.NodeProto) -> onnx.NodeProto:
     return onnx.NodeProto(op_type=op, input=node.input[inputs], output=node.output, attribute=node.attribute)
 
 
-def _told(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> list[onnx.ValueInfoProto]:
+def _foreign_shapes(model: onnx.ModelProto, image: onnx.ValueInfoProto, sizes: Shape) -> list[onnx.ValueInfoProto]:
     """The file's shapes of what operators of other domains give, its symbols replaced by the input's sizes."""
-    given = image.type.tensor_type.shape.dim
-    if any(d.dim_value not in (0, size) for d, size in zip(given, sizes, strict=False)):
+    dims = image.type.tensor_type.shape.dim
+    if any(d.dim_value not in (0, size) for d, size in zip(dims, sizes, strict=False)):
         return []
-    named = {d.dim_param: size for d, size in zip(given, sizes, strict=False) if d.dim_param}
+    named = {d.dim_param: size for d, size in zip(dims, sizes, strict=False) if d.dim_param}
     foreign = {name for node in model.graph.node if node.domain not in ("", "ai.onnx") for name in node.output}
-    found = [copy(v) for v in model.graph.value_info if v.name in foreign]
-    for dim in (d for value in found for d in value.type.tensor_type.shape.dim if d.dim_param in named):
+    values = [copy(v) for v in model.graph.value_info if v.name in foreign]
+    for dim in (d for value in values for d in value.type.tensor_type.shape.dim if d.dim_param in named):
         dim.dim_value = named[dim.dim_param]
-    return found
+    return values
 
 
 def _conv(node: onnx.NodeProto, shapes: Shapes, weights: int = 1) -> int:

@@ -24,7 +24,7 @@ def named_blocks(model: onnx.ModelProto) -> Mapping[str, ResidualBlock]:
     return {place(block.convs[0])["block"] or block.add: block for block in find_blocks(model)}
 
 
-def removable(model: onnx.ModelProto) -> tuple[str, ...]:
+def removable_blocks(model: onnx.ModelProto) -> tuple[str, ...]:
     """The names of the blocks with an identity shortcut, which can be removed and leave nothing behind."""
     return tuple(name for name, block in named_blocks(model).items() if block.shortcut == "identity")
 
@@ -44,8 +44,8 @@ def remove(model: onnx.ModelProto, names: Collection[str]) -> onnx.ModelProto:
     becomes: dict[str, str] = {}
     for name in names:
         block = blocks[name]
-        done = block.output if block.relu is None or _not_negative(index, block.skip) else _sum(index, block)
-        becomes[done] = block.skip
+        last = block.output if block.relu is None or _not_negative(index, block.skip) else _sum(index, block)
+        becomes[last] = block.skip
     result = copy(model)
     for node in result.graph.node:
         node.input[:] = [_end(tensor, becomes) for tensor in node.input]
@@ -58,9 +58,9 @@ def _sum(index: Index, block: ResidualBlock) -> str:
 
 
 def _not_negative(index: Index, tensor: str) -> bool:
-    node = index.made_by(tensor)
+    node = index.maker(tensor)
     while node is not None and node.op_type in _NON_NEGATIVE:
-        node = index.made_by(node.input[0])
+        node = index.maker(node.input[0])
     return node is not None and node.op_type == "Relu"
 
 

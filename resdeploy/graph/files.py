@@ -97,10 +97,10 @@ def precision_of(model: onnx.ModelProto) -> Precision:
 
 def _parse(path: Path) -> onnx.ModelProto:
     model = external.parse(path)
-    held = {tensor.name for tensor in model.graph.initializer}
+    weights = {tensor.name for tensor in model.graph.initializer}
     parts = {"nodes": model.graph.node, "outputs": model.graph.output}
-    parts["inputs"] = [value for value in model.graph.input if value.name not in held]
-    if missing := [name for name, found in parts.items() if not found]:
+    parts["inputs"] = [value for value in model.graph.input if value.name not in weights]
+    if missing := [name for name, items in parts.items() if not items]:
         raise MalformedInput(
             f"{path} is not a model: it has no {' and no '.join(missing)}", fix="Export or copy it again"
         )
@@ -186,9 +186,9 @@ def _load_external_data(model: onnx.ModelProto, path: Path) -> None:
 
 def _place(tensor: onnx.TensorProto, path: Path) -> tuple[str, int, int]:
     """File, offset and length of an external tensor's values, in bytes."""
-    said = [(entry.key, entry.value) for entry in tensor.external_data]
-    entries, name = dict(said), "".join(external.locations(tensor, path)[-1:])
-    if len(entries) < len(said) or any(len(getattr(tensor, field)) for field in _VALUE_FIELDS):
+    pairs = [(entry.key, entry.value) for entry in tensor.external_data]
+    entries, name = dict(pairs), "".join(external.locations(tensor, path)[-1:])
+    if len(entries) < len(pairs) or any(len(getattr(tensor, field)) for field in _VALUE_FIELDS):
         raise MalformedInput(
             f"tensor {tensor.name!r} of {path} says twice where its values are",
             cause="Which of them runs depends on the program that reads it",

@@ -30,7 +30,7 @@ from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
 from resdeploy.graph.index import Index, node_name, opset_version, overwrite
 from resdeploy.graph.qdq_placement import PAIR
-from resdeploy.graph.symmetric import symmetric
+from resdeploy.graph.symmetric import to_symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
 SMALLEST = 2.0**-17
@@ -49,9 +49,9 @@ def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
             opset 17.
     """
     quantized = any(node.op_type in PAIR for node in model.graph.node)
-    model = symmetric(model) if quantized else model
+    model = to_symmetric(model) if quantized else model
     if is_typed(major):
-        return half_around_pairs(model) if quantized and _in_float(model) else model
+        return half_around_pairs(model) if quantized and _has_float_scales(model) else model
     opset = opset_version(model, 0)
     if opset <= OPSET:
         return model
@@ -75,16 +75,20 @@ def half_around_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         converted = onnx.version_converter.convert_version(model, TYPED_OPSET)
     except Exception as e:
-        raise MalformedInput(f"this ONNX file cannot be brought to opset {TYPED_OPSET}: {e}") from e
+        raise MalformedInput(
+            f"this ONNX file cannot be brought to opset {TYPED_OPSET}: {e}",
+            cause="ONNX's converter does not know an operator of it",
+            fix="Quantize the FP32 file again: resdeploy quantize F.onnx --target tensorrt --calib-data DIR",
+        ) from e
     converted.ir_version = max(converted.ir_version, TYPED_IR_VERSION)
     _raise_weight_scales(converted)
-    return cast.to_half(converted, "fp16", keep=tuple(_tiny(Index(converted))), pairs=True)
+    return cast.to_half(converted, "fp16", keep=tuple(_pairs_of_tiny_scales(Index(converted))), pairs=True)
 
 
-def _in_float(model: onnx.ModelProto) -> bool:
+def _has_float_scales(model: onnx.ModelProto) -> bool:
     """Whether any scale is in FP32 still."""
-    held = {t.name: t.data_type for t in model.graph.initializer}
-    scales = (held.get(node.input[1]) for node in model.graph.node if node.op_type in PAIR)
+    types = {t.name: t.data_type for t in model.graph.initializer}
+    scales = (types.get(node.input[1]) for node in model.graph.node if node.op_type in PAIR)
     return any(kind == onnx.TensorProto.FLOAT for kind in scales)
 
 
@@ -97,7 +101,7 @@ def _raise_weight_scales(model: onnx.ModelProto) -> None:
             overwrite(stored, np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST)))
 
 
-def _tiny(index: Index) -> Iterator[str]:
+def _pairs_of_tiny_scales(index: Index) -> Iterator[str]:
     """The pairs of activations whose scale FP16 cannot hold."""
     for node in index.nodes:
         stored = index.value(node.input[1]) if node.op_type in PAIR else None

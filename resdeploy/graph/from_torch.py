@@ -9,7 +9,7 @@ import importlib.metadata
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -155,33 +155,45 @@ def verify(
     Raises:
         MalformedInput: the largest difference is over that limit, or not finite.
     """
-    import torch
-
     batches = [np.ascontiguousarray(np.resize(samples, (n, *samples.shape[1:])), dtype=np.float32) for n in sizes]
-    with torch.no_grad():
-        single = [_evaluated(module, torch.from_numpy(batch)) for batch in batches]
-        reference = copy.deepcopy(module).double()
-        exact = [_evaluated(reference, torch.from_numpy(batch).double()) for batch in batches]
-    absolute, own, largest = 0.0, 0.0, 0.0
-    for batch, rounded, expected in zip(batches, single, exact, strict=True):
-        found = run(Path(artifact.path), batch)
-        if found.shape != expected.shape:
-            raise MalformedInput(f"{artifact.path} gives logits of shape {found.shape}, torch {expected.shape}")
-        # Not max(), which drops a NaN in its second place.
-        absolute = float(np.maximum(absolute, np.abs(found - expected).max()))
-        own = float(np.maximum(own, np.abs(rounded - expected).max()))
-        largest = max(largest, float(np.abs(expected).max()))
-    relative, own = (error / largest if largest else error for error in (absolute, own))
-    limit = max_rel_error(own)
+    absolute, torch_fp32, largest = _compare_logits(Path(artifact.path), module, run, batches)
+    relative, torch_fp32 = (error / largest if largest else error for error in (absolute, torch_fp32))
+    limit = max_rel_error(torch_fp32)
     if not relative <= limit:
         raise MalformedInput(
             f"{artifact.path} is off from torch in float64 by {relative:.1e} of the largest logit",
             cause=f"Rounding stays under {limit:.0e}: the graph is wrong, or the weights too large for FP32",
             fix="Report the model with the versions in `resdeploy doctor`",
         )
-    checks = {"max_abs_error": absolute, "max_rel_error": relative, "torch_fp32_rel_error": own}
+    checks = {"max_abs_error": absolute, "max_rel_error": relative, "torch_fp32_rel_error": torch_fp32}
     checks |= {f"batch_size_{k}": float(size) for k, size in enumerate(sizes, 1)}
     return dataclasses.replace(artifact, checks={**artifact.checks, **checks})
+
+
+def _compare_logits(
+    path: Path, module: torch.nn.Module, run: Run, batches: Sequence[NDArray[np.float32]]
+) -> tuple[float, float, float]:
+    """How far the file, and torch in FP32, are off from torch in float64 at most, and the largest logit."""
+    import torch
+
+    with torch.no_grad():
+        single = [_logits(module, torch.from_numpy(batch)) for batch in batches]
+        reference = copy.deepcopy(module).double()
+        exact = [_logits(reference, torch.from_numpy(batch).double()) for batch in batches]
+    of_file, of_torch, largest = 0.0, 0.0, 0.0
+    for batch, rounded, expected in zip(batches, single, exact, strict=True):
+        logits = run(path, batch)
+        if logits.shape != expected.shape:
+            raise MalformedInput(
+                f"{path} gives logits of shape {logits.shape}, torch {expected.shape}",
+                cause="The exporter fixed a size that depends on the batch",
+                fix="Report the model with the versions in `resdeploy doctor`",
+            )
+        # Not max(), which drops a NaN in its second place.
+        of_file = float(np.maximum(of_file, np.abs(logits - expected).max()))
+        of_torch = float(np.maximum(of_torch, np.abs(rounded - expected).max()))
+        largest = max(largest, float(np.abs(expected).max()))
+    return of_file, of_torch, largest
 
 
 def max_rel_error(torch_fp32: float) -> float:
@@ -193,7 +205,7 @@ def max_rel_error(torch_fp32: float) -> float:
     return min(max(MAX_REL_ERROR, MAX_TIMES_TORCH * torch_fp32), MAX_ANY_ERROR)
 
 
-def _evaluated(module: torch.nn.Module, batch: torch.Tensor) -> NDArray[np.floating]:
+def _logits(module: torch.nn.Module, batch: torch.Tensor) -> NDArray[np.floating]:
     """Logits in evaluation mode; the module's own mode is left as it is."""
     was_training = module.training
     module.eval()

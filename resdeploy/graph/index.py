@@ -41,7 +41,7 @@ class Index:
             if all(name in self.constants or not name for name in node.input) and not has_subgraph(node):
                 self.constants.update(node.output)
 
-    def made_by(self, tensor: str) -> onnx.NodeProto | None:
+    def maker(self, tensor: str) -> onnx.NodeProto | None:
         """The node that makes `tensor`; None for inputs and initializers."""
         i = self.producer.get(tensor)
         return None if i is None else self.nodes[i]
@@ -59,7 +59,7 @@ class Index:
         """The constant behind a name, where it is stored as one (an initializer or a Constant node)."""
         if tensor in self.initializers:
             return self.initializers[tensor]
-        node = self.made_by(tensor)
+        node = self.maker(tensor)
         if node is None or node.op_type != "Constant":
             return None
         return next((a.t for a in node.attribute if a.name == "value"), None)
@@ -83,8 +83,8 @@ def input_name(node: onnx.NodeProto, k: int) -> str:
 
 def image_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     """The first input that is not a weight: files of format version 3 list the weights there too."""
-    held = {tensor.name for tensor in graph.initializer}
-    image: onnx.ValueInfoProto = next(value for value in graph.input if value.name not in held)
+    weights = {tensor.name for tensor in graph.initializer}
+    image: onnx.ValueInfoProto = next(value for value in graph.input if value.name not in weights)
     return image
 
 
@@ -100,8 +100,8 @@ def by_name(nodes: Iterable[onnx.NodeProto]) -> dict[str, onnx.NodeProto]:
 
 def attribute(node: onnx.NodeProto, name: str, default: Value) -> Value:
     """An attribute of a node that is a number or a text (in bytes)."""
-    found = next((a for a in node.attribute if a.name == name), None)
-    value: Value = default if found is None else helper.get_attribute_value(found)
+    stored = next((a for a in node.attribute if a.name == name), None)
+    value: Value = default if stored is None else helper.get_attribute_value(stored)
     return value
 
 
@@ -175,7 +175,7 @@ def drop_unused(graph: onnx.GraphProto) -> None:
 
     For passes that replace weights: nodes that compute, and recorded shapes, stay as they are (`prune` removes those).
     """
-    read = {name for node in graph.node for name in _read_by(node)} | {o.name for o in graph.output}
+    read = {name for node in graph.node for name in _reads(node)} | {o.name for o in graph.output}
     for unread in [node for node in graph.node if node.op_type == "Constant" and node.output[0] not in read]:
         graph.node.remove(unread)
     _keep_named(graph.initializer, read)
@@ -190,20 +190,20 @@ def prune(graph: onnx.GraphProto) -> None:
     kept: list[onnx.NodeProto] = []
     for node in reversed(list(graph.node)):
         if any(name in needed for name in node.output) or has_subgraph(node):
-            needed.update(_read_by(node))
+            needed.update(_reads(node))
             kept.append(node)
     _keep_named(graph.initializer, needed)
     _keep_named(graph.value_info, {name for node in kept for name in node.output})
     set_nodes(graph, reversed(kept))
 
 
-def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+def _reads(node: onnx.NodeProto) -> Iterator[str]:
     """The tensors that a node reads, those that graphs of its own read from around it included."""
     yield from node.input
     for inner in (graph for a in node.attribute for graph in (a.g, *a.graphs)):
         yield from (value.name for value in inner.output)
-        for held in inner.node:
-            yield from _read_by(held)
+        for inner_node in inner.node:
+            yield from _reads(inner_node)
 
 
 def _keep_named(field: Any, names: Collection[str]) -> None:

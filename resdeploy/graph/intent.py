@@ -37,7 +37,7 @@ class Intent:
     edges: frozenset[str]  # those at the graph's own inputs and outputs, which no placement does without
 
 
-def began_with(intent: Intent) -> dict[str, str]:
+def kernel_starts(intent: Intent) -> dict[str, str]:
     """What a fused kernel ends with -> what it then began with."""
     before = {node: conv for conv, followers in intent.followers.items() for node in reversed(followers)}
     for block in intent.blocks:
@@ -46,13 +46,15 @@ def began_with(intent: Intent) -> dict[str, str]:
     return before
 
 
-def computed(sources: Sequence[str], intent: Intent, before: Mapping[str, str], *, convolves: bool) -> tuple[str, ...]:
+def computed_nodes(
+    sources: Sequence[str], intent: Intent, before: Mapping[str, str], *, convolves: bool
+) -> tuple[str, ...]:
     """The graph's nodes that a kernel computes, by the sources that the runtime names.
 
-    ONNX Runtime names a fused convolution after what its last node makes: `before`, of `began_with`, leads back.
+    ONNX Runtime names a fused convolution after what its last node makes: `before`, of `kernel_starts`, leads back.
     """
-    found = (s if s in intent.nodes else intent.producers.get(s, "") for s in sources)
-    nodes = [node for node in found if node]
+    makers = (s if s in intent.nodes else intent.producers.get(s, "") for s in sources)
+    nodes = [node for node in makers if node]
     while nodes and convolves and nodes[0] in before and before[nodes[0]] not in nodes:
         nodes.insert(0, before[nodes[0]])
     return tuple(dict.fromkeys(nodes))
@@ -61,13 +63,16 @@ def computed(sources: Sequence[str], intent: Intent, before: Mapping[str, str], 
 def of(model: onnx.ModelProto) -> Intent:
     """The intent of a graph with or without Q/DQ pairs."""
     index = Index(model)
-    plain, twins = _without_pairs(model, index)
+    plain, twins = _strip_pairs(model, index)
     inner = Index(plain)
     blocks = find_blocks(plain)
     nodes = by_name(index.nodes)
-    asked = {name: _weighted(index, node) for name, node in nodes.items() if node.op_type in CONVOLUTIONS}
+    asked = {name: _precision_of_weighted(index, node) for name, node in nodes.items() if node.op_type in CONVOLUTIONS}
     asked |= dict.fromkeys((name for name, node in nodes.items() if node.op_type in INTEGER_CONVOLUTIONS), "int8")
-    asked |= {block.add: _added(index, nodes[block.add], asked.get(block.last_conv or "", "fp32")) for block in blocks}
+    asked |= {
+        block.add: _precision_of_add(index, nodes[block.add], asked.get(block.last_conv or "", "fp32"))
+        for block in blocks
+    }
     producers = {tensor: node_name(inner.nodes[i]) for tensor, i in inner.producer.items()}
     producers |= {twin: producers[source] for twin, source in twins.items() if source in producers}
     pairs = frozenset(name for name, node in nodes.items() if node.op_type in PAIR)
@@ -88,30 +93,30 @@ def of(model: onnx.ModelProto) -> Intent:
     )
 
 
-def _without_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProto, dict[str, str]]:
+def _strip_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProto, dict[str, str]]:
     """A copy in which each reader of Q/DQ, a cast or a batch normalisation reads their source; tensor -> source."""
     twins: dict[str, str] = {}
     for node in index.nodes:
         if node.op_type in (*PAIR, "Cast", "BatchNormalization") and node.input[0] not in index.constants:
             twins[node.output[0]] = twins.get(node.input[0], node.input[0])
     plain = copy(model)
-    kept = [node for node in plain.graph.node if node.output[0] not in twins]
-    for node in kept:
+    others = [node for node in plain.graph.node if node.output[0] not in twins]
+    for node in others:
         for i, name in enumerate(node.input):
             node.input[i] = twins.get(name, name)
-    set_nodes(plain.graph, kept)
+    set_nodes(plain.graph, others)
     for output in plain.graph.output:
         output.name = twins.get(output.name, output.name)
     return plain, twins
 
 
 def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
-    found: list[str] = []
+    followers: list[str] = []
     reader = index.only_reader(convolution.output[0])
     while reader is not None and reader.op_type in (*ACTIVATIONS, "BatchNormalization"):
-        found.append(node_name(reader))
+        followers.append(node_name(reader))
         reader = index.only_reader(reader.output[0]) if reader.op_type == "BatchNormalization" else None
-    return found
+    return followers
 
 
 def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
@@ -119,27 +124,27 @@ def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
     return reads_input or node.output[0] in index.outputs
 
 
-def _dequantized(index: Index, tensor: str) -> bool:
+def _is_dequantized(index: Index, tensor: str) -> bool:
     """Whether a tensor holds quantized values: OpenVINO's placement has the pair before a pooling, not after it."""
-    node = index.made_by(tensor)
+    node = index.maker(tensor)
     while node is not None and (node.op_type == "Cast" or node.op_type in TRANSPARENT):
-        node = index.made_by(node.input[0])
+        node = index.maker(node.input[0])
     return node is not None and node.op_type == "DequantizeLinear"
 
 
-def _weighted(index: Index, node: onnx.NodeProto) -> str:
-    if all(_dequantized(index, name) for name in node.input[:2]):
+def _precision_of_weighted(index: Index, node: onnx.NodeProto) -> str:
+    if all(_is_dequantized(index, name) for name in node.input[:2]):
         return "int8"
     tensor = node.input[1]
-    while (maker := index.made_by(tensor)) is not None and maker.op_type in (*PAIR, "Cast"):
+    while (maker := index.maker(tensor)) is not None and maker.op_type in (*PAIR, "Cast"):
         tensor = maker.input[0]
     stored = index.value(tensor)
     return FLOATS.get(stored.data_type, "fp32") if stored is not None else "fp32"
 
 
-def _added(index: Index, add: onnx.NodeProto, convolution: str) -> str:
+def _precision_of_add(index: Index, add: onnx.NodeProto, convolution: str) -> str:
     """What a residual Add asks for, given what its convolution does."""
-    if not any(_dequantized(index, name) for name in add.input):
+    if not any(_is_dequantized(index, name) for name in add.input):
         return convolution if convolution != "int8" else "fp32"
     output = add.output[0]
     for _ in range(2):  # the sum, then what the activation makes of it

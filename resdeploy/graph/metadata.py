@@ -22,11 +22,11 @@ _BIASES = {"Conv": 2, "ConvTranspose": 2, "FusedConv": 2, "QLinearConv": 8}  # a
 
 def attach(model: onnx.ModelProto, spec: ModelSpec) -> None:
     """Writes `spec` into the model's metadata, replacing one that is there."""
-    kept = {p.key: p.value for p in model.metadata_props if p.key not in (SPEC_KEY, LABELS_KEY)}
-    kept[SPEC_KEY] = json.dumps(dataclasses.asdict(spec), sort_keys=True, ensure_ascii=False)
+    props = {p.key: p.value for p in model.metadata_props if p.key not in (SPEC_KEY, LABELS_KEY)}
+    props[SPEC_KEY] = json.dumps(dataclasses.asdict(spec), sort_keys=True, ensure_ascii=False)
     if spec.labels:
-        kept[LABELS_KEY] = "\n".join(spec.labels)
-    onnx.helper.set_model_props(model, dict(sorted(kept.items())))
+        props[LABELS_KEY] = "\n".join(spec.labels)
+    onnx.helper.set_model_props(model, dict(sorted(props.items())))
 
 
 def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
@@ -74,13 +74,13 @@ def _dims(value: onnx.ValueInfoProto) -> list[int] | None:
 
 
 def _image(model: onnx.ModelProto, path: Path) -> tuple[int, int, int]:
-    held = {i.name for i in model.graph.initializer}
-    inputs = [v for v in model.graph.input if v.name not in held]
+    weights = {i.name for i in model.graph.initializer}
+    inputs = [v for v in model.graph.input if v.name not in weights]
     dims = _dims(inputs[0]) if len(inputs) == 1 else None
     if dims is None or len(dims) != 4:
-        found = ", ".join(f"{v.name} {_dims(v)}" for v in inputs)
+        listing = ", ".join(f"{v.name} {_dims(v)}" for v in inputs)
         raise MalformedInput(
-            f"{path} is not an image classifier: one input (N, C, H, W) is expected, found {found or 'none'}",
+            f"{path} is not an image classifier: one input (N, C, H, W) is expected, found {listing or 'none'}",
             fix="Export the classifier alone",
         )
     _, channels, height, width = dims
@@ -100,9 +100,9 @@ def _classes(model: onnx.ModelProto, path: Path) -> int:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         dims = _dims(inferred.graph.output[0])
     if dims is None or len(dims) != 2 or dims[1] < 1:
-        found = ", ".join(f"{v.name} {_dims(v)}" for v in outputs)
+        listing = ", ".join(f"{v.name} {_dims(v)}" for v in outputs)
         raise MalformedInput(
-            f"{path} is not a classifier: one output (N, classes) is expected, found {found}",
+            f"{path} is not a classifier: one output (N, classes) is expected, found {listing}",
             fix="Export the classifier alone, without auxiliary heads or a softmax over positions",
         )
     return dims[1]
@@ -117,7 +117,7 @@ class Removed:
     pools: tuple[str, ...] = ()  # nodes whose output was pooled over windows of one element
 
 
-def removed(model: onnx.ModelProto) -> Removed | None:
+def read_removed(model: onnx.ModelProto) -> Removed | None:
     """What was removed; None: the file does not say.
 
     Raises:

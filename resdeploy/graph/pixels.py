@@ -5,10 +5,10 @@ a normalised image rounds what was exact; it is the largest single error of an I
 the first convolution can read `pixel - m` instead, its weights divided by `255 std`:
 
     uint8 input:  Cast -> Sub(m)          -> Conv      (`to_pixels`; zero padding still means the mean colour)
-    float input:  Mul(255 std)            -> Conv      (`centred`)
+    float input:  Mul(255 std)            -> Conv      (`centre_pixels`)
 
 and both are quantized without any error as `pixel - offset` on a scale of 1, offset 0 on U8 and 128 on S8 (zero point
-0 in both), which `integral` writes as
+0 in both), which `to_whole_pixels` writes as
 
     ... -> Pad(0) -> Add(m - offset) -> [Q/DQ, scale 1] -> Conv without padding, its bias moved by offset - m
 
@@ -67,7 +67,7 @@ def to_pixels(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
     return result
 
 
-def centred(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
+def centre_pixels(model: onnx.ModelProto, spec: Preprocessing) -> onnx.ModelProto:
     """A graph in canonical form that turns its normalised float input back into pixels and then does the same.
 
     Raises:
@@ -141,7 +141,7 @@ class Exact:
     tensors: tuple[str, ...]  # what those convolutions read
 
 
-def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool) -> Exact | None:
+def to_whole_pixels(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool) -> Exact | None:
     """The graph with inputs for S8 (`signed`) or U8; None where it has no convolutions to fold into.
 
     The function is that of `model` but for the padding border, whose colour becomes a whole pixel value once quantized.
@@ -152,14 +152,14 @@ def integral(model: onnx.ModelProto, spec: Preprocessing | None, *, signed: bool
         signed: for S8.
     """
     if model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-        result = None if spec is None else centred(model, spec)
-        found = None if result is None or spec is None else (CENTRED, _columns(spec)[0])
+        result = None if spec is None else centre_pixels(model, spec)
+        front = None if result is None or spec is None else (CENTRED, _columns(spec)[0])
     else:
         result = copy(model)
-        found = _front(Index(result), result.graph.input[0].name)
-    if result is None or found is None:
+        front = _front(Index(result), result.graph.input[0].name)
+    if result is None or front is None:
         return None
-    tensor, middle = found
+    tensor, middle = front
     index = Index(result)
     readers = [index.nodes[i] for i in index.readers[tensor]]
     if not all(_foldable(index, node, tensor) and _padding_known(node) for node in readers):
@@ -177,7 +177,7 @@ def _shift(graph: onnx.GraphProto, index: Index, tensor: str, shift: NDArray[np.
         pads = integers(node, "pads", (0, 0, 0, 0))
         if pads not in added:
             added[pads] = f"{node_name(node)}/pixels"
-            before[node_name(node)] = _padded(graph, tensor, added[pads], pads, shift)
+            before[node_name(node)] = _shift_nodes(graph, tensor, added[pads], pads, shift)
         weight = index.array(node.input[1]).astype(np.float64)
         bias = index.array(node.input[2]).astype(np.float64) if input_name(node, 2) else np.zeros(len(weight))
         node.input[0] = added[pads]
@@ -204,7 +204,7 @@ def _padding_known(node: onnx.NodeProto) -> bool:
     return attribute(node, "auto_pad", b"") in (b"", b"NOTSET")
 
 
-def _padded(
+def _shift_nodes(
     graph: onnx.GraphProto, tensor: str, output: str, pads: tuple[int, ...], shift: NDArray[np.float64]
 ) -> list[onnx.NodeProto]:
     """The border of the mean colour, then whole pixel values instead of differences from it."""

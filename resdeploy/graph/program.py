@@ -44,7 +44,7 @@ def read(model: onnx.ModelProto) -> Program:
     constants = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
     ops = []
     for node in model.graph.node:
-        attributes = {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute}
+        attributes = {a.name: _plain_value(helper.get_attribute_value(a)) for a in node.attribute}
         if node.op_type == "Constant" and "value" in attributes:
             constants[node.output[0]] = attributes["value"]
             continue
@@ -60,7 +60,7 @@ def read(model: onnx.ModelProto) -> Program:
     return Program(ops=tuple(ops), constants=constants, input=image, output=model.graph.output[0].name)
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     if isinstance(value, bytes):
         return value.decode()
     return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value

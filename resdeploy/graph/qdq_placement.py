@@ -130,20 +130,20 @@ def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] 
     """
     _refuse(model)
     index = Index(model)
-    sites, kept = _weight_sites(index, keep_float)
+    sites, kept_float = _weight_sites(index, keep_float)
     blocks = find_blocks(model)
-    wanted = dict.fromkeys(_wanted(index, target, sites, blocks))
+    tensors = dict.fromkeys(_tensors_to_quantize(index, target, sites, blocks))
     activations: dict[str, str] = {}
-    for tensor in wanted:
+    for tensor in tensors:
         chain = _chain(index, tensor)
         if target == "tensorrt":  # one pair an edge, as NVIDIA has them, on its source's scale where that has one
-            activations[tensor] = next((link for link in reversed(chain) if link in wanted), tensor)
+            activations[tensor] = next((link for link in reversed(chain) if link in tensors), tensor)
             continue
         for link in chain[-1:] if target == "openvino" else chain:
             activations[link] = chain[-1]
     unfusable = {b.add: why for b in blocks if (why := _obstacle(index, target, b, sites, activations))}
     return Placement(
-        target=target, activations=activations, weights=sites, kept_float=kept, unfusable=unfusable, blocks=blocks
+        target=target, activations=activations, weights=sites, kept_float=kept_float, unfusable=unfusable, blocks=blocks
     )
 
 
@@ -160,25 +160,25 @@ def _refuse(model: onnx.ModelProto) -> None:
 
 def _weight_sites(index: Index, keep_float: Collection[str]) -> tuple[tuple[WeightSite, ...], dict[str, str]]:
     sites: list[WeightSite] = []
-    kept: dict[str, str] = {}
+    kept_float: dict[str, str] = {}
     for node in index.nodes:
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
         name = node_name(node)
-        if name in kept or any(site.node == name for site in sites):
+        if name in kept_float or any(site.node == name for site in sites):
             raise MalformedInput(f"two operators are called {name}", fix="Give every node a name of its own")
         weight = index.value(node.input[1])
         if name in keep_float:
-            kept[name] = "kept in float on request"
+            kept_float[name] = "kept in float on request"
         elif node.op_type == "ConvTranspose":
-            kept[name] = "transposed convolutions are not quantized"
+            kept_float[name] = "transposed convolutions are not quantized"
         elif weight is None or node.input[0] in index.constants:
-            kept[name] = "its weights are not constant"
+            kept_float[name] = "its weights are not constant"
         elif weight.data_type != onnx.TensorProto.FLOAT:
-            kept[name] = f"its weights are {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT"
+            kept_float[name] = f"its weights are {onnx.TensorProto.DataType.Name(weight.data_type)}, not FLOAT"
         else:
             sites.append(WeightSite(node=name, tensor=node.input[1], axis=_axis(node, weight), data=node.input[0]))
-    if unknown := set(keep_float) - kept.keys():
+    if unknown := set(keep_float) - kept_float.keys():
         raise UsageError(
             f"no convolution or matrix product is called {', '.join(sorted(unknown))}",
             fix=f"The first are: {', '.join([s.node for s in sites[:5]])}",
@@ -188,7 +188,7 @@ def _weight_sites(index: Index, keep_float: Collection[str]) -> tuple[tuple[Weig
             "there is nothing to quantize: no convolution or matrix product with constant float weights",
             fix="Check that this is the classifier's ONNX file",
         )
-    return tuple(sites), kept
+    return tuple(sites), kept_float
 
 
 def _axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
@@ -199,7 +199,7 @@ def _axis(node: onnx.NodeProto, weight: onnx.TensorProto) -> int:
     return len(weight.dims) - 1
 
 
-def _wanted(
+def _tensors_to_quantize(
     index: Index, target: Target, sites: tuple[WeightSite, ...], blocks: tuple[ResidualBlock, ...]
 ) -> Iterator[str]:
     """Tensors that must be read quantized, in no particular order and with repetitions."""
@@ -215,8 +215,8 @@ def _wanted(
     for node in averages:
         yield node.input[0]
     if target == "onnxruntime":
-        made = [node for node in index.nodes if node_name(node) in quantized] + averages
-        yield from (tensor for node in made if (tensor := _result(index, node)) is not None)
+        makers = [node for node in index.nodes if node_name(node) in quantized] + averages
+        yield from (tensor for node in makers if (tensor := _result(index, node)) is not None)
         for block in fusable:
             if index.readers[block.output]:
                 yield block.output
@@ -229,7 +229,7 @@ def _result(index: Index, node: onnx.NodeProto) -> str | None:
     return str(tensor) if index.readers[tensor] else None
 
 
-def moved_from(index: Index, tensor: str) -> str:
+def range_source(index: Index, tensor: str) -> str:
     """The tensor whose values `tensor` holds, moved at most: where its range comes from."""
     return _chain(index, tensor)[-1]
 
@@ -237,7 +237,7 @@ def moved_from(index: Index, tensor: str) -> str:
 def _chain(index: Index, tensor: str) -> list[str]:
     """`tensor`, then what it is made of as long as values are only moved; the last one decides the range."""
     chain = [tensor]
-    while (node := index.made_by(chain[-1])) is not None and _moves(index, node):
+    while (node := index.maker(chain[-1])) is not None and _moves(index, node):
         chain.append(node.input[0])
     return chain
 
@@ -263,18 +263,18 @@ def _obstacle(
     That kernel is the last convolution of the main branch; ONNX Runtime adds in a kernel of its own, QLinearAdd.
     """
     if block.last_conv is None:
-        node = index.made_by(block.main)
+        node = index.maker(block.main)
         return f"its main branch ends in {node.op_type if node else 'an input'}, not in a convolution"
     if all(site.node != block.last_conv for site in sites):
         return f"its last convolution {block.last_conv} stays in float"
     if target != "onnxruntime" and index.only_reader(block.main) is None:
         return f"the output of its last convolution {block.last_conv} is read elsewhere too"
-    if not _read_quantized(index, target, block.output, activations):
+    if not _leaves_quantized(index, target, block.output, activations):
         return "its sum is read in float"
     return ""
 
 
-def _read_quantized(index: Index, target: Target, tensor: str, activations: Mapping[str, str]) -> bool:
+def _leaves_quantized(index: Index, target: Target, tensor: str, activations: Mapping[str, str]) -> bool:
     """Whether a sum leaves its kernel quantized.
 
     OpenVINO's convolution takes in a batch norm and an activation behind the sum too: executed graphs of 2026.4,

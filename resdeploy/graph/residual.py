@@ -69,8 +69,8 @@ def _block(index: Index, add: onnx.NodeProto) -> ResidualBlock | None:
     relu = index.only_reader(add.output[0])
     if relu is not None and relu.op_type not in ACTIVATIONS:
         relu = None
-    projection = index.made_by(operands[1 - main]) if shortcut == "projection" else None
-    last = index.made_by(operands[main])
+    projection = index.maker(operands[1 - main]) if shortcut == "projection" else None
+    last = index.maker(operands[main])
     return ResidualBlock(
         add=node_name(add),
         relu=None if relu is None else node_name(relu),
@@ -118,7 +118,7 @@ def _branches(index: Index, operands: Sequence[str]) -> tuple[str | None, tuple[
 
 
 def _ends_in_conv(index: Index, tensor: str) -> bool:
-    node = index.made_by(tensor)
+    node = index.maker(tensor)
     return node is not None and node.op_type in CONVOLUTIONS
 
 

@@ -38,7 +38,7 @@ LOWEST, HIGHEST = -128, 127
 EIGHT_BITS = (TensorProto.UINT8, TensorProto.INT8)
 
 
-def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
+def to_symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
     """The same function with all 8-bit Q/DQ in INT8 with zero point 0; the same object where they are that already.
 
     Other types (FP8, INT4, a bias in INT32) are left to the parser, which names those that it does not take.
@@ -61,9 +61,9 @@ def symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
             stored.append((node, values))
     writer = _Writer(result)
     for group in groups:
-        writer.quantized(group, graph)
+        writer.rewrite_pairs(group, graph)
     for node, values in stored:
-        writer.constant(node, values, graph)
+        writer.rewrite_constant(node, values, graph)
     drop_unused(result.graph)
     return result
 
@@ -73,7 +73,7 @@ class _Graph(Index):
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
-        self.given = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+        self.input_types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
         pairs = (node for node in self.nodes if node.op_type in PAIR)
         self.unfit = [node for node in pairs if self.kind(node) in EIGHT_BITS and not self._fits(node)]
 
@@ -91,14 +91,14 @@ class _Graph(Index):
 
     def _type(self, tensor: str) -> int:
         """Of integers; what else stands between a quantizer and a dequantizer moves them and converts nothing."""
-        seen: set[str] = set()
-        while tensor not in seen:
-            seen.add(tensor)
-            stored, node = self.value(tensor), self.made_by(tensor)
+        visited: set[str] = set()
+        while tensor not in visited:
+            visited.add(tensor)
+            stored, node = self.value(tensor), self.maker(tensor)
             if stored is not None:
                 return int(stored.data_type)
             if node is None:
-                return int(self.given.get(tensor, TensorProto.UNDEFINED))
+                return int(self.input_types.get(tensor, TensorProto.UNDEFINED))
             if node.op_type == "QuantizeLinear":
                 return self.kind(node)
             if node.op_type in ("Cast", "DynamicQuantizeLinear"):
@@ -134,10 +134,10 @@ class _Graph(Index):
         lowest = 0 if self.kind(node) == TensorProto.UINT8 else LOWEST
         if (lowest - zero == LOWEST).all():
             return True
-        held, scale = self.value(node.input[0]), self.value(node.input[1])
-        if held is None or scale is None:
+        stored, scale = self.value(node.input[0]), self.value(node.input[1])
+        if stored is None or scale is None:
             return False
-        values = numpy_helper.to_array(held).astype(np.float32)
+        values = numpy_helper.to_array(stored).astype(np.float32)
         steps = _along(node, numpy_helper.to_array(scale).astype(np.float32), values.ndim)
         offset = _along(node, zero, values.ndim)
         if steps is None or offset is None:
@@ -148,10 +148,10 @@ class _Graph(Index):
 
     def integers(self, node: onnx.NodeProto) -> NDArray[np.int8] | None:
         """A dequantizer's stored integers less their zero points; None where there are none or INT8 holds them not."""
-        held, zero = self.value(node.input[0]), self.zero(node)
-        if node.op_type != "DequantizeLinear" or held is None or zero is None:
+        stored, zero = self.value(node.input[0]), self.zero(node)
+        if node.op_type != "DequantizeLinear" or stored is None or zero is None:
             return None
-        values = numpy_helper.to_array(held).astype(np.int64)
+        values = numpy_helper.to_array(stored).astype(np.int64)
         offset = _along(node, zero, values.ndim)
         if offset is None or (values - offset < LOWEST).any() or (values - offset > HIGHEST).any():
             return None
@@ -189,19 +189,19 @@ class _Writer:
         named = (*model.graph.initializer, *model.graph.input)
         self.taken = {x.name for x in named} | {name for node in model.graph.node for name in node.output}
 
-    def quantized(self, group: list[onnx.NodeProto], graph: _Graph) -> None:
+    def rewrite_pairs(self, group: list[onnx.NodeProto], graph: _Graph) -> None:
         """A quantizer and its dequantizers, to INT8 with zero point 0."""
         for node in group:
-            self._at_zero(node, graph)
+            self._set_zero(node, graph)
         if (info := self.infos.get(group[0].output[0])) is not None:
             info.type.tensor_type.elem_type = TensorProto.INT8
 
-    def constant(self, node: onnx.NodeProto, values: NDArray[np.int8], graph: _Graph) -> None:
+    def rewrite_constant(self, node: onnx.NodeProto, values: NDArray[np.int8], graph: _Graph) -> None:
         """A dequantizer of a constant, to these integers and zero point 0."""
-        self._at_zero(node, graph)
+        self._set_zero(node, graph)
         node.input[0] = self._store(f"{node_name(node)}/int8", values)
 
-    def _at_zero(self, node: onnx.NodeProto, graph: _Graph) -> None:
+    def _set_zero(self, node: onnx.NodeProto, graph: _Graph) -> None:
         zero = graph.zero(node)
         assert zero is not None
         name = self._store(f"{node_name(node)}/zero_point", np.zeros(zero.shape, np.int8))

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph.intent import Intent, began_with, computed
+from resdeploy.graph.intent import Intent, computed_nodes, kernel_starts
 from resdeploy.graph.residual import ResidualBlock
 from resdeploy.judge import engine_blocks
 from resdeploy.judge.engine_blocks import is_convolution
@@ -115,7 +115,7 @@ class _View:
         self.layers, self.intent, self.asked, self.target = layers, intent, asked, target
         option = f" --target {target}" if target else ""
         self.quantize = f"resdeploy quantize F.onnx{option} --calib-data DIR"
-        before = began_with(intent)
+        before = kernel_starts(intent)
         self.nodes: list[tuple[str, ...]] = [self._resolved(layer, before) for layer in layers]
         self.homes: dict[str, list[int]] = {}
         for i, nodes in enumerate(self.nodes):
@@ -129,7 +129,7 @@ class _View:
     def _resolved(self, layer: Layer, before: Mapping[str, str]) -> tuple[str, ...]:
         if layer.role != "compute":
             return ()
-        return computed(layer.sources, self.intent, before, convolves=is_convolution(layer))
+        return computed_nodes(layer.sources, self.intent, before, convolves=is_convolution(layer))
 
     def _place_unnamed_sums(self) -> None:
         """A sum that no layer names ran in the block's convolution that reads a second tensor of its output's shape."""

@@ -184,11 +184,11 @@ def _breaks_at(
         )
     except ResdeployError:  # shapes that are computed, or an opset whose operators `watch` does not speak
         return ""
-    found = {t: db for t in tensors if index.made_by(t) is not None and (db := snr_db(r[t], g[t])) is not None}
+    found = {t: db for t in tensors if index.maker(t) is not None and (db := snr_db(r[t], g[t])) is not None}
     if not found:
         return ""
     worst = next((t for t, db in found.items() if db < LOST_DB), min(found, key=lambda t: found[t]))
-    node = index.made_by(worst)
+    node = index.maker(worst)
     assert node is not None
     reads = [f"{tensor} in {steps}, {_spread(r.get(tensor))}" for tensor, steps in _steps(lowered, worst)]
     return f"{node_name(node)} ({node.op_type})" + (f", which reads {' and '.join(reads)}" if reads else "")
@@ -197,10 +197,10 @@ def _breaks_at(
 def _steps(lowered: onnx.ModelProto, output: str) -> list[tuple[str, str]]:
     """The tensors that the maker of `output` reads quantized, each with the steps it is rounded to."""
     index, found = Index(lowered), []
-    node = index.made_by(output)
+    node = index.maker(output)
     for name in node.input if node is not None else ():
-        pair = index.made_by(name)
-        made = index.made_by(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
+        pair = index.maker(name)
+        made = index.maker(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
         if made is None or made.input[0] in index.constants:
             continue
         scale, zero = (index.array(k) for k in made.input[1:3])

@@ -67,7 +67,7 @@ def exact_input(model: onnx.ModelProto, spec: Preprocessing | None, target: Targ
     if floats and effort != "high":
         return Prepared(model=model, exact={})
     signed = target == "tensorrt"
-    found = pixels.integral(model, spec, signed=signed)
+    found = pixels.to_whole_pixels(model, spec, signed=signed)
     if found is None:
         return Prepared(model=model, exact={})
     del found.model.graph.value_info[:]

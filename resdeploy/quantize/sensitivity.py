@@ -266,7 +266,7 @@ class _Writer:
         """The tensor whose range rounds what `node` reads in the INT8 file; None where it reads float values."""
         source = self.seen.placement.activations.get(tensor)
         if source is None and node in self.sites and tensor == self.sites[node].data:
-            return qdq_placement.moved_from(self.index, tensor)  # rounded before it was moved here, to the same values
+            return qdq_placement.range_source(self.index, tensor)  # rounded before it came here, to the same values
         return source
 
     def rounded(self, tensor: str, source: str, stem: str) -> str:

@@ -166,7 +166,7 @@ class _Search:
         self.predict, self.folder = predict, folder
         self.progress = progress or (lambda _what, _done, _total: None)
         self.model = files.load_model(Path(source.path))
-        self.candidates = drop.removable(self.model)
+        self.candidates = drop.removable_blocks(self.model)
         if not self.candidates:
             raise UsageError(
                 f"{source.path} has no residual block with an identity shortcut",

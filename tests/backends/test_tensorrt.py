@@ -306,12 +306,12 @@ def test_a_weight_scale_too_small_for_fp16_is_raised_and_stays_fused() -> None:
     held = {t.name: onnx.numpy_helper.to_array(t) for t in lowered.graph.initializer}
     assert held["conv2/weight/scale"].dtype == np.float16
     assert (held["conv2/weight/scale"] == np.float16(2**-17)).all()
-    assert not cast.kept(lowered)
+    assert not cast.nodes_in_fp32(lowered)
 
 
 def test_an_activation_scale_too_small_for_fp16_keeps_its_pair_in_fp32() -> None:
     lowered = for_tensorrt.lower(with_scale("input/scale", 1e-6), 10)
-    assert set(cast.kept(lowered)) == {"input/QuantizeLinear", "input/DequantizeLinear"}
+    assert set(cast.nodes_in_fp32(lowered)) == {"input/QuantizeLinear", "input/DequantizeLinear"}
     onnx.checker.check_model(lowered, full_check=True)
 
 

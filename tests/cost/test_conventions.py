@@ -110,7 +110,7 @@ def test_pools_and_biases_that_folding_removed_are_remembered(ours) -> None:
 def test_the_canonical_form_keeps_what_it_remembers(ours) -> None:
     """Its own canonical form is itself, with the record of what the first one folded."""
     model = ours("resnet18")
-    removed = metadata.removed(model)
+    removed = metadata.read_removed(model)
     assert removed is not None
     assert (len(removed.norms), removed.biased, removed.pools) == (20, (), ())
     assert form.canonicalise(model).SerializeToString() == model.SerializeToString()
@@ -227,7 +227,7 @@ def test_a_file_whose_norms_were_folded_in_part_does_not_claim_to_know_them(torc
     folded, whole = (torchscript(net, spec.input_shape, folded=folded) for folded in (True, False))
     assert 0 < sum(node.op_type == "BatchNormalization" for node in folded.graph.node) < 19
     for partly in (folded, form.canonicalise(folded)):
-        assert metadata.removed(partly) is None
+        assert metadata.read_removed(partly) is None
         assert not counts.count(partly, spec).norms_known
     known = [counts.count(whole, spec), counts.count(form.canonicalise(whole), spec)]
     assert all(counted.norms_known for counted in known)
@@ -242,7 +242,7 @@ def test_the_canonical_form_of_a_folded_file_claims_nothing(ours, torchscript) -
 
     spec = zoo.spec("resnet18")
     once = form.canonicalise(torchscript(zoo.create(spec), spec.input_shape))
-    assert metadata.removed(once) is None
+    assert metadata.read_removed(once) is None
     assert not counts.count(once, spec).norms_known
     assert form.canonicalise(once).SerializeToString() == once.SerializeToString()
     assert counts.count(ours("resnet18"), spec).norms_known
@@ -260,9 +260,9 @@ def test_the_canonical_form_claims_nothing_of_convolutions_that_onnx_runtime_fus
     held = [numpy_helper.from_array(value, name) for name, value in values.items()]
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(helper.make_graph(nodes, "fused", [image], [logits], held), opset_imports=opsets)
-    assert metadata.removed(form.canonicalise(model)) is None
+    assert metadata.read_removed(form.canonicalise(model)) is None
     del model.graph.node[0].input[2:]
-    assert metadata.removed(form.canonicalise(model)) == metadata.Removed()
+    assert metadata.read_removed(form.canonicalise(model)) == metadata.Removed()
 
 
 def test_bytes_and_intensity_follow_their_definition(ours) -> None:

@@ -134,7 +134,7 @@ def test_kept_nodes_run_in_fp32(keep: tuple[str, ...]) -> None:
     found, expected = run(half, x), run(model, x)
     assert found.dtype == np.float32
     assert np.abs(found - expected).max() < 5e-3 * np.abs(expected).max()
-    assert set(cast.kept(half)) == set(keep)
+    assert set(cast.nodes_in_fp32(half)) == set(keep)
     types = {t.name: t.data_type for t in half.graph.initializer}
     assert (types.get("fc.weight") == TensorProto.FLOAT16) == ("fc" not in keep)
     if len(keep) == 5:
@@ -145,7 +145,7 @@ def test_weights_over_65504_stay_in_fp32_and_are_named() -> None:
     """FP16 would turn them into infinity."""
     model = network(scale=1e6)
     half = cast.to_half(model, "fp16")
-    assert cast.kept(half) == ("c",)
+    assert cast.nodes_in_fp32(half) == ("c",)
     types = {t.name: t.data_type for t in half.graph.initializer}
     assert types["c.weight.fp32"] == TensorProto.FLOAT
 

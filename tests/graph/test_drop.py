@@ -49,7 +49,7 @@ def test_without_blocks_the_graph_is_the_network_with_their_last_bn_at_zero(
     name, net, path = exported
     model = files.load_model(path)
     x = np.random.default_rng(0).standard_normal((2, 3, 32, 32)).astype(np.float32)
-    names = drop.removable(model)
+    names = drop.removable_blocks(model)
     assert isinstance(net, resnet.ResNet)
     assert names == tuple(n for n, b in resnet.blocks_of(net).items() if b.downsample is None)
     for chosen in (names[:1], names[-1:], names[1:4], names):
@@ -71,7 +71,7 @@ def test_a_removed_block_leaves_nothing_behind(exported: tuple[str, torch.nn.Mod
     name, _, path = exported
     model = files.load_model(path)
     spec = zoo.spec(name, classes=7, input_shape=(3, 32, 32))
-    block = drop.removable(model)[0]
+    block = drop.removable_blocks(model)[0]
     cut = drop.remove(model, [block])
     before, after = counts.count(model, spec), counts.count(cut, spec)
     own = [layer for layer in before.layers if layer.block == block]

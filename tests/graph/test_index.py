@@ -97,8 +97,8 @@ def test_the_index_knows_makers_readers_and_what_is_constant() -> None:
     model = network()
     index = Index(model)
     _, _, conv, _, _, add, clip = index.nodes
-    assert index.made_by("c") == conv
-    assert index.made_by("x") is index.made_by("w") is index.made_by("") is None
+    assert index.maker("c") == conv
+    assert index.maker("x") is index.maker("w") is index.maker("") is None
     assert [index.nodes[i].op_type for i in index.readers["c"]] == ["Mul", "Add"]
     assert index.only_reader("c") is index.only_reader("y") is None
     assert index.only_reader("sum") == clip

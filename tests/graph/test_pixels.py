@@ -102,7 +102,7 @@ def test_pixels_in_give_the_logits_of_normalised_floats(
     # Its canonical form is quantized, so the structure must survive that.
     again = form.canonicalise(taking_pixels)
     for start, images in ((model, normalised), (again, raw)):
-        exact = pixels.integral(start, spec, signed=signed)
+        exact = pixels.to_whole_pixels(start, spec, signed=signed)
         assert exact is not None
         onnx.checker.check_model(exact.model, full_check=True)
         np.testing.assert_allclose(run(exact.model, images), expected, **near)
@@ -115,7 +115,7 @@ def test_what_int8_reads_of_an_image_is_its_pixels(signed: bool) -> None:
     model = network(random)
     raw, normalised = both(random, SEEN)
     for start, images in ((model, normalised), (pixels.to_pixels(model, SEEN), raw)):
-        exact = pixels.integral(start, SEEN, signed=signed)
+        exact = pixels.to_whole_pixels(start, SEEN, signed=signed)
         assert exact is not None
         (tensor,) = exact.tensors
         read = run(exact.model, images, tensor)
@@ -134,12 +134,12 @@ def test_an_input_that_no_convolution_reads_is_normalised_in_the_graph() -> None
     raw, normalised = both(random, SEEN)
     made = pixels.to_pixels(model, SEEN)
     np.testing.assert_allclose(run(made, raw), run(model, normalised), rtol=1e-4, atol=1e-4)
-    assert pixels.integral(made, SEEN, signed=False) is None
-    assert pixels.integral(model, SEEN, signed=False) is None
+    assert pixels.to_whole_pixels(made, SEEN, signed=False) is None
+    assert pixels.to_whole_pixels(model, SEEN, signed=False) is None
 
 
 def test_a_float_input_is_not_exact_where_its_normalisation_is_unknown() -> None:
-    assert pixels.integral(network(np.random.default_rng(7)), None, signed=True) is None
+    assert pixels.to_whole_pixels(network(np.random.default_rng(7)), None, signed=True) is None
 
 
 def test_an_input_that_is_uint8_already_or_has_other_channels_is_refused() -> None:

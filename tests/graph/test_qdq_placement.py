@@ -56,7 +56,7 @@ def quantized(model: onnx.ModelProto, target: Target, **options: Any) -> onnx.Mo
     signed = target == "tensorrt"
     activations = {}
     for tensor in plan.observed:
-        made = index.made_by(tensor)
+        made = index.maker(tensor)
         positive = made is not None and made.op_type in ("Relu", "GlobalAveragePool")
         activations[tensor] = qdq_placement.Activation(
             scale=0.02 if positive else 0.05, zero_point=0 if signed or positive else 128, signed=signed
@@ -66,7 +66,7 @@ def quantized(model: onnx.ModelProto, target: Target, **options: Any) -> onnx.Mo
 
 def maker(index: Index, tensor: str) -> str:
     """The operator of the node that makes a tensor."""
-    made = index.made_by(tensor)
+    made = index.maker(tensor)
     assert made is not None
     return made.op_type
 
@@ -108,10 +108,10 @@ def test_files_are_valid_and_every_weighted_operator_reads_integers(
         weighted = [node for node in result.graph.node if node.op_type in ("Conv", "Gemm")]
         assert len(weighted) == sum(node.op_type in ("Conv", "Gemm") for node in model.graph.node)
         for node in weighted:
-            sources: list[Any] = [index.made_by(name) for name in node.input[:2]]
+            sources: list[Any] = [index.maker(name) for name in node.input[:2]]
             if target == "openvino":  # max pooling may lie between: it computes on integers as it is
                 while sources[0].op_type in qdq_placement.TRANSPARENT:
-                    sources[0] = index.made_by(sources[0].input[0])
+                    sources[0] = index.maker(sources[0].input[0])
             assert [source.op_type for source in sources] == ["DequantizeLinear"] * 2
 
 

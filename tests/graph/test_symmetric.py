@@ -16,7 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import for_tensorrt
 from resdeploy.graph.qdq_placement import PAIR
-from resdeploy.graph.symmetric import symmetric
+from resdeploy.graph.symmetric import to_symmetric
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
 from tests.sessions import session
@@ -107,14 +107,14 @@ EXACT: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", EXACT)
 def test_what_int8_at_zero_holds_is_rewritten_bit_by_bit(case: str) -> None:
     model = network(**EXACT[case])
-    found = symmetric(model)
+    found = to_symmetric(model)
     onnx.checker.check_model(found, full_check=True)
     np.testing.assert_array_equal(answers(found), answers(model))
     types = {t.name: t for t in found.graph.initializer}
     assert not any(t.data_type == TensorProto.UINT8 for t in types.values())
     pairs = [node for node in found.graph.node if node.op_type in PAIR]
     assert not any(numpy_helper.to_array(types[node.input[2]]).any() for node in pairs if len(node.input) > 2)
-    assert symmetric(found) is found
+    assert to_symmetric(found) is found
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
@@ -154,7 +154,7 @@ def test_unsigned_files_differ_from_what_the_parser_makes_of_them() -> None:
 @pytest.mark.parametrize("major", [8, 10])
 def test_quantizers_of_ours_for_tensorrt_pass_as_they_are(major: int) -> None:
     model = quantized(onnx.shape_inference.infer_shapes(tiny_network()), "tensorrt")
-    assert symmetric(model) is model
+    assert to_symmetric(model) is model
     for_tensorrt.lower(model, major)
 
 
@@ -168,7 +168,7 @@ def test_a_zero_point_that_is_computed_is_refused(how: str) -> None:
         model.graph.initializer.append(numpy_helper.from_array(np.asarray(0, np.float32), "zf"))
         model.graph.node.insert(0, helper.make_node("Cast", ["zf"], ["z"], "cast", to=TensorProto.UINT8))
     with pytest.raises(MalformedInput, match="has UINT8 with a zero point that is computed"):
-        symmetric(model)
+        to_symmetric(model)
 
 
 def test_quantizers_in_other_types_are_left_to_the_parser() -> None:
@@ -178,7 +178,7 @@ def test_quantizers_in_other_types_are_left_to_the_parser() -> None:
     model.graph.node.insert(0, bias)
     model.graph.node[-1].input[2] = "bd"
     model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.int32), "bq"))
-    assert symmetric(model) is model
+    assert to_symmetric(model) is model
 
 
 def test_typed_networks_get_the_rewritten_pairs() -> None:

@@ -129,7 +129,7 @@ def _int8_ours(model: onnx.ModelProto) -> Iterator[tuple[str, tuple[bool, bool |
     index = Index(result)
 
     def from_pair(tensor: str) -> bool:
-        maker = index.made_by(tensor)
+        maker = index.maker(tensor)
         return maker is not None and maker.op_type == "DequantizeLinear"
 
     for node in index.nodes:

@@ -59,7 +59,7 @@ def test_the_kept_nodes_make_the_cast_model_right_again(images: np.ndarray) -> N
     assert not np.allclose(broken, exact, rtol=0.05, atol=0.05)
     kept = overflow.overflowing(model, [images], run=here)
     mended = cast.to_half(model, "fp16", keep=kept)
-    assert set(cast.kept(mended)) == set(kept)
+    assert set(cast.nodes_in_fp32(mended)) == set(kept)
     np.testing.assert_allclose(logits(mended, images), exact, rtol=0.01, atol=0.01 * np.abs(exact).max())
 
 

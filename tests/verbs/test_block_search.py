@@ -39,12 +39,12 @@ class World:
     """
 
     def __init__(self, whole: Artifact, worth: dict[str, float]) -> None:
-        self.names = drop.removable(files.load_model(Path(whole.path)))
+        self.names = drop.removable_blocks(files.load_model(Path(whole.path)))
         self.worth = worth
         self.seen: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
 
     def __call__(self, artifact: Artifact, images: Dataset) -> Predictions:
-        left = drop.removable(files.load_model(Path(artifact.path)))
+        left = drop.removable_blocks(files.load_model(Path(artifact.path)))
         gone = [name for name in self.names if name not in left]
         self.seen.append((tuple(gone), images.ids))
         spoilt = sum(self.worth.get(name, 0.0) for name in gone)
@@ -85,7 +85,9 @@ def test_the_cheapest_blocks_go_in_order_and_no_more_than_the_budget_allows(
     assert [step.block for step in found.path] == [*found.removed, "layer3.1"]
     assert {lesion.block for lesion in found.lesions} == set(WORTH)
     assert found.verdict.state == "pass"
-    assert drop.removable(files.load_model(tmp_path / "p.onnx")) == tuple(n for n in WORTH if n not in found.removed)
+    assert drop.removable_blocks(files.load_model(tmp_path / "p.onnx")) == tuple(
+        n for n in WORTH if n not in found.removed
+    )
     assert found.artifact.model is not None
     assert found.artifact.model.removed == found.removed
     assert any("layer1.2" in note for note in found.artifact.notes)

@@ -49,7 +49,11 @@ def operand(node: ir.Node, index: int = 0) -> ir.Value:
     """
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None:
-        raise MalformedInput(f"node {node.name!r} ({node.op_type}) lacks its input {index}")
+        raise MalformedInput(
+            f"node {node.name!r} ({node.op_type}) lacks its input {index}",
+            cause="The exporter left it out, or the file was edited",
+            fix="Export the model again: resdeploy export MODEL -o F.onnx",
+        )
     return value
 
 

@@ -50,17 +50,17 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     graph = work.graph
     _check_interface(graph)
     _infer_shapes(work)
-    given = rewrite.stored(graph)
+    stored = rewrite.stored_names(graph)
     fold.fold_constants(graph, version)
-    rewrite.drop_made_up_biases(graph, given)
+    rewrite.drop_made_up_biases(graph, stored)
     passes.RemoveUnusedNodesPass()(work)
     _simplify(graph)
     opset.downgrade(graph)
     passes.RemoveUnusedNodesPass()(work)
     graph.sort()
     names.rename(graph)
-    before = metadata.removed(model)
-    removed = _removed(graph, before or metadata.Removed())
+    before = metadata.read_removed(model)
+    removed = _list_removed(graph, before or metadata.Removed())
     _strip(work)
     result = _finish(work)
     if whole or before is not None or not metadata.may_hide_norms(Index(result), removed["norms"]):
@@ -117,9 +117,9 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
     work = _read(model)
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
     _infer_shapes(work)
-    given = rewrite.stored(work.graph)
+    stored = rewrite.stored_names(work.graph)
     fold.fold_constants(work.graph, version)
-    rewrite.drop_made_up_biases(work.graph, given)
+    rewrite.drop_made_up_biases(work.graph, stored)
     return ir.serde.serialize_model(work)
 
 
@@ -133,17 +133,17 @@ def _simplify(graph: ir.Graph) -> None:
     fold.fold_batch_norms(graph)
 
 
-def _removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[str]]:
+def _list_removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[str]]:
     """The fields of `metadata.Removed`: what the passes marked as they removed it, and an earlier canonical form's."""
 
-    def marked(key: str, earlier: tuple[str, ...]) -> list[str]:
-        found = {str(node.name) for node in graph if key in node.metadata_props}
-        return [str(node.name) for node in graph if node.name in found.union(earlier)]
+    def names_of_marked(key: str, earlier: tuple[str, ...]) -> list[str]:
+        marked = {str(node.name) for node in graph if key in node.metadata_props}
+        return [str(node.name) for node in graph if node.name in marked.union(earlier)]
 
     return {
-        "norms": marked(fold.NORM, before.norms),
-        "biased": marked(fold.BIASED, before.biased),
-        "pools": marked(rewrite.POOL, before.pools),
+        "norms": names_of_marked(fold.NORM, before.norms),
+        "biased": names_of_marked(fold.BIASED, before.biased),
+        "pools": names_of_marked(rewrite.POOL, before.pools),
     }
 
 
@@ -174,16 +174,20 @@ def _finish(work: ir.Model) -> onnx.ModelProto:
     logits.shape = None
     if image_shape is not None and len(image_shape) > 0:
         image.shape = ir.Shape((BATCH, *image_shape[1:]))
-    model = _inferred(work)
+    model = _serialise(work)
     # A file that says its batch is symbolic is taken at its word.
     fixed = image_shape is None or len(image_shape) == 0 or isinstance(image_shape[0], int)
     if fixed and not _carries_batch(model.graph):
         image.shape, logits.shape = image_shape, logits_shape
-        model = _inferred(work)
+        model = _serialise(work)
     try:
         onnx.checker.check_model(files.weightless(model))  # weights are onnx-ir's own, which knows their shapes
     except onnx.checker.ValidationError as e:
-        raise MalformedInput(f"the model in opset {opset.OPSET} is not valid ONNX: {e}") from e
+        raise MalformedInput(
+            f"the model in opset {opset.OPSET} is not valid ONNX: {e}",
+            cause="An operator of the file has no such form there, or the rewriting of it is wrong",
+            fix=f"Export the model again with opset {opset.OPSET}; if that fails too, report it",
+        ) from e
     return model
 
 
@@ -199,7 +203,7 @@ def _carries_batch(graph: onnx.GraphProto) -> bool:
     return all(first.get(name) == BATCH for node in graph.node for name in node.output if name)
 
 
-def _inferred(work: ir.Model) -> onnx.ModelProto:
+def _serialise(work: ir.Model) -> onnx.ModelProto:
     proto = ir.serde.serialize_model(work)
     del proto.graph.value_info[:]
     light = files.weightless(proto)

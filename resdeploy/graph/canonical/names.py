@@ -34,13 +34,13 @@ def rename(graph: ir.Graph) -> None:
     scopes = _merge_repeats([_scope(node) for node in graph])
     bases = _bases(list(graph), scopes)
     totals = collections.Counter(bases)
-    seen: collections.Counter[str] = collections.Counter()
+    numbers: collections.Counter[str] = collections.Counter()
     taken = {base for base, count in totals.items() if count == 1}
     for node, base in zip(graph, bases, strict=True):
         name = base
         while totals[base] > 1 and (name == base or name in taken):
-            seen[base] += 1
-            name = f"{base}{'_' if base[-1].isdigit() else ''}{seen[base]}"
+            numbers[base] += 1
+            name = f"{base}{'_' if base[-1].isdigit() else ''}{numbers[base]}"
         taken.add(name)
         node.name = name
     _rename_values(graph)
@@ -51,12 +51,12 @@ def _scope(node: ir.Node) -> tuple[str, bool]:
     weight = node.inputs[1] if node.op_type in _PARAMETERS and len(node.inputs) > 1 else None
     if weight is not None and _READABLE.match(weight.name or ""):
         return str(weight.name).removesuffix(".weight"), True
-    if _SCOPES.fullmatch(said := node.metadata_props.get("pkg.torch.onnx.name_scopes", "")):
-        scopes = re.findall(r"'([^']*)'", said)
+    if _SCOPES.fullmatch(recorded := node.metadata_props.get("pkg.torch.onnx.name_scopes", "")):
+        scopes = re.findall(r"'([^']*)'", recorded)
         return (scopes[-2] if len(scopes) > 1 else ""), False
     name = node.name or ""
     if name.startswith("/"):
-        return slashed(name), False
+        return module_path(name), False
     return (re.sub(r"[^\w.]+", ".", name).strip(".") or node.op_type.lower()), True
 
 
@@ -70,7 +70,7 @@ def _merge_repeats(scopes: list[tuple[str, bool]]) -> list[tuple[str, bool]]:
     return merged
 
 
-def slashed(name: str) -> str:
+def module_path(name: str) -> str:
     """`/layer1/layer1.0/downsample/downsample.0/Conv` -> `layer1.0.downsample.0` (TorchScript's node names)."""
     parts: list[str] = []
     for part in name.strip("/").split("/")[:-1]:

@@ -26,7 +26,7 @@ def drop_no_ops(graph: ir.Graph) -> None:
             graph.remove(node, safe=True)
 
 
-def stored(graph: ir.Graph) -> frozenset[str]:
+def stored_names(graph: ir.Graph) -> frozenset[str]:
     """The initialisers, and the names that TorchScript's exporter gives those which are equal to another (Identity)."""
     names = {str(name) for name in graph.initializers}
     for node in graph:
@@ -35,18 +35,18 @@ def stored(graph: ir.Graph) -> frozenset[str]:
     return frozenset(names)
 
 
-def drop_made_up_biases(graph: ir.Graph, given: Collection[str]) -> None:
+def drop_made_up_biases(graph: ir.Graph, stored: Collection[str]) -> None:
     """Removes the zeros that exporters give a convolution without bias; what was stored as a parameter stays.
 
     Args:
         graph: with its constants folded.
-        given: what was `stored` before.
+        stored: its `stored_names` before they were.
     """
     for node in graph:
         if node.domain or node.op_type != "Conv" or len(node.inputs) < 3 or node.inputs[2] is None:
             continue
         bias = constant(node.inputs[2])
-        if bias is not None and not bias.any() and node.inputs[2].name not in given:
+        if bias is not None and not bias.any() and node.inputs[2].name not in stored:
             node.resize_inputs(2)
 
 
@@ -242,14 +242,14 @@ def join_gemms(graph: ir.Graph) -> None:
         if node.op_type == "MatMul":
             last, bias = _bias_after(node, weight.shape[1])
         inputs = (node.inputs[0], add_constant(graph, str(operand(node, 1).name), np.ascontiguousarray(weight.T)), bias)
-        kept = tuple(a for a in attributes.values() if a.name != "transB")
+        others = tuple(a for a in attributes.values() if a.name != "transB")
         new_node(
             graph,
             last,
             "Gemm",
             inputs if bias is not None else inputs[:2],
             last.outputs[0],
-            attributes=(*kept, ir.AttrInt64("transB", 1)),
+            attributes=(*others, ir.AttrInt64("transB", 1)),
         )
         graph.remove([last] if last is node else [last, node], safe=True)
 
