@@ -65,10 +65,10 @@ def quantized(source: Artifact, backend: BackendName, effort: Effort, out: Path)
     return ptq.quantize(
         source,
         [images],
+        ptq.FileOptions(portable=plan.portable_here()),
         calibration=Calibration(data="synthetic", count=len(images), seed=0, method="minmax", effort=effort),
         target=target,
         out=out,
-        portable=plan.portable_here(),
         run=in_process,
     )
 

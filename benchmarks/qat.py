@@ -61,7 +61,8 @@ def started(source: Artifact, case: str, train: datasets.Dataset, seed: int, out
     calibration = Calibration(
         data="cifar10", count=len(chosen), seed=seed, method=CalibrationPlan().method, effort=effort
     )
-    return ptq.quantize(source, stream, calibration=calibration, target=target, out=out, portable=True)
+    options = ptq.FileOptions(portable=True)
+    return ptq.quantize(source, stream, options, calibration=calibration, target=target, out=out)
 
 
 @torch.no_grad()

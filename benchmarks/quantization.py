@@ -144,9 +144,8 @@ def ours(
             source = uint8_input(source, out.with_name("uint8.onnx"))
         calibration = Calibration(data="cifar10", count=len(given), seed=seed, method=method, effort=effort)
         batches = (given[i : i + BATCH] for i in range(0, len(given), BATCH))
-        ptq.quantize(
-            source, batches, calibration=calibration, target=target, out=out, portable=portable, run=in_process
-        )
+        options = ptq.FileOptions(portable=portable)
+        ptq.quantize(source, batches, options, calibration=calibration, target=target, out=out, run=in_process)
 
     return build
 

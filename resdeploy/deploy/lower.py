@@ -52,7 +52,7 @@ def lower(
             return _half(source, precision, plan, path, progress)
         assert target is not None  # a backend without one does not accept INT8
         seen = calibration.calibrate(source, target, plan, progress=progress)
-        return ptq.write(seen, path, portable=plan.portable_here(), force=True, progress=progress)
+        return ptq.write(seen, path, ptq.FileOptions(portable=plan.portable_here(), force=True), progress=progress)
 
     def alike(path: Path) -> Artifact:
         record = make(path)
@@ -81,7 +81,7 @@ def _half(
     model, keep = form.canonicalise(files.load_model(Path(source.path))), {}
     if precision == "fp16" and plan.data is not None:
         images = calibration.calibration_inputs(source, plan)
-        keep = overflow.overflowing(model, images, total=plan.samples, progress=progress)
+        keep = overflow.find_overflowing(model, images, total=plan.samples, progress=progress)
     half = cast.to_half(model, precision, keep=keep)
     like = fidelity.compare_half(model, half, _compared_images(source, plan))
     kept = cast.nodes_in_fp32(half)

@@ -91,7 +91,7 @@ def correction(
     most = max(size, min(len(images), BATCH_ELEMENTS // images[0].size))
     picked = np.random.default_rng(0).permutation(len(images))[: most // size * size]  # those kept first are the oldest
     whole = np.stack([images[k] for k in sorted(picked)])
-    with run(paired(model, quantized, sites, weights, size), (channels, height, width)) as predict:
+    with run(pair_networks(model, quantized, sites, weights, size), (channels, height, width)) as predict:
         rows = predict(whole)
     *parts, logits = np.split(rows, np.cumsum([weights[site.node].scale.size for site in sites]), axis=1)
     return Correction(
@@ -103,11 +103,11 @@ def correction(
 
 def _sites(model: onnx.ModelProto, placement: Placement) -> tuple[WeightSite, ...]:
     """The quantized operators that can have a bias."""
-    able = {node_name(node) for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
-    return tuple(site for site in placement.weights if site.node in able)
+    biasable = {node_name(node) for node in model.graph.node if node.op_type in ("Conv", "Gemm")}
+    return tuple(site for site in placement.weights if site.node in biasable)
 
 
-def paired(
+def pair_networks(
     model: onnx.ModelProto,
     quantized: onnx.ModelProto,
     sites: Sequence[WeightSite],
@@ -134,7 +134,7 @@ def paired(
         weight, stem = weights[site.node], f"{LACKING}/{site.node}"
         twin.input[1] = add_constant(graph, f"{stem}/weight", weight.in_float(site.axis))
         twin.output[0] = f"{stem}/raw"
-        nodes += _corrected(node.output[0], stem, list(range(2, weight.values.ndim)))
+        nodes += _correction_nodes(node.output[0], stem, list(range(2, weight.values.ndim)))
         columns[site.node] = f"{stem}/column"
     logits = f"{LACKING}/logits"
     nodes.append(helper.make_node("Flatten", [FLOAT + model.graph.output[0].name], [logits], axis=1))
@@ -165,7 +165,7 @@ def float_twins(model: onnx.ModelProto, graph: onnx.GraphProto) -> list[onnx.Nod
     return twins
 
 
-def _corrected(output: str, stem: str, space: list[int]) -> list[onnx.NodeProto]:
+def _correction_nodes(output: str, stem: str, space: list[int]) -> list[onnx.NodeProto]:
     """From `stem/raw` to `output`: what an image's values lack on average is a column, the batch's average is added."""
     nodes = [helper.make_node("Sub", [FLOAT + output, f"{stem}/raw"], [f"{stem}/lacking"])]
     image = f"{stem}/lacking"
@@ -180,7 +180,7 @@ def _corrected(output: str, stem: str, space: list[int]) -> list[onnx.NodeProto]
     ]
 
 
-def shifted(model: onnx.ModelProto, by: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
+def shift_biases(model: onnx.ModelProto, by: Mapping[str, NDArray[np.float64]]) -> onnx.ModelProto:
     """A copy of the float graph with each named operator's bias shifted; one that had none gets one."""
     result = copy(model)
     index = Index(result)

@@ -59,9 +59,9 @@ def in_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> Iterat
     if name is None:
         raise BackendMissing(
             "nothing here can run the network to see its ranges",
-            fix=f"Install ONNX Runtime: {packages.install('onnxruntime')}",
+            fix=f"Run `{packages.install('onnxruntime')}`",
         )
-    with _opened(model, image_shape, name, "fp32") as predict:
+    with _open_in_lane(model, image_shape, name, "fp32") as predict:
         yield predict
 
 
@@ -75,12 +75,12 @@ def in_bf16_lane(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> I
     Raises:
         BackendMissing: this CPU or this installation cannot do it.
     """
-    with _opened(model, image_shape, "openvino", "bf16") as predict:
+    with _open_in_lane(model, image_shape, "openvino", "bf16") as predict:
         yield predict
 
 
 @contextlib.contextmanager
-def _opened(
+def _open_in_lane(
     model: onnx.ModelProto, image_shape: tuple[int, int, int], name: BackendName, arithmetic: Arithmetic
 ) -> Iterator[Predict]:
     from resdeploy.backends import machine
@@ -160,38 +160,29 @@ def observe(
         MissingInput: no images.
         MalformedInput: images or activations that are not finite.
     """
-    lattices: tuple[Lattice, ...] = ()
-    histograms = [Histogram() for _ in tensors]
-    lo, hi, count = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf), 0
-    with contextlib.ExitStack() as opened:
-        predict: Predict | None = None
+    count, tallies = 0, list[_Tally]()
+    with contextlib.ExitStack() as lane:
         for images in batches:
             if not len(images):
                 continue
             _refuse_bad_images(images, count)
-            if predict is None:
+            if count == 0:
                 channels, height, width = images.shape[1:]
-                lattices = sampled(model, tuple(tensors), (channels, height, width), seed)
-                predict = opened.enter_context(run(watch(model, lattices), (channels, height, width)))
-                weights = [at.spread(w) for w, at in zip(tensors.values(), lattices, strict=True)]
-                ends = np.cumsum([2 + at.samples for at in lattices])
+                lattices = choose_lattices(model, tuple(tensors), (channels, height, width), seed)
+                predict = lane.enter_context(run(watch(model, lattices), (channels, height, width)))
+                tallies = [
+                    _Tally(lattice, weights) for lattice, weights in zip(lattices, tensors.values(), strict=True)
+                ]
+                ends = np.cumsum([tally.columns for tally in tallies])
             rows = predict(images).reshape(len(images), ends[-1])
-            columns = np.split(rows, ends[:-1], axis=1)
-            for i, values in enumerate(columns):
-                if not np.isfinite(values).all():
-                    _refuse_infinite(lattices[i].tensor)
-                lo[i], hi[i] = min(lo[i], values[:, 0].min()), max(hi[i], values[:, 1].max())
-                histograms[i].add(values[:, 2:], weights[i])
+            for tally, columns in zip(tallies, np.split(rows, ends[:-1], axis=1), strict=True):
+                tally.add(columns)
             count += len(images)
             if progress is not None:
                 progress("calibrate", count, max(total, count))
     if count == 0:
         raise MissingInput("there are no calibration images", fix="Give a folder that holds images: --calib-data DIR")
-    found = {
-        name: Observed(extremes=Range(lo=float(lo[i]), hi=float(hi[i])), histogram=histograms[i])
-        for i, name in enumerate(tensors)
-    }
-    return found, count
+    return {tally.tensor: tally.observed() for tally in tallies}, count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +210,32 @@ class Lattice:
         return np.repeat(each, self.samples // self.channels)
 
 
-def sampled(
+class _Tally:
+    """What has been seen of one tensor so far."""
+
+    def __init__(self, lattice: Lattice, weights: NDArray[np.float64]) -> None:
+        self.tensor = lattice.tensor
+        self.columns = 2 + lattice.samples  # of the watched graph's output
+        self._weights = lattice.spread(weights)
+        self._lo, self._hi = np.inf, -np.inf
+        self._histogram = Histogram()
+
+    def add(self, columns: NDArray[np.float32]) -> None:
+        """Minimum, maximum and samples of each image, (images, columns).
+
+        Raises:
+            NotFinite: they are not.
+        """
+        if not np.isfinite(columns).all():
+            _refuse_infinite(self.tensor)
+        self._lo, self._hi = min(self._lo, columns[:, 0].min()), max(self._hi, columns[:, 1].max())
+        self._histogram.add(columns[:, 2:], self._weights)
+
+    def observed(self) -> Observed:
+        return Observed(extremes=Range(lo=float(self._lo), hi=float(self._hi)), histogram=self._histogram)
+
+
+def choose_lattices(
     model: onnx.ModelProto, tensors: Sequence[str], image_shape: tuple[int, int, int], seed: int
 ) -> tuple[Lattice, ...]:
     """A lattice of about `SAMPLES` values for each tensor, at an offset of its own.
@@ -232,7 +248,7 @@ def sampled(
     shapes, random = _shapes(model, image_shape), np.random.default_rng(seed)
     if not shapes.keys() >= set(tensors):  # written as arithmetic
         shapes = _shapes(form.fold_constants(model, (1, *image_shape)), image_shape)
-    found = []
+    lattices = []
     for tensor in tensors:
         if tensor not in shapes:
             raise MalformedInput(
@@ -241,18 +257,18 @@ def sampled(
                 fix="Export the model again, for images of one size",
             )
         channels, *axes = shapes[tensor] or (1,)
-        left = max(SAMPLES // channels, MIN_POSITIONS)
+        positions = max(SAMPLES // channels, MIN_POSITIONS)
         steps = [1] * len(axes)
-        if math.prod(axes) > left:
+        if math.prod(axes) > positions:
             # The shortest first: what it cannot give, the longer ones do.
             for rest, k in zip(range(len(axes), 0, -1), np.argsort(axes), strict=True):
-                steps[k] = max(1, axes[k] // math.ceil(left ** (1 / rest)))
-                left = math.ceil(left / (axes[k] // steps[k]))
+                steps[k] = max(1, axes[k] // math.ceil(positions ** (1 / rest)))
+                positions = math.ceil(positions / (axes[k] // steps[k]))
         counts = tuple(size // step for size, step in zip(axes, steps, strict=True))
         room = [size - (count - 1) * step for size, count, step in zip(axes, counts, steps, strict=True)]
         starts = tuple(int(random.integers(most)) for most in room)
-        found.append(Lattice(tensor=tensor, channels=channels, starts=starts, steps=tuple(steps), counts=counts))
-    return tuple(found)
+        lattices.append(Lattice(tensor=tensor, channels=channels, starts=starts, steps=tuple(steps), counts=counts))
+    return tuple(lattices)
 
 
 def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
@@ -263,12 +279,12 @@ def _shapes(model: onnx.ModelProto, image_shape: tuple[int, int, int]) -> dict[s
     for dim, size in zip(dims[1:], image_shape, strict=True):
         dim.dim_value = size
     inferred = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
-    found = {
+    shapes = {
         value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim[1:])
         for value in (*inferred.input, *inferred.value_info, *inferred.output)
         if value.type.tensor_type.HasField("shape")
     }
-    return {name: sizes for name, sizes in found.items() if 0 not in sizes}
+    return {name: sizes for name, sizes in shapes.items() if 0 not in sizes}
 
 
 def watch(model: onnx.ModelProto, lattices: Sequence[Lattice]) -> onnx.ModelProto:

@@ -48,11 +48,11 @@ def notes(like: Likeness | None) -> tuple[str, ...]:
     if like.snr_db is None:
         return (f"its output was not compared with its source's: {like.why}",)
     how = "it is not finite" if like.snr_db == -LIMIT_DB else f"{like.snr_db:.1f} dB of signal to noise"
-    seen = f"{how} on {like.images} images" if like.images > 1 else f"{how} on one image"
+    finding = f"{how} on {like.images} images" if like.images > 1 else f"{how} on one image"
     if like.snr_db < LOST_DB:
-        return (f"{LOST}: {seen}" + (f"; it breaks at {like.where}" if like.where else ""),)
+        return (f"{LOST}: {finding}" + (f"; it breaks at {like.where}" if like.where else ""),)
     if like.snr_db < POOR_DB:
-        return (f"its output differs much from its source's: {seen}, where 8-bit files should have 20 dB or more",)
+        return (f"its output differs much from its source's: {finding}, where 8-bit files should have 20 dB or more",)
     return ()
 
 
@@ -88,7 +88,7 @@ def compare(
     snr = snr_db(_values(source, batch, run) if exact is None else exact[chosen], _values(plain, batch, run))
     if snr is None:
         return Likeness(snr_db=None, why="these images hardly change the source's")
-    where = _breaks_at(source, lowered, plain, batch, run) if search and snr < LOST_DB else ""
+    where = _first_lost_layer(source, lowered, plain, batch, run) if search and snr < LOST_DB else ""
     return Likeness(snr_db=snr, images=len(batch), where=where)
 
 
@@ -96,9 +96,9 @@ def compare_half(source: onnx.ModelProto, lowered: onnx.ModelProto, images: Sequ
     """As `compare`, for FP16 and BF16, which can be made where nothing can run them: the record then says so."""
     from resdeploy import backends
 
-    found = backends.load("onnxruntime").available()
-    if not found.ok:  # OpenVINO leaves out the roundings
-        return Likeness(snr_db=None, why=found.reason)
+    runtime = backends.load("onnxruntime").available()
+    if not runtime.ok:  # OpenVINO leaves out the roundings
+        return Likeness(snr_db=None, why=runtime.reason)
     try:
         return compare(source, lowered, images)
     except (BackendMissing, BackendCrash, MalformedInput, UsageError) as e:
@@ -150,13 +150,13 @@ def snr_db(source: NDArray[Any], lowered: NDArray[Any]) -> float | None:
         return None
     if not np.isfinite(g).all():
         return -LIMIT_DB
-    signal, noise = (float(np.square(_centred(values)).sum()) for values in (r, r - g))
+    signal, noise = (float(np.square(_subtract_mean(values)).sum()) for values in (r, r - g))
     if signal <= ALIKE * float(np.square(r).sum()):
         return None
     return float(np.clip(10 * np.log10(signal / max(noise, np.finfo(float).tiny)), -LIMIT_DB, LIMIT_DB))
 
 
-def _centred(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _subtract_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Exactly zero where all images agree, however large the value: a border of -FLT_MAX is no signal."""
     return np.where((values == values[0]).all(axis=0), 0.0, values - values.mean(axis=0))
 
@@ -168,15 +168,15 @@ def _values(model: onnx.ModelProto, images: NDArray[Any], run: Runner) -> NDArra
         return predict(images)
 
 
-def _breaks_at(
+def _first_lost_layer(
     source: onnx.ModelProto, lowered: onnx.ModelProto, plain: onnx.ModelProto, images: NDArray[Any], run: Runner
 ) -> str:
     """The first layer whose output is lost, else the one whose is worst, with the range it reads; "" where unknown."""
     index = Index(source)
-    made = {name for node in plain.graph.node for name in node.output} | {plain.graph.input[0].name}
-    tensors = [name for name in overflow.float_tensors(source, index) if name in made]
+    computed = {name for node in plain.graph.node for name in node.output} | {plain.graph.input[0].name}
+    tensors = [name for name in overflow.float_tensors(source, index) if name in computed]
     try:
-        lattices = calibrate.sampled(source, tensors, images.shape[1:], 0)
+        lattices = calibrate.choose_lattices(source, tensors, images.shape[1:], 0)
         ends = np.cumsum([2 + at.samples for at in lattices])[:-1]
         r, g = (
             dict(zip(tensors, np.split(_values(calibrate.watch(m, lattices), images, run), ends, axis=1), strict=True))
@@ -184,10 +184,10 @@ def _breaks_at(
         )
     except ResdeployError:  # shapes that are computed, or an opset whose operators `watch` does not speak
         return ""
-    found = {t: db for t in tensors if index.maker(t) is not None and (db := snr_db(r[t], g[t])) is not None}
-    if not found:
+    ratios = {t: db for t in tensors if index.maker(t) is not None and (db := snr_db(r[t], g[t])) is not None}
+    if not ratios:
         return ""
-    worst = next((t for t, db in found.items() if db < LOST_DB), min(found, key=lambda t: found[t]))
+    worst = next((t for t, db in ratios.items() if db < LOST_DB), min(ratios, key=lambda t: ratios[t]))
     node = index.maker(worst)
     assert node is not None
     reads = [f"{tensor} in {steps}, {_spread(r.get(tensor))}" for tensor, steps in _steps(lowered, worst)]
@@ -196,19 +196,19 @@ def _breaks_at(
 
 def _steps(lowered: onnx.ModelProto, output: str) -> list[tuple[str, str]]:
     """The tensors that the maker of `output` reads quantized, each with the steps it is rounded to."""
-    index, found = Index(lowered), []
+    index, steps = Index(lowered), []
     node = index.maker(output)
     for name in node.input if node is not None else ():
         pair = index.maker(name)
-        made = index.maker(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
-        if made is None or made.input[0] in index.constants:
+        quantizer = index.maker(pair.input[0]) if pair is not None and pair.op_type == "DequantizeLinear" else None
+        if quantizer is None or quantizer.input[0] in index.constants:
             continue
-        scale, zero = (index.array(k) for k in made.input[1:3])
+        scale, zero = (index.array(k) for k in quantizer.input[1:3])
         low, high = (
             float((limit - int(zero)) * scale) for limit in (np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max)
         )
-        found.append((made.input[0], f"256 steps from {low:.3g} to {high:.3g}"))
-    return found
+        steps.append((quantizer.input[0], f"256 steps from {low:.3g} to {high:.3g}"))
+    return steps
 
 
 def _spread(rows: NDArray[Any] | None) -> str:

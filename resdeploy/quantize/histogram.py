@@ -46,12 +46,12 @@ class Histogram:
         """Counts finite values of any shape, each with a weight (broadcast to that shape)."""
         inside = values != 0
         self.zeros += values.size - int(inside.sum())
-        kept = values[inside].astype(np.float64)
-        if kept.size:
-            self._widen(kept.min(), kept.max())
-            at = np.floor(np.ldexp(kept, -(self._exponent or 0))).astype(np.int64) - self._first
-            self.counts += _summed(at, np.ones(kept.size))
-            self.weights += _summed(at, np.broadcast_to(weights, values.shape)[inside])
+        nonzero = values[inside].astype(np.float64)
+        if nonzero.size:
+            self._widen(nonzero.min(), nonzero.max())
+            at = np.floor(np.ldexp(nonzero, -(self._exponent or 0))).astype(np.int64) - self._first
+            self.counts += _sum_by_bin(at, np.ones(nonzero.size))
+            self.weights += _sum_by_bin(at, np.broadcast_to(weights, values.shape)[inside])
 
     def _widen(self, lo: float, hi: float) -> None:
         """Makes room for values from `lo` to `hi`."""
@@ -68,10 +68,10 @@ class Histogram:
             first, last, exponent = first >> 1, last >> 1, exponent + 1
         if used.size:
             at = ((self._first + used) >> (exponent - old)) - first
-            self.counts, self.weights = _summed(at, self.counts[used]), _summed(at, self.weights[used])
+            self.counts, self.weights = _sum_by_bin(at, self.counts[used]), _sum_by_bin(at, self.weights[used])
         self._first, self._exponent = first, exponent
 
 
-def _summed(at: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sum_by_bin(at: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
     """The values of each bin added up, (BINS,)."""
     return np.bincount(at, values, BINS).astype(np.float64, copy=False)

@@ -54,10 +54,10 @@ def choose(seen: Observed, target: Target, method: str) -> tuple[str, Range]:
     """The method used (with `auto`: the one chosen) and its range."""
     if method != "auto":
         return method, METHODS[method](seen, target)
-    found = {name: make(seen, target) for name, make in METHODS.items()}
-    errors = squared_errors(seen, tuple(found.values()), target, seen.histogram.weights)
-    best = min(zip(errors, found, strict=True), key=lambda pair: pair[0])[1]  # the first of equals: minmax
-    return best, found[best]
+    candidates = {name: make(seen, target) for name, make in METHODS.items()}
+    errors = squared_errors(seen, tuple(candidates.values()), target, seen.histogram.weights)
+    best = min(zip(errors, candidates, strict=True), key=lambda pair: pair[0])[1]  # the first of equals: minmax
+    return best, candidates[best]
 
 
 def squared_errors(
@@ -92,11 +92,11 @@ def percentile(seen: Observed, target: Target) -> Range:
         order = np.argsort(-np.abs(histogram.centres), kind="stable")
         beyond = np.cumsum(histogram.counts[order])
         limit = float(np.abs(histogram.centres[order][np.searchsorted(beyond, tail)])) + histogram.width / 2
-        return _within(seen, -limit, limit)
+        return _clip_to_seen(seen, -limit, limit)
     below, above = np.cumsum(histogram.counts), np.cumsum(histogram.counts[::-1])
     lo = edges[np.searchsorted(below, tail / 2)] - histogram.width
     hi = edges[::-1][np.searchsorted(above, tail / 2)]
-    return _within(seen, float(lo), float(hi))
+    return _clip_to_seen(seen, float(lo), float(hi))
 
 
 def entropy(seen: Observed, target: Target) -> Range:
@@ -109,17 +109,17 @@ def entropy(seen: Observed, target: Target) -> Range:
     )
     limits = range(levels, ENTROPY_BINS + 1, ENTROPY_STEP)
     best = min(limits, key=lambda limit: (_divergence(counts, limit, levels), -limit))
-    return _within(seen, -reach * best / ENTROPY_BINS, reach * best / ENTROPY_BINS)
+    return _clip_to_seen(seen, -reach * best / ENTROPY_BINS, reach * best / ENTROPY_BINS)
 
 
 def _divergence(counts: NDArray[np.float64], limit: int, levels: int) -> float:
     """KL divergence between the first `limit` bins, the rest added to the last of them, and their `levels` levels."""
-    kept = counts[:limit]
-    reference = kept.copy()
+    inside = counts[:limit]
+    reference = inside.copy()
     reference[-1] += counts[limit:].sum()
     level = np.arange(limit) * levels // limit
-    filled = kept > 0
-    share = np.bincount(level, kept, levels) / np.maximum(np.bincount(level, filled, levels), 1)
+    filled = inside > 0
+    share = np.bincount(level, inside, levels) / np.maximum(np.bincount(level, filled, levels), 1)
     coarse = np.where(filled, share[level], 0.0)
     if not coarse.sum() or (reference[-1] > 0 and not filled[-1]):
         return np.inf  # the clipped values would have nowhere to go
@@ -136,14 +136,14 @@ def mse(seen: Observed, target: Target) -> Range:
 
     if target == "tensorrt" or lo == 0.0 or hi == 0.0:
         return best([Range(lo=lo * clip, hi=hi * clip) for clip in CLIPS])
-    found = Range(lo=lo, hi=hi)
+    clipped = Range(lo=lo, hi=hi)
     for _ in range(2):
-        found = best([Range(lo=found.lo, hi=hi * clip) for clip in CLIPS])
-        found = best([Range(lo=lo * clip, hi=found.hi) for clip in CLIPS])
-    return found
+        clipped = best([Range(lo=clipped.lo, hi=hi * clip) for clip in CLIPS])
+        clipped = best([Range(lo=lo * clip, hi=clipped.hi) for clip in CLIPS])
+    return clipped
 
 
-def _within(seen: Observed, lo: float, hi: float) -> Range:
+def _clip_to_seen(seen: Observed, lo: float, hi: float) -> Range:
     """An interval no larger than what was seen."""
     return Range(lo=max(lo, min(seen.extremes.lo, 0.0)), hi=min(hi, max(seen.extremes.hi, 0.0)))
 

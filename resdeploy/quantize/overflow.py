@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 HEADROOM = 2.0
 
 
-def overflowing(
+def find_overflowing(
     model: onnx.ModelProto,
     batches: Iterable[NDArray[np.float32]],
     *,
@@ -50,22 +50,22 @@ def overflowing(
     """
     index = Index(model)
     floats = float_tensors(model, index)
-    seen, _ = calibrate.observe(
+    observed, _ = calibrate.observe(
         model, dict.fromkeys(floats, np.ones(1)), batches, run=run, total=total, progress=progress
     )
-    largest = {name: max(-found.extremes.lo, found.extremes.hi) for name, found in seen.items()}
+    largest = {name: max(-seen.extremes.lo, seen.extremes.hi) for name, seen in observed.items()}
     beyond = {name: value for name, value in largest.items() if value > FP16_MAX / HEADROOM}
-    found: dict[str, float] = {}
+    magnitudes: dict[str, float] = {}
     for node in index.nodes:
         values = [beyond[name] for name in (*node.input, *node.output) if name in beyond]
         if values:
-            found[node_name(node)] = max(values)
-    return found
+            magnitudes[node_name(node)] = max(values)
+    return magnitudes
 
 
 def float_tensors(model: onnx.ModelProto, index: Index) -> tuple[str, ...]:
     """The input and every float tensor that a node computes from it."""
     kinds = {v.name: v.type.tensor_type.elem_type for v in onnx.shape_inference.infer_shapes(model).graph.value_info}
-    made = [name for node in index.nodes for name in node.output if name and name not in index.constants]
-    floats = [name for name in made if kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT]
+    computed = [name for node in index.nodes for name in node.output if name and name not in index.constants]
+    floats = [name for name in computed if kinds.get(name, onnx.TensorProto.FLOAT) == onnx.TensorProto.FLOAT]
     return (model.graph.input[0].name, *floats)

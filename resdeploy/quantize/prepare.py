@@ -51,7 +51,7 @@ class Prepared:
     exact: Mapping[str, Activation]
 
 
-def exact_input(model: onnx.ModelProto, spec: Preprocessing | None, target: Target, effort: Effort) -> Prepared:
+def make_input_exact(model: onnx.ModelProto, spec: Preprocessing | None, target: Target, effort: Effort) -> Prepared:
     """The graph with whole pixel values where the first convolutions read, if its input allows it.
 
     A uint8 input always does. A normalised float one needs three small operators before the first convolution, the
@@ -67,14 +67,14 @@ def exact_input(model: onnx.ModelProto, spec: Preprocessing | None, target: Targ
     if floats and effort != "high":
         return Prepared(model=model, exact={})
     signed = target == "tensorrt"
-    found = pixels.to_whole_pixels(model, spec, signed=signed)
-    if found is None:
+    exact = pixels.to_whole_pixels(model, spec, signed=signed)
+    if exact is None:
         return Prepared(model=model, exact={})
-    del found.model.graph.value_info[:]
+    del exact.model.graph.value_info[:]
     how = Activation(scale=1.0, zero_point=0, signed=signed)
     return Prepared(
-        model=onnx.shape_inference.infer_shapes(found.model, strict_mode=True, data_prop=True),
-        exact=dict.fromkeys(found.tensors, how),
+        model=onnx.shape_inference.infer_shapes(exact.model, strict_mode=True, data_prop=True),
+        exact=dict.fromkeys(exact.tensors, how),
     )
 
 
@@ -109,7 +109,7 @@ def rescale(
     tensors = [name for name in placement.observed if tied.tensors[name].any()]
     if tied.count == 1 or not tensors or not batches:
         return model
-    graph = _watching(model, tensors)
+    graph = _watch_magnitudes(model, tensors)
     shape = batches[0].shape[1:]
     with run(graph, (shape[0], shape[1], shape[2])) as predict:
         largest = np.max([predict(batch).max(axis=0) for batch in batches], axis=0)
@@ -124,7 +124,7 @@ def rescale(
     return channels.rescale(model, tied, factors)
 
 
-def _watching(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
+def _watch_magnitudes(model: onnx.ModelProto, tensors: Sequence[str]) -> onnx.ModelProto:
     """The graph with one output (n, channels of all tensors): the largest magnitude of each channel of an image."""
     result = copy(model)
     graph = result.graph

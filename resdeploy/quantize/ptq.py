@@ -18,7 +18,7 @@ from resdeploy.graph import files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.graph.index import Index, attribute, by_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
-from resdeploy.records import Artifact, Calibration, Progress, Target
+from resdeploy.records import Artifact, Calibration, Effort, Likeness, Progress, Target
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,22 +34,36 @@ class Calibrated:
     model: onnx.ModelProto  # canonical
     target: Target
     calibration: Calibration  # with the number of images seen and the method of every tensor
-    placement: qdq_placement.Placement  # every layer quantized but those kept in float from the start
+    placement: qdq_placement.Placement  # every layer quantized
     observed: Mapping[str, Observed]
     activations: Mapping[str, qdq_placement.Activation]
     images: Sequence[NDArray[Any]]  # a bounded sample of them, each (C, H, W)
+
+    @property
+    def fixed_batch(self) -> bool:
+        """Whether the graph takes batches of one size alone."""
+        return bool(self.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """What may differ between INT8 files from one calibration."""
+
+    # Weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT. Otherwise a CPU target's
+    # record says `machine="vnni"`.
+    portable: bool = False
+    keep_float: Collection[str] = ()  # names of convolutions and matrix products to leave in float
+    force: bool = False  # write it even where its output has nothing to do with the source's
 
 
 def quantize(
     source: Artifact,
     batches: Iterable[NDArray[Any]],
+    options: FileOptions = FileOptions(),
     *,
     calibration: Calibration,
     target: Target,
     out: Path,
-    portable: bool = False,
-    keep_float: Collection[str] = (),
-    force: bool = False,
     run: Runner = calibrate.in_lane,
     progress: Progress | None = None,
 ) -> Artifact:
@@ -58,13 +72,10 @@ def quantize(
     Args:
         source: an FP32 ONNX file.
         batches: calibration images as the model takes them, each (n, C, H, W); read once, a bounded sample kept.
-        calibration: where they come from, and the method; its count becomes the number actually seen.
+        options: what the file is to be.
+        calibration: where the images come from, and the method; its count becomes the number actually seen.
         target: whose fusion rules and integer types the file follows.
         out: where to write.
-        portable: weights in [-64, 64], so that CPUs without VNNI compute exactly; no effect for TensorRT. Otherwise
-            a CPU target's record says `machine="vnni"`.
-        keep_float: names of convolutions and matrix products to leave in float.
-        force: write it even where its output has nothing to do with the source's.
         run: opens a graph for running; ranges are observed in BF16 where `calibration.arithmetic` says so.
         progress: told after every batch of images.
 
@@ -75,10 +86,8 @@ def quantize(
         OutputLost: its output has nothing to do with the source's, which is neither random nor seen on synthetic
             images; nothing is written.
     """
-    seen = run_calibration(
-        source, batches, calibration=calibration, target=target, keep_float=keep_float, run=run, progress=progress
-    )
-    return write(seen, out, portable=portable, keep_float=keep_float, force=force, run=run, progress=progress)
+    seen = run_calibration(source, batches, calibration=calibration, target=target, run=run, progress=progress)
+    return write(seen, out, options, run=run, progress=progress)
 
 
 def run_calibration(
@@ -87,25 +96,17 @@ def run_calibration(
     *,
     calibration: Calibration,
     target: Target,
-    keep_float: Collection[str] = (),
     run: Runner = calibrate.in_lane,
     progress: Progress | None = None,
 ) -> Calibrated:
     """Runs the calibration images through the float graph; arguments and errors as in `quantize`."""
     methods.refuse_unknown(calibration.method)
-    model = form.canonicalise(files.load_model(Path(source.path)))
-    refuse_bad_weights(model)
-    spec = source.model.preprocessing if source.model is not None else None
-    prepared = prepare.exact_input(model, spec, target, calibration.effort)
-    model, placement = prepared.model, qdq_placement.plan(prepared.model, target, keep_float=keep_float)
-    if target == "tensorrt" or calibration.effort == "high":
-        head, batches = prepare.peek(batches)
-        model = prepare.rescale(model, placement, head, run)
-        placement = qdq_placement.plan(model, target, keep_float=keep_float)  # other weights
+    prepared, batches = _prepare(source, batches, target, calibration.effort, run)
+    placement = qdq_placement.plan(prepared.model, target)
     reservoir = bias.Reservoir(calibration.seed)
     observed, count = calibrate.observe(
-        model,
-        importance(model, placement),
+        prepared.model,
+        importance(prepared.model, placement),
         reservoir.watch(batches),
         seed=calibration.seed,
         run=calibrate.in_bf16_lane if calibration.arithmetic == "bf16" else run,
@@ -113,55 +114,102 @@ def run_calibration(
         progress=progress,
     )
     chosen = {name: methods.choose(seen, target, calibration.method) for name, seen in observed.items()}
+    exact = prepared.exact
     return Calibrated(
         source=source,
-        model=model,
+        model=prepared.model,
         target=target,
         calibration=dataclasses.replace(
-            calibration, count=count, methods={n: "exact" if n in prepared.exact else m for n, (m, _) in chosen.items()}
+            calibration,
+            count=count,
+            methods={n: "exact" if n in exact else method for n, (method, _) in chosen.items()},
         ),
         placement=placement,
         observed=observed,
-        activations={n: prepared.exact.get(n) or ranges.activation(found, target) for n, (_, found) in chosen.items()},
+        activations={n: exact.get(n) or ranges.activation(covered, target) for n, (_, covered) in chosen.items()},
         images=reservoir.images,
     )
+
+
+def _prepare(
+    source: Artifact, batches: Iterable[NDArray[Any]], target: Target, effort: Effort, run: Runner
+) -> tuple[prepare.Prepared, Iterable[NDArray[Any]]]:
+    """The canonical float graph, made ready to lose less; and all batches, though some were looked at."""
+    model = form.canonicalise(files.load_model(Path(source.path)))
+    refuse_bad_weights(model)
+    spec = source.model.preprocessing if source.model is not None else None
+    prepared = prepare.make_input_exact(model, spec, target, effort)
+    if target == "tensorrt" or effort == "high":
+        placement = qdq_placement.plan(prepared.model, target)
+        head, batches = prepare.peek(batches)
+        prepared = dataclasses.replace(prepared, model=prepare.rescale(prepared.model, placement, head, run))
+    return prepared, batches
 
 
 def write(
     seen: Calibrated,
     out: Path,
+    options: FileOptions = FileOptions(),
     *,
-    portable: bool = False,
-    keep_float: Collection[str] = (),
-    force: bool = False,
     run: Runner = calibrate.in_lane,
     progress: Progress | None = None,
 ) -> Artifact:
     """Writes an INT8 file from what calibration saw.
 
-    The other arguments are those of `quantize`; `keep_float` names at least the layers that `seen` left in float.
+    Args:
+        seen: by calibration; many files can be written from it.
+        out: where to write.
+        options: what the file is to be.
+        run: opens a graph for running.
+        progress: told after every layer, with `effort` high.
+
+    Raises:
+        UsageError: nothing to quantize, or an unknown layer name.
+        MalformedInput: a graph that fails the ONNX checker.
+        OutputLost: as `quantize`.
     """
-    source, model, activations = seen.source, seen.model, seen.activations
-    placement = qdq_placement.plan(model, seen.target, keep_float=keep_float)
-    reduced = portable and seen.target != "tensorrt"
-    limit = ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE
-    weights = quantized_weights(model, placement, activations, limit)
-    corrected = not model.graph.input[0].type.tensor_type.shape.dim[0].dim_value
-    moved: dict[str, NDArray[np.float64]] = {}
-    if corrected and seen.calibration.effort == "high":
-        weights, moved = rounding.refine(
-            model, placement, activations, weights, seen.images, run, limit=limit, progress=progress
-        )
-    result = qdq_placement.insert(bias.shifted(model, moved), placement, activations, weights)
+    rounded = _round_to_nearest(seen, options)
     images, exact = seen.images, None
-    if corrected:
-        found = bias.correction(model, result, placement, weights, seen.images, run)
-        images, exact = list(found.images), found.logits
-        moved = {name: shift + moved.get(name, 0.0) for name, shift in found.shifts.items()}
-        result = qdq_placement.insert(bias.shifted(model, moved), placement, activations, weights)
+    if not seen.fixed_batch:
+        rounded, correction = _lessen_error(rounded, seen, run, progress)
+        images, exact = list(correction.images), correction.logits
+    result = rounded.graph()
     onnx.checker.check_model(result, full_check=True)
-    like = fidelity.compare(model, result, images, exact=exact, run=run)
-    record = dataclasses.replace(
+    like = fidelity.compare(seen.model, result, images, exact=exact, run=run)
+    record = _record(seen, rounded, like, out)
+    fidelity.refuse_lost(record, force=options.force)
+    files.save_model(result, out)
+    return dataclasses.replace(record, sha256=store.digest(out))
+
+
+def _round_to_nearest(seen: Calibrated, options: FileOptions) -> rounding.Rounding:
+    placement = qdq_placement.plan(seen.model, seen.target, keep_float=options.keep_float)
+    limit = ranges.weight_limit(seen.target, portable=options.portable)
+    return rounding.Rounding(
+        model=seen.model,
+        placement=placement,
+        activations=seen.activations,
+        weights=quantized_weights(seen.model, placement, seen.activations, limit),
+        limit=limit,
+    )
+
+
+def _lessen_error(
+    rounded: rounding.Rounding, seen: Calibrated, run: Runner, progress: Progress | None
+) -> tuple[rounding.Rounding, bias.Correction]:
+    """Weights rounded anew where that was asked for, and biases corrected, with what the pass for these told."""
+    if seen.calibration.effort == "high":
+        rounded = rounding.refine(rounded, seen.images, run, progress=progress)
+    correction = bias.correction(rounded.model, rounded.graph(), rounded.placement, rounded.weights, seen.images, run)
+    shifts = {name: shift + rounded.shifts.get(name, 0.0) for name, shift in correction.shifts.items()}
+    return dataclasses.replace(rounded, shifts=shifts), correction
+
+
+def _record(seen: Calibrated, rounded: rounding.Rounding, like: Likeness, out: Path) -> Artifact:
+    """The file's record, but for its digest."""
+    source, placement = seen.source, rounded.placement
+    portable = rounded.limit == ranges.REDUCED_RANGE
+    return dataclasses.replace(
         source,
         path=str(out),
         precision="int8",
@@ -171,19 +219,16 @@ def write(
             seen.calibration,
             methods={name: seen.calibration.methods[name] for name in placement.observed},
         ),
-        machine=None if reduced or seen.target == "tensorrt" else "vnni",
+        machine=None if portable or seen.target == "tensorrt" else "vnni",
         checks={
             "residual_adds": float(len(placement.blocks)),
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
             **fidelity.checks(like),
         },
-        notes=(*source.notes, *notes(placement, seen, reduced, corrected), *fidelity.notes(like)),
+        notes=(*source.notes, *notes(placement, seen, portable=portable), *fidelity.notes(like)),
         likeness=like,
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
-    fidelity.refuse_lost(record, force=force)
-    files.save_model(result, out)
-    return dataclasses.replace(record, sha256=store.digest(out))
 
 
 def refuse_bad_weights(model: onnx.ModelProto) -> None:
@@ -210,17 +255,17 @@ def quantized_weights(
     """The integers and scales of every quantized operator, by its name."""
     index = Index(model)
     nodes = by_name(index.nodes)
-    found: dict[str, qdq_placement.Weight] = {}
+    weights: dict[str, qdq_placement.Weight] = {}
     for site in placement.weights:
         inputs = nodes[site.node].input
         if placement.target == "onnxruntime" and len(inputs) > 2 and inputs[2] in index.constants:
             offset, scale = index.array(inputs[2]), activations[placement.activations[site.data]].scale
         else:
             offset, scale = None, 1.0
-        found[site.node] = ranges.weight(
+        weights[site.node] = ranges.weight(
             index.array(site.tensor), site.axis, limit=limit, bias=offset, input_scale=scale
         )
-    return found
+    return weights
 
 
 def importance(model: onnx.ModelProto, placement: qdq_placement.Placement) -> dict[str, NDArray[np.float64]]:
@@ -231,7 +276,7 @@ def importance(model: onnx.ModelProto, placement: qdq_placement.Placement) -> di
     """
     index = Index(model)
     nodes = by_name(index.nodes)
-    found: dict[str, NDArray[np.float64]] = {}
+    energies: dict[str, NDArray[np.float64]] = {}
     for site in placement.weights:
         if placement.activations.get(site.data) != site.data:
             continue
@@ -241,35 +286,35 @@ def importance(model: onnx.ModelProto, placement: qdq_placement.Placement) -> di
             energy = squares.reshape(groups, len(squares) // groups, squares.shape[1], -1).sum(axis=(1, 3)).ravel()
         else:
             energy = squares.sum(axis=site.axis)
-        found[site.data] = found.get(site.data, 0.0) + energy
+        energies[site.data] = energies.get(site.data, 0.0) + energy
     for block in placement.blocks:
         for operand in (block.main, block.skip):
-            if operand in found:
-                found[operand] = found[operand] + 1.0
-    return {tensor: found.get(tensor, np.ones(1)) for tensor in placement.observed}
+            if operand in energies:
+                energies[operand] = energies[operand] + 1.0
+    return {tensor: energies.get(tensor, np.ones(1)) for tensor in placement.observed}
 
 
-def notes(placement: qdq_placement.Placement, seen: Calibrated, reduced: bool, corrected: bool) -> tuple[str, ...]:
+def notes(placement: qdq_placement.Placement, seen: Calibrated, *, portable: bool) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
-    found = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
-    found += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
-    if reduced:
-        found.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
+    lines = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
+    lines += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
+    if portable:
+        lines.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
     elif placement.target != "tensorrt":
-        found.append("weights in [-127, 127]: x86 CPUs without VNNI saturate, and need a file made with --portable")
+        lines.append("weights in [-127, 127]: x86 CPUs without VNNI saturate, and need a file made with --portable")
     high = seen.calibration.effort == "high"
     if any(seen.calibration.methods[name] == "exact" for name in placement.observed):
-        found.append("the input is quantized exactly, as pixels; its padding border by at most half a pixel value off")
+        lines.append("the input is quantized exactly, as pixels; its padding border by at most half a pixel value off")
     elif high:
-        found.append("the input is rounded: how it was normalised is not known, or no convolution reads it")
+        lines.append("the input is rounded: how it was normalised is not known, or no convolution reads it")
     if seen.calibration.count == 1:
-        found.append("calibrated on a single image: ranges may be too narrow for others")
-    if not corrected:
-        found.append("biases are not corrected: the file's batch size is fixed")
-    if not corrected and high:
-        found.append("weights are rounded to nearest: the file's batch size is fixed")
+        lines.append("calibrated on a single image: ranges may be too narrow for others")
+    if seen.fixed_batch:
+        lines.append("biases are not corrected: the file's batch size is fixed")
+    if seen.fixed_batch and high:
+        lines.append("weights are rounded to nearest: the file's batch size is fixed")
     observed = seen.observed
     dead = [name for name in placement.observed if observed[name].extremes.lo == observed[name].extremes.hi == 0]
     if dead:
-        found.append(f"always zero on the calibration images: {', '.join(dead)}")
-    return tuple(found)
+        lines.append(f"always zero on the calibration images: {', '.join(dead)}")
+    return tuple(lines)

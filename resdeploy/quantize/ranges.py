@@ -31,6 +31,11 @@ class Range:
     hi: float
 
 
+def weight_limit(target: Target, *, portable: bool) -> int:
+    """The largest integer magnitude of weights; TensorRT never saturates."""
+    return REDUCED_RANGE if portable and target != "tensorrt" else FULL_RANGE
+
+
 def activation(covered: Range, target: Target) -> Activation:
     """Per-tensor parameters for `target`: S8 symmetric for TensorRT, U8 else.
 

@@ -20,7 +20,7 @@ quarter of the images is held out: of nearest rounding, GPTQ of W and GPTQ of V,
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,47 +89,52 @@ class Moments:
         )
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rounding:
+    """How a float graph is rounded: all that its INT8 graph is made of."""
+
+    model: onnx.ModelProto  # the float graph
+    placement: Placement
+    activations: Mapping[str, Activation]  # for every tensor of `placement.observed`
+    weights: Mapping[str, Weight]  # for every operator of `placement.weights`
+    limit: int  # their largest integer magnitude
+    shifts: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)  # operator -> what its bias is shifted by
+
+    def graph(self) -> onnx.ModelProto:
+        """The graph with Q/DQ pairs, its biases shifted."""
+        shifted = bias.shift_biases(self.model, self.shifts)
+        return qdq_placement.insert(shifted, self.placement, self.activations, self.weights)
+
+
 def refine(
-    model: onnx.ModelProto,
-    placement: Placement,
-    activations: Mapping[str, Activation],
-    weights: Mapping[str, Weight],
-    images: Sequence[NDArray[Any]],
-    run: Runner,
-    *,
-    limit: int,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> tuple[dict[str, Weight], dict[str, NDArray[np.float64]]]:
-    """The weights rounded anew, and what each bias must be shifted by.
+    rounding: Rounding, images: Sequence[NDArray[Any]], run: Runner, *, seed: int = 0, progress: Progress | None = None
+) -> Rounding:
+    """The weights rounded anew, and biases shifted by what each layer then lacks.
 
     Args:
-        model: the float graph, its batch dimension symbolic.
-        placement: of its Q/DQ pairs.
-        activations: as for `qdq_placement.insert`.
-        weights: rounded to nearest; their scales are where the search starts.
+        rounding: to nearest, the graph's batch dimension symbolic; the weights' scales are where the search starts.
         images: each (C, H, W).
         run: opens a graph for running.
-        limit: largest integer magnitude.
         seed: of the positions sampled.
         progress: told after every layer.
     """
     images = images[:IMAGES]
-    found = dict(weights)
-    shifts: dict[str, NDArray[np.float64]] = {}
-    index = Index(model)
+    index = Index(rounding.model)
     nodes = by_name(index.nodes)
-    for done, site in enumerate(placement.weights, 1):
-        node = nodes[site.node]
-        if node.op_type in ("Conv", "Gemm"):
-            fit, held = _observe(model, placement, activations, found, shifts, site, node, images, run, seed)
-            float_weight = _rows(index.array(site.tensor), site.axis)
-            start = found[site.node]
-            found[site.node] = _best(float_weight, start, site.axis, fit, held, limit)
-            shifts[site.node] = _shift(float_weight, found[site.node], site.axis, fit, held)
+    for done, site in enumerate(rounding.placement.weights, 1):
+        if nodes[site.node].op_type in ("Conv", "Gemm"):
+            fit, held_out = _observe(rounding, site, images, run, seed)
+            exact = _rows(index.array(site.tensor), site.axis)
+            weight = _best(exact, rounding.weights[site.node], site.axis, fit, held_out, rounding.limit)
+            shift = _shift(exact, weight, site.axis, fit, held_out)
+            rounding = replace(
+                rounding,
+                weights={**rounding.weights, site.node: weight},
+                shifts={**rounding.shifts, site.node: shift},
+            )
         if progress is not None:
-            progress("rounding weights", done, len(placement.weights))
-    return found, shifts
+            progress("rounding weights", done, len(rounding.placement.weights))
+    return rounding
 
 
 def _rows(values: NDArray[Any], axis: int) -> NDArray[Any]:
@@ -138,41 +143,36 @@ def _rows(values: NDArray[Any], axis: int) -> NDArray[Any]:
 
 
 def _observe(
-    model: onnx.ModelProto,
-    placement: Placement,
-    activations: Mapping[str, Activation],
-    weights: Mapping[str, Weight],
-    shifts: Mapping[str, NDArray[np.float64]],
-    site: WeightSite,
-    node: onnx.NodeProto,
-    images: Sequence[NDArray[Any]],
-    run: Runner,
-    seed: int,
+    rounding: Rounding, site: WeightSite, images: Sequence[NDArray[Any]], run: Runner, seed: int
 ) -> tuple[list[Moments], list[Moments]]:
     """Moments of each group of one layer's inputs, of the images to fit on and of those held out."""
-    quantized = qdq_placement.insert(bias.shifted(model, shifts), placement, activations, weights)
-    graph = reading(model, quantized, site)
+    node, weight = by_name(rounding.model.graph.node)[site.node], rounding.weights[site.node]
     groups = attribute(node, "group", 1) if node.op_type == "Conv" else 1
-    fan_in = weights[site.node].values.size // weights[site.node].scale.size
-    fit, held = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
+    fan_in = weight.values.size // weight.scale.size
+    fit, held_out = ([Moments.empty(fan_in) for _ in range(groups)] for _ in range(2))
     shape = images[0].shape
     size = min(bias.MAX_BATCH_SIZE, max(1, bias.BATCH_ELEMENTS // images[0].size))
+    graph = cut_before(site, rounding.model, rounding.graph())
     with run(graph, (shape[0], shape[1], shape[2])) as predict:
         for start in range(0, len(images), size):
             both = predict(np.stack(images[start : start + size]))
-            x, y = (samples(node, part, weights[site.node].values.shape, seed + start) for part in np.split(both, 2, 1))
-            which = np.arange(start, start + len(both)) % HELD_OUT == HELD_OUT - 1
-            for into, chosen in ((fit, ~which), (held, which)):
-                for group in range(groups):
-                    columns = slice(group * fan_in, (group + 1) * fan_in)
-                    if chosen.any():
-                        into[group].add(
-                            *(np.ascontiguousarray(part[chosen][..., columns]).reshape(-1, fan_in) for part in (x, y))
-                        )
-    return fit, held
+            x, y = (samples(node, part, weight.values.shape, seed + start) for part in np.split(both, 2, 1))
+            judges = np.arange(start, start + len(both)) % HELD_OUT == HELD_OUT - 1
+            for moments, chosen in ((fit, ~judges), (held_out, judges)):
+                if chosen.any():
+                    _add_samples(moments, x[chosen], y[chosen])
+    return fit, held_out
 
 
-def reading(model: onnx.ModelProto, quantized: onnx.ModelProto, site: WeightSite) -> onnx.ModelProto:
+def _add_samples(moments: list[Moments], x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+    """Samples (images, positions, fan-in of all groups), to each group's moments its own."""
+    fan_in = len(moments[0].y)
+    for group, moment in enumerate(moments):
+        columns = slice(group * fan_in, (group + 1) * fan_in)
+        moment.add(*(np.ascontiguousarray(part[..., columns]).reshape(-1, fan_in) for part in (x, y)))
+
+
+def cut_before(site: WeightSite, model: onnx.ModelProto, quantized: onnx.ModelProto) -> onnx.ModelProto:
     """Both networks up to one layer, with one output: what it reads in the float and in the quantized one, joined."""
     result = simulated.in_float(quantized)
     graph = result.graph
@@ -207,28 +207,28 @@ def samples(
 
 
 def _best(
-    weight: NDArray[Any], start: Weight, axis: int, fit: list[Moments], held: list[Moments], limit: int
+    weight: NDArray[Any], start: Weight, axis: int, fit: list[Moments], held_out: list[Moments], limit: int
 ) -> Weight:
     """Of the candidates the one with the least error on what is held out (or on the rest, where nothing is)."""
-    judge = held if held[0].count else fit
+    judge = held_out if held_out[0].count else fit
     real = weight.astype(np.float32)
     targets, hessians = _optimum(real, fit)
     candidates = {"nearest": start}
-    for name, wanted in (("gptq", real), ("least squares", targets)):
+    for name, values in (("gptq", real), ("least squares", targets)):
         integers = np.concatenate(
             [
                 gptq(part, hessian, scale, limit)
                 for part, hessian, scale in zip(
-                    np.split(wanted, len(fit)), hessians, np.split(start.scale, len(fit)), strict=True
+                    np.split(values, len(fit)), hessians, np.split(start.scale, len(fit)), strict=True
                 )
             ]
         )
-        candidates[name] = _refitted(real, integers, start, axis, fit, limit)
+        candidates[name] = _refit_scales(real, integers, start, axis, fit, limit)
     errors = {name: _error(real, _rows(w.values, axis) * w.scale[:, None], judge) for name, w in candidates.items()}
     return candidates[min(errors, key=lambda name: errors[name])]
 
 
-def _ridged(matrix: NDArray[np.float32]) -> float:
+def _ridge(matrix: NDArray[np.float32]) -> float:
     return float(RIDGE * np.mean(np.diag(matrix))) or 1.0
 
 
@@ -237,7 +237,7 @@ def _optimum(weight: NDArray[np.float32], fit: list[Moments]) -> tuple[NDArray[n
     rows, hessians = [], []
     for part, moments in zip(np.split(weight, len(fit)), fit, strict=True):
         s, c = moments.central()
-        ridge = _ridged(s) * np.eye(len(s), dtype=np.float32)
+        ridge = _ridge(s) * np.eye(len(s), dtype=np.float32)
         rows.append(np.linalg.solve(s + ridge, (part @ (c + ridge)).T).T)
         hessians.append(s + ridge)
     return np.concatenate(rows), hessians
@@ -248,24 +248,24 @@ def gptq(
 ) -> NDArray[np.int8]:
     """Integers (out, fan-in) for which `weight - scale integers` is small as the Hessian weighs it."""
     order = np.argsort(-np.diag(hessian), kind="stable")
-    left = weight[:, order].astype(np.float64) / scale[:, None]
+    rest = weight[:, order].astype(np.float64) / scale[:, None]
     # The transposed lower factor of the inverse: row i holds what an error of input i means for those after it.
     upper = np.linalg.cholesky(np.linalg.inv(hessian[np.ix_(order, order)].astype(np.float64))).T
-    found = np.zeros_like(left)
+    integers = np.zeros_like(rest)
     for first in range(0, len(order), COLUMNS):
         last = min(first + COLUMNS, len(order))
-        errors = np.zeros((len(left), last - first))
+        errors = np.zeros((len(rest), last - first))
         for i in range(first, last):
-            found[:, i] = np.clip(np.rint(left[:, i]), -limit, limit)
-            errors[:, i - first] = (left[:, i] - found[:, i]) / upper[i, i]
-            left[:, i:last] -= np.outer(errors[:, i - first], upper[i, i:last])
-        left[:, last:] -= errors @ upper[first:last, last:]
-    result = np.empty(found.shape, np.int8)
-    result[:, order] = found
+            integers[:, i] = np.clip(np.rint(rest[:, i]), -limit, limit)
+            errors[:, i - first] = (rest[:, i] - integers[:, i]) / upper[i, i]
+            rest[:, i:last] -= np.outer(errors[:, i - first], upper[i, i:last])
+        rest[:, last:] -= errors @ upper[first:last, last:]
+    result = np.empty(integers.shape, np.int8)
+    result[:, order] = integers
     return result
 
 
-def _refitted(
+def _refit_scales(
     weight: NDArray[np.float32], integers: NDArray[np.int8], start: Weight, axis: int, fit: list[Moments], limit: int
 ) -> Weight:
     """Step 3: the scale of each output channel for these integers."""
@@ -289,22 +289,24 @@ def _refitted(
     return replace(start, values=np.ascontiguousarray(values), scale=np.concatenate(scales).astype(np.float32))
 
 
-def _error(weight: NDArray[np.float32], made: NDArray[np.floating], moments: list[Moments]) -> float:
-    """E |W x - made y|^2 about the means, without the part that does not depend on `made`."""
+def _error(weight: NDArray[np.float32], rounded: NDArray[np.floating], moments: list[Moments]) -> float:
+    """E |W x - rounded y|^2 about the means, without the part that does not depend on `rounded`."""
     total = 0.0
-    for part, other, moment in zip(np.split(weight, len(moments)), np.split(made, len(moments)), moments, strict=True):
+    for part, other, moment in zip(
+        np.split(weight, len(moments)), np.split(rounded, len(moments)), moments, strict=True
+    ):
         s, c = moment.central()
         total += float((((other @ s) - 2 * (part @ c)) * other).sum())
     return total
 
 
 def _shift(
-    weight: NDArray[Any], made: Weight, axis: int, fit: list[Moments], held: list[Moments]
+    weight: NDArray[Any], rounded: Weight, axis: int, fit: list[Moments], held_out: list[Moments]
 ) -> NDArray[np.float64]:
     """What the outputs lack on average, (out,)."""
-    rows = _rows(made.values, axis).astype(np.float64) * made.scale[:, None]
+    rows = _rows(rounded.values, axis).astype(np.float64) * rounded.scale[:, None]
     parts = []
-    for w, q, a, b in zip(np.split(weight, len(fit)), np.split(rows, len(fit)), fit, held, strict=True):
+    for w, q, a, b in zip(np.split(weight, len(fit)), np.split(rows, len(fit)), fit, held_out, strict=True):
         count = a.count + b.count
         parts.append(w.astype(np.float64) @ ((a.x + b.x) / count) - q @ ((a.y + b.y) / count))
     return np.concatenate(parts)

@@ -72,20 +72,20 @@ def measure(
         MissingInput: no images.
         UsageError: the file's batch size is fixed.
     """
-    if seen.model.graph.input[0].type.tensor_type.shape.dim[0].dim_value:
+    if seen.fixed_batch:
         raise UsageError(
             "sensitivity needs a file with a free batch size", fix="Export the model again with a dynamic batch size"
         )
-    limit = ranges.REDUCED_RANGE if portable and seen.target != "tensorrt" else ranges.FULL_RANGE
+    limit = ranges.weight_limit(seen.target, portable=portable)
     weights = ptq.quantized_weights(seen.model, seen.placement, seen.activations, limit)
-    tried = trials(seen.model, seen.placement)
-    sums = np.zeros((len(tried), 3))  # changed, signal, noise
+    trials = list_trials(seen.model, seen.placement)
+    changed, signal, noise = np.zeros(len(trials), np.int64), 0.0, np.zeros(len(trials))
     count = 0
-    for logits in _logits(seen, tried, weights, batches, run):
+    for logits in _logits(seen, trials, weights, batches, run):
         exact, others = logits[:, :1].astype(np.float64), logits[:, 1:].astype(np.float64)
-        sums[:, 0] += (others.argmax(axis=2) != exact.argmax(axis=2)).sum(axis=0)
-        sums[:, 1] += np.square(exact).sum()
-        sums[:, 2] += np.square(others - exact).sum(axis=(0, 2))
+        changed += (others.argmax(axis=2) != exact.argmax(axis=2)).sum(axis=0)
+        signal += float(np.square(exact).sum())
+        noise += np.square(others - exact).sum(axis=(0, 2))
         count += len(logits)
         if progress is not None:
             progress("sensitivity", count, max(seen.calibration.count, count))
@@ -98,23 +98,23 @@ def measure(
             kind=trial.kind,
             layers=tuple(name for name in trial.nodes if name in layers),
             images=count,
-            changed=int(row[0]),
-            signal=float(row[1]),
-            noise=float(row[2]),
+            changed=int(changed[i]),
+            signal=signal,
+            noise=float(noise[i]),
         )
-        for trial, row in zip(tried, sums, strict=True)
+        for i, trial in enumerate(trials)
     )
 
 
 def _logits(
     seen: Calibrated,
-    tried: Sequence[Trial],
+    trials: Sequence[Trial],
     weights: Mapping[str, qdq_placement.Weight],
     batches: Iterable[NDArray[np.float32]],
     run: Runner,
 ) -> Iterator[NDArray[np.float32]]:
     """For each batch (n, 1 + trials, classes), the float network's first."""
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as lane:
         predict: Predict | None = None
         for images in batches:
             if not len(images):
@@ -122,44 +122,44 @@ def _logits(
             if predict is None:
                 channels, height, width = images.shape[1:]
                 size = max(1, min(MAX_IMAGES, IMAGE_ELEMENTS // (channels * height * width)))
-                graph = tried_graph(seen, tried, weights, size)
-                predict = opened.enter_context(run(graph, (channels, height, width)))
-            yield predict(images).reshape(len(images), 1 + len(tried), -1)
+                graph = tried_graph(seen, trials, weights, size)
+                predict = lane.enter_context(run(graph, (channels, height, width)))
+            yield predict(images).reshape(len(images), 1 + len(trials), -1)
 
 
-def trials(model: onnx.ModelProto, placement: qdq_placement.Placement) -> tuple[Trial, ...]:
+def list_trials(model: onnx.ModelProto, placement: qdq_placement.Placement) -> tuple[Trial, ...]:
     """Every quantized layer, then every residual block that holds one."""
     index = Index(model)
-    made = by_name(index.nodes)
+    nodes = by_name(index.nodes)
     layers = [
-        Trial(name=site.node, kind=made[site.node].op_type, nodes=(site.node,), output=made[site.node].output[0])
+        Trial(name=site.node, kind=nodes[site.node].op_type, nodes=(site.node,), output=nodes[site.node].output[0])
         for site in placement.weights
     ]
     quantized = {layer.name for layer in layers}
     blocks = [
         Trial(name=block.add.removesuffix(".add"), kind="block", nodes=inside, output=block.output)
         for block in placement.blocks
-        if quantized & set(inside := _inside(index, block))
+        if quantized & set(inside := _nodes_inside(index, block))
     ]
     return (*layers, *blocks)
 
 
-def _inside(index: Index, block: ResidualBlock) -> tuple[str, ...]:
+def _nodes_inside(index: Index, block: ResidualBlock) -> tuple[str, ...]:
     """The nodes between a block's input and its output, in order of execution."""
-    found: set[int] = set()
+    positions: set[int] = set()
     pending = [block.output]
     while pending:
         tensor = pending.pop()
         position = index.producer.get(tensor)
-        if tensor == block.source or position is None or position in found or tensor in index.constants:
+        if tensor == block.source or position is None or position in positions or tensor in index.constants:
             continue
-        found.add(position)
+        positions.add(position)
         pending += index.operands(index.nodes[position])
-    return tuple(node_name(index.nodes[position]) for position in sorted(found))
+    return tuple(node_name(index.nodes[position]) for position in sorted(positions))
 
 
 def tried_graph(
-    seen: Calibrated, tried: Sequence[Trial], weights: Mapping[str, qdq_placement.Weight], size: int
+    seen: Calibrated, trials: Sequence[Trial], weights: Mapping[str, qdq_placement.Weight], size: int
 ) -> onnx.ModelProto:
     """The float graph for batches of `size`, its one output (size, 1 + trials, classes): float logits, then trials'.
 
@@ -168,15 +168,15 @@ def tried_graph(
     """
     writer = _Writer(seen, weights, size)
     ends: dict[str, list[int]] = {}
-    for number, trial in enumerate(tried, 1):
+    for number, trial in enumerate(trials, 1):
         ends.setdefault(trial.output, []).append(number)
     for node in seen.model.graph.node:
         writer.carry_over(node)
         for tensor in node.output:
             if tensor in ends:
-                writer.append(tensor, {number: tried[number - 1] for number in ends[tensor]})
-    logits = writer.aligned(seen.model.graph.output[0].name, tuple(range(1 + len(tried))))
-    return writer.finish(logits, 1 + len(tried))
+                writer.append(tensor, {number: trials[number - 1] for number in ends[tensor]})
+    logits = writer.align(seen.model.graph.output[0].name, tuple(range(1 + len(trials))))
+    return writer.finish(logits, 1 + len(trials))
 
 
 class _Writer:
@@ -194,29 +194,31 @@ class _Writer:
         self.nodes: list[onnx.NodeProto] = []
         self.current: dict[str, str] = {}  # tensor of the float graph -> what stands for it now
         self.holds: dict[str, tuple[int, ...]] = {}  # by the name in the new graph
-        self.made: set[str] = set()
+        self.written: set[str] = set()  # constants and rounded values, by name
 
     def constant(self, name: str, value: NDArray[np.generic]) -> str:
-        if name not in self.made:
-            self.made.add(name)
+        if name not in self.written:
+            self.written.add(name)
             add_constant(self.result.graph, name, value)
         return name
 
-    def held(self, tensor: str) -> tuple[int, ...]:
+    def rows_of(self, tensor: str) -> tuple[int, ...]:
+        """Of the tensor as it is now, as `holds` counts them."""
         return self.holds.get(self.current.get(tensor, tensor), (0,))
 
-    def aligned(self, tensor: str, wanted: tuple[int, ...]) -> str:
-        """The tensor with the rows of `wanted`; the float network's where it knows nothing of a trial."""
-        name, has = self.current.get(tensor, tensor), self.held(tensor)
-        if has == wanted:
+    def align(self, tensor: str, rows: tuple[int, ...]) -> str:
+        """The tensor with the `rows`; the float network's where it knows nothing of a trial."""
+        name, held = self.current.get(tensor, tensor), self.rows_of(tensor)
+        if held == rows:
             return name
-        twin = f"{TRIED}/{name}/{'-'.join(map(str, wanted)) if len(wanted) < 2 else len(self.made)}"
-        if len(wanted) == 1 and twin in self.holds:
+        twin = f"{TRIED}/{name}/{'-'.join(map(str, rows)) if len(rows) < 2 else len(self.written)}"
+        if len(rows) == 1 and twin in self.holds:
             return twin
-        rows = np.concatenate([np.arange(self.size) + self.size * (has.index(w) if w in has else 0) for w in wanted])
-        at = self.constant(f"{twin}/rows", rows.astype(np.int64))
+        places = [held.index(row) if row in held else 0 for row in rows]
+        indices = np.concatenate([np.arange(self.size) + self.size * place for place in places])
+        at = self.constant(f"{twin}/rows", indices.astype(np.int64))
         self.nodes.append(helper.make_node("Gather", [name, at], [twin], twin, axis=0))
-        self.holds[twin] = wanted
+        self.holds[twin] = rows
         return twin
 
     def carry_over(self, node: onnx.NodeProto) -> None:
@@ -227,22 +229,22 @@ class _Writer:
                 fix="Export the model in the canonical form: resdeploy export FILE.onnx -o CANONICAL.onnx",
             )
         operands = self.index.operands(node)
-        rows = tuple(sorted({row for name in operands for row in self.held(name)}))
+        rows = tuple(sorted({row for name in operands for row in self.rows_of(name)}))
         twin = copy(node)
-        twin.input[:] = [self.aligned(name, rows) if name in operands else name for name in node.input]
+        twin.input[:] = [self.align(name, rows) if name in operands else name for name in node.input]
         self.nodes.append(twin)
         for name in node.output:
             self.holds[name] = rows or (0,)
 
     def append(self, tensor: str, here: Mapping[int, Trial]) -> None:
         """From now on `tensor` also holds the rows of these trials."""
-        parts = [tensor, *(self.quantized(number, trial) for number, trial in here.items())]
+        parts = [tensor, *(self.quantize(number, trial) for number, trial in here.items())]
         wider = f"{TRIED}/{tensor}/with"
         self.nodes.append(helper.make_node("Concat", parts, [wider], wider, axis=0))
-        self.holds[wider] = (*self.held(tensor), *here)
+        self.holds[wider] = (*self.rows_of(tensor), *here)
         self.current[tensor] = wider
 
-    def quantized(self, number: int, trial: Trial) -> str:
+    def quantize(self, number: int, trial: Trial) -> str:
         """A trial's nodes, quantized, on the float network's rows; the name of its result."""
         stem = f"{TRIED}/{number}"
         own = {name for node in trial.nodes for name in self.float_nodes[node].output}
@@ -250,11 +252,11 @@ class _Writer:
             node = copy(self.float_nodes[name])
             node.name = f"{stem}/{name}"
             operands = self.index.operands(node)
-            inputs = [f"{stem}/{i}" if i in own else self.aligned(i, (0,)) if i in operands else i for i in node.input]
+            inputs = [f"{stem}/{i}" if i in own else self.align(i, (0,)) if i in operands else i for i in node.input]
             for k, tensor in enumerate(self.float_nodes[name].input):
-                source = self.rounded_like(name, tensor)
+                source = self.rounding_source(name, tensor)
                 if source is not None:
-                    inputs[k] = self.rounded(inputs[k], source, stem)
+                    inputs[k] = self.round_to_grid(inputs[k], source, stem)
             if name in self.sites:
                 inputs[1] = self.weight(name)
             node.input[:] = inputs
@@ -262,27 +264,27 @@ class _Writer:
             self.nodes.append(node)
         return f"{stem}/{trial.output}"
 
-    def rounded_like(self, node: str, tensor: str) -> str | None:
+    def rounding_source(self, node: str, tensor: str) -> str | None:
         """The tensor whose range rounds what `node` reads in the INT8 file; None where it reads float values."""
         source = self.seen.placement.activations.get(tensor)
         if source is None and node in self.sites and tensor == self.sites[node].data:
             return qdq_placement.range_source(self.index, tensor)  # rounded before it came here, to the same values
         return source
 
-    def rounded(self, tensor: str, source: str, stem: str) -> str:
+    def round_to_grid(self, tensor: str, source: str, stem: str) -> str:
         """On the INT8 grid of `source`, in plain float arithmetic.
 
         Not with QuantizeLinear: ONNX Runtime then rounds a convolution's float weights again, to one scale for all
         channels, where another QuantizeLinear reads its output (its WeightBiasQuantization).
         """
-        how, twin = self.seen.activations[source], f"{stem}/{tensor}/rounded"
-        if twin in self.made:
+        grid, twin = self.seen.activations[source], f"{stem}/{tensor}/rounded"
+        if twin in self.written:
             return twin
-        self.made.add(twin)
-        least, most = (-128, 127) if how.signed else (-how.zero_point, 255 - how.zero_point)
+        self.written.add(twin)
+        least, most = (-128, 127) if grid.signed else (-grid.zero_point, 255 - grid.zero_point)
         scale, low, high = (
             self.constant(f"{TRIED}/{source}/{name}", np.array(value, np.float32))
-            for name, value in (("scale", how.scale), ("least", least), ("most", most))
+            for name, value in (("scale", grid.scale), ("least", least), ("most", most))
         )
         self.nodes += [
             helper.make_node("Div", [tensor, scale], [f"{twin}/steps"], f"{twin}/steps"),

@@ -121,7 +121,8 @@ def quantize(
     if wanted.max_drop_pp is not None:
         return _search(seen, plan, wanted, out, progress)
     layers = _try_layers(seen, plan, progress)
-    artifact = store.publish(out, lambda path: ptq.write(seen, path, portable=plan.portable_here(), force=plan.force))
+    options = ptq.FileOptions(portable=plan.portable_here(), force=plan.force)
+    artifact = store.publish(out, lambda path: ptq.write(seen, path, options))
     return Quantized(artifact=artifact, layers=layers)
 
 
@@ -204,9 +205,9 @@ class _Bench:
         if rung.label not in self.made:
             path = self._next(".onnx")
             if rung.precision == "int8":
-                made = ptq.write(
-                    self.seen, path, portable=self.plan.portable_here(), keep_float=rung.keep_float, force=True
-                )
+                portable = self.plan.portable_here()
+                options = ptq.FileOptions(portable=portable, keep_float=rung.keep_float, force=True)
+                made = ptq.write(self.seen, path, options)
             else:
                 made = lower.lower(
                     self.seen.source, rung.precision, self.seen.target, self.plan, path, progress=self.progress

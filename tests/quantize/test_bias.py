@@ -102,7 +102,7 @@ def test_every_layers_mean_becomes_that_of_the_float_network(model: onnx.ModelPr
     placement, activations, weights = coarse(model, target, images)
     quantized = qdq_placement.insert(model, placement, activations, weights)
     by = bias.correction(model, quantized, placement, weights, list(images), here).shifts
-    corrected = qdq_placement.insert(bias.shifted(model, by), placement, activations, weights)
+    corrected = qdq_placement.insert(bias.shift_biases(model, by), placement, activations, weights)
     onnx.checker.check_model(corrected, full_check=True)
     names = ["stem", "middle", "last", "logits"]
     pairs = zip(

@@ -144,7 +144,8 @@ def test_force_random_weights_and_synthetic_images_write_it_and_say_so(images: I
         (trained, synthetic, False),
     ):
         out = tmp_path / "int8.onnx"
-        made = ptq.quantize(source, [images], calibration=how, target="openvino", out=out, force=force, run=here)
+        options = ptq.FileOptions(force=force)
+        made = ptq.quantize(source, [images], options, calibration=how, target="openvino", out=out, run=here)
         assert made.checks["snr_db"] < 1
         assert any(note.startswith(fidelity.LOST) and "pool (MaxPool)" in note for note in made.notes)
         assert made.sha256 == store.digest(out)
@@ -161,7 +162,7 @@ def test_what_fp16_cannot_hold_is_lost_and_right_where_it_is_kept(images: Images
     record = Artifact(path="a.onnx", format="onnx", precision="fp16", sha256="", likeness=broken)  # and no note
     with pytest.raises(OutputLost, match=r"not finite.*it breaks at one\..*--calib-data"):
         fidelity.refuse_lost(record)
-    kept = overflow.overflowing(model, [images], run=here)
+    kept = overflow.find_overflowing(model, [images], run=here)
     mended = fidelity.compare(model, cast.to_half(model, "fp16", keep=kept), list(images), run=here)
     assert mended.snr_db is not None
     assert mended.snr_db > 40

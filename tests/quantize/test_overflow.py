@@ -45,7 +45,7 @@ def images() -> np.ndarray:
 def test_makers_and_readers_of_what_overflows_are_named(images: np.ndarray) -> None:
     """The layers around the loud tensors, with the largest magnitude; the quiet stem is not among them."""
     model = loud(3e4)
-    found = overflow.overflowing(model, [images[:4], images[4:]], run=here)
+    found = overflow.find_overflowing(model, [images[:4], images[4:]], run=here)
     assert {"one.conv1", "one.relu1", "one.conv2", "one.add", "two.conv1", "avgpool", "fc"} <= set(found)
     assert not {"stem", "relu0"} & set(found)
     assert min(found.values()) > cast.FP16_MAX / overflow.HEADROOM
@@ -57,7 +57,7 @@ def test_the_kept_nodes_make_the_cast_model_right_again(images: np.ndarray) -> N
     exact = logits(model, images)
     broken = logits(cast.to_half(model, "fp16"), images)
     assert not np.allclose(broken, exact, rtol=0.05, atol=0.05)
-    kept = overflow.overflowing(model, [images], run=here)
+    kept = overflow.find_overflowing(model, [images], run=here)
     mended = cast.to_half(model, "fp16", keep=kept)
     assert set(cast.nodes_in_fp32(mended)) == set(kept)
     np.testing.assert_allclose(logits(mended, images), exact, rtol=0.01, atol=0.01 * np.abs(exact).max())
@@ -65,10 +65,10 @@ def test_the_kept_nodes_make_the_cast_model_right_again(images: np.ndarray) -> N
 
 def test_an_ordinary_network_keeps_nothing(images: np.ndarray) -> None:
     """All of it is cast."""
-    assert overflow.overflowing(loud(1.0), [images], run=here) == {}
+    assert overflow.find_overflowing(loud(1.0), [images], run=here) == {}
 
 
 def test_no_images_are_refused() -> None:
     """Nothing would be known."""
     with pytest.raises(MissingInput):
-        overflow.overflowing(loud(1.0), [], run=here)
+        overflow.find_overflowing(loud(1.0), [], run=here)

@@ -124,7 +124,13 @@ def test_int8_files_are_close_to_torch_in_both_runtimes(
     out = tmp_path / "int8.onnx"
     asked = calibration(32, "percentile")
     quantized = ptq.quantize(
-        exported(name), [images], calibration=asked, target=target, out=out, portable=True, run=here
+        exported(name),
+        [images],
+        ptq.FileOptions(portable=True),
+        calibration=asked,
+        target=target,
+        out=out,
+        run=here,
     )
     sums = quantized.checks["residual_adds"]
     assert sums - quantized.checks["fusable_adds"] == len(UNFUSABLE[name].get(target, ()))

@@ -214,5 +214,5 @@ def test_high_effort_takes_a_tenth_off_the_error_of_a_trained_network(tmp_path: 
 
 def test_a_float_input_is_left_alone_at_normal_effort_and_where_its_normalisation_is_unknown() -> None:
     model = network()
-    assert prepare.exact_input(model, SEEN, "openvino", "normal").model is model
-    assert not prepare.exact_input(model, None, "openvino", "high").exact
+    assert prepare.make_input_exact(model, SEEN, "openvino", "normal").model is model
+    assert not prepare.make_input_exact(model, None, "openvino", "high").exact

@@ -27,7 +27,7 @@ from resdeploy.graph import files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
-from resdeploy.records import Artifact, Calibration, Target
+from resdeploy.records import Artifact, Calibration, Progress, Target
 from tests.sessions import session
 
 pytest.importorskip("torch")
@@ -87,9 +87,18 @@ def calibration(count: int = 10, method: str = "minmax") -> Calibration:
 
 
 def quantize(
-    source: Artifact, batches: list[Images], out: Path, target: Target = "openvino", **options: Any
+    source: Artifact,
+    batches: list[Images],
+    out: Path,
+    target: Target = "openvino",
+    *,
+    progress: Progress | None = None,
+    **options: Any,
 ) -> Artifact:
-    return ptq.quantize(source, batches, calibration=calibration(), target=target, out=out, run=here, **options)
+    of_file = ptq.FileOptions(**options)
+    return ptq.quantize(
+        source, batches, of_file, calibration=calibration(), target=target, out=out, run=here, progress=progress
+    )
 
 
 def test_ranges_are_the_extremes_of_each_tensor_in_torch(images: Images) -> None:
@@ -223,7 +232,7 @@ def test_a_lattice_is_cut_out_of_every_channel_alike(channels: int, height: int,
     nodes = [helper.make_node("Relu", ["x"], ["a"]), helper.make_node("GlobalAveragePool", ["a"], ["y"])]
     graph = helper.make_graph(nodes, "g", [image], [output])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    (at,) = calibrate.sampled(model, ["a"], (channels, height, width), seed)
+    (at,) = calibrate.choose_lattices(model, ["a"], (channels, height, width), seed)
     wanted = max(calibrate.SAMPLES // channels, calibrate.MIN_POSITIONS)
     assert min(wanted, height * width) <= at.samples // channels <= 6 * wanted
     for start, step, count, size in zip(at.starts, at.steps, at.counts, (height, width), strict=True):

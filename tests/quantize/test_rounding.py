@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -137,12 +138,12 @@ def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> Non
     placement = qdq_placement.plan(model, target)
     activations = {name: ranges.activation(ranges.Range(lo=-4.0, hi=4.0), target) for name in placement.observed}
     weights = ptq.quantized_weights(model, placement, activations, 7)
-    refined, shifts = rounding.refine(model, placement, activations, weights, list(images[:64]), here, limit=7)
-    assert all(np.abs(w.values).max() <= 7 for w in refined.values())
-    plain = qdq_placement.insert(model, placement, activations, weights)
-    lacking = bias.correction(model, plain, placement, weights, list(images[:64]), here).shifts
-    corrected = qdq_placement.insert(bias.shifted(model, lacking), placement, activations, weights)
-    made = qdq_placement.insert(bias.shifted(model, shifts), placement, activations, refined)
+    nearest = rounding.Rounding(model=model, placement=placement, activations=activations, weights=weights, limit=7)
+    refined = rounding.refine(nearest, list(images[:64]), here)
+    assert all(np.abs(w.values).max() <= 7 for w in refined.weights.values())
+    shifts = bias.correction(model, nearest.graph(), placement, weights, list(images[:64]), here).shifts
+    corrected = dataclasses.replace(nearest, shifts=shifts).graph()
+    made = refined.graph()
     onnx.checker.check_model(made, full_check=True)
 
     def rms(graph: onnx.ModelProto) -> float:

@@ -191,10 +191,10 @@ def test_no_images_and_a_fixed_batch_size_are_refused(images: Images, tmp_path: 
 def test_what_is_tried_is_every_layer_and_every_block(images: Images, tmp_path: Path) -> None:
     """In order of execution, blocks last; a layer kept in float is not tried."""
     seen = calibrated(network(), tmp_path / "a.onnx", images, "openvino")
-    tried = sensitivity.trials(seen.model, seen.placement)
+    tried = sensitivity.list_trials(seen.model, seen.placement)
     assert [trial.name for trial in tried] == [
         *("stem", "one.conv1", "one.conv2", "two.conv1", "two.conv2", "two.downsample", "fc"),
         *("one", "two"),
     ]
     kept = qdq_placement.plan(seen.model, "openvino", keep_float=["stem", "two.conv2"])
-    assert {"stem", "two.conv2"}.isdisjoint(trial.name for trial in sensitivity.trials(seen.model, kept))
+    assert {"stem", "two.conv2"}.isdisjoint(trial.name for trial in sensitivity.list_trials(seen.model, kept))

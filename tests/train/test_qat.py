@@ -62,7 +62,8 @@ def quantized(trained: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Qu
         calibration = Calibration(data="digits", count=count, seed=0, method="percentile", effort=effort)
         stream = (batch.inputs for batch in batches(images, SIGHT, 16))
         out = tmp_path_factory.mktemp(target) / "ptq.onnx"
-        return ptq.quantize(trained, stream, calibration=calibration, target=target, out=out, portable=True, run=here)
+        options = ptq.FileOptions(portable=True)
+        return ptq.quantize(trained, stream, options, calibration=calibration, target=target, out=out, run=here)
 
     return made
 
