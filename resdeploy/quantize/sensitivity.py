@@ -122,7 +122,7 @@ def _logits(
             if predict is None:
                 channels, height, width = images.shape[1:]
                 size = max(1, min(MAX_IMAGES, IMAGE_ELEMENTS // (channels * height * width)))
-                graph = tried_graph(seen, trials, weights, size)
+                graph = trial_graph(seen, trials, weights, size)
                 predict = lane.enter_context(run(graph, (channels, height, width)))
             yield predict(images).reshape(len(images), 1 + len(trials), -1)
 
@@ -158,7 +158,7 @@ def _nodes_inside(index: Index, block: ResidualBlock) -> tuple[str, ...]:
     return tuple(node_name(index.nodes[position]) for position in sorted(positions))
 
 
-def tried_graph(
+def trial_graph(
     seen: Calibrated, trials: Sequence[Trial], weights: Mapping[str, qdq_placement.Weight], size: int
 ) -> onnx.ModelProto:
     """The float graph for batches of `size`, its one output (size, 1 + trials, classes): float logits, then trials'.
