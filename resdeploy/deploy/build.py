@@ -58,18 +58,18 @@ def build_in_lane(
     """
     from resdeploy.backends.lane import Lane
 
-    with backends.load(backend).prepare(source, execution) as (given, settings), Lane(backend) as lane:
-        return lane.build(given, settings, out, progress=progress)
+    with backends.load(backend).prepare(source, execution) as (prepared, settings), Lane(backend) as lane:
+        return lane.build(prepared, settings, out, progress=progress)
 
 
 def build_key(source: Artifact, backend: BackendName, execution: Execution) -> Any:
     """Everything that the file of `build` depends on."""
-    found = backends.load(backend).available()
+    runtime = backends.load(backend).available()
     return (
         "built",
         backend,
-        found.version,
-        found.devices,
+        runtime.version,
+        runtime.devices,
         machine.isa_name(),
         reuse.identity(source),
         execution,

@@ -72,25 +72,13 @@ def calibrate(source: Artifact, target: Target, plan: CalibrationPlan, *, progre
     Raises:
         UsageError: no images given for weights that are not random, or nothing to quantize.
     """
-    from resdeploy.data import datasets
     from resdeploy.quantize import ptq
     from resdeploy.quantize.calibrate import NotFinite
 
     images = calibration_images(source, plan)
-    hashes: list[str] = []
-    used: list[int] = []
-    unreadable: list[str] = []
+    batches = _Batches(source, images)
 
-    def inputs() -> Iterator[NDArray[Any]]:
-        for kept in (hashes, used, unreadable):
-            kept.clear()  # a second look begins anew
-        for batch in datasets.batches(images, model_files.preprocessing_of(source), CALIBRATION_BATCH):
-            hashes.extend(batch.hashes)
-            used.extend(batch.indices.tolist())
-            unreadable.extend(batch.unreadable)
-            yield batch.inputs
-
-    def look(arithmetic: Arithmetic) -> Calibrated:
+    def observe(arithmetic: Arithmetic) -> Calibrated:
         calibration = Calibration(
             data="synthetic" if images.synthetic else images.name,
             count=len(images),
@@ -99,27 +87,58 @@ def calibrate(source: Artifact, target: Target, plan: CalibrationPlan, *, progre
             effort=plan.effort,
             arithmetic=arithmetic,
         )
-        return ptq.run_calibration(source, inputs(), calibration=calibration, target=target, progress=progress)
+        return ptq.run_calibration(source, batches, calibration=calibration, target=target, progress=progress)
 
     try:
-        seen = look(plan.arithmetic_here())
+        seen = observe(plan.arithmetic_here())
     except NotFinite as e:
         if plan.arithmetic == "bf16":
             raise NotFinite(e.what, cause=BF16_ENDS, fix="Leave --calib-precision bf16 out") from e
         if plan.arithmetic_here() == "fp32":
             raise
-        seen = look("fp32")
-    found = images.subset(used)
-    record = dataclasses.replace(
-        seen.calibration,
-        images=tuple(hashes),
-        fingerprint=None if images.synthetic else datasets.fingerprint(found.ids, found.labels, hashes),
-    )
-    notes = [f"left out of calibration, unreadable: {name}" for name in unreadable]
-    notes += [f"to calibrate on: {note}" for note in images.repeats.notes]
+        seen = observe("fp32")
     return dataclasses.replace(
-        seen, calibration=record, source=dataclasses.replace(source, notes=(*source.notes, *notes))
+        seen,
+        calibration=batches.identify(seen.calibration),
+        source=dataclasses.replace(source, notes=(*source.notes, *batches.notes())),
     )
+
+
+class _Batches:
+    """The calibration images as the network sees them, in batches; and which ones the last pass saw."""
+
+    def __init__(self, source: Artifact, images: Dataset) -> None:
+        self._source, self._images = source, images
+        self._hashes: list[str] = []
+        self._indices: list[int] = []
+        self._unreadable: list[str] = []
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        from resdeploy.data import datasets
+
+        self._hashes, self._indices, self._unreadable = [], [], []
+        spec = model_files.preprocessing_of(self._source)
+        for batch in datasets.batches(self._images, spec, CALIBRATION_BATCH):
+            self._hashes.extend(batch.hashes)
+            self._indices.extend(batch.indices.tolist())
+            self._unreadable.extend(batch.unreadable)
+            yield batch.inputs
+
+    def identify(self, calibration: Calibration) -> Calibration:
+        """The record, with what identifies the images."""
+        from resdeploy.data import datasets
+
+        used = self._images.subset(self._indices)
+        return dataclasses.replace(
+            calibration,
+            images=tuple(self._hashes),
+            fingerprint=None if used.synthetic else datasets.fingerprint(used.ids, used.labels, self._hashes),
+        )
+
+    def notes(self) -> list[str]:
+        """What a reader of the record must know of the images."""
+        unreadable = [f"left out of calibration, unreadable: {name}" for name in self._unreadable]
+        return unreadable + [f"to calibrate on: {note}" for note in self._images.repeats.notes]
 
 
 def calibration_images(source: Artifact, plan: CalibrationPlan) -> Dataset:

@@ -72,35 +72,45 @@ def source_for(
         UsageError: a compiled file in another precision, or a model that the backend cannot build from.
         BackendMissing: nothing here runs it.
     """
-    if (compiler := request.compiler) is not None:
-        path = Path(request.model)
-        if backends.load(compiler).FOREIGN and path.is_file() and not store.sidecar(path).is_file():
-            return model_files.foreign_engine(request, precision)
-        compiled = model_files.open_model(request)
-        if precision not in (None, compiled.precision):
-            raise UsageError(
-                f"{request.model} is compiled in {compiled.precision} and cannot become {precision}",
-                fix="Name the ONNX file it was made from",
-            )
-        return compiled
+    if request.compiler is not None:
+        return _compiled_source(request, backends.load(request.compiler), precision)
     module = backends.load(backend)
     if module.SOURCE == "checkpoint":
-        if not request.can_give("checkpoint"):
-            runtimes = [each for each in map(backends.load, PREFERENCE) if each.SOURCE == "onnx"]
-            if not any(each.available().ok for each in runtimes):
-                raise BackendMissing(
-                    f"nothing here runs {request.model}: no runtime for ONNX files is installed",
-                    fix=f"Run `{packages.install(*choose.SUGGESTED)}`",
-                )
-            raise UsageError(
-                f"{backend} runs networks and checkpoints, and {request.model} is neither",
-                fix="Choose another --backend",
-            )
+        _refuse_without_checkpoint(request, backend)
         artifact = export.to_checkpoint(request)
         return dataclasses.replace(artifact, precision=precision or artifact.precision)
     artifact = export.to_onnx(request, progress=progress)
     target = target or module.TARGET
     return lower.lower(artifact, precision or artifact.precision, target, calibration, progress=progress)
+
+
+def _compiled_source(request: Request, compiler: backends.Backend, precision: Precision | None) -> Artifact:
+    """A compiled file as it is, from elsewhere too where its compiler runs such."""
+    path = Path(request.model)
+    if compiler.FOREIGN and path.is_file() and not store.sidecar(path).is_file():
+        return model_files.foreign_engine(request, precision)
+    compiled = model_files.open_model(request)
+    if precision not in (None, compiled.precision):
+        raise UsageError(
+            f"{request.model} is compiled in {compiled.precision} and cannot become {precision}",
+            fix="Name the ONNX file it was made from",
+        )
+    return compiled
+
+
+def _refuse_without_checkpoint(request: Request, backend: BackendName) -> None:
+    """A backend that builds from checkpoints needs a model that gives one."""
+    if request.can_give("checkpoint"):
+        return
+    runtimes = [each for each in map(backends.load, PREFERENCE) if each.SOURCE == "onnx"]
+    if not any(each.available().ok for each in runtimes):
+        raise BackendMissing(
+            f"nothing here runs {request.model}: no runtime for ONNX files is installed",
+            fix=f"Run `{packages.install(*choose.SUGGESTED)}`",
+        )
+    raise UsageError(
+        f"{backend} runs networks and checkpoints, and {request.model} is neither", fix="Choose another --backend"
+    )
 
 
 def candidate(

@@ -47,7 +47,7 @@ def to_onnx(request: Request, out: Path | None = None, *, data: str | None = Non
     """
     if isinstance(request.named, OnnxFile):
         artifact = model_files.open_model(request)
-        return artifact if out is None else _canonical(artifact, out)
+        return artifact if out is None else _write_canonical(artifact, out)
     if isinstance(request.named, CompiledFile):
         raise UsageError(f"{request.model} is compiled already", fix="Name the ONNX file or the model it was made from")
     network = networks.resolve(request)
@@ -58,13 +58,13 @@ def to_onnx(request: Request, out: Path | None = None, *, data: str | None = Non
 
         module = weights.create(network.spec, network.path, seed=request.seed)
         artifact = from_torch.export(module, network.spec, path, weights=network.weights, progress=progress)
-        return from_torch.verify(artifact, module, run_fp32, check_images(artifact, data))
+        return from_torch.verify(artifact, module, run_fp32, comparison_images(artifact, data))
 
     key = ("onnx", network, data, reuse.versions("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision"))
     return reuse.make_or_reuse(key, ".onnx", out, make)
 
 
-def _canonical(source: Artifact, out: Path) -> Artifact:
+def _write_canonical(source: Artifact, out: Path) -> Artifact:
     """A user's own ONNX file in the canonical form, carrying what is known of it."""
     from resdeploy.graph import files, metadata
     from resdeploy.graph.canonical import form
@@ -87,7 +87,7 @@ def _canonical(source: Artifact, out: Path) -> Artifact:
     return store.publish(out, make)
 
 
-def check_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
+def comparison_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
     """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra."""
     from resdeploy.data import datasets
 

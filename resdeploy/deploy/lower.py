@@ -37,7 +37,7 @@ def lower(
         UsageError: the file is in a low precision already, or INT8 without calibration images.
         OutputLost: its output has nothing to do with the source's (`quantize.fidelity`); nothing is written.
     """
-    from resdeploy.quantize import fidelity, ptq
+    from resdeploy.quantize import fidelity
 
     if source.precision == precision:
         return source
@@ -48,26 +48,30 @@ def lower(
         )
 
     def make(path: Path) -> Artifact:
-        if precision != "int8":
-            return _half(source, precision, plan, path, progress)
-        assert target is not None  # a backend without one does not accept INT8
-        seen = calibration.calibrate(source, target, plan, progress=progress)
-        return ptq.write(seen, path, ptq.FileOptions(portable=plan.portable_here(), force=True), progress=progress)
-
-    def alike(path: Path) -> Artifact:
-        record = make(path)
-        fidelity.refuse_lost(record, force=plan.force)
+        if precision == "int8":
+            assert target is not None  # a backend without one does not accept INT8
+            record = _write_int8(source, target, plan, path, progress)
+        else:
+            record = _write_half(source, precision, plan, path, progress)
+        if out is not None:  # the cache keeps a lost file: who forces it, or trains it further, need not make it again
+            fidelity.refuse_lost(record, force=plan.force)
         return record
 
-    # The cache keeps a lost file: who forces it, and who trains it further, need not make it again.
-    found = reuse.make_or_reuse(
-        lower_key(source, precision, target, plan), ".onnx", out, make if out is None else alike
-    )
-    fidelity.refuse_lost(found, force=plan.force)
-    return found
+    artifact = reuse.make_or_reuse(lower_key(source, precision, target, plan), ".onnx", out, make)
+    fidelity.refuse_lost(artifact, force=plan.force)
+    return artifact
 
 
-def _half(
+def _write_int8(
+    source: Artifact, target: Target, plan: calibration.CalibrationPlan, path: Path, progress: Progress
+) -> Artifact:
+    from resdeploy.quantize import ptq
+
+    seen = calibration.calibrate(source, target, plan, progress=progress)
+    return ptq.write(seen, path, ptq.FileOptions(portable=plan.portable_here(), force=True), progress=progress)
+
+
+def _write_half(
     source: Artifact,
     precision: Literal["fp16", "bf16"],
     plan: calibration.CalibrationPlan,
@@ -83,8 +87,8 @@ def _half(
         images = calibration.calibration_inputs(source, plan)
         keep = overflow.find_overflowing(model, images, total=plan.samples, progress=progress)
     half = cast.to_half(model, precision, keep=keep)
-    like = fidelity.compare_half(model, half, _compared_images(source, plan))
-    kept = cast.nodes_in_fp32(half)
+    like = fidelity.compare_half(model, half, _images_to_compare(source, plan))
+    in_fp32 = cast.nodes_in_fp32(half)
     files.save_model(half, path)
     return store.derive(
         source,
@@ -93,7 +97,7 @@ def _half(
         checks=fidelity.checks(like),
         notes=(
             *source.notes,
-            *([f"kept in FP32, their values overflow: {', '.join(kept)}"] if kept else []),
+            *([f"kept in FP32, their values overflow: {', '.join(in_fp32)}"] if in_fp32 else []),
             *fidelity.notes(like),
         ),
         likeness=like,
@@ -101,7 +105,7 @@ def _half(
     )
 
 
-def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:
+def _images_to_compare(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:
     """Some images to compare a file with its source on: of those given, else a few synthetic ones, or noise."""
     from resdeploy.quantize import fidelity
 
@@ -112,7 +116,7 @@ def _compared_images(source: Artifact, plan: calibration.CalibrationPlan) -> lis
         tints = random.standard_normal((export.CHECK_IMAGES, channels, 1, 1), np.float32)
         return list(tints + random.standard_normal((export.CHECK_IMAGES, channels, height, width), np.float32))
     if plan.data is None:
-        return list(export.check_images(source, None))
+        return list(export.comparison_images(source, None))
     most = fidelity.images_to_compare(int(np.prod(source.model.input_shape)))
     few = dataclasses.replace(plan, samples=min(plan.samples, most))
     return [image for batch in calibration.calibration_inputs(source, few) for image in batch]

@@ -45,7 +45,7 @@ def open_model(request: Request) -> Artifact:
         artifact = _foreign_onnx(path)
     if artifact.model is None:
         raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
-    spec = request.sight.applied_to(artifact.model)
+    spec = request.sight.apply_to(artifact.model)
     if 0 in spec.input_shape:
         raise UsageError(f"{path} does not fix the size of its images", fix="Add --img-size")
     return dataclasses.replace(artifact, model=spec)
@@ -63,7 +63,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     if compiler.PROGRAM:
         origin.refuse_unknown(path, trusted=request.trust_engine)
     compiler.check(path)
-    lacking = [option for option, given in (("--img-size", size), ("--precision", precision)) if given is None]
+    lacking = [option for option, value in (("--img-size", size), ("--precision", precision)) if value is None]
     if lacking:
         raise UsageError(
             f"{path} has no sidecar {store.sidecar(path).name}, and an engine cannot say this itself",
@@ -80,7 +80,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
         format=compiler.FORMAT,
         precision=precision,
         sha256=store.digest(path),
-        model=request.sight.applied_to(spec) if request.sight.mean else spec,
+        model=request.sight.apply_to(spec) if request.sight.mean else spec,
         weights=Weights(source=path.name),
         notes=(note,),
     )

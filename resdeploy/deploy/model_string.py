@@ -137,7 +137,7 @@ class PreprocessingOverride:
     def given(self) -> bool:
         return any(value is not None for value in dataclasses.astuple(self))
 
-    def applied_to(self, spec: ModelSpec) -> ModelSpec:
+    def apply_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these changes.
 
         A model that does not say how it sees images (a foreign file) needs mean and std from the user; without them its
@@ -155,7 +155,7 @@ class PreprocessingOverride:
             if self.mean is None or self.std is None:
                 return dataclasses.replace(spec, input_shape=(channels, *size))
             before = Preprocessing(size=size, channels="L" if channels == 1 else "RGB")
-        seen = dataclasses.replace(
+        after = dataclasses.replace(
             before,
             size=size,
             resize=self._resize(before),
@@ -163,18 +163,18 @@ class PreprocessingOverride:
             mean=self.mean or before.mean,
             std=self.std or before.std,
         )
-        options = (("--mean", seen.mean), ("--std", seen.std))
+        options = (("--mean", after.mean), ("--std", after.std))
         refuse(
             *(
                 (
                     len(values) != channels,
                     f"{option} has {len(values)} numbers, but {spec.name} takes {channels} channels",
-                    "",
+                    f"Give {option} a number for each channel",
                 )
                 for option, values in options
             )
         )
-        return dataclasses.replace(spec, input_shape=(channels, *size), preprocessing=seen)
+        return dataclasses.replace(spec, input_shape=(channels, *size), preprocessing=after)
 
     def _resize(self, before: Preprocessing) -> int | None:
         if self.resize is not None:
@@ -210,10 +210,10 @@ class Request:
         """Whether the weights are drawn, and not those of a file."""
         return self.weights == "random"
 
-    def can_give(self, wanted: Format) -> bool:
+    def can_give(self, form: Format) -> bool:
         """Whether a file in this format can be made of it."""
         if isinstance(self.named, OnnxFile):
-            return wanted == "onnx"
+            return form == "onnx"
         if isinstance(self.named, CompiledFile):
-            return wanted == self.named.format
-        return wanted in ("checkpoint", "onnx")
+            return form == self.named.format
+        return form in ("checkpoint", "onnx")

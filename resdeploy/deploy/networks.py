@@ -66,7 +66,7 @@ def resolve(request: Request) -> Network:
                 f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes out"
             )
         spec = stored
-    return Network(spec=request.sight.applied_to(spec), weights=record, path=path, code=_factory_code(request.model))
+    return Network(spec=request.sight.apply_to(spec), weights=record, path=path, code=_factory_code(request.model))
 
 
 def _factory_code(model: str) -> str | None:
@@ -75,8 +75,8 @@ def _factory_code(model: str) -> str | None:
 
     if not foreign.is_factory(model):
         return None
-    found = importlib.util.find_spec(model.partition(":")[0])
-    return store.digest(Path(found.origin)) if found and found.origin else None
+    module = importlib.util.find_spec(model.partition(":")[0])
+    return store.digest(Path(module.origin)) if module and module.origin else None
 
 
 def _checkpoint_network(request: Request) -> Network:
@@ -109,4 +109,4 @@ def _checkpoint_network(request: Request) -> Network:
             fix=f"Name its network: resdeploy export MODEL --weights {shlex.quote(str(path))}",
         )
     record = Weights(source=path.name, sha256=sha256)
-    return Network(spec=request.sight.applied_to(spec), weights=record, path=path)
+    return Network(spec=request.sight.apply_to(spec), weights=record, path=path)

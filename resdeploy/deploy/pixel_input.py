@@ -31,7 +31,7 @@ def uint8_input(source: Artifact, out: Path | None = None, *, data: str | None =
     if spec.dtype == "uint8":
         raise UsageError(f"the input of {source.path} is uint8 already", fix="Leave --input out")
 
-    def made(path: Path) -> Artifact:
+    def make(path: Path) -> Artifact:
         from resdeploy.graph import files, metadata, pixels
         from resdeploy.graph.canonical import form
 
@@ -47,15 +47,17 @@ def uint8_input(source: Artifact, out: Path | None = None, *, data: str | None =
             notes=(*source.notes, "its input is uint8 pixels, normalised inside"),
             tools=reuse.versions("onnx"),
         )
-        return dataclasses.replace(artifact, checks=_compared(source, artifact, data))
+        return dataclasses.replace(artifact, checks=_measure_error(source, artifact, data))
 
-    return reuse.make_or_reuse(("uint8", source.sha256, spec, data, reuse.versions("onnx")), ".onnx", out, made)
+    return reuse.make_or_reuse(("uint8", source.sha256, spec, data, reuse.versions("onnx")), ".onnx", out, make)
 
 
-def _compared(before: Artifact, after: Artifact, data: str | None) -> dict[str, float]:
+def _measure_error(before: Artifact, after: Artifact, data: str | None) -> dict[str, float]:
     """The largest difference of the logits on the same images."""
-    expected, found = (export.run_fp32(Path(side.path), export.check_images(side, data)) for side in (before, after))
-    absolute, largest = float(np.abs(found - expected).max()), float(np.abs(expected).max())
+    expected, logits = (
+        export.run_fp32(Path(side.path), export.comparison_images(side, data)) for side in (before, after)
+    )
+    absolute, largest = float(np.abs(logits - expected).max()), float(np.abs(expected).max())
     relative = absolute / largest if largest else absolute
     if not relative <= MAX_REL_ERROR:
         raise MalformedInput(

@@ -38,43 +38,45 @@ class Steps:
         """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""
 
         def load(path: Path, check: CheckDigest) -> Artifact:
-            found = store.load_own(path)
-            check(found.sha256)
-            return found
+            artifact = store.load_own(path)
+            check(artifact.sha256)
+            return artifact
 
-        return self._kept(name, key, load, make_it)
+        return self._load_or_make(name, key, load, make_it)
 
     def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
         """As `artifact`, for a file of any kind: what `load` reads from it."""
 
-        def verified(path: Path, check: CheckDigest) -> T:
+        def load_verified(path: Path, check: CheckDigest) -> T:
             check(store.digest(path))
             return load(path)
 
-        return self._kept(name, key, verified, make_it)
+        return self._load_or_make(name, key, load_verified, make_it)
 
-    def _kept(self, name: str, key: Any, load: Callable[[Path, CheckDigest], T], make_it: Callable[[Path], T]) -> T:
-        path, wanted = self._folder / name, store.fingerprint(key)
-        made_from, signature = self._known(name)
+    def _load_or_make(
+        self, name: str, key: Any, load: Callable[[Path, CheckDigest], T], make_it: Callable[[Path], T]
+    ) -> T:
+        path, fingerprint = self._folder / name, store.fingerprint(key)
+        made_from, signature = self._look_up(name)
 
         def check(sha256: str) -> None:
-            if not signing.good(signature, "step", name, wanted, sha256):
+            if not signing.good(signature, "step", name, fingerprint, sha256):
                 raise IntegrityError(f"{path} is not what you made there")
 
-        if made_from == wanted:
+        if made_from == fingerprint:
             try:
-                found = load(path, check)
+                value = load(path, check)
             except MissingInput:
                 pass
             except (UnsafeInput, IntegrityError) as e:
                 places.log.warning("%s: it is made again", e.what)
             else:
                 self._say("unchanged", name)
-                return found
+                return value
         self._say("making", name)
-        made = make_it(path)
-        self.remember(name, key, made.sha256 if isinstance(made, Artifact) else store.digest(path))
-        return made
+        new = make_it(path)
+        self.remember(name, key, new.sha256 if isinstance(new, Artifact) else store.digest(path))
+        return new
 
     def remember(self, name: str, key: Any, sha256: str = "") -> None:
         """Keeps what `name` is made from, and the file's digest where there is one."""
@@ -89,10 +91,10 @@ class Steps:
 
     def recalls(self, name: str, key: Any) -> bool:
         """Whether `name` was made from the same key."""
-        made_from, signature = self._known(name)
+        made_from, signature = self._look_up(name)
         return made_from == store.fingerprint(key) and signing.good(signature, "step", name, made_from, "")
 
-    def _known(self, name: str) -> tuple[str, str]:
+    def _look_up(self, name: str) -> tuple[str, str]:
         """What `name` was made from, and the signature of that."""
         made_from, _, signature = str(self._keys.get(name, "")).partition(" ")
         return made_from, signature

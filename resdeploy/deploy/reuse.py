@@ -44,11 +44,11 @@ def versions(*packages: str, by_verb: bool = False) -> dict[str, str]:
         packages: names of distributions.
         by_verb: whether a verb decides what is in the file, as which blocks `prune` drops.
     """
-    found = {"resdeploy": f"{__version__} {_code(by_verb=by_verb)}"}
+    installed = {"resdeploy": f"{__version__} {_code(by_verb=by_verb)}"}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[package] = importlib.metadata.version(package)
-    return found
+            installed[package] = importlib.metadata.version(package)
+    return installed
 
 
 @functools.cache
