@@ -64,7 +64,7 @@ def measure(
     Args:
         seen: the float graph and its calibration.
         batches: preprocessed images, each (n, C, H, W).
-        portable: weights in 7 bits, as in `ptq.quantize`.
+        portable: weights in 7 bits, as in `ptq.FileOptions`.
         run: opens a graph for running.
         progress: told after every batch.
 
@@ -79,17 +79,12 @@ def measure(
     limit = ranges.weight_limit(seen.target, portable=portable)
     weights = ptq.quantized_weights(seen.model, seen.placement, seen.activations, limit)
     trials = list_trials(seen.model, seen.placement)
-    changed, signal, noise = np.zeros(len(trials), np.int64), 0.0, np.zeros(len(trials))
-    count = 0
+    errors = _Errors(len(trials))
     for logits in _logits(seen, trials, weights, batches, run):
-        exact, others = logits[:, :1].astype(np.float64), logits[:, 1:].astype(np.float64)
-        changed += (others.argmax(axis=2) != exact.argmax(axis=2)).sum(axis=0)
-        signal += float(np.square(exact).sum())
-        noise += np.square(others - exact).sum(axis=(0, 2))
-        count += len(logits)
+        errors.add(logits)
         if progress is not None:
-            progress("sensitivity", count, max(seen.calibration.count, count))
-    if count == 0:
+            progress("sensitivity", errors.images, max(seen.calibration.count, errors.images))
+    if errors.images == 0:
         raise MissingInput("there are no images to measure sensitivity on", fix="Give a folder that holds images")
     layers = {site.node for site in seen.placement.weights}
     return tuple(
@@ -97,13 +92,31 @@ def measure(
             name=trial.name,
             kind=trial.kind,
             layers=tuple(name for name in trial.nodes if name in layers),
-            images=count,
-            changed=int(changed[i]),
-            signal=signal,
-            noise=float(noise[i]),
+            images=errors.images,
+            changed=int(errors.changed[i]),
+            signal=errors.signal,
+            noise=float(errors.noise[i]),
         )
         for i, trial in enumerate(trials)
     )
+
+
+class _Errors:
+    """How far the trials are off, over all images so far."""
+
+    def __init__(self, trials: int) -> None:
+        self.images = 0
+        self.changed = np.zeros(trials, np.int64)  # answers
+        self.signal = 0.0  # energy of the float network's logits
+        self.noise = np.zeros(trials)  # energy of the differences from them
+
+    def add(self, logits: NDArray[np.float32]) -> None:
+        """Of a batch (n, 1 + trials, classes), the float network's first."""
+        exact, others = logits[:, :1].astype(np.float64), logits[:, 1:].astype(np.float64)
+        self.images += len(logits)
+        self.changed += (others.argmax(axis=2) != exact.argmax(axis=2)).sum(axis=0)
+        self.signal += float(np.square(exact).sum())
+        self.noise += np.square(others - exact).sum(axis=(0, 2))
 
 
 def _logits(
