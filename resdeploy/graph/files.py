@@ -79,7 +79,9 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
         NotWritable, DiskFull: what the operating system said.
     """
     if (size := model.ByteSize()) > MAX_BYTES:
-        raise MalformedInput(f"the model takes {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most")
+        raise MalformedInput(
+            f"the model takes {size / 1e9:.1f} GB; an ONNX file holds 2 GB at most", fix="Use a smaller model"
+        )
     with store.disk_errors(out):
         out.write_bytes(model.SerializeToString(deterministic=True))
 
@@ -110,7 +112,10 @@ def _parse(path: Path) -> onnx.ModelProto:
 def _check_structure(model: onnx.ModelProto, path: Path) -> None:
     _check_constants(model, path)
     if len(model.functions) > MAX_FUNCTIONS:
-        raise MalformedInput(f"{path} defines {len(model.functions)} functions, more than the {MAX_FUNCTIONS} allowed")
+        raise MalformedInput(
+            f"{path} defines {len(model.functions)} functions, more than the {MAX_FUNCTIONS} allowed",
+            fix="Export it again with its functions inlined (`onnx.inliner`)",
+        )
     domains = DOMAINS | {f.domain for f in model.functions}
     for node in _nodes(model):
         name = node.name or node.op_type
@@ -215,13 +220,17 @@ def _check_values(tensor: onnx.TensorProto, path: Path) -> None:
             fix="Do not use this file",
         )
     if math.prod(tensor.dims) > MAX_BYTES or any(d < 0 for d in tensor.dims):
-        raise MalformedInput(f"tensor {tensor.name!r} of {path} claims the shape {tuple(tensor.dims)}")
+        raise MalformedInput(
+            f"tensor {tensor.name!r} of {path} claims the shape {tuple(tensor.dims)}", fix="Do not use this file"
+        )
     try:
         array = numpy_helper.to_array(tensor) if filled or 0 in tensor.dims else None
     except (ValueError, TypeError, KeyError) as e:
-        raise MalformedInput(f"tensor {tensor.name!r} of {path} does not hold what its shape says: {e}") from e
+        raise MalformedInput(
+            f"tensor {tensor.name!r} of {path} does not hold what its shape says: {e}", fix="Export or copy it again"
+        ) from e
     if array is None:
-        raise MalformedInput(f"tensor {tensor.name!r} of {path} has no values")
+        raise MalformedInput(f"tensor {tensor.name!r} of {path} has no values", fix="Export or copy it again")
     if array.dtype.kind in "fc" and not np.isfinite(array).all():
         raise MalformedInput(
             f"tensor {tensor.name!r} of {path} holds NaN or infinity",
