@@ -169,7 +169,7 @@ class PreprocessingOverride:
                 (
                     len(values) != channels,
                     f"{option} has {len(values)} numbers, but {spec.name} takes {channels} channels",
-                    f"Give {option} a number for each channel",
+                    "Give --mean and --std with a number for each channel",
                 )
                 for option, values in options
             )
