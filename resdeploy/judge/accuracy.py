@@ -84,7 +84,7 @@ def judge_many(
         (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
     )
     top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], max_drop_pp, confidence)
-    five = [_five(pair) for pair in pairs]
+    five = [_top5_flips(pair) for pair in pairs]
     if max_top5_drop_pp is not None and None in five:
         raise UsageError(
             "top-5 cannot be judged: a side names fewer than five classes for each image",
@@ -177,13 +177,13 @@ def _judge_drop(
     candidates: int,
 ) -> Check:
     over = 100 * (lost - gained) / images > limit_pp
-    seen = _drop(name, lost, gained, images, confidence, " over the limit:" if over else " within the limit:")
-    assert seen.interval is not None
-    low_pp, high_pp = seen.interval
+    drop = _drop(name, lost, gained, images, confidence, " over the limit:" if over else " within the limit:")
+    assert drop.interval is not None
+    low_pp, high_pp = drop.interval
     sure = f"at {100 * confidence:g} % confidence"
     quantity = {"top1": "top-1", "top5": "top-5"}[name]
     if state == "pass":
-        verdict = f"On new images like these {quantity} {_at_most(high_pp)} {sure} (limit {limit_pp:g})."
+        verdict = f"On new images like these {quantity} {_word_bound(high_pp)} {sure} (limit {limit_pp:g})."
     elif state == "fail":
         verdict = (
             f"On new images like these {quantity} drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})."
@@ -192,38 +192,38 @@ def _judge_drop(
         verdict = (
             f"{images:,} images cannot tell whether {quantity} drops by more than {limit_pp:g} points on new ones "
             f"(between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
-            f"{_would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
+            f"{_say_what_would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
         )
     return Check(
         name=name,
         limit=limit_pp,
-        observed=seen.observed,
-        interval=seen.interval,
+        observed=drop.observed,
+        interval=drop.interval,
         state=state,
-        unit=seen.unit,
-        note=f"{verdict} {seen.note}",
+        unit=drop.unit,
+        note=f"{verdict} {drop.note}",
     )
 
 
-def _at_most(drop_pp: float) -> str:
+def _word_bound(drop_pp: float) -> str:
     """An upper bound of a drop in words; below zero it is a lower bound of a rise."""
     return f"drops by at most {drop_pp:.3g} points" if drop_pp >= 0 else f"rises by at least {-drop_pp:.3g} points"
 
 
-def _would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
-    needed = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
-    if needed is None or needed > MAX_IMAGES:
+def _say_what_would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
+    enough = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
+    if enough is None or enough > MAX_IMAGES:
         return "the drop seen is the limit itself, which no number of images can tell apart: choose another limit"
-    return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
+    return f"about {enough:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
 
 
 def _report_beside(pair: Pair) -> tuple[Reported, ...]:
     """Quantities that have no limit: they inform and never decide."""
     worse = [drop for drop in class_drops(pair) if drop.p_adjusted <= ALPHA and drop.lost > drop.gained]
-    named = ", ".join(
+    names = ", ".join(
         f"{drop.name or drop.label} ({drop.drop_pp:.3g} points of {drop.images:,} images)" for drop in worse[:10]
     )
-    note = f"Worse at 5 % after Holm's correction: {named or 'none'}."
+    note = f"Worse at 5 % after Holm's correction: {names or 'none'}."
     classes = Reported(name="classes", observed=float(len(worse)), unit="classes", note=note)
     if pair.baseline.logits is None or pair.candidate.logits is None:
         return (classes,)
@@ -232,7 +232,7 @@ def _report_beside(pair: Pair) -> tuple[Reported, ...]:
     return classes, Reported(name="calibration", observed=after - before, unit="points", note=note)
 
 
-def _five(pair: Pair) -> Masks | None:
+def _top5_flips(pair: Pair) -> Masks | None:
     """Which images leave and enter the five best answers; None where one side knows fewer."""
     if not pair.baseline.top.shape[1] == pair.candidate.top.shape[1] == 5:
         return None

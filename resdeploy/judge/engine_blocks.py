@@ -36,15 +36,15 @@ def is_convolution(layer: Layer) -> bool:
     )
 
 
-def named(layers: Sequence[Layer]) -> tuple[Layer, ...]:
+def name_sums(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers, each fused sum that no name tells of given one: `<layer>:add`."""
     return tuple(
-        Layer(**{**vars(layer), "sources": (*layer.sources, f"{layer.name}:add")}) if _sums_unnamed(layer) else layer
+        Layer(**{**vars(layer), "sources": (*layer.sources, f"{layer.name}:add")}) if _is_unnamed_sum(layer) else layer
         for layer in layers
     )
 
 
-def _sums_unnamed(layer: Layer) -> bool:
+def _is_unnamed_sum(layer: Layer) -> bool:
     return (
         is_convolution(layer)
         and not any(ADD.search(part) for part in layer.sources)
@@ -59,7 +59,7 @@ def possible_sums(layers: Sequence[Layer], known: Set[str]) -> list[Layer]:
     """Layers of which nothing tells whether they add: two operands of one shape, or of shapes that are not given.
 
     Args:
-        layers: as `named` returns them.
+        layers: as `name_sums` returns them.
         known: the additions that are part of a block.
     """
     return [
@@ -77,7 +77,7 @@ def _may_add(layer: Layer, convolves: bool) -> bool:
 
 
 def intent_of(layers: Sequence[Layer]) -> Intent:
-    """What the graph asked for, as far as `named` layers tell; every precision is left open."""
+    """What the graph asked for, as far as layers from `name_sums` tell; every precision is left open."""
     walk = _Walk(layers)
     adds = [(part, layer) for layer in layers if layer.role == "compute" for part in layer.sources if ADD.search(part)]
     blocks = tuple(block for add, layer in adds if (block := walk.block(add, layer)) is not None)
@@ -94,8 +94,8 @@ def intent_of(layers: Sequence[Layer]) -> Intent:
 
 def conv_name(layer: Layer) -> str:
     """The node that stands for a layer's convolution."""
-    named = (p for p in layer.sources if CONV.search(p) and not WEIGHT.match(p))
-    return next(named, layer.sources[0] if layer.sources else layer.name)
+    convs = (p for p in layer.sources if CONV.search(p) and not WEIGHT.match(p))
+    return next(convs, layer.sources[0] if layer.sources else layer.name)
 
 
 def block_name(block: ResidualBlock, layers: Sequence[Layer]) -> str:
@@ -126,11 +126,11 @@ class _Walk:
         """The block that `layer` ends; None where it adds a constant."""
         if len(layer.inputs) < 2:
             # An engine described without tensors still says by name that this layer adds.
-            return None if layer.inputs else self._bare(add, layer)
-        one, other = (self._back(port.name) for port in layer.inputs[:2])
-        seen = {step.tensor for step in other}
-        shared = next((step.tensor for step in one if step.tensor in seen), None)
-        own = [_until(branch, shared) for branch in (one, other)]
+            return None if layer.inputs else self._block_by_name(add, layer)
+        one, other = (self._walk_back(port.name) for port in layer.inputs[:2])
+        tensors = {step.tensor for step in other}
+        shared = next((step.tensor for step in one if step.tensor in tensors), None)
+        own = [_take_until(branch, shared) for branch in (one, other)]
         convs = [conv_name(step) for branch in own for step in reversed(branch) if is_convolution(step)]
         main = one[0].layer if one else None
         last = next((conv_name(x) for x in (layer, main) if x is not None and is_convolution(x)), None)
@@ -149,10 +149,10 @@ class _Walk:
 
     def followers(self, layer: Layer) -> tuple[str, ...]:
         """The activation that runs apart from the convolution it follows."""
-        found = self._activation(layer)
-        return (found,) if found else ()
+        activation = self._activation(layer)
+        return (activation,) if activation else ()
 
-    def _bare(self, add: str, layer: Layer) -> ResidualBlock:
+    def _block_by_name(self, add: str, layer: Layer) -> ResidualBlock:
         last = conv_name(layer) if is_convolution(layer) else None
         return ResidualBlock(
             add=add, relu=None, source="", main="", skip="", output="", last_conv=last,
@@ -160,32 +160,32 @@ class _Walk:
         )  # fmt: skip
 
     def _activation(self, layer: Layer) -> str | None:
-        readers = [reader for port in layer.outputs for reader in self._through(port.name)]
+        readers = [reader for port in layer.outputs for reader in self._computing_readers(port.name)]
         if len(readers) != 1 or is_convolution(readers[0]) or any(ADD.search(p) for p in readers[0].sources):
             return None
         return next((part for part in readers[0].sources if ACTIVATION.search(part)), None)
 
-    def _through(self, tensor: str) -> list[Layer]:
+    def _computing_readers(self, tensor: str) -> list[Layer]:
         """The computing readers of a tensor, reformats looked through."""
-        found, left, seen = [], [tensor], {tensor}
-        while left:
-            for reader in self.readers.get(left.pop(), ()):
+        readers, pending, visited = [], [tensor], {tensor}
+        while pending:
+            for reader in self.readers.get(pending.pop(), ()):
                 if reader.role == "compute":
-                    found.append(reader)
+                    readers.append(reader)
                     continue
-                later = {port.name for port in reader.outputs} - seen
-                seen |= later
-                left += sorted(later)
-        return found
+                later = {port.name for port in reader.outputs} - visited
+                visited |= later
+                pending += sorted(later)
+        return readers
 
-    def _back(self, tensor: str) -> list[_Step]:
+    def _walk_back(self, tensor: str) -> list[_Step]:
         """Tensors from here towards the input, each with the computing layer that makes it."""
         steps: list[_Step] = []
-        seen: set[str] = set()  # a reformat that reads its own output is no end of the walk
+        visited: set[str] = set()  # a reformat that reads its own output is no end of the walk
         while len(steps) < LONGEST_WALK:
             maker = self.makers.get(tensor)
-            while maker is not None and maker.role != "compute" and maker.inputs and tensor not in seen:
-                seen.add(tensor)
+            while maker is not None and maker.role != "compute" and maker.inputs and tensor not in visited:
+                visited.add(tensor)
                 tensor = maker.inputs[0].name
                 maker = self.makers.get(tensor)
             steps.append(_Step(tensor, maker))
@@ -195,11 +195,11 @@ class _Walk:
         return steps
 
 
-def _until(branch: Sequence[_Step], shared: str | None) -> list[Layer]:
+def _take_until(branch: Sequence[_Step], shared: str | None) -> list[Layer]:
     """The layers of a branch up to the shared tensor; none where the branches share nothing."""
-    found: list[Layer] = []
+    layers: list[Layer] = []
     for step in branch:
         if shared is None or step.tensor == shared or step.layer is None:
             break
-        found.append(step.layer)
-    return found
+        layers.append(step.layer)
+    return layers

@@ -19,32 +19,34 @@ COLLAPSED = 0.9
 
 def hints(pair: Pair) -> tuple[str, ...]:
     """Sentences naming likely causes; empty where nothing can be known."""
-    found = (_preprocessed(pair), _renumbered(pair), _collapsed(pair))
-    return tuple(sentence for sentence in found if sentence)
+    sentences = (_explain_preprocessing(pair), _explain_renumbering(pair), _explain_collapse(pair))
+    return tuple(sentence for sentence in sentences if sentence)
 
 
-def _preprocessed(pair: Pair) -> str:
+def _explain_preprocessing(pair: Pair) -> str:
     """Images that the two models saw differently; which settings differ, where both sides tell them."""
     prints = (pair.baseline.preprocessing_fingerprint, pair.candidate.preprocessing_fingerprint)
     if not all(prints) or prints[0] == prints[1]:
         return ""
-    said = f"The two models' images were preprocessed differently ({prints[0][:12]} and {prints[1][:12]}): "
+    opening = f"The two models' images were preprocessed differently ({prints[0][:12]} and {prints[1][:12]}): "
     specs = [side.origin.preprocessing if side.origin else None for side in (pair.baseline, pair.candidate)]
     if specs[0] is None or specs[1] is None:
-        return said + "check size, mean, std and channel order"
+        return opening + "check size, mean, std and channel order"
     before, after = (dataclasses.asdict(spec) for spec in specs if spec is not None)
     changed = [
-        f"{name} {_written(before[name])} and {_written(after[name])}" for name in before if before[name] != after[name]
+        f"{name} {_write_setting(before[name])} and {_write_setting(after[name])}"
+        for name in before
+        if before[name] != after[name]
     ]
-    return said + (", ".join(changed) or "another version of the image decoder")
+    return opening + (", ".join(changed) or "another version of the image decoder")
 
 
-def _written(value: object) -> str:
+def _write_setting(value: object) -> str:
     """A setting as the command line takes it."""
     return ",".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
 
 
-def _renumbered(pair: Pair) -> str:
+def _explain_renumbering(pair: Pair) -> str:
     """Classes that were shifted or permuted between the two models."""
     before, after, labels = pair.baseline.top[:, 0], pair.candidate.top[:, 0], pair.baseline.labels
     lost = float(np.mean(before == labels) - np.mean(after == labels))
@@ -68,7 +70,7 @@ def _renumbering(before: NDArray[np.int64], after: NDArray[np.int64]) -> dict[in
     return {int(name): _commonest(before[after == name])[0] for name in np.unique(after)}
 
 
-def _collapsed(pair: Pair) -> str:
+def _explain_collapse(pair: Pair) -> str:
     """A model that answers with one class whatever it is shown."""
     favourite, share = _commonest(pair.candidate.top[:, 0])
     if share < COLLAPSED or np.mean(pair.baseline.top[:, 0] == favourite) > share / 2:
@@ -81,5 +83,5 @@ def _collapsed(pair: Pair) -> str:
 
 def _commonest(values: NDArray[np.int64]) -> tuple[int, float]:
     """The most frequent value and its share."""
-    found, counts = np.unique(values, return_counts=True)
-    return int(found[counts.argmax()]), float(counts.max() / len(values))
+    distinct, counts = np.unique(values, return_counts=True)
+    return int(distinct[counts.argmax()]), float(counts.max() / len(values))

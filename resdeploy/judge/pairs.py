@@ -33,15 +33,15 @@ class Pair:
     @property
     def lost(self) -> NDArray[np.bool_]:
         """(N,): only the baseline is right."""
-        return _right(self.baseline) & ~_right(self.candidate)
+        return _right_answers(self.baseline) & ~_right_answers(self.candidate)
 
     @property
     def gained(self) -> NDArray[np.bool_]:
         """(N,): only the candidate is right."""
-        return _right(self.candidate) & ~_right(self.baseline)
+        return _right_answers(self.candidate) & ~_right_answers(self.baseline)
 
 
-def _right(predictions: Predictions) -> NDArray[np.bool_]:
+def _right_answers(predictions: Predictions) -> NDArray[np.bool_]:
     return np.asarray(predictions.top[:, 0] == predictions.labels)
 
 
@@ -98,9 +98,9 @@ def match(baseline: Predictions, candidate: Predictions) -> Pair:
                 cause="They were trained for different class lists (1,001 with a background class, say)",
                 fix="Drop the extra columns of the logits, or compare models of the same classes",
             )
-    matched = _reordered(candidate, _order(baseline, candidate))
-    _check_labels(baseline, matched)
-    return Pair(baseline=baseline, candidate=matched)
+    in_order = _reorder(candidate, _order(baseline, candidate))
+    _check_labels(baseline, in_order)
+    return Pair(baseline=baseline, candidate=in_order)
 
 
 def refuse_leak(evaluated: Predictions) -> None:
@@ -142,7 +142,7 @@ def _check(predictions: Predictions, who: str) -> None:
     if len(set(predictions.ids)) != len(predictions.ids):
         repeated = [i for i, times in zip(*np.unique(predictions.ids, return_counts=True), strict=True) if times > 1]
         raise MalformedInput(
-            f"{who} has ids twice: {_some(repeated)}",
+            f"{who} has ids twice: {_name_some(repeated)}",
             cause="Predictions of several runs or folders in one file, or file names without their folder",
             fix="Give every image one id, such as its path",
         )
@@ -174,15 +174,15 @@ def _order(baseline: Predictions, candidate: Predictions) -> NDArray[np.int64]:
     if missing or extra:
         overlap = len(baseline.ids) - len(missing)
         raise UsageError(
-            f"the two sides share {overlap} images; {len(missing)} are only in the baseline ({_some(missing)}) "
-            f"and {len(extra)} only in the candidate ({_some(sorted(extra))})",
+            f"the two sides share {overlap} images; {len(missing)} are only in the baseline ({_name_some(missing)}) "
+            f"and {len(extra)} only in the candidate ({_name_some(sorted(extra))})",
             cause="Unreadable images, different data, or ids of different form" if overlap else "Ids of different form",
             fix="Evaluate both models on the same images",
         )
     return np.array([position[name] for name in baseline.ids], dtype=np.int64)
 
 
-def _reordered(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
+def _reorder(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
     if (order == np.arange(len(order))).all():
         return predictions
     return replace(
@@ -209,6 +209,6 @@ def _check_labels(baseline: Predictions, candidate: Predictions) -> None:
     )
 
 
-def _some(names: Iterable[object]) -> str:
-    listed = [str(name) for name in names]
-    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "") or "none"
+def _name_some(names: Iterable[object]) -> str:
+    texts = [str(name) for name in names]
+    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "") or "none"
