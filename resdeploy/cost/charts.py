@@ -93,9 +93,9 @@ def draw_entries(entries: Iterable[zoo.Entry]) -> str:
     Raises:
         UsageError: as `draw_over_macs`.
     """
-    known = [entry for entry in entries if _published(entry)]
-    on_imagenet = [entry for entry in known if entry.classes == IMAGENET_CLASSES]
-    return _draw({entry.name: entry.macs / 1e9 for entry in on_imagenet or known}, GIGA_MACS)
+    candidates = [entry for entry in entries if _published_accuracy(entry)]
+    on_imagenet = [entry for entry in candidates if entry.classes == IMAGENET_CLASSES]
+    return _draw({entry.name: entry.macs / 1e9 for entry in on_imagenet or candidates}, GIGA_MACS)
 
 
 def draw_over_latency(bench: SavedBench) -> str:
@@ -118,7 +118,7 @@ def draw_over_latency(bench: SavedBench) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Scored:
+class _Network:
     """A network with a published accuracy, and what it costs in some unit."""
 
     name: str
@@ -136,21 +136,21 @@ def _draw(costs: Mapping[str, float], x: str) -> str:
         x: the cost, with its unit.
     """
     entries = (zoo.ENTRIES[name] for name in costs if name in zoo.ENTRIES)
-    known = [(entry, published) for entry in entries if (published := _published(entry))]
-    classes = {entry.classes for entry, _ in known}
-    if not known:
+    accuracies = [(entry, accuracy) for entry in entries if (accuracy := _published_accuracy(entry))]
+    classes = {entry.classes for entry, _ in accuracies}
+    if not accuracies:
         raise UsageError("no network here has a published accuracy", fix="`resdeploy models` lists those that have")
     if len(classes) > 1:
         raise UsageError("accuracies on ImageNet and on CIFAR-10 do not belong in one chart", fix="Chart one of them")
     networks = [
-        _Scored(
+        _Network(
             name=entry.name,
             family=entry.family,
-            top1=published.top1,
-            one_crop=published.one_crop,
+            top1=accuracy.top1,
+            one_crop=accuracy.one_crop,
             cost=costs[entry.name],
         )
-        for entry, published in known
+        for entry, accuracy in accuracies
     ]
     data = "ImageNet" if classes == {IMAGENET_CLASSES} else "CIFAR-10"
     rings = "" if all(network.one_crop for network in networks) else " (rings: as its paper evaluated)"
@@ -158,14 +158,14 @@ def _draw(costs: Mapping[str, float], x: str) -> str:
     return chart.lines(_families(networks), title=title, x=x, y="top-1 %", log_x=True, zero=False)
 
 
-def _published(entry: zoo.Entry) -> zoo.Published | None:
+def _published_accuracy(entry: zoo.Entry) -> zoo.Published | None:
     """The first accuracy taken at the size that the costs are of."""
     return next((published for published in entry.published if not published.crop), None)
 
 
-def _families(networks: Iterable[_Scored]) -> list[chart.Line]:
+def _families(networks: Iterable[_Network]) -> list[chart.Line]:
     """The dots of each family; rings where its accuracies are of many crops."""
-    families: dict[tuple[str, bool], list[_Scored]] = {}
+    families: dict[tuple[str, bool], list[_Network]] = {}
     for network in networks:
         families.setdefault((network.family, network.one_crop), []).append(network)
     return [

@@ -44,10 +44,10 @@ class Convention:
     def doubt(self, cost: Cost) -> str:
         """Why there is no figure for a graph; "": there is one."""
         if cost.unknown:
-            return f"{len(cost.unknown)} operators cannot be counted: {_few(cost.unknown)}"
+            return f"{len(cost.unknown)} operators cannot be counted: {_list_few(cost.unknown)}"
         others = [] if self.operators is None else sorted({y.op for y in cost.layers} - self.operators)
         if others:
-            return f"{self.name} was not compared with our counts on {_few(others)}"
+            return f"{self.name} was not compared with our counts on {_list_few(others)}"
         if self.counts_norms and not cost.norms_known:
             return (
                 f"{self.name} counts batch norms or biases, and the file does not say which of its biases were batch "
@@ -62,7 +62,7 @@ class Convention:
         return ToolCount(model=cost.model, convention=self.name, formula=self.formula, count=figure, doubt=doubt)
 
 
-def _few(names: Sequence[str]) -> str:
+def _list_few(names: Sequence[str]) -> str:
     return f"{', '.join(names[:5])}{' ...' if len(names) > 5 else ''}"
 
 
@@ -93,7 +93,7 @@ def _biases(layer: LayerCost) -> int:
     return layer.output_elements if layer.own_bias else 0
 
 
-def _doubled(layer: LayerCost) -> int:
+def _double_counts(layer: LayerCost) -> int:
     """What ptflops counts both in its module hook and in its patched function."""
     activations = layer.output_elements if layer.op == "Relu" else 0
     pools = layer.input_elements if layer.op in ("MaxPool", "AveragePool") else 0
@@ -129,7 +129,7 @@ CONVENTIONS: Mapping[str, Convention] = {
             name="ptflops-pytorch",  # 0.7, backend pytorch
             formula="MACs + bias additions + 2 x batch norm elements + 2 x (ReLU outputs + pool inputs)",
             counts_norms=True,
-            count=lambda c: c.macs + _sum(c, lambda y: _biases(y) + 2 * _norms(y) + 2 * _doubled(y)),
+            count=lambda c: c.macs + _sum(c, lambda y: _biases(y) + 2 * _norms(y) + 2 * _double_counts(y)),
             operators=_CHECKED | {"AveragePool"},
         ),
     )

@@ -97,21 +97,21 @@ def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
     refuse(
         *(
             (
-                gpu is not None and given,
+                gpu is not None and value,
                 f"{option} measures this machine, which says nothing of {plan.machine}",
                 "Use --roofline machine",
             )
-            for option, given in (("--measure", measured), ("--refresh", refresh))
+            for option, value in (("--measure", measured), ("--refresh", refresh))
         ),
-        *(under_roofs.missing(gpu, plan.precisions) if gpu is not None else ()),
+        *(under_roofs.missing_roofs(gpu, plan.precisions) if gpu is not None else ()),
         (
             roofs and measured and plan.against == "basic",
             "--measure times a network beside networks of basic blocks, or under its roofs, and not both at once",
             "Ask for --against basic --measure and for --roofline machine --measure in two commands",
         ),
         *(
-            (not roofs and given, f"{option} belongs to --roofline", "Add --roofline machine")
-            for option, given in (("--refresh", refresh), ("--precision", plan.precisions))
+            (not roofs and value, f"{option} belongs to --roofline", "Add --roofline machine")
+            for option, value in (("--refresh", refresh), ("--precision", plan.precisions))
         ),
         (
             not roofs and measured and (plan.against != "basic" or len(requests) != 1),

@@ -84,9 +84,9 @@ def compare_basic_blocks(model: onnx.ModelProto, spec: ModelSpec) -> BasicCounte
         MalformedInput: as `counts.prepare`.
     """
     graph = counts.prepare(model, spec)
-    cost, meant, sizes = counts.count_prepared(graph), intent.of(graph.model), _Sizes(graph)
+    cost, graph_intent, sizes = counts.count_prepared(graph), intent.of(graph.model), _Sizes(graph)
     layers = _layers(cost, sizes)
-    blocks, width = _bottlenecks(meant.blocks, sizes, layers)
+    blocks, width = _bottlenecks(graph_intent.blocks, sizes, layers)
     if not blocks:
         raise UsageError(
             f"{spec.name} has no bottlenecks (1x1, 3x3, 1x1 beside a shortcut) to compare with basic blocks",
@@ -95,7 +95,7 @@ def compare_basic_blocks(model: onnx.ModelProto, spec: ModelSpec) -> BasicCounte
     own, outer, quarter = (sum((getattr(b, side) for b in blocks), Size()) for side in ("own", "outer", "quarter"))
     saved_macs, saved_weights = _classifier_savings(cost, width)
     macs = sum(layer.macs for layer in cost.layers)
-    params = cost.params if _all_normed(meant, layers) else None
+    params = cost.params if _have_norms(graph_intent, layers) else None
     return BasicCounterfactual(
         model=spec.name,
         blocks=blocks,
@@ -116,12 +116,12 @@ def _classifier_savings(cost: Cost, width: int) -> tuple[int, int]:
     return head.macs - head.macs // 4, (head.params - head.biases) * 3 // 4
 
 
-def _all_normed(meant: Intent, layers: Mapping[str, LayerCost]) -> bool:
+def _have_norms(graph_intent: Intent, layers: Mapping[str, LayerCost]) -> bool:
     """Whether every convolution of a block has a batch norm, folded or standing."""
     standing = {name for name, layer in layers.items() if layer.op == "BatchNormalization"}
     return all(
-        layers[name].folded_norm or not standing.isdisjoint(meant.followers[name])
-        for block in meant.blocks
+        layers[name].folded_norm or not standing.isdisjoint(graph_intent.followers[name])
+        for block in graph_intent.blocks
         for name in block.convs
     )
 
@@ -133,10 +133,10 @@ def _layers(cost: Cost, sizes: _Sizes) -> dict[str, LayerCost]:
         UsageError: a convolution is not among them.
     """
     layers = {layer.name: layer for layer in cost.layers}
-    lost = [name for name in sizes.convs if name not in layers]
-    if lost:
+    unknown = [name for name in sizes.convs if name not in layers]
+    if unknown:
         raise UsageError(
-            f"the sizes of {lost[0]} and {len(lost) - 1} other convolutions of {cost.model} are not known",
+            f"the sizes of {unknown[0]} and {len(unknown) - 1} other convolutions of {cost.model} are not known",
             cause=f"They come after what cannot be counted: {', '.join(cost.unknown[:5])}",
             fix="Name the file that this one was made from, before a runtime optimised it",
         )

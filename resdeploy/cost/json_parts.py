@@ -138,9 +138,9 @@ def _basic(networks: Iterable[BasicCounterfactual]) -> Json:
     rows: dict[Side, list[Json]] = {"outer": [], "quarter": []}
     for network in networks:
         stages = dict.fromkeys(block.stage for block in network.blocks)
-        for side, listed in rows.items():
-            listed += [_stage(network, side, stage) for stage in stages]
-            listed.append(_network(network, side))
+        for side, side_rows in rows.items():
+            side_rows += [_stage(network, side, stage) for stage in stages]
+            side_rows.append(_network(network, side))
     return {
         "against_outer_width": rows["outer"],
         "against_quarter_width": rows["quarter"],

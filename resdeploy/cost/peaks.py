@@ -59,7 +59,7 @@ class _Entrant:
 
 
 @dataclass(frozen=True)
-class _Timed:
+class _Timing:
     """A graph with its times."""
 
     entrant: _Entrant
@@ -124,12 +124,12 @@ def of_this_machine(
         raise BackendMissing("peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install(*RUNTIMES))
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
-    if not refresh and (known := cache.recall(Peaks, cache.PEAKS, key)) is not None:
-        return known
-    measured = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
-    if measured.valid:  # a disturbed machine has no roof to remember
-        cache.keep(cache.PEAKS, key, measured)
-    return measured
+    if not refresh and (entry := cache.recall(Peaks, cache.PEAKS, key)) is not None:
+        return entry
+    fresh = measure(tuple(usable), cores, shapes, duration_s, progress=progress, open_lane=open_lane)
+    if fresh.valid:  # a disturbed machine has no roof to remember
+        cache.keep(cache.PEAKS, key, fresh)
+    return fresh
 
 
 def measure(
@@ -152,7 +152,7 @@ def measure(
         run = functools.partial(interleaved.run, listener=Listener(progress=progress), open_lane=open_lane)
         heat = Schedule(duration_s=HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
         heats = run([each.candidate for each in entrants], heat)
-        finalists = [timed.entrant for timed in _find_fastest(entrants, heats, missing).values()]
+        finalists = [timing.entrant for timing in _find_fastest(entrants, heats, missing).values()]
         finals = run([each.candidate for each in finalists], Schedule(duration_s=duration_s))
         best = _find_fastest(finalists, finals, missing)
     roofs = {p: best[p].roof() for p in PRECISIONS if p in best}
@@ -180,7 +180,7 @@ def _build_entrants(
         ResdeployError: the memory cannot be timed on any backend.
     """
     entrants: list[_Entrant] = []
-    unbuilt: list[ResdeployError] = []
+    errors: list[ResdeployError] = []
     for name in names:
         for precision in PRECISIONS:
             try:
@@ -190,9 +190,9 @@ def _build_entrants(
         try:
             entrants.append(_build_stream(name, cores, folder, open_lane))
         except ResdeployError as e:  # the other backend's will do
-            unbuilt.append(e)
-    if len(unbuilt) == len(names):
-        raise unbuilt[0]
+            errors.append(e)
+    if len(errors) == len(names):
+        raise errors[0]
     return entrants
 
 
@@ -205,8 +205,8 @@ def _notes() -> tuple[str, ...]:
     cache = machine.last_level_cache_bytes()
     if stream_bytes() >= CACHE_TIMES * cache > 0:
         return ()
-    known = f"{cache >> 20} MiB" if cache else "of unknown size"
-    return (f"the arrays of the memory stream, {stream_bytes() >> 20} MiB each, are not 4 times the cache ({known})",)
+    size = f"{cache >> 20} MiB" if cache else "of unknown size"
+    return (f"the arrays of the memory stream, {stream_bytes() >> 20} MiB each, are not 4 times the cache ({size})",)
 
 
 def _build_chains(
@@ -254,9 +254,9 @@ def _refuse_another(candidate: interleaved.Candidate, open_lane: OpenLane) -> No
     """
     with open_lane(candidate.backend) as lane:
         lane.open(candidate.artifact, candidate.execution, trace=True)
-        ran = {layer.precision for layer in lane.layers() if "Conv" in layer.kind}
-    if ran != {candidate.artifact.precision}:
-        raise UsageError(f"computes it in {' and '.join(sorted(ran)).upper() or 'something unknown'}")
+        precisions = {layer.precision for layer in lane.layers() if "Conv" in layer.kind}
+    if precisions != {candidate.artifact.precision}:
+        raise UsageError(f"computes it in {' and '.join(sorted(precisions)).upper() or 'something unknown'}")
 
 
 def _build_stream(name: BackendName, cores: int, folder: Path, open_lane: OpenLane) -> _Entrant:
@@ -272,23 +272,23 @@ def _build(source: Artifact, name: BackendName, execution: Execution, open_lane:
     path = Path(source.path)
     out = path.with_name(f"{path.stem}-built{backends.load(name).SUFFIXES[0]}")
     with open_lane(name) as lane:
-        built = lane.build(source, execution, out)
-    return interleaved.Candidate(label=path.stem, backend=name, artifact=built, execution=execution)
+        artifact = lane.build(source, execution, out)
+    return interleaved.Candidate(label=path.stem, backend=name, artifact=artifact, execution=execution)
 
 
 def _find_fastest(
     entrants: Sequence[_Entrant], outcomes: Sequence[Measurement | Failure], missing: dict[Precision, list[str]]
-) -> dict[Precision | None, _Timed]:
+) -> dict[Precision | None, _Timing]:
     """The highest rate of each kind; what failed goes to `missing`.
 
     Raises:
         ResdeployError: the memory could not be timed on any backend.
     """
-    best: dict[Precision | None, _Timed] = {}
+    best: dict[Precision | None, _Timing] = {}
     for entrant, outcome in zip(entrants, outcomes, strict=True):
         if isinstance(outcome, Measurement):
-            timed = _Timed(entrant, summarise(outcome))
-            best[entrant.precision] = max(best.get(entrant.precision, timed), timed, key=lambda each: each.rate)
+            timing = _Timing(entrant, summarise(outcome))
+            best[entrant.precision] = max(best.get(entrant.precision, timing), timing, key=lambda each: each.rate)
         elif entrant.precision is not None:
             missing.setdefault(entrant.precision, []).append(f"{entrant.candidate.backend}: {outcome.message}")
     if None not in best:

@@ -37,18 +37,18 @@ def roofline(cost: Cost, peaks: Peaks, precision: Precision, run: TracedRun | No
     """
     run = run or TracedRun(layers_of={})
     layers = {layer.name: layer for layer in cost.layers if layer.macs or layer.moved_elements}
-    left = dict.fromkeys(layers)
+    rest = dict.fromkeys(layers)
     groups: list[tuple[tuple[str, ...], float | None]] = []
     other_s = 0.0
     for kernel in run.kernels:
-        members = tuple(name for name in run.layers_of.get(kernel.name, ()) if name in left)
+        members = tuple(name for name in run.layers_of.get(kernel.name, ()) if name in rest)
         if not members:
             other_s += kernel.time_s or 0.0
             continue
         groups.append((members, kernel.time_s))
         for name in members:
-            del left[name]
-    groups += [((name,), None) for name in left]
+            del rest[name]
+    groups += [((name,), None) for name in rest]
     order = {name: k for k, name in enumerate(layers)}
     groups.sort(key=lambda group: order[group[0][0]])
     return Roofline(

@@ -40,7 +40,7 @@ def put_under_roofs(
     Raises:
         UsageError: a precision without a roof was asked for.
     """
-    refuse(*missing(peaks, precisions))
+    refuse(*missing_roofs(peaks, precisions))
     rooflines: list[Roofline] = []
     for request in requests:
         source = export.to_onnx(request, progress=progress)
@@ -67,7 +67,7 @@ def time_under_roofs(
     """
     refuse(
         (not peaks.measured, f"what is measured here says nothing of {peaks.name}", "Use --roofline machine"),
-        *missing(peaks, precisions),
+        *missing_roofs(peaks, precisions),
     )
     rows: list[_Row] = []
     for request in requests:
@@ -86,7 +86,7 @@ def time_under_roofs(
     return tuple(rooflines)
 
 
-def missing(peaks: Peaks, precisions: Sequence[Precision]) -> list[tuple[object, str, str]]:
+def missing_roofs(peaks: Peaks, precisions: Sequence[Precision]) -> list[tuple[object, str, str]]:
     """What `refuse` is told of precisions that have no roof."""
     return [
         (
@@ -130,7 +130,7 @@ def _build(request: Request, precision: Precision, plan: BenchPlan, progress: Pr
     return rows
 
 
-def _trace(row: _Row, timed: Summary) -> TracedRun:
+def _trace(row: _Row, timing: Summary) -> TracedRun:
     """The network's kernels from a traced run, beside its time from one without."""
     candidate = row.candidate
     kernels = executed.layers_of(candidate, 5, warmup=2, seconds=TRACED_S)
@@ -138,18 +138,18 @@ def _trace(row: _Row, timed: Summary) -> TracedRun:
         backend=candidate.backend,
         kernels=kernels,
         layers_of=_layers_of(kernels, row.source),
-        p50_s=timed.latency_s["p50"],
-        p50_ci95_s=timed.p50_ci95_s,
-        valid=timed.valid,
+        p50_s=timing.latency_s["p50"],
+        p50_ci95_s=timing.p50_ci95_s,
+        valid=timing.valid,
     )
 
 
 def _layers_of(kernels: Sequence[Layer], source: Artifact) -> dict[str, tuple[str, ...]]:
     """Kernel -> the graph's nodes that it computes."""
-    meant = intent.of(files.load_model(Path(source.path)))
-    before = intent.kernel_starts(meant)
+    graph_intent = intent.of(files.load_model(Path(source.path)))
+    before = intent.kernel_starts(graph_intent)
     return {
-        kernel.name: intent.computed_nodes(kernel.sources, meant, before, convolves="conv" in kernel.kind.lower())
+        kernel.name: intent.computed_nodes(kernel.sources, graph_intent, before, convolves="conv" in kernel.kind.lower())
         for kernel in kernels
         if kernel.role == "compute"
     }

@@ -123,8 +123,8 @@ def mcnemar_midp(lost: int, gained: int) -> float:
     """
     if lost + gained == 0:
         return 1.0
-    as_seen, as_few = _coin(min(lost, gained), lost + gained)
-    return 1 - as_seen / 2 if lost == gained else 2 * as_few - as_seen
+    exactly, at_most = _coin(min(lost, gained), lost + gained)
+    return 1 - exactly / 2 if lost == gained else 2 * at_most - exactly
 
 
 def _coin(heads: int, tosses: int) -> tuple[float, float]:
@@ -165,8 +165,8 @@ def images_to_decide(
     # The score of the expected table of one image is (drop - margin) / standard deviation under the margin.
     under_margin = (drop - margin) / float(tango_score(lost, gained, 1.0, margin))
     under_truth = math.sqrt(max(flip_rate - drop * drop, 0.0))
-    needed = normal_quantile(1 - tail) * under_margin + normal_quantile(power) * under_truth
-    return math.ceil((needed / (margin - drop)) ** 2)
+    distance = normal_quantile(1 - tail) * under_margin + normal_quantile(power) * under_truth
+    return math.ceil((distance / (margin - drop)) ** 2)
 
 
 def calibration_error(confidences: ArrayLike, correct: ArrayLike, *, bins: int = 15) -> float:

@@ -201,14 +201,14 @@ def _settings(spec: ModelSpec, train_data: Dataset, test_data: Dataset, plan: lo
 
 def _discard_others(out: Path, settings: str) -> None:
     """Removes checkpoint, curves and state of other settings at `out`; these settings are noted beside it."""
-    noted = out.with_name(f"{out.stem}.settings.json")
+    note = out.with_name(f"{out.stem}.settings.json")
     with contextlib.suppress(FileNotFoundError, MalformedInput):
-        if store.parse_json(noted.read_bytes(), str(noted)) == settings:
+        if store.parse_json(note.read_bytes(), str(note)) == settings:
             return
     for path in (out, store.sidecar(out), *curves.paths(out)):
         path.unlink(missing_ok=True)
     state.remove(out)
-    store.write_json(noted, settings)
+    store.write_json(note, settings)
 
 
 def _is_finished(out: Path, epochs: int) -> bool:
@@ -243,9 +243,9 @@ def differences(trainings: Sequence[Training]) -> tuple[Difference, ...]:
     }
     depths, seeds = sorted({t.depth for t in trainings}), sorted({t.seed for t in trainings})
     shallow, deep = depths[0], depths[-1]
-    added = {kind: [loss[kind, deep, s] - loss[kind, shallow, s] for s in seeds] for kind in KINDS}
-    rows = [(f"{kind}{deep} - {kind}{shallow}", values) for kind, values in added.items()]
-    rows.append(("the first minus the second", [a - b for a, b in zip(added["plain"], added["resnet"], strict=True)]))
+    rises = {kind: [loss[kind, deep, s] - loss[kind, shallow, s] for s in seeds] for kind in KINDS}
+    rows = [(f"{kind}{deep} - {kind}{shallow}", values) for kind, values in rises.items()]
+    rows.append(("the first minus the second", [a - b for a, b in zip(rises["plain"], rises["resnet"], strict=True)]))
     return tuple(
         Difference(of=name, value=sum(values) / len(values), ci95=stats.mean_interval(values)) for name, values in rows
     )

@@ -90,12 +90,12 @@ def study_lesions(requests: Sequence[Request], plan: LesionPlan, *, progress: Pr
     Raises:
         UsageError: random weights, or a network that is not one of ours: of any of them, before the first is run.
     """
-    admitted = _admit(requests, plan)
-    return LesionReport(plan=plan, networks=tuple(_operate(one, plan, progress) for one in admitted))
+    subjects = _admit(requests, plan)
+    return LesionReport(plan=plan, networks=tuple(_operate(one, plan, progress) for one in subjects))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Admitted:
+class Subject:
     """A trained network, and the images to judge it on, not read yet."""
 
     name: str
@@ -104,25 +104,25 @@ class Admitted:
     sight: Preprocessing
 
 
-def _admit(requests: Sequence[Request], plan: LesionPlan) -> list[Admitted]:
+def _admit(requests: Sequence[Request], plan: LesionPlan) -> list[Subject]:
     """The trained networks.
 
     Raises:
         UsageError: random weights, or a network without such blocks or without its preprocessing.
         WeightsMismatch: weights of another network.
     """
-    resolved = [(request.model, networks.resolve(request)) for request in requests]
-    refuse(*(problem for model, network in resolved for problem in _problems(model, network)))
+    resolutions = [(request.model, networks.resolve(request)) for request in requests]
+    refuse(*(problem for model, network in resolutions for problem in _problems(model, network)))
     images = datasets.open_dataset(plan.data, split="test")
-    admitted = []
-    for model, network in resolved:
+    subjects = []
+    for model, network in resolutions:
         net = weights.create(network.spec, network.path)
         assert isinstance(net, ResNet)
         assert network.spec.preprocessing is not None
-        chosen = datasets.choose(datasets.align(images, network.spec.labels), plan.images, plan.seed)
+        sample = datasets.choose(datasets.align(images, network.spec.labels), plan.images, plan.seed)
         name = model_string.stem(model)
-        admitted.append(Admitted(name=name, net=net, images=chosen, sight=network.spec.preprocessing))
-    return admitted
+        subjects.append(Subject(name=name, net=net, images=sample, sight=network.spec.preprocessing))
+    return subjects
 
 
 def _problems(model: str, network: networks.Network) -> Iterator[tuple[bool, str, str]]:
@@ -141,7 +141,7 @@ def _problems(model: str, network: networks.Network) -> Iterator[tuple[bool, str
     )
 
 
-def _operate(one: Admitted, plan: LesionPlan, progress: Progress) -> NetworkLesions:
+def _operate(one: Subject, plan: LesionPlan, progress: Progress) -> NetworkLesions:
     samples, notes = load_to_judge(one.images, one.sight, progress=progress)
     patient, name = Patient(one.net, samples, one.sight), one.name
     counts = [count for count in COUNTS if count <= len(patient.keeping)]
@@ -185,13 +185,13 @@ class Patient:
         whole = 0
         batches = list(self._batches())
         for i, (x, labels) in enumerate(batches):
-            reached = self._stem(x)
+            activations = self._stem(x)
             for k, name in enumerate(self.names):
                 if name in wrong:
-                    rest = self._run(self._bypass(name, reached), self.names[k + 1 :])
+                    rest = self._run(self._bypass(name, activations), self.names[k + 1 :])
                     wrong[name] += int((rest != labels).sum())
-                reached = self.blocks[name](reached)
-            whole += int((self._classify(reached) != labels).sum())
+                activations = self.blocks[name](activations)
+            whole += int((self._classify(activations) != labels).sum())
             tell(i + 1, len(batches))
         total = len(self.samples)
         lesions = tuple(
