@@ -31,5 +31,5 @@ def show(
         going_on = journal.goes_on(path)  # asked first: a run that ends meanwhile leaves no journal to load
         outcomes, where = journal.load(path)
         saved = documents.bench(one_run.summaries(outcomes), (), where)
-        saved |= {"cut_short": True, "notes": [journal.told(outcomes, going_on=going_on), *saved["notes"]]}
+        saved |= {"cut_short": True, "notes": [journal.note_unfinished(outcomes, going_on=going_on), *saved["notes"]]}
     console.emit(saved, fmt, output)

@@ -149,7 +149,9 @@ def _layers_of(kernels: Sequence[Layer], source: Artifact) -> dict[str, tuple[st
     graph_intent = intent.of(files.load_model(Path(source.path)))
     before = intent.kernel_starts(graph_intent)
     return {
-        kernel.name: intent.computed_nodes(kernel.sources, graph_intent, before, convolves="conv" in kernel.kind.lower())
+        kernel.name: intent.computed_nodes(
+            kernel.sources, graph_intent, before, convolves="conv" in kernel.kind.lower()
+        )
         for kernel in kernels
         if kernel.role == "compute"
     }

@@ -42,12 +42,12 @@ def latest() -> Path:
     Raises:
         MissingInput: there is no journal.
     """
-    found = _newest_first(places.cache_dir())
-    if not found:
+    journals = _newest_first(places.cache_dir())
+    if not journals:
         raise MissingInput(
             f"there is no journal in {places.cache_dir()}", fix="One is kept while `resdeploy bench` runs"
         )
-    return next((path for path in found if not goes_on(path)), found[0])
+    return next((path for path in journals if not goes_on(path)), journals[0])
 
 
 def goes_on(path: Path) -> bool:
@@ -62,11 +62,11 @@ def goes_on(path: Path) -> bool:
 
 def _newest_first(folder: Path) -> list[Path]:
     """Journals by their last line."""
-    written: dict[Path, int] = {}
+    times_ns: dict[Path, int] = {}
     for path in folder.glob(NAMES):
         with contextlib.suppress(FileNotFoundError):  # its run has just ended well
-            written[path] = path.stat().st_mtime_ns
-    return sorted(written, key=written.__getitem__, reverse=True)
+            times_ns[path] = path.stat().st_mtime_ns
+    return sorted(times_ns, key=times_ns.__getitem__, reverse=True)
 
 
 def _remove_old(folder: Path) -> None:
@@ -95,7 +95,7 @@ def keeping(
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_old(path.parent)
         file = path.open("x", encoding="utf-8")
-    kept: dict[str, int] = {}
+    written: dict[str, int] = {}  # blocks of each row
 
     def write(kind: str, value: Any) -> None:
         file.write(json.dumps({kind: value}, allow_nan=False) + "\n")
@@ -105,12 +105,12 @@ def keeping(
             if isinstance(outcome, Failure):
                 write("failure", dataclasses.asdict(outcome))
             else:
-                new = outcome.blocks[kept.get(outcome.label, 0) :]
+                new = outcome.blocks[written.get(outcome.label, 0) :]
                 if not new:
                     write("row", dataclasses.asdict(dataclasses.replace(outcome, blocks=())))
                 for block in new:
                     write("block", {"label": outcome.label, **dataclasses.asdict(block)})
-                kept[outcome.label] = len(outcome.blocks)
+                written[outcome.label] = len(outcome.blocks)
             file.flush()
             os.fsync(file.fileno())
 
@@ -124,7 +124,7 @@ def keeping(
         path.unlink(missing_ok=True)
 
 
-def told(outcomes: Sequence[Outcome], *, going_on: bool = False) -> str:
+def note_unfinished(outcomes: Sequence[Outcome], *, going_on: bool = False) -> str:
     """What must be known of a run that did not come to its end, or has not yet."""
     blocks = [len(outcome.blocks) for outcome in outcomes if isinstance(outcome, Measurement)]
     counts = f"{min(blocks)} to {max(blocks)} blocks" if blocks else "no block"
@@ -139,47 +139,78 @@ def load(path: Path) -> tuple[tuple[Outcome, ...], dict[str, Any]]:
         MissingInput: no such file, or no block was timed.
         MalformedInput: it is no journal.
     """
+    content = _Content(path)
+    for kind, value in _lines(path):
+        content.add(kind, value)
+    return content.outcomes(), content.environment
+
+
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What kind of event each line of a journal is, and its record; a torn last line is passed over."""
+    lines = _read(path)
+    for number, line in enumerate(lines):
+        try:
+            ((kind, value),) = store.parse_json(line, str(path)).items()
+        except (MalformedInput, ValueError, AttributeError) as e:
+            if number == len(lines) - 1 and number:
+                return
+            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench") from e
+        if (kind == "run") != (number == 0):
+            raise MalformedInput(f"{path} is neither a saved result nor a journal of bench")
+        if not isinstance(value, dict):
+            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench")
+        yield kind, value
+
+
+def _read(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as e:
         raise MissingInput(f"there is no journal {path}", fix="It is kept while `resdeploy bench` runs") from e
     except IsADirectoryError as e:
         raise MissingInput(f"{path} is a folder", fix="Name a saved result or a journal in it") from e
     except UnicodeDecodeError as e:
         raise MalformedInput(f"{path} is no journal of bench") from e
-    rows: dict[str, Measurement] = {}
-    blocks: dict[str, list[Block]] = {}
-    failures: dict[str, Failure] = {}
-    where: dict[str, Any] = {}
-    for number, line in enumerate(lines):
-        try:
-            ((kind, value),) = store.parse_json(line, str(path)).items()
-        except (MalformedInput, ValueError, AttributeError) as e:
-            if number == len(lines) - 1 and number:
-                break
-            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench") from e
-        if (kind == "run") != (number == 0):
-            raise MalformedInput(f"{path} is neither a saved result nor a journal of bench")
-        if not isinstance(value, dict):
-            raise MalformedInput(f"{path}, line {number + 1}, is no part of a journal of bench")
-        text = json.dumps(value)
+
+
+class _Content:
+    """What a journal's lines add up to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.environment: dict[str, Any] = {}
+        self.rows: dict[str, Measurement] = {}
+        self.blocks: dict[str, list[Block]] = {}
+        self.failures: dict[str, Failure] = {}
+
+    def add(self, kind: str, value: dict[str, Any]) -> None:
+        """Takes in one line; a kind that this version does not know is passed over."""
+        where = str(self.path)
         if kind == "run":
-            where = value.get("environment") or {}
-            if not isinstance(where, dict):
-                raise MalformedInput(f"{path} is no journal of bench: its environment is no record")
+            self.environment = value.get("environment") or {}
+            if not isinstance(self.environment, dict):
+                raise MalformedInput(f"{self.path} is no journal of bench: its environment is no record")
         elif kind == "row":
-            row = store.parse(Measurement, text, str(path))
-            rows[row.label] = row
+            row = store.parse(Measurement, json.dumps(value), where)
+            self.rows[row.label] = row
         elif kind == "block":
             label = str(value.pop("label", ""))
-            blocks.setdefault(label, []).append(store.parse(Block, json.dumps(value), str(path)))
+            self.blocks.setdefault(label, []).append(store.parse(Block, json.dumps(value), where))
         elif kind == "failure":
-            failure = store.parse(Failure, text, str(path))
-            failures[failure.label] = failure
-    timed = [dataclasses.replace(rows[label], blocks=tuple(own)) for label, own in blocks.items() if label in rows]
-    outcomes: list[Outcome] = [*failures.values(), *(row for row in timed if row.label not in failures)]
-    if not outcomes:
-        raise MissingInput(
-            f"{path}: the run was ended before its first block, or is still before it", fix="Wait, or run it again"
-        )
-    return tuple(outcomes), where
+            failure = store.parse(Failure, json.dumps(value), where)
+            self.failures[failure.label] = failure
+
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """Failures, then the rows that have blocks and did not fail later."""
+        rows = [
+            dataclasses.replace(self.rows[label], blocks=tuple(blocks))
+            for label, blocks in self.blocks.items()
+            if label in self.rows
+        ]
+        outcomes: list[Outcome] = [*self.failures.values(), *(row for row in rows if row.label not in self.failures)]
+        if not outcomes:
+            raise MissingInput(
+                f"{self.path}: the run was ended before its first block, or is still before it",
+                fix="Wait, or run it again",
+            )
+        return tuple(outcomes)

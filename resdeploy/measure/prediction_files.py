@@ -77,7 +77,7 @@ def count_once(predictions: Predictions) -> Predictions:
     from resdeploy.data import datasets  # it brings the image decoder, which saved predictions do not need
 
     names = predictions.ids or tuple(map(str, range(len(predictions.labels))))
-    kept, found = repeats.count_each_once(names, predictions.labels, predictions.images)
+    kept, extra = repeats.count_each_once(names, predictions.labels, predictions.images)
     ids, images = (tuple(some[k] for k in kept) for some in (predictions.ids or names, predictions.images))
     labels = predictions.labels[kept]
     return dataclasses.replace(
@@ -88,7 +88,7 @@ def count_once(predictions: Predictions) -> Predictions:
         top=predictions.top[kept],
         logits=None if predictions.logits is None else predictions.logits[kept],
         data_fingerprint=predictions.data_fingerprint and datasets.fingerprint(ids, labels, images),
-        repeats=predictions.repeats + found,
+        repeats=predictions.repeats + extra,
     )
 
 
@@ -108,9 +108,9 @@ def top_classes(logits: NDArray[np.float32], count: int = 5) -> NDArray[np.int64
         rows = np.arange(len(rest))
         # Five passes of argmax cost a fraction of one sort of 1,000 classes, and break ties predictably.
         for rank in range(best.shape[1]):
-            found = rest.argmax(axis=1)
-            best[start : start + ROWS, rank] = found
-            rest[rows, found] = -np.inf
+            winners = rest.argmax(axis=1)
+            best[start : start + ROWS, rank] = winners
+            rest[rows, winners] = -np.inf
     return best
 
 
@@ -161,8 +161,8 @@ def load(path: Path) -> Predictions:
     if path.stat().st_size > MAX_BYTES:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It does not hold predictions")
     with _damage(path):
-        found = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
-        return count_once(_predictions(found, path))
+        content = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
+        return count_once(_predictions(content, path))
 
 
 def _suffix(path: Path) -> str:
@@ -200,11 +200,11 @@ def _read_npz(path: Path) -> dict[str, Any]:
     if unpacked > MAX_BYTES:
         raise MalformedInput(f"{path} unpacks to {unpacked / 2**30:.0f} GiB", cause="It does not hold predictions")
     with np.load(path, allow_pickle=False) as archive:
-        found: dict[str, Any] = {name: archive[name] for name in NAMES if name in archive}
-        found["names"] = tuple(archive)
-    if "resdeploy" in found:
-        found["resdeploy"] = store.parse_json(str(found["resdeploy"]), f"`resdeploy` in {path}")
-    return found
+        content: dict[str, Any] = {name: archive[name] for name in NAMES if name in archive}
+        content["names"] = tuple(archive)
+    if "resdeploy" in content:
+        content["resdeploy"] = store.parse_json(str(content["resdeploy"]), f"`resdeploy` in {path}")
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -212,9 +212,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         msg = f"an object with lists named predictions and labels is expected, not a {type(document).__name__}"
         raise ValueError(msg)
-    found = {name: document[name] for name in NAMES if name in document}
-    found["names"] = tuple(document)
-    return found
+    content = {name: document[name] for name in NAMES if name in document}
+    content["names"] = tuple(document)
+    return content
 
 
 def _read_csv(path: Path) -> dict[str, Any]:
@@ -233,10 +233,10 @@ def _read_csv(path: Path) -> dict[str, Any]:
             msg = f"row {number} has {len(row)} cells, the header {len(header)}"
             raise ValueError(msg)
     columns = dict(zip(header, zip(*table, strict=True), strict=False)) if table else dict.fromkeys(header, ())
-    found: dict[str, Any] = {"names": tuple(header)}
+    content: dict[str, Any] = {"names": tuple(header)}
     for name in ("predictions", "labels"):
         if name in columns:
-            found[name] = np.array([_number(cell, name, row) for row, cell in enumerate(columns[name], start=2)])
+            content[name] = np.array([_number(cell, name, row) for row, cell in enumerate(columns[name], start=2)])
     for name in ("logits", "top"):
         numbered = sorted(
             (k for k in columns if k.startswith(f"{name}_") and k[len(name) + 1 :].isdecimal()), key=_index
@@ -245,13 +245,13 @@ def _read_csv(path: Path) -> dict[str, Any]:
             msg = f"the columns {name}_0, {name}_1, ... have a gap"
             raise ValueError(msg)
         if numbered:
-            found[name] = np.array([columns[column] for column in numbered]).T.astype(np.float64)
+            content[name] = np.array([columns[column] for column in numbered]).T.astype(np.float64)
     for name in ("ids", "images"):
         if name in columns:
-            found[name] = [cell[1:] if ours and cell.startswith("'") else cell for cell in columns[name]]
+            content[name] = [cell[1:] if ours and cell.startswith("'") else cell for cell in columns[name]]
     if ours is not None:
-        found["resdeploy"] = ours
-    return found
+        content["resdeploy"] = ours
+    return content
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -291,26 +291,16 @@ def _csv_text(meta: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> st
     return buffer.getvalue()
 
 
-def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
+def _predictions(content: Mapping[str, Any], path: Path) -> Predictions:
     """The record of what a file holds, all of it checked."""
-    if missing := [name for name in ("predictions or logits", "labels") if not set(name.split(" or ")) & set(found)]:
-        raise UsageError(
-            f"{path} has no {' and no '.join(missing)}; it has {', '.join(found['names']) or 'nothing'}",
-            fix="Name the arrays predictions (class ids) or logits (images x classes), labels, and optionally ids",
-        )
-    labels = _class_ids(found["labels"], "labels", path)
-    logits = _logits(found["logits"], path) if "logits" in found else None
-    named = _class_ids(found["predictions"], "predictions", path) if "predictions" in found else None
-    if "resdeploy" in found and "top" in found:
-        top = _best(found["top"], named, path)
-    elif logits is not None:
-        top = top_classes(logits)
-    else:
-        assert named is not None
-        top = named[:, None]
-    named = top[:, 0] if named is None else named
-    texts = {name: _texts(found.get(name, ()), name, path) for name in ("ids", "images")}
-    lengths = {"labels": len(labels), "predictions": len(named), "top": len(top)}
+    _refuse_missing(content, path)
+    labels = _class_ids(content["labels"], "labels", path)
+    logits = _logits(content["logits"], path) if "logits" in content else None
+    answers = _class_ids(content["predictions"], "predictions", path) if "predictions" in content else None
+    top = _top(content, logits, answers, path)
+    answers = top[:, 0] if answers is None else answers
+    texts = {name: _texts(content.get(name, ()), name, path) for name in ("ids", "images")}
+    lengths = {"labels": len(labels), "predictions": len(answers), "top": len(top)}
     lengths |= {name: len(values) for name, values in texts.items() if values}
     if len(set(lengths.values())) != 1:
         raise MalformedInput(
@@ -318,22 +308,46 @@ def _predictions(found: Mapping[str, Any], path: Path) -> Predictions:
             fix="Every array needs one entry per image",
         )
     if logits is not None:
-        _agreement(logits, labels, named, path)
-    meta = dict(found.get("resdeploy", {}))
-    return Predictions(
-        ids=texts["ids"],
-        images=texts["images"],
-        labels=labels,
-        top=top,
-        logits=logits,
-        origin=store.parse(Origin, json.dumps(meta["origin"]), f"the origin in {path}") if "origin" in meta else None,
-        unreadable=tuple(str(v) for v in meta.get("unreadable", ())),
-        repeats=store.parse(Repeats, json.dumps(meta["repeats"]), f"the repeats in {path}")
+        _check_agreement(logits, labels, answers, path)
+    facts = _facts(dict(content.get("resdeploy", {})), path)
+    return Predictions(ids=texts["ids"], images=texts["images"], labels=labels, top=top, logits=logits, **facts)
+
+
+def _refuse_missing(content: Mapping[str, Any], path: Path) -> None:
+    if missing := [name for name in ("predictions or logits", "labels") if not set(name.split(" or ")) & set(content)]:
+        raise UsageError(
+            f"{path} has no {' and no '.join(missing)}; it has {', '.join(content['names']) or 'nothing'}",
+            fix="Name the arrays predictions (class ids) or logits (images x classes), labels, and optionally ids",
+        )
+
+
+def _top(
+    content: Mapping[str, Any], logits: NDArray[np.float32] | None, answers: NDArray[np.int64] | None, path: Path
+) -> NDArray[np.int64]:
+    """The best classes of each image: as our own file has them, else by the logits, else the one that is named."""
+    if "resdeploy" in content and "top" in content:
+        return _saved_top(content["top"], answers, path)
+    if logits is not None:
+        return top_classes(logits)
+    assert answers is not None
+    return answers[:, None]
+
+
+def _facts(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of `Predictions` besides its arrays, as our own file has them; defaults for a foreign one."""
+    texts = dict.fromkeys(TEXT_FIELDS, "") | {"model": path.stem}
+    return {
+        **texts,
+        **{name: str(meta[name]) for name in TEXT_FIELDS if name in meta},
+        "origin": store.parse(Origin, json.dumps(meta["origin"]), f"the origin in {path}")
+        if "origin" in meta
+        else None,
+        "unreadable": tuple(str(v) for v in meta.get("unreadable", ())),
+        "repeats": store.parse(Repeats, json.dumps(meta["repeats"]), f"the repeats in {path}")
         if "repeats" in meta
         else Repeats(),
-        classes=tuple(str(v) for v in meta.get("classes", ())),
-        **(dict.fromkeys(TEXT_FIELDS, "") | {"model": path.stem} | {n: str(meta[n]) for n in TEXT_FIELDS if n in meta}),
-    )
+        "classes": tuple(str(v) for v in meta.get("classes", ())),
+    }
 
 
 def _texts(values: Any, name: str, path: Path) -> tuple[str, ...]:
@@ -347,7 +361,7 @@ def _texts(values: Any, name: str, path: Path) -> tuple[str, ...]:
     return tuple(str(value) for value in values)
 
 
-def _best(values: Any, named: NDArray[np.int64] | None, path: Path) -> NDArray[np.int64]:
+def _saved_top(values: Any, answers: NDArray[np.int64] | None, path: Path) -> NDArray[np.int64]:
     """The best class ids of each image in our own file, which must begin with its predictions."""
     array = np.asarray(values)
     if array.ndim != 2 or not 1 <= array.shape[1] <= 5:
@@ -355,7 +369,7 @@ def _best(values: Any, named: NDArray[np.int64] | None, path: Path) -> NDArray[n
             f"{path}: top must be images x best classes (at most five), and has shape {array.shape}", fix=AGAIN
         )
     top = _class_ids(array.ravel(), "top", path).reshape(array.shape)
-    if named is not None and not np.array_equal(top[:, 0], named):
+    if answers is not None and not np.array_equal(top[:, 0], answers):
         raise MalformedInput(
             f"{path}: predictions are not the first column of top", cause="The file was edited", fix=AGAIN
         )
@@ -402,16 +416,18 @@ def _logits(values: Any, path: Path) -> NDArray[np.float32]:
     return array
 
 
-def _agreement(logits: NDArray[np.float32], labels: NDArray[np.int64], named: NDArray[np.int64], path: Path) -> None:
+def _check_agreement(
+    logits: NDArray[np.float32], labels: NDArray[np.int64], answers: NDArray[np.int64], path: Path
+) -> None:
     """Labels and class ids must be columns of the logits, and the class ids their maxima."""
     classes = logits.shape[1]
-    if (worst := int(max(labels.max(), named.max()))) >= classes:
+    if (worst := int(max(labels.max(), answers.max()))) >= classes:
         raise MalformedInput(
             f"{path}: class {worst} occurs, but the logits know {classes} classes (0 to {classes - 1})",
             cause="Labels that count from 1, or of another class list",
         )
     rows = np.arange(len(logits))
-    if (off := logits[rows, named] < logits.max(axis=1)).any():
+    if (off := logits[rows, answers] < logits.max(axis=1)).any():
         raise MalformedInput(
             f"{path}: predictions are not the largest logits for {int(off.sum())} images ({_rows(off)})",
             cause="The two arrays come from different models or in different order",

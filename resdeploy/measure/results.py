@@ -119,7 +119,7 @@ def read(path: Path) -> dict[str, Any]:
         raise MissingInput(f"there is no file {path}", fix="resdeploy bench MODEL --format json -o FILE writes one")
     if path.stat().st_size > MAX_BYTES:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It is no saved result")
-    with _understood(path):
+    with _translate_errors(path):
         document = store.parse_json(path.read_bytes(), str(path))
         if not isinstance(document["results"], list) or not isinstance(document["command"], str):
             msg = "its results are no list"
@@ -136,7 +136,7 @@ def load(path: Path) -> SavedBench:
         UsageError: no row of it was measured.
     """
     document = read(path)
-    with _understood(path):
+    with _translate_errors(path):
         rows = tuple(_row(row) for row in document["results"] if "error" not in row)
         failed = tuple(str(row.get("label", "?")) for row in document["results"] if "error" in row)
         environment = dict(document.get("environment") or {})
@@ -154,8 +154,8 @@ def load_scores(path: Path) -> tuple[SavedScore, ...]:
         MissingInput, MalformedInput: as `load`.
     """
     document = read(path)
-    with _understood(path):
-        return tuple(_scored(row) for row in document["results"] if row.get("total"))
+    with _translate_errors(path):
+        return tuple(_score(row) for row in document["results"] if row.get("total"))
 
 
 def in_common(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Row]]:
@@ -171,8 +171,8 @@ def in_common(before: Sequence[Row], after: Sequence[Row]) -> list[tuple[Row, Ro
     def name(row: Row) -> tuple[object, ...]:
         return (*row.key, row.label) if ambiguous else row.key
 
-    known = {name(row): row for row in before}
-    return [(known[name(row)], row) for row in after if name(row) in known]
+    earlier = {name(row): row for row in before}
+    return [(earlier[name(row)], row) for row in after if name(row) in earlier]
 
 
 def _why(error: Exception) -> str:
@@ -180,7 +180,7 @@ def _why(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def _understood(path: Path) -> Iterator[None]:
+def _translate_errors(path: Path) -> Iterator[None]:
     """Turns what a document that is not ours leads to into an error of ours."""
     try:
         yield
@@ -239,7 +239,7 @@ def _count(row: dict[str, Any], name: str) -> int | None:
     return value
 
 
-def _scored(row: dict[str, Any]) -> SavedScore:
+def _score(row: dict[str, Any]) -> SavedScore:
     correct, total, top5 = int(row["correct"]), int(row["total"]), row.get("top5")
     if not 0 <= correct <= total:
         msg = f"{correct} of {total} images right"

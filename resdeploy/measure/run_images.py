@@ -55,7 +55,7 @@ def predict(
         MalformedInput: no image can be decoded, or every one has several labels.
         ResdeployError: what the backend or the data raised.
     """
-    spec, aligned = _known(spec, candidate), _aligned(dataset, candidate)
+    spec, aligned = _require_preprocessing(spec, candidate), _align(dataset, candidate)
     scores: NDArray[np.float32] | None = None
     top: list[NDArray[np.int64]] = []
     indices: list[NDArray[np.int64]] = []
@@ -68,22 +68,22 @@ def predict(
         if keep_logits:
             scores = np.empty((len(aligned), output.shape[1]), np.float32)
         for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
-            logits = _finite(lane.predict(batch.inputs), candidate)
+            logits = _require_finite(lane.predict(batch.inputs), candidate)
             if scores is not None:
                 scores[len(hashes) : len(hashes) + len(logits)] = logits
             top.append(prediction_files.top_classes(logits))
             indices.append(batch.indices)
             hashes += batch.hashes
             unreadable += batch.unreadable
-    kept = aligned.subset(np.concatenate(indices))
-    found = Predictions(
+    readable = aligned.subset(np.concatenate(indices))
+    predictions = Predictions(
         model=candidate.model,
-        ids=kept.ids,
-        labels=kept.labels,
+        ids=readable.ids,
+        labels=readable.labels,
         top=np.concatenate(top),
         logits=None if scores is None else scores[: len(hashes)],
         data=dataset.name,
-        data_fingerprint=datasets.fingerprint(kept.ids, kept.labels, hashes),
+        data_fingerprint=datasets.fingerprint(readable.ids, readable.labels, hashes),
         preprocessing_fingerprint=preprocess.fingerprint(spec),
         sha256=candidate.artifact.sha256,
         images=tuple(hashes),
@@ -92,7 +92,7 @@ def predict(
         classes=aligned.classes,
         origin=_origin(candidate, spec),
     )
-    return prediction_files.count_once(found)
+    return prediction_files.count_once(predictions)
 
 
 def shares_right(
@@ -103,7 +103,7 @@ def shares_right(
     Raises:
         ResdeployError: what the backend or the data raised.
     """
-    aligned = _aligned(dataset, candidate)
+    aligned = _align(dataset, candidate)
     shares = []
     with Lane(candidate.backend) as lane:
         lane.open(candidate.artifact, candidate.execution)
@@ -121,7 +121,7 @@ def shares_right(
     return tuple(shares)
 
 
-def _known(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+def _require_preprocessing(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
     if spec is None:
         raise UsageError(
             f"{candidate.model} does not say how it sees images",
@@ -131,7 +131,7 @@ def _known(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
     return spec
 
 
-def _aligned(dataset: Dataset, candidate: Candidate) -> Dataset:
+def _align(dataset: Dataset, candidate: Candidate) -> Dataset:
     """With class ids in the model's order."""
     model = candidate.artifact.model
     return datasets.align(dataset, model.labels if model else ())
@@ -140,19 +140,19 @@ def _aligned(dataset: Dataset, candidate: Candidate) -> Dataset:
 def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
     """Everything besides weights and images that the predictions depend on."""
     artifact = candidate.artifact
-    found = backends.load(candidate.backend).available()
+    state = backends.load(candidate.backend).available()
     cpu = machine.cpu()
     tools = {"resdeploy": __version__, "numpy": np.__version__}
     pillow = backends.installed_version("PIL", "pillow")
     tools |= {"pillow": pillow} if pillow else {}
-    if found.version:
-        tools[candidate.backend] = found.version
-    on_cpu = found.devices in ((), ("CPU",))
+    if state.version:
+        tools[candidate.backend] = state.version
+    on_cpu = state.devices in ((), ("CPU",))
     return Origin(
         weights=artifact.weights.source if artifact.weights else "",
         precision=artifact.precision,
         backend=candidate.backend,
-        machine=f"{cpu.model} ({machine.isa_name(cpu)})" if on_cpu else ", ".join(found.devices),
+        machine=f"{cpu.model} ({machine.isa_name(cpu)})" if on_cpu else ", ".join(state.devices),
         tools=tools,
         preprocessing=spec,
         calibration=dataclasses.replace(artifact.calibration, methods={}) if artifact.calibration else None,
@@ -175,16 +175,16 @@ def _check_classes(output: Tensor, dataset: Dataset, candidate: Candidate) -> No
         )
 
 
-def _finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
-    found = np.asarray(logits, np.float32)
-    if not np.isfinite(found).all():
+def _require_finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
+    array = np.asarray(logits, np.float32)
+    if not np.isfinite(array).all():
         raise BackendCrash(
             f"{candidate.label} gave logits that are NaN or infinite",
             cause="Activations overflowed, as FP16 does above 65,504",
             fix="Use fp32 or bf16, or another --backend",
             code="E-NOT-FINITE",
         )
-    return found
+    return array
 
 
 def predict_test_split(
@@ -197,7 +197,7 @@ def predict_test_split(
     """
     images = datasets.open_dataset(data, split="test")
     model = candidate.artifact.model
-    found = predict(
+    predictions = predict(
         candidate,
         images,
         model.preprocessing if model else None,
@@ -205,10 +205,10 @@ def predict_test_split(
         keep_logits=keep_logits,
         progress=progress,
     )
-    if found.unreadable and not skip_bad:
-        shown = ", ".join(found.unreadable[:5]) + (" ..." if len(found.unreadable) > 5 else "")
+    if predictions.unreadable and not skip_bad:
+        names = ", ".join(predictions.unreadable[:5]) + (" ..." if len(predictions.unreadable) > 5 else "")
         raise MalformedInput(
-            f"{len(found.unreadable)} of {len(images)} images cannot be decoded: {shown}",
+            f"{len(predictions.unreadable)} of {len(images)} images cannot be decoded: {names}",
             fix="Repair or remove them; eval and gate go on without them with --skip-bad",
         )
-    return found
+    return predictions

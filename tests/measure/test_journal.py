@@ -104,7 +104,9 @@ def test_what_still_goes_on_is_said_to(cache):
         for outcome in map(grown, range(3)):
             keep(outcome, 0, 0)
         path = journal.latest()
-        assert journal.told(journal.load(path)[0], going_on=journal.goes_on(path)).startswith("the run still goes on")
+        assert journal.note_unfinished(journal.load(path)[0], going_on=journal.goes_on(path)).startswith(
+            "the run still goes on"
+        )
     with pytest.raises(MissingInput, match="no journal"):
         journal.latest()
 
