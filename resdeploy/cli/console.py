@@ -289,10 +289,10 @@ def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]
 
         why = str(in_our_words(e))
         if _told(github):
-            _to_stderr(ci.failed(why))
+            _to_stderr(ci.error_command(why))
         if junit is not None:
             with contextlib.suppress(EnvironmentFailure, OSError):  # the first error is the one to tell
-                store.write_bytes(junit, ci.unjudged(why).encode())
+                store.write_bytes(junit, ci.junit_error(why).encode())
         raise
 
 

@@ -22,8 +22,8 @@ class Column:
 
     def interval_of(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
         """The interval, or None."""
-        found = _look(row, self.ci) if self.ci else None
-        return (found[0], found[1]) if found else None
+        ends = _look(row, self.ci) if self.ci else None
+        return (ends[0], ends[1]) if ends else None
 
     @property
     def is_text(self) -> bool:
@@ -49,7 +49,7 @@ def _look(row: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-WRITTEN: Mapping[str, Callable[[Any], str]] = {
+WRITERS: Mapping[str, Callable[[Any], str]] = {
     "text": lambda v: v if isinstance(v, str) else "; ".join(map(str, v)),
     "flag": lambda v: "yes" if v else "no",
     "count": lambda v: f"{v:,}",
@@ -68,12 +68,12 @@ WRITTEN: Mapping[str, Callable[[Any], str]] = {
 }
 
 
-def formatted(column: Column, row: Mapping[str, Any]) -> str:
+def format_cell(column: Column, row: Mapping[str, Any]) -> str:
     """The cell for a person: the value and, in brackets, its interval; `-` where there is none."""
     value = column.of(row)
     if value is None:
         return "-"
-    write = WRITTEN[column.kind]
+    write = WRITERS[column.kind]
     interval = column.interval_of(row)
     if interval is None:
         return write(value)

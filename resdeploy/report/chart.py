@@ -61,7 +61,7 @@ def lines(
     body.append(f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{_text(y)}</text>')
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(c.name for c in curves))}
     for curve in curves:
-        body += _drawn(plot, curve, colours[curve.name])
+        body += _draw(plot, curve, colours[curve.name])
     body += [part for number, (name, colour) in enumerate(colours.items()) for part in _key(name, colour, number)]
     body += _labels(plot, curves)
     return (
@@ -89,10 +89,10 @@ def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten, from at or below `low` to at or above `high`; over a long way powers alone."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 5) if last - first <= 3 else (1,)
-    found = [k * 10.0**power for power in range(first, last + 1) for k in steps]
-    below = [tick for tick in found if tick <= low * (1 + 1e-9)]
-    above = [tick for tick in found if tick >= high * (1 - 1e-9)]
-    return [tick for tick in found if below[-1] <= tick <= above[0]]
+    candidates = [k * 10.0**power for power in range(first, last + 1) for k in steps]
+    below = [tick for tick in candidates if tick <= low * (1 + 1e-9)]
+    above = [tick for tick in candidates if tick >= high * (1 - 1e-9)]
+    return [tick for tick in candidates if below[-1] <= tick <= above[0]]
 
 
 @dataclass(frozen=True)
@@ -131,18 +131,18 @@ def _grid_x(plot: _Plot, tick: float) -> str:
     return f'<text x="{plot.x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
 
 
-def _drawn(plot: _Plot, curve: Line, colour: str) -> list[str]:
+def _draw(plot: _Plot, curve: Line, colour: str) -> list[str]:
     points = [(plot.x(a), plot.y(b)) for a, b in zip(curve.xs, curve.ys, strict=True) if math.isfinite(b)]
     parts = []
     if curve.low:
         there = [(plot.x(a), plot.y(b)) for a, b in zip(curve.xs, curve.high, strict=True)]
         back = [(plot.x(a), plot.y(b)) for a, b in zip(curve.xs, curve.low, strict=True)][::-1]
-        parts.append(f'<polygon points="{_joined([*there, *back])}" fill="{colour}" fill-opacity=".18"/>')
+        parts.append(f'<polygon points="{_join([*there, *back])}" fill="{colour}" fill-opacity=".18"/>')
     if curve.dots:
         look = f'fill="none" stroke="{colour}" stroke-width="1.5"' if curve.hollow else f'fill="{colour}"'
         parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" {look}/>' for a, b in points]
     else:
-        parts.append(f'<polyline points="{_joined(points)}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        parts.append(f'<polyline points="{_join(points)}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
     return parts
 
 
@@ -158,16 +158,16 @@ def _labels(plot: _Plot, curves: Sequence[Line]) -> list[str]:
     """Names beside dots, each where it covers neither a dot nor another name; without such a place it is left out."""
     dots = [(plot.x(a), plot.y(b)) for c in curves if c.dots for a, b in zip(c.xs, c.ys, strict=True)]
     names = [name for c in curves if c.dots for name in (c.labels or [""] * len(c.xs))]
-    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
+    boxes = [(x - 4, y - 4, x + 4, y + 4) for x, y in dots]
     parts = []
     for (x, y), name in zip(dots, names, strict=True):
         width = LETTER * len(name)
         for dx, dy in ((5, -4), (5, 9), (-5 - width, -4), (-5 - width, 9), (-width / 2, -8), (-width / 2, 14)):
             box = (x + dx, y + dy - 7, x + dx + width, y + dy + 1)
             inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT + 8
-            if name and inside and not any(_overlap(box, other) for other in taken):
+            if name and inside and not any(_overlap(box, other) for other in boxes):
                 parts.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="8">{_text(name)}</text>')
-                taken.append(box)
+                boxes.append(box)
                 break
     return parts
 
@@ -176,5 +176,5 @@ def _overlap(one: Box, other: Box) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _joined(points: Sequence[tuple[float, float]]) -> str:
+def _join(points: Sequence[tuple[float, float]]) -> str:
     return " ".join(f"{a:.1f},{b:.1f}" for a, b in points)

@@ -50,8 +50,8 @@ def junit(document: Document) -> str:
                 ET.SubElement(case, kind, type=check["state"], message=note).text = note
             else:
                 ET.SubElement(case, "system-out").text = note
-        if seen := _reported(document, candidate["name"]):
-            ET.SubElement(suite, "system-out").text = seen
+        if text := _report_text(document, candidate["name"]):
+            ET.SubElement(suite, "system-out").text = text
         totals = {key: totals[key] + n for key, n in counts.items()}
     for key, n in totals.items():
         root.set(key, str(n))
@@ -59,7 +59,7 @@ def junit(document: Document) -> str:
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
 
 
-def _reported(document: Document, candidate: str) -> str:
+def _report_text(document: Document, candidate: str) -> str:
     """What was looked at and not judged: no test case, since nothing could have failed."""
     own = [row for row in document["reported"] if row["candidate"] == candidate]
     return "\n".join(inert(f"{row['name']} (reported, not judged): {row['note']}") for row in own)
@@ -72,7 +72,7 @@ def _facts(document: Document, candidate: Row) -> Iterator[tuple[str, str]]:
                 yield f"{role}.{key}", str(side[key])
 
 
-def unjudged(message: str) -> str:
+def junit_error(message: str) -> str:
     """JUnit XML of a gate that ended before its verdict: one case, an `error` with the reason."""
     from xml.etree import ElementTree as ET
 
@@ -94,21 +94,21 @@ def comment(document: Document) -> str:
     verdict = document["verdict"]
     sign = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}[verdict]
     short = {**document, "flips": [], "classes": [], "flipped": [], "notes": [], "verdict": None, "environment": {}}
-    parts = [MARK, f"### {sign} resdeploy gate: {verdict.upper()}", _quiet(render(short, "md")).strip()]
+    parts = [MARK, f"### {sign} resdeploy gate: {verdict.upper()}", _quieten(render(short, "md")).strip()]
     if document["notes"]:
-        parts.append("\n".join(f"- {_quiet(markdown(note))}" for note in document["notes"]))
+        parts.append("\n".join(f"- {_quieten(markdown(note))}" for note in document["notes"]))
     details = {**short, "checks": [], "reported": [], "flips": document["flips"], "classes": document["classes"]}
     details |= {"flipped": document["flipped"][:SHOWN], "environment": document["environment"]}
     if document["flips"]:
-        folded = _quiet(render(details, "md")).strip()
-        parts.append(f"<details><summary>Classes and images that changed</summary>\n\n{folded}\n\n</details>")
+        tables = _quieten(render(details, "md")).strip()
+        parts.append(f"<details><summary>Classes and images that changed</summary>\n\n{tables}\n\n</details>")
     text = "\n\n".join(parts) + "\n"
     if len(text) > LONGEST:  # long names, many candidates: the verdict must get there all the same
         text = "\n\n".join([*parts[:2], "The checks are too long for a comment: `--format json` has them all."]) + "\n"
     return text
 
 
-def _quiet(text: str) -> str:
+def _quieten(text: str) -> str:
     """Escaped Markdown in which GitHub finds nobody to mention, no issue to refer to, no emoji and no address."""
     text = re.sub(r"([@#]|\bGH-)(?=\w)", r"\1<!-- -->", text, flags=re.IGNORECASE)
     text = re.sub(r":(?=[\w+-]+:)", ":<!-- -->", text)  # an emoji's name
@@ -122,8 +122,8 @@ def commands(document: Document) -> str:
     """
     lines: list[str] = []
     for state, command in (("fail", "error"), ("inconclusive", "warning")):
-        found = [check for check in document["checks"] if check["state"] == state]
-        for check in found[:ANNOTATIONS]:
+        checks = [check for check in document["checks"] if check["state"] == state]
+        for check in checks[:ANNOTATIONS]:
             title = _property(f"resdeploy gate, {check['candidate']}, {check['name']}")
             lines.append(f"::{command} title={title}::{_data(check['note'])}")
     if not lines:
@@ -132,7 +132,7 @@ def commands(document: Document) -> str:
     return "\n".join(lines) + "\n"
 
 
-def failed(message: str) -> str:
+def error_command(message: str) -> str:
     """GitHub's workflow command for a gate that ended before its verdict."""
     return f"::error title=resdeploy gate::{_data(message)}\n"
 
@@ -157,5 +157,5 @@ def metrics(document: Document) -> str:
         name = re.sub(r"\W", "_", f"resdeploy_gate_{what}_{unit}").strip("_")
         label = inert(check["candidate"]).replace("\\", "\\\\").replace('"', '\\"')
         samples.setdefault(name, []).append(f'{name}{{candidate="{label}"}} {check["observed"]!r}')
-    lines = [line for name, found in samples.items() for line in (f"# TYPE {name} gauge", *found)]
+    lines = [line for name, values in samples.items() for line in (f"# TYPE {name} gauge", *values)]
     return "\n".join([*lines, "# EOF"]) + "\n"

@@ -17,11 +17,13 @@ from resdeploy.records import (
     Audit,
     Availability,
     BackendName,
+    BlockAudit,
     Change,
     Comparison,
     Failure,
     Flip,
     Gate,
+    Layer,
     Precision,
     Predictions,
     Score,
@@ -144,52 +146,53 @@ def gate(found: Gate, environment: Environment) -> Json:
     )
 
 
-def audit(found: Audit, environment: Environment) -> Json:
+def audit(result: Audit, environment: Environment) -> Json:
     """`audit`: the verdict, one row per residual block, and every executed kernel."""
-    blocks = [
-        {
-            "name": block.name,
-            "fused": block.fused,
-            "fusion": {True: "fused", False: "not fused", None: "unknown"}[block.fused],
-            "precision": block.precision,
-            "asked": block.asked,
-            "conv_precisions": list(block.conv_precisions),
-            "executed_as": list(block.executed_as),
-            "reformats": list(block.reformats),
-            "time_ms": ms(block.time_s),
-            "reason": block.reason,
-            "remedy": block.remedy,
-        }
-        for block in found.blocks
-    ]
-    layers = [
-        {
-            "name": layer.name,
-            "kind": layer.kind,
-            "role": layer.role,
-            "precision": layer.precision,
-            "doubt": layer.doubt,
-            "sources": list(layer.sources),
-            "time_ms": ms(layer.time_s),
-        }
-        for layer in found.layers
-    ]
-    remedies = dict.fromkeys(block.remedy for block in found.blocks if block.remedy)
+    blocks = [_block_row(block) for block in result.blocks]
+    remedies = dict.fromkeys(block.remedy for block in result.blocks if block.remedy)
     return document(
         "audit",
         environment,
         blocks,
-        subject=found.subject,
-        asked=found.asked,
-        verdict=found.verdict.state,
-        checks=[check_row(check) for check in found.verdict.checks],
+        subject=result.subject,
+        asked=result.asked,
+        verdict=result.verdict.state,
+        checks=[check_row(check) for check in result.verdict.checks],
         blocks=blocks,
         unfused=[block for block in blocks if not block["fused"]],
-        superfluous=[layer.name for layer in found.superfluous],
-        layers=layers,
-        time_ms=ms(found.time_s),
-        notes=[*found.notes, *remedies],
+        superfluous=[layer.name for layer in result.superfluous],
+        layers=[_layer_row(layer) for layer in result.layers],
+        time_ms=ms(result.time_s),
+        notes=[*result.notes, *remedies],
     )
+
+
+def _block_row(block: BlockAudit) -> Json:
+    return {
+        "name": block.name,
+        "fused": block.fused,
+        "fusion": {True: "fused", False: "not fused", None: "unknown"}[block.fused],
+        "precision": block.precision,
+        "asked": block.asked,
+        "conv_precisions": list(block.conv_precisions),
+        "executed_as": list(block.executed_as),
+        "reformats": list(block.reformats),
+        "time_ms": ms(block.time_s),
+        "reason": block.reason,
+        "remedy": block.remedy,
+    }
+
+
+def _layer_row(layer: Layer) -> Json:
+    return {
+        "name": layer.name,
+        "kind": layer.kind,
+        "role": layer.role,
+        "precision": layer.precision,
+        "doubt": layer.doubt,
+        "sources": list(layer.sources),
+        "time_ms": ms(layer.time_s),
+    }
 
 
 def compare(changes: Iterable[Change], notes: Iterable[str], environment: Environment) -> Json:

@@ -18,7 +18,7 @@ from typing import Any, Literal, get_args
 from resdeploy import backends, store
 from resdeploy.errors import MalformedInput, UnknownName
 from resdeploy.registered_backends import BACKENDS
-from resdeploy.report.cells import Column, Table, formatted
+from resdeploy.report.cells import Column, Table, format_cell
 from resdeploy.report.table_columns import TABLES
 
 Form = Literal["table", "json", "csv", "md"]
@@ -157,7 +157,7 @@ def _markdown_table(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     columns = [column for column in table.columns if _worth_showing(column, rows)]
 
     def cell(column: Column, row: Mapping[str, Any]) -> str:
-        text = formatted(column, row)
+        text = format_cell(column, row)
         return markdown(text) if column.is_text else text  # the brackets of an interval are ours
 
     lines = [f"**{table.title}**", ""] if table.title else []
@@ -180,7 +180,7 @@ def _text_table(table: Table, rows: Sequence[Mapping[str, Any]], width: int | No
     for column in columns:
         grid.add_column(column.title, justify="left" if column.is_text else "right", overflow="fold")
     for row in rows:
-        cells = [inert(formatted(column, row)) for column in columns]
+        cells = [inert(format_cell(column, row)) for column in columns]
         grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))  # Text: no markup is parsed
     text = io.StringIO()
     console = Console(

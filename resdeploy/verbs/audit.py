@@ -36,7 +36,7 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
         UsageError: `times` for a model that is run, which times itself.
     """
     if request.model.lower().endswith(".json"):
-        return _saved(Path(request.model), plan)
+        return _audit_saved(Path(request.model), plan)
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
     compiler = request.compiler
@@ -48,7 +48,7 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
     return audit_candidate(source, candidate, against=plan.against, asked=plan.precision)
 
 
-def _saved(path: Path, plan: AuditPlan) -> Audit:
+def _audit_saved(path: Path, plan: AuditPlan) -> Audit:
     inspection = inspector.parse(_read(path), str(path))
     layers = inspection.layers
     if plan.times is not None:

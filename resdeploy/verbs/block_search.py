@@ -223,7 +223,7 @@ class _Search:
         while worth and len(removed) != self.budget.blocks:
             best = self._find_cheapest(removed, worth, spent)
             path.append(best)
-            if self.budget.blocks is None and not self._allowed(best):
+            if self.budget.blocks is None and not self._is_affordable(best):
                 break
             removed, spent = (*removed, best.block), best.divergence
             del worth[best.block]
@@ -233,24 +233,24 @@ class _Search:
 
     def _find_cheapest(self, removed: tuple[str, ...], worth: dict[str, float], spent: float) -> Lesion:
         """The block whose loss costs least now; `worth` gets what is learned about the others."""
-        tried: dict[str, Lesion] = {}
+        trials: dict[str, Lesion] = {}
         while True:
             name = min(worth, key=lambda block: worth[block])
-            if name in tried:
-                return tried[name]
-            if len(tried) == TRIES:
-                return min(tried.values(), key=lambda lesion: lesion.divergence)
-            tried[name] = self._try((*removed, name))
-            worth[name] = tried[name].divergence - spent
+            if name in trials:
+                return trials[name]
+            if len(trials) == TRIES:
+                return min(trials.values(), key=lambda lesion: lesion.divergence)
+            trials[name] = self._try((*removed, name))
+            worth[name] = trials[name].divergence - spent
 
-    def _allowed(self, lesion: Lesion) -> bool:
+    def _is_affordable(self, lesion: Lesion) -> bool:
         """Whether as many images as the verdict is on would probably pass with this drop and these flips."""
         share = lesion.flips / len(self.whole.labels)
         limit, drop_share = self.budget.max_drop_pp / 100, lesion.drop_pp / 100
         if drop_share >= limit:
             return False
-        needed = stats.images_to_decide(share, drop_share, limit, tail=1 - self.budget.confidence)
-        return needed is not None and needed <= self.judged_on
+        images = stats.images_to_decide(share, drop_share, limit, tail=1 - self.budget.confidence)
+        return images is not None and images <= self.judged_on
 
 
 def divergence(whole: NDArray[np.float32], lesioned: NDArray[np.float32]) -> float:
@@ -267,7 +267,7 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def halves(images: Dataset, seed: int) -> tuple[Dataset, Dataset]:
     """One half to choose on and the other to judge on, every class divided evenly."""
-    chosen = set(datasets.choose(images, len(images) // 2, seed).ids)
-    first = [i for i, name in enumerate(images.ids) if name in chosen]
-    second = [i for i, name in enumerate(images.ids) if name not in chosen]
+    names = set(datasets.choose(images, len(images) // 2, seed).ids)
+    first = [i for i, name in enumerate(images.ids) if name in names]
+    second = [i for i, name in enumerate(images.ids) if name not in names]
     return images.subset(first), images.subset(second)

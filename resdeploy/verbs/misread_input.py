@@ -58,19 +58,21 @@ def cause(candidate: interleaved.Candidate, pair: Pair, data: str, *, progress: 
         return ""
     images = datasets.open_dataset(data, split="test")
     where = {name: k for k, name in enumerate(pair.baseline.ids)}
-    counted = images.subset([k for k, name in enumerate(images.ids) if name in where])
-    some = datasets.choose(counted, min(IMAGES, len(counted)), seed=0)
-    seen = np.array([where[name] for name in some.ids])
-    before, now = (float(np.mean(side.top[seen, 0] == side.labels[seen])) for side in (pair.baseline, pair.candidate))
+    shared = images.subset([k for k, name in enumerate(images.ids) if name in where])
+    some = datasets.choose(shared, min(IMAGES, len(shared)), seed=0)
+    positions = np.array([where[name] for name in some.ids])
+    before, now = (
+        float(np.mean(side.top[positions, 0] == side.labels[positions])) for side in (pair.baseline, pair.candidate)
+    )
     if before <= now:
         return ""
-    tried = list(readings(spec))
-    shares = run_images.shares_right(candidate, some, [other for _, other in tried], progress=progress)
-    best, name = max((share, name) for share, (name, _) in zip(shares, tried, strict=True))
+    alternatives = list(readings(spec))
+    shares = run_images.shares_right(candidate, some, [other for _, other in alternatives], progress=progress)
+    best, name = max((share, name) for share, (name, _) in zip(shares, alternatives, strict=True))
     back = (best - now) / (before - now)
     if back <= BROUGHT_BACK:
         return ""
     return (
-        f"Shown {len(seen)} of the images again with {name}, the candidate gets back {100 * min(back, 1):.0f} % of the "
+        f"Shown {len(some)} of the images again with {name}, the candidate gets back {100 * min(back, 1):.0f} % of the "
         "accuracy it lost: its file likely states its preprocessing wrongly"
     )
