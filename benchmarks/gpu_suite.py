@@ -186,9 +186,7 @@ def timed(suite: Suite, network: str, precisions: tuple[str, ...], batch: int, n
         for precision in precisions
     ]
     before = nvml.snapshot()
-    outcomes = interleaved.run(
-        candidates, interleaved.Schedule(duration_s=suite.args.seconds, blocks=8, processes=1, extensions=0)
-    )
+    outcomes = interleaved.run(candidates, interleaved.Schedule(duration_s=suite.args.seconds, blocks=8, processes=1))
     after = nvml.snapshot()
     for precision, outcome in zip(precisions, outcomes, strict=True):
         row = {"what": "time", **named(network, precision, batch, number), "peer": "resdeploy", "gpu": [before, after]}

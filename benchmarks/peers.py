@@ -245,7 +245,6 @@ def main() -> None:
     parser.add_argument(
         "--duration", type=float, default=3.0, help="seconds of timed queries per row, or about 80,000 queries"
     )
-    parser.add_argument("--extensions", type=int, default=1, help="how often an unstable run goes on")
     parser.add_argument("--only", default="", help="only tools with one of these words in their names, comma-separated")
     parser.add_argument("--output", type=Path, default=RESULT)
     arguments = parser.parse_args()
@@ -276,7 +275,7 @@ def main() -> None:
 
         outcomes = interleaved.run(
             [candidate for *_, candidate in made.values()],
-            interleaved.Schedule(duration_s=arguments.duration, extensions=arguments.extensions),
+            interleaved.Schedule(duration_s=arguments.duration),
             interleaved.Listener(watch=watch),
         )
         save(made, outcomes, request.model, arguments.output)

@@ -4,7 +4,7 @@
     python benchmarks/timing_properties.py --noise bench.json  # also with the noise of a saved `resdeploy bench`
     python benchmarks/timing_properties.py --scale 0.05        # a quick look
 
-Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, extensions and validity rules.
+Every clock is run by `measure.interleaved.run` itself: its warm-up, order, processes, looks and rules.
 Only the lane is synthetic: a query takes `base x process x turn x block x query`, each factor log-normal about 1,
 times what a pattern does. A turn is shared by all models of a run, a block is one model's own. Noise is
 estimated from the raw times of a real run.
@@ -34,7 +34,8 @@ from resdeploy.records import Artifact, Block, Execution, Measurement, ModelSpec
 RESULT = Path(__file__).parent / "results" / "timing-properties.json"
 BASE_S = 0.02
 DURATION_S = 3.0  # the default of `bench`
-MOST_BLOCKS = interleaved.BLOCKS + interleaved.EXTENSIONS * interleaved.BLOCKS // interleaved.PROCESSES
+MOST_BLOCKS = 4000  # turns of a run, beyond which they repeat
+SETUP_S = 0.5  # of each process: loading, beside what the run itself does to warm up
 QUIET = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
 
 
@@ -81,8 +82,8 @@ class Clock:
 class SyntheticLane:
     """A lane that computes nothing and says how long that took."""
 
-    def __init__(self, clocks: dict[str, Clock]) -> None:
-        self.clocks = clocks
+    def __init__(self, clocks: dict[str, Clock], machine: list[float]) -> None:
+        self.clocks, self.machine = clocks, machine  # the second holds the machine's time, in seconds
 
     def __enter__(self) -> SyntheticLane:
         return self
@@ -94,11 +95,12 @@ class SyntheticLane:
         assert artifact.model is not None
         self.clock = self.clocks[artifact.model.name]
         self.process = float(np.exp(self.clock.noise.process * self.clock.rng.standard_normal()))
+        self.machine[0] += SETUP_S
         return Opened(load_s=0.0, first_s=0.0, inputs={}, outputs={}, settings={})
 
     def block(self, queries: int = 1, *, warmup: int = 0, seconds: float = 0.0) -> Block:
         clock = self.clock
-        factor = clock.base_s * self.process * clock.turns[min(clock.blocks, MOST_BLOCKS - 1)]
+        factor = clock.base_s * self.process * clock.turns[clock.blocks % MOST_BLOCKS]
         factor *= np.exp(clock.noise.block * clock.rng.standard_normal())
         times: list[float] = []
         spent = 0.0
@@ -111,8 +113,10 @@ class SyntheticLane:
             spent += times[-1]
         if warmup:  # of all blocks only the timed ones have a warm-up of their own
             clock.blocks, clock.elapsed_s = clock.blocks + 1, clock.elapsed_s + spent
+        started_s = self.machine[0] + warmup * clock.base_s
+        self.machine[0] = started_s + spent
         none = (0.0,) * len(times)
-        return Block(put_s=none, run_s=tuple(times), get_s=none, started_s=0.0, wall_s=spent)
+        return Block(put_s=none, run_s=tuple(times), get_s=none, started_s=started_s, wall_s=spent)
 
     def replay(self, queries: int, seconds: float) -> Replay:
         fresh, again = (self.block(queries, seconds=seconds).run_s for _ in range(2))
@@ -125,8 +129,8 @@ class SyntheticLane:
         return 0
 
 
-def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ...]:
-    """One interleaved run of these clocks, with the defaults of `bench`."""
+def run(file: Path, clocks: Sequence[Clock], seed: int, *, asked: bool = False) -> tuple[Measurement, ...]:
+    """One interleaved run of these clocks, with the defaults of `bench`; `asked`: which of the first two is faster."""
     candidates = []
     synthetic: Any = SyntheticLane  # not a Lane, but it does what one does
     named = {f"m{n}": clock for n, clock in enumerate(clocks)}
@@ -134,13 +138,16 @@ def run(file: Path, clocks: Sequence[Clock], seed: int) -> tuple[Measurement, ..
         spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8))
         artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
         candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
-    found = interleaved.run(
+    machine = [0.0]
+    outcomes = interleaved.run(
         candidates,
         interleaved.Schedule(duration_s=DURATION_S, seed=seed),
-        open_lane=lambda _: synthetic(named),
+        questions=[interleaved.Question(baseline="m0", candidate="m1")] if asked else [],
+        open_lane=lambda _: synthetic(named, machine),
         look=lambda: QUIET,
+        clock=lambda: machine[0],
     )
-    return tuple(outcome for outcome in found if isinstance(outcome, Measurement))
+    return tuple(outcome for outcome in outcomes if isinstance(outcome, Measurement))
 
 
 def one(file: Path, seed: int, noise: Noise, pattern: Pattern | None = None) -> Measurement:
@@ -186,7 +193,8 @@ def clean(file: Path, invalid_of: int, covered_of: int, noise: Noise) -> dict[st
 
 def pairs(file: Path, count: int, ratio: float, noise: Noise) -> dict[str, Any]:
     """How often two models whose times differ by `ratio` are called different, and the interval holds the ratio."""
-    different = covered = 0
+    verdicts: Counter[str] = Counter()
+    covered, seconds = 0, []
     for seed in range(count):
         clocks = [
             Clock(
@@ -194,11 +202,20 @@ def pairs(file: Path, count: int, ratio: float, noise: Noise) -> dict[str, Any]:
             )
             for side in (0, 1)
         ]
-        found = summary.compare(*run(file, clocks, seed))
-        different += found.different
-        low, high = found.speedup_ci95 or (0.0, 0.0)
+        sides = run(file, clocks, seed, asked=True)
+        comparison = summary.compare(*sides)
+        verdicts[comparison.verdict] += 1
+        seconds.append(summary.span_s(*sides))
+        low, high = comparison.speedup_ci99 or (0.0, 0.0)
         covered += low <= 1 / ratio <= high
-    return {"pairs": count, "ratio": ratio, "different": different, "covered": covered}
+    return {
+        "pairs": count,
+        "ratio": ratio,
+        "verdicts": dict(verdicts),
+        "different": verdicts["faster"] + verdicts["slower"],
+        "covered_by_99": covered,
+        "median_s": float(np.median(seconds)),
+    }
 
 
 def noise_of(document: dict[str, Any]) -> Noise:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from resdeploy.records import (
 )
 from resdeploy.report.documents import RunRow
 from resdeploy.verbs import judge_limits, prune, train
-from resdeploy.verbs.judge_limits import Evidence, Limits, Times
+from resdeploy.verbs.judge_limits import Evidence, Limits
 
 CONFIDENCE = 0.95  # of the verdicts of a profile
 
@@ -382,8 +383,9 @@ class ProfileRun:
         def measure(path: Path) -> Measurements:
             outcomes = one_run.time_rows(
                 table,
-                interleaved.Schedule(duration_s=profile.duration_s, seed=profile.seed),
+                interleaved.Schedule(duration_s=profile.duration_s, seed=profile.seed, max_time_s=profile.max_time_s),
                 interleaved.Listener(progress=self.progress),
+                questions=_questions(table, profile),
             )
             kept = Measurements(
                 measurements=tuple(m for m in outcomes if isinstance(m, Measurement)),
@@ -397,11 +399,30 @@ class ProfileRun:
             (row.candidate.label, build.build_key(row.source, row.candidate.backend, row.candidate.execution))
             for row in table
         ]
-        key = ("bench", keys, profile.duration_s, profile.seed, machine.cpu().model, machine.usable_cores())
+        key = (
+            "bench",
+            keys,
+            profile.duration_s,
+            profile.max_time_s,
+            profile.max_slowdown_pct,
+            profile.seed,
+            machine.cpu().model,
+            machine.usable_cores(),
+        )
         kept = self.steps.step("measurements.json", key, lambda path: store.read(Measurements, path), measure)
         if kept.failures:
             self.steps.forget("measurements.json")
         return one_run.compare_rows(table, (*kept.measurements, *kept.failures)), kept.environment
+
+
+def _questions(table: Sequence[one_run.Row], profile: Profile) -> tuple[interleaved.Question, ...]:
+    """How fast each row is against its baseline, and whether it is within the limit where there is one."""
+    sides = [(baseline, row.candidate.label) for row in table for baseline in row.baselines]
+    limits = Limits(slowdown_pct=profile.max_slowdown_pct)
+    return (
+        *(interleaved.Question(baseline=baseline, candidate=candidate) for baseline, candidate in sides),
+        *judge_limits.questions(sides, limits, confidence=CONFIDENCE),
+    )
 
 
 def _judge_accuracy(profile: Profile, variants: tuple[Variant, ...]) -> dict[str, Verdict]:
@@ -439,9 +460,9 @@ def _judge(
         if not variant.baseline and (run := runs.get(label)) is not None:
             evidence[label] = Evidence(
                 accuracy=accuracies.get(label),
-                times=Times.of_run(fp32.get(variant.backend), run),
+                times=judge_limits.times_of_run(fp32.get(variant.backend), run),
                 size_bytes=run.size_bytes,
                 peak_rss_bytes=run.peak_rss_bytes,
             )
-    verdicts = judge_limits.judge(list(evidence.values()), limits, confidence=CONFIDENCE, seed=profile.seed)
+    verdicts = judge_limits.judge(list(evidence.values()), limits, confidence=CONFIDENCE)
     return {label: one for label, one in zip(evidence, verdicts, strict=True) if one.checks}

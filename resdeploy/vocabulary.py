@@ -39,3 +39,6 @@ QAT_LR = 3e-5  # likewise, of the weights and biases of an INT8 file
 # What separate runs differ by anyway, in percent. Chosen, not measured: above criterion's 1 %, which is for runs that
 # follow each other at once, while these may be days apart. Who knows his machine says --noise.
 NOISE_PCT = 3.0
+# A difference of up to so large a share of the time is called none. Chosen: half of what users ask gates for most.
+EQUAL_WITHIN = 0.02
+MAX_TIME_S = 120.0  # longest that one comparison may take

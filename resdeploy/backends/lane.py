@@ -155,8 +155,7 @@ class Lane:
             device_s=_seconds(device) if (device >= 0).all() else (),
             started_s=float(start[0]) / 1e9,  # CLOCK_MONOTONIC: the same for all lanes
             wall_s=float(end.max() - start[0]) / 1e9,
-            cpu_s=meter["cpu_s"],
-            energy_j=meter["energy_j"],
+            **meter,
         )
 
     def replay(self, queries: int, seconds: float) -> Replay:

@@ -41,6 +41,7 @@ FEATURES = {
     "avx512_bf16": (7, 1, EAX, 5, AVX512),
 }
 OSXSAVE = (1, 0, ECX, 27)
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 ARM_FEATURES = frozenset({"asimd", "asimddp", "i8mm", "bf16", "fphp", "asimdhp", "sve", "sve2"})
 
 
@@ -121,6 +122,52 @@ def last_level_cache_bytes(root: Path = Path("/")) -> int:
     return max(sizes, default=0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CoreTimes:
+    """Since boot, of the cores that this process may use; None: not readable here."""
+
+    cores: int
+    busy_s: float | None  # by anybody
+    stolen_s: float | None  # by the hypervisor
+
+
+def core_times(root: Path = Path("/")) -> CoreTimes:
+    """What the cores that we may use have done since boot, in the kernel's ticks (mostly of 10 ms)."""
+    if hasattr(os, "sched_getaffinity"):
+        usable = frozenset(f"cpu{index}" for index in os.sched_getaffinity(0))
+    else:
+        usable = frozenset(f"cpu{index}" for index in range(os.cpu_count() or 1))
+    busy = stolen = None
+    for line in _lines(root / "proc/stat"):
+        name, *fields = line.split()
+        if name in usable:
+            # man 5 proc: user nice system idle iowait irq softirq steal guest guest_nice; guests are in user already
+            ticks = [int(field) for field in fields[:8]]
+            stolen = (stolen or 0.0) + ticks[7] / _TICKS_PER_S
+            busy = (busy or 0.0) + (sum(ticks[:3]) + ticks[5] + ticks[6]) / _TICKS_PER_S
+    return CoreTimes(cores=len(usable), busy_s=busy, stolen_s=stolen)
+
+
+def waited_s(root: Path = Path("/")) -> float | None:
+    """How long the threads of this process have been ready to run and did not get a core; None: not readable here.
+
+    Source: Documentation/scheduler/sched-stats.rst of Linux, /proc/<pid>/schedstat, second field, in nanoseconds.
+    """
+    waits = [_words(path) for path in root.glob("proc/self/task/*/schedstat")]
+    return sum(int(words[1]) for words in waits if len(words) > 1) / 1e9 if any(waits) else None
+
+
+def throttling(root: Path = Path("/")) -> tuple[int | None, float | None]:
+    """Periods and seconds in which the container's quota stopped us; (None, None) where the kernel does not say."""
+    for folder in groups(root, "cpu"):
+        fields = dict(line.split() for line in _lines(folder / "cpu.stat"))
+        if "nr_throttled" in fields:
+            in_ns, in_us = fields.get("throttled_time"), fields.get("throttled_usec")  # version 1, version 2
+            seconds = int(in_ns) / 1e9 if in_ns else int(in_us or 0) / 1e6
+            return int(fields["nr_throttled"]), seconds
+    return None, None
+
+
 def energy_j(root: Path = Path("/")) -> tuple[float, ...] | None:
     """Energy counters of the processor packages in joules, by RAPL; None where there are none or only root reads them.
 
@@ -137,6 +184,13 @@ def energy_between_j(before: tuple[float, ...] | None, after: tuple[float, ...] 
     if before is None or after is None or any(b < a for a, b in zip(before, after, strict=True)):
         return None
     return sum(after) - sum(before)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
 
 
 def _words(path: Path) -> list[str]:

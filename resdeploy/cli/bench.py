@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy import interrupts
+from resdeploy import interrupts, vocabulary
 from resdeploy.cli import console, options
 
 
@@ -33,6 +33,10 @@ def bench(
         typer.Option(help="What is timed: compute alone, with copies from host memory, or from JPEG files (--data)."),
     ] = "compute",
     duration: options.Duration = 3.0,
+    max_time: options.MaxTime = vocabulary.MAX_TIME_S,
+    equal_within: Annotated[
+        float, typer.Option(min=0.1, max=50.0, help="Difference that is called none, in percent of the time.")
+    ] = 100 * vocabulary.EQUAL_WITHIN,
     timeout: Annotated[
         float, typer.Option(min=0.1, help="Seconds after which a row that does not answer counts as hanging.")
     ] = 900.0,
@@ -58,7 +62,7 @@ def bench(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Measure latency and throughput, all rows interleaved in one run.
+    """Measure latency and throughput, all rows interleaved in one run, until it is sure which is faster.
 
     What has been measured is kept after every block: `resdeploy show` shows it if the run is cut short.
 
@@ -94,6 +98,8 @@ def bench(
         scope=scope,
         data=data,
         duration_s=duration,
+        max_time_s=max_time,
+        equal_within=equal_within / 100,
         timeout_s=timeout,
         seed=seed,
         journal=journal.of_this_run(),

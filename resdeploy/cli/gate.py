@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -41,7 +42,8 @@ def gate(
     confidence: options.Confidence = 0.95,
     backend: options.SomeBackends = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query, for accuracy.")] = 32,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing per model.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds of timing per model, at least.")] = 3.0,
+    max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     threads: options.Threads = None,
     skip_bad: options.SkipBad = False,
     img_size: options.ImgSize = None,
@@ -112,6 +114,7 @@ def gate(
             batch_size=batch_size,
             threads=threads,
             duration=duration,
+            max_time=max_time,
             seed=seed,
             update_baseline=update_baseline,
             trust_engine=trust_engine,

@@ -103,6 +103,7 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: 
 Duration = Annotated[
     float, typer.Option(min=0.1, help="Seconds of timed queries per row, at least, or about 80,000 queries.")
 ]
+MaxTime = Annotated[float, typer.Option(min=0.1, help="Longest that one comparison may take, in seconds.")]
 CalibData = Annotated[str | None, typer.Option(help="Images for INT8 ranges: the same forms as --data.")]
 CalibSamples = Annotated[int, typer.Option(min=1, help="How many images to calibrate on.")]
 CalibMethod = Annotated[

@@ -234,7 +234,7 @@ def _rooflines(rooflines: Sequence[Roofline], peaks: Peaks, *, per_layer: bool) 
     """`--roofline`: the roofs, each network under them, and with `per_layer` each kernel."""
     notes = [f"{peaks.name}: {note}" for note in peaks.notes]
     if not peaks.valid:
-        notes.append("roofs marked INVALID were not timed steadily: stop other programs and add --refresh")
+        notes.append("roofs marked unsteady were timed on a restless machine: stop other programs and add --refresh")
     if any((layer.reached or 0.0) > 1 for each in rooflines for layer in each.layers):
         notes.append("above 100 %: the kernel's tensors came from a cache, and not from the memory that its roof is of")
     notes += dict.fromkeys(
@@ -282,7 +282,7 @@ def _roofline(roofline: Roofline) -> Json:
         "p50_ci95_ms": None if interval_s is None else [1e3 * bound for bound in interval_s],
         "reached_percent": _scale(roofline.reached, 100),
         "other_kernels_ms": _scale(roofline.other_s, 1e3),
-        "state": None if roofline.p50_s is None else "ok" if roofline.valid else "INVALID",
+        "state": None if roofline.p50_s is None else "ok" if roofline.valid else "unsteady",
     }
 
 

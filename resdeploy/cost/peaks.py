@@ -77,7 +77,7 @@ class _Timing:
             rate=self.rate,
             ci95=None if interval_s is None else (work / interval_s[1], work / interval_s[0]),
             by=self.entrant.candidate.label,
-            valid=self.summary.valid,
+            valid=self.summary.steady,
         )
 
 
@@ -150,7 +150,7 @@ def measure(
     with scratch.folder() as folder:
         entrants = _build_entrants(names, cores, shapes, folder, missing, open_lane)
         run = functools.partial(interleaved.run, listener=Listener(progress=progress), open_lane=open_lane)
-        heat = Schedule(duration_s=HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1, extensions=0)
+        heat = Schedule(duration_s=HEAT_SHARE * duration_s, blocks=HEAT_BLOCKS, processes=1)
         heats = run([each.candidate for each in entrants], heat)
         finalists = [timing.entrant for timing in _find_fastest(entrants, heats, missing).values()]
         finals = run([each.candidate for each in finalists], Schedule(duration_s=duration_s))

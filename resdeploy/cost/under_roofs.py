@@ -140,7 +140,7 @@ def _trace(row: _Row, timing: Summary) -> TracedRun:
         layers_of=_layers_of(kernels, row.source),
         p50_s=timing.latency_s["p50"],
         p50_ci95_s=timing.p50_ci95_s,
-        valid=timing.valid,
+        valid=timing.steady,
     )
 
 

@@ -1,7 +1,8 @@
 """The speed gate: is the candidate at most so much slower, beyond what the noise of the machine explains?
 
-As for accuracy there are three answers. A run that is unreliable (drift, two modes, ...) is `inconclusive`
-whatever its numbers say.
+As for accuracy there are three answers. Times that took turns in one run are judged by the interval of their ratio,
+however the times themselves wandered; of two runs, each by itself, nothing tells what the machine did in between, and
+one that wandered is `inconclusive`.
 """
 
 from __future__ import annotations
@@ -9,69 +10,124 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
 
 from resdeploy import stats
 from resdeploy.errors import refuse
 from resdeploy.records import Check, State
-from resdeploy.stats import timing, validity
+from resdeploy.records.times import LEAST_PAIRS
+from resdeploy.stats import looks, timing, validity
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-
 TAIL_DRAWS = 20  # a bound is no extreme of its resamples: at least so many lie beyond it
+FURTHEST = 30  # of the room up to the limit: it would take 900 times as long
 
 Blocks = Sequence["ArrayLike"]
-Bounds = Callable[[int, float], tuple[float, float, float]]  # candidate, tail -> slowdown and its two bounds, percent
+Interval = tuple[float, float, float]  # a slowdown and its two bounds, percent
 
 
-def judge(
-    baseline_s: Blocks,
-    candidate_s: Blocks,
-    *,
-    max_slowdown_pct: float,
-    confidence: float = 0.95,
-    paired: bool = True,
-    seed: int = 0,
-    doubts: Sequence[str] = (),
-) -> Check:
+class Sides(Protocol):
+    """The times of a candidate and of its baseline."""
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        """Why nothing can be said of them."""
+
+    @property
+    def enough(self) -> bool:
+        """Whether they are enough for an interval."""
+
+    def slowdown(self, tail: float) -> stats.Estimate:
+        """The ratio of their times, each end of the interval missing the truth in `tail` of all cases."""
+
+    def would_decide(self, factor: float) -> str:
+        """What to do for an interval that is narrower by the square root of `factor`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InTurns:
+    """Both of one interleaved run: seconds per image of the baseline and of the candidate in each pair of processes."""
+
+    pairs: Sequence[tuple[Blocks, Blocks]]
+    faults: Sequence[str] = ()  # what makes a time wrong
+    spent_s: float = 0.0  # from the first block to the last
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        if self.enough:
+            return self.faults
+        return (*self.faults, f"{len(self.pairs)} pairs of processes were timed, {LEAST_PAIRS} are needed")
+
+    @property
+    def enough(self) -> bool:
+        return len(self.pairs) >= LEAST_PAIRS
+
+    def slowdown(self, tail: float) -> stats.Estimate:
+        """As `stats.ratio_of_pairs`, at a level that allows for the looks at the growing run."""
+        pairs = [(after, before) for before, after in self.pairs]
+        return stats.ratio_of_pairs(pairs, confidence=looks.confidence(2 * tail))
+
+    def would_decide(self, factor: float) -> str:
+        needed_s = math.ceil(self.spent_s * factor)
+        return f"about {needed_s} s instead of {self.spent_s:.0f} would decide: raise --max-time"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """Each of a run of its own: seconds per image, one array per block, in the order of measurement."""
+
+    baseline: Blocks
+    candidate: Blocks
+    seed: int = 0  # of resampling
+    known: Sequence[str] = ()  # what else speaks against comparing the two, such as another machine
+
+    @property
+    def reasons(self) -> Sequence[str]:
+        own = [
+            f"{role}: {doubt.kind} ({doubt.observed:.3g}, limit {doubt.limit:g})"
+            for role, blocks in (("baseline", self.baseline), ("candidate", self.candidate))
+            for doubt in stats.doubts(blocks)
+        ]
+        return (*self.known, *own)
+
+    @property
+    def enough(self) -> bool:
+        return min(len(self.baseline), len(self.candidate)) >= validity.MIN_BLOCKS
+
+    def slowdown(self, tail: float) -> stats.Estimate:
+        """As `stats.ratio_of_medians`."""
+        resamples = max(timing.RESAMPLES, math.ceil(TAIL_DRAWS / tail))
+        return stats.ratio_of_medians(
+            self.candidate, self.baseline, confidence=1 - 2 * tail, seed=self.seed, resamples=resamples
+        )
+
+    def would_decide(self, factor: float) -> str:
+        blocks = min(len(self.baseline), len(self.candidate))
+        needed = max(math.ceil(blocks * factor), blocks + 1)
+        return f"about {needed} blocks instead of {blocks} would decide: raise the duration"
+
+
+def judge(sides: Sides, *, max_slowdown_pct: float, confidence: float = 0.95) -> Check:
     """Judges the slowdown: the ratio of the times, less one, in percent.
 
     Args:
-        baseline_s: seconds per image, one array per block, in the order of measurement.
-        candidate_s: likewise.
+        sides: the times.
         max_slowdown_pct: how much slower the candidate may be, above -100.
         confidence: one-sided, of the pass and of the fail.
-        paired: whether both are of one interleaved run, block beside block, or each of its own.
-        seed: of the resampling of runs of their own.
-        doubts: what else speaks against comparing the two, such as another machine.
 
     Raises:
         UsageError: the limit is no limit.
     """
-    return judge_many(
-        [(baseline_s, candidate_s)],
-        max_slowdown_pct=max_slowdown_pct,
-        confidence=confidence,
-        paired=paired,
-        seed=seed,
-        doubts=[doubts],
-    )[0]
+    return judge_many([sides], max_slowdown_pct=max_slowdown_pct, confidence=confidence)[0]
 
 
-def judge_many(
-    pairs: Sequence[tuple[Blocks, Blocks]],
-    *,
-    max_slowdown_pct: float,
-    confidence: float = 0.95,
-    paired: bool = True,
-    seed: int = 0,
-    doubts: Sequence[Sequence[str]] = (),
-) -> tuple[Check, ...]:
+def judge_many(several: Sequence[Sides], *, max_slowdown_pct: float, confidence: float = 0.95) -> tuple[Check, ...]:
     """Judges several candidates, each against its own baseline; the chance of any wrong pass stays `1 - confidence`.
 
-    Holm's step-down over those that are reliable, for the passes and for the fails each: with m claims left, one
+    Holm's step-down over those that can be judged, for the passes and for the fails each: with m claims left, one
     holds if its bound at `(1 - confidence) / m` is on its side of the limit. Intervals are each candidate's alone.
 
     Raises:
@@ -87,36 +143,26 @@ def judge_many(
     )
 
     @functools.cache
-    def bounds(k: int, tail: float) -> tuple[float, float, float]:
-        before, after = pairs[k]
-        # Each end of a two-sided interval of 1 - 2 tails is a one-sided bound of confidence 1 - tail.
-        if paired:
-            ratio = stats.paired_ratio(after, before, confidence=1 - 2 * tail)
-        else:
-            resamples = max(timing.RESAMPLES, math.ceil(TAIL_DRAWS / tail))
-            ratio = stats.ratio_of_medians(after, before, confidence=1 - 2 * tail, seed=seed, resamples=resamples)
+    def percent(k: int, tail: float) -> Interval:
+        ratio = several[k].slowdown(tail)
         return 100 * (ratio.value - 1), 100 * (ratio.low - 1), 100 * (ratio.high - 1)
 
-    known = doubts or [()] * len(pairs)
-    reasons = [[*own, *_reasons(before, after)] for own, (before, after) in zip(known, pairs, strict=True)]
-    reliable = [k for k, against in enumerate(reasons) if not against]
+    can_be_judged = [k for k, sides in enumerate(several) if not sides.reasons]
     tail = 1 - confidence
-    within = _shown(reliable, tail, lambda k, part: bounds(k, part)[2] <= max_slowdown_pct)
-    beyond = _shown(reliable, tail, lambda k, part: bounds(k, part)[1] > max_slowdown_pct)
+    within = _shown(can_be_judged, tail, lambda k, part: percent(k, part)[2] <= max_slowdown_pct)
+    beyond = _shown(can_be_judged, tail, lambda k, part: percent(k, part)[1] > max_slowdown_pct)
     checks = []
-    for k, against in enumerate(reasons):
+    for k, sides in enumerate(several):
+        if not sides.enough:
+            checks.append(check_untimed(max_slowdown_pct, f"{'; '.join(sides.reasons)}: measure longer"))
+            continue
         state: State = "pass" if k in within else "fail" if k in beyond else "inconclusive"
-        checks.append(_judged(k, state, against, bounds, max_slowdown_pct, tail, pairs))
+        value, low, high = percent(k, tail)
+        note = _note(sides, state, (value, low, high), max_slowdown_pct, confidence)
+        if len(several) > 1:
+            note += f". Holm's correction for {len(several)} candidates was applied; the interval is this one's alone"
+        checks.append(_check(max_slowdown_pct, value, (low, high), state, note))
     return tuple(checks)
-
-
-def _reasons(baseline_s: Blocks, candidate_s: Blocks) -> list[str]:
-    """Why the times are unreliable."""
-    return [
-        f"{role}: {doubt.kind} ({doubt.observed:.3g}, limit {doubt.limit:g})"
-        for role, blocks in (("baseline", baseline_s), ("candidate", candidate_s))
-        for doubt in stats.doubts(blocks)
-    ]
 
 
 def _shown(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
@@ -130,40 +176,19 @@ def _shown(reliable: Sequence[int], tail: float, holds: Callable[[int, float], b
     return set(reliable) - set(left)
 
 
-def _judged(
-    k: int,
-    state: State,
-    reasons: Sequence[str],
-    bounds: Bounds,
-    limit: float,
-    tail: float,
-    pairs: Sequence[tuple[Blocks, Blocks]],
-) -> Check:
-    blocks = min(map(len, pairs[k]))
-    if blocks < validity.MIN_BLOCKS:
-        return _check(limit, None, None, "inconclusive", "; ".join(reasons))
-    value, low, high = bounds(k, tail)
-    said = f"The time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * (1 - tail):g} % confidence"
-    if reasons:
-        note = f"The run is unreliable: {'; '.join(reasons)}. Measure again"
-    elif state == "pass":
-        note = f"{said}: within the limit of {limit:g} %"
-    elif state == "fail":
-        note = f"{said}: beyond the limit of {limit:g} %"
-    else:
-        note = f"{said}; {_would_decide(value, low, high, limit, blocks)}"
-    if len(pairs) > 1:
-        note += f". Holm's correction for {len(pairs)} candidates was applied; the interval is this one's alone"
-    return _check(limit, value, (low, high), state, note)
-
-
-def _would_decide(value: float, low: float, high: float, limit: float, blocks: int) -> str:
-    """An interval narrows with the square root of the blocks; the half towards the limit has to become shorter."""
+def _note(sides: Sides, state: State, slowdown: Interval, limit: float, confidence: float) -> str:
+    """The interval in words, and what follows from it."""
+    if sides.reasons:
+        return f"Nothing can be said of the times: {'; '.join(sides.reasons)}. Measure again"
+    value, low, high = slowdown
+    said = f"The time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * confidence:g} % confidence"
+    if state != "inconclusive":
+        return f"{said}: {'within' if state == 'pass' else 'beyond'} the limit of {limit:g} %"
+    # An interval narrows with the square root of the time; the half towards the limit has to become shorter.
     reach, room = (high - value, limit - value) if value < limit else (value - low, value - limit)
-    if room <= 0 or reach > 30 * room:
-        return f"that is the limit of {limit:g} % itself: no sensible number of blocks decides"
-    needed = math.ceil(blocks * (reach / room) ** 2)
-    return f"about {max(needed, blocks + 1)} blocks instead of {blocks} would decide: raise the duration"
+    if room <= 0 or reach > FURTHEST * room:
+        return f"{said}; that is the limit of {limit:g} % itself: no sensible time decides"
+    return f"{said}; {sides.would_decide((reach / room) ** 2)}"
 
 
 def check_untimed(max_slowdown_pct: float, why: str) -> Check:

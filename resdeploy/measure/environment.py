@@ -82,23 +82,15 @@ def capture(root: Path = Path("/")) -> dict[str, Any]:
 
 def snapshot(root: Path = Path("/")) -> Snapshot:
     """Reads the counters. Children still running are not in `own_s`: take it while no lane is open."""
-    usable = _usable_cpus()
-    busy = stolen = None
-    for line in (_text(root / "proc/stat") or "").splitlines():
-        name, *fields = line.split()
-        if name in usable:
-            # man 5 proc: user nice system idle iowait irq softirq steal guest guest_nice; guests are in user already
-            ticks = [int(field) for field in fields[:8]]
-            stolen = (stolen or 0.0) + ticks[7] / _TICKS_PER_S
-            busy = (busy or 0.0) + (sum(ticks[:3]) + ticks[5] + ticks[6]) / _TICKS_PER_S
+    cores = machine.core_times(root)
     own = os.times()
-    periods, withheld_s = _throttling(root)
+    periods, withheld_s = machine.throttling(root)
     return Snapshot(
         clock_s=time.monotonic(),
-        cores=len(usable),
-        busy_s=busy,
+        cores=cores.cores,
+        busy_s=cores.busy_s,
         own_s=own.user + own.system + own.children_user + own.children_system,
-        stolen_s=stolen,
+        stolen_s=cores.stolen_s,
         throttled=periods,
         throttled_s=withheld_s,
         gpu=nvml.snapshot(),
@@ -142,15 +134,6 @@ def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     return (*found, *nvml.disturbances(before.gpu, after.gpu))
 
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
-
-
-def _usable_cpus() -> frozenset[str]:
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(f"cpu{index}" for index in os.sched_getaffinity(0))
-    return frozenset(f"cpu{index}" for index in range(os.cpu_count() or 1))
-
-
 def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
@@ -182,17 +165,6 @@ def _frequencies_mhz(root: Path) -> dict[str, float] | None:
         lines = (_text(root / "proc/cpuinfo") or "").splitlines()
         mhz = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
     return {"min": round(min(mhz), 1), "max": round(max(mhz), 1)} if mhz else None
-
-
-def _throttling(root: Path) -> tuple[int | None, float | None]:
-    """Throttled periods and seconds; (None, None) where the kernel does not say."""
-    for folder in machine.groups(root, "cpu"):
-        fields = dict(line.split() for line in (_text(folder / "cpu.stat") or "").splitlines())
-        if "nr_throttled" in fields:
-            in_ns, in_us = fields.get("throttled_time"), fields.get("throttled_usec")  # version 1, version 2
-            seconds = int(in_ns) / 1e9 if in_ns else int(in_us or 0) / 1e6
-            return int(fields["nr_throttled"]), seconds
-    return None, None
 
 
 def _thermal(root: Path) -> int | None:

@@ -1,10 +1,14 @@
 """Times candidates in turns: one interleaved run of everything that is to be compared.
 
 A machine's speed wanders over seconds (clocks, heat, neighbours) and settles differently in every process (memory
-layout, thread placement). So candidates take turns in blocks of random order, which spreads the wandering over all of
-them and lets what is compared be compared turn by turn; each gets fresh processes in the course of the run, so that no
-figure rests on one alone; and one lane runs at a time. Statistics are not done here: `measure.summary` derives them
-from the raw times.
+layout, thread placement). So candidates take turns in short blocks, in random order and then the same backwards, which
+spreads the wandering over all of them and lets what is compared be compared turn by turn; each gets fresh processes in
+the course of the run, so that no figure rests on one alone; and one lane runs at a time.
+
+Where a question is asked (is one faster than the other?), the run goes on pair of processes by pair of processes until
+its answer is sure, or the time is over: `stats.looks` says when it is looked at. What a restart changes against what
+wanders within a process decides how many turns a process is worth. Statistics are not done here: `measure.summary`
+derives them from the raw times.
 """
 
 from __future__ import annotations
@@ -15,15 +19,15 @@ import dataclasses
 import math
 import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from resdeploy import store
+from resdeploy import stats, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError, revive
-from resdeploy.measure import environment
-from resdeploy.measure.summary import doubts
+from resdeploy.measure import environment, pilot, quiet, summary
 from resdeploy.records import (
     PRECISIONS,
     Artifact,
@@ -37,10 +41,15 @@ from resdeploy.records import (
     Scenario,
     Scope,
 )
+from resdeploy.records.times import LEAST_PAIRS
+from resdeploy.stats import looks
+from resdeploy.vocabulary import EQUAL_WITHIN, MAX_TIME_S
 
 BLOCKS = 16  # per candidate; trends and intervals need at least 8 (stats.validity.MIN_BLOCKS)
-PROCESSES = 2
-EXTENSIONS = 3  # an unstable run goes on at most this often
+PROCESSES = 2  # where nothing is asked
+# Where something is asked: after how many pairs of processes the answer is looked for, and until `pilot` knows better
+# the length of a turn and how many a process makes.
+LOOKS, TURN_S, TURNS = looks.PAIRS, 0.1, 8
 SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
 # Steady: a window no faster than the best before it, within what asv and criterion call no change.
 WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
@@ -77,14 +86,38 @@ class Candidate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Question:
+    """Whether a candidate is slower than a baseline, or than it may be: answered when its interval tells.
+
+    That is when the interval of the ratio of their times leaves out `limit`, or lies within `equal_within` of 1.
+    """
+
+    baseline: str  # labels
+    candidate: str
+    limit: float = 1.0  # of the candidate's time over the baseline's
+    equal_within: float | None = EQUAL_WITHIN  # None: equality is no answer
+    error: float = summary.ERROR  # two-sided, how often all looks together may miss the truth
+
+    def answered(self, baseline: Measurement, candidate: Measurement) -> bool:
+        """Whether what has been measured so far tells."""
+        pairs = summary.process_pairs(candidate, baseline)
+        if len(pairs) < LEAST_PAIRS:
+            return False
+        ratio = stats.ratio_of_pairs(pairs, confidence=looks.confidence(self.error))
+        if not ratio.low <= self.limit <= ratio.high:
+            return True
+        return self.equal_within is not None and max(ratio.high, 1 / ratio.low) <= 1 + self.equal_within
+
+
+@dataclass(frozen=True, kw_only=True)
 class Schedule:
     """How long to time, in how many turns."""
 
     duration_s: float = 3.0  # of timed queries per candidate, at least, or about MAX_QUERIES queries per block
     seed: int = 0  # of the order of blocks
-    blocks: int = BLOCKS  # per candidate, spread over its processes
-    processes: int = PROCESSES  # fresh ones per candidate
-    extensions: int = EXTENSIONS  # further processes for all, as long as a run is unreliable (`summary.doubts`)
+    blocks: int = BLOCKS  # per candidate, spread over its processes, where nothing is asked
+    processes: int = PROCESSES  # fresh ones per candidate, where nothing is asked
+    max_time_s: float = MAX_TIME_S  # of the whole run for each question, loading and warming up included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,8 +134,10 @@ def run(
     schedule: Schedule = Schedule(),
     listener: Listener = Listener(),
     *,
+    questions: Sequence[Question] = (),
     open_lane: Callable[[BackendName], Lane] = Lane,
     look: Callable[[], environment.Snapshot] = environment.snapshot,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[Measurement | Failure, ...]:
     """Times all candidates in one interleaved run.
 
@@ -112,8 +147,11 @@ def run(
         candidates: with labels that differ.
         schedule: how long, in how many turns.
         listener: who is told of it.
+        questions: what the run is to tell; it ends as soon as all are answered, and a candidate leaves it with its
+            last one.
         open_lane: makes lanes.
         look: reads the machine's counters.
+        clock: of the schedule's seconds.
 
     Returns:
         One result per candidate, in their order.
@@ -125,28 +163,113 @@ def run(
     labels = [candidate.label for candidate in candidates]
     if not labels or len(set(labels)) != len(labels):
         raise UsageError(f"candidates need different names: {', '.join(labels) or 'there are none'}")
-    entrants = [_Entrant(candidate) for candidate in candidates]
-    order = random.Random(schedule.seed)
-    processes = schedule.processes
-    rounds = math.ceil(schedule.blocks / processes)
+    entrants = {candidate.label: _Entrant(candidate) for candidate in candidates}
+    timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), bool(questions))
     before = look()
-    for generation in range(processes + schedule.extensions):
-        if generation >= processes and not any(entrant.unstable for entrant in entrants):
-            break
-        what = "timing" if generation < processes else "timing again, unstable so far"
-        tell = _teller(entrants, rounds * processes, what, listener)
-        block_s = schedule.duration_s / schedule.blocks
-        _generation(entrants, rounds, block_s, order, open_lane, listener.starting or _unheard, tell)
-        found = environment.disturbances(before, look())
-        for entrant in entrants:
-            entrant.disturbances = found
-    _raise_if_all_failed(entrants)
+    if questions:
+        _time_until_answered(timing, questions, clock)
+    else:
+        for number in range(schedule.processes):
+            rounds = math.ceil(schedule.blocks / schedule.processes)
+            timing.generation(
+                number,
+                tuple(entrants.values()),
+                rounds,
+                schedule.duration_s / schedule.blocks,
+                schedule.processes * rounds,
+            )
+    disturbances = environment.disturbances(before, look())
+    for entrant in entrants.values():
+        entrant.disturbances = disturbances
+    _raise_if_all_failed(tuple(entrants.values()))
     return tuple(
         entrant.failure()
         if entrant.error
         else dataclasses.replace(entrant.measurement(), notes=_arithmetic(entrant.candidate, open_lane))
-        for entrant in entrants
+        for entrant in entrants.values()
     )
+
+
+def _time_until_answered(timing: _Timing, questions: Sequence[Question], clock: Callable[[], float]) -> None:
+    """Process by process of every candidate; looks when LOOKS says, and ends before the time is over."""
+    unanswered = list(questions)
+    started, longest_s = clock(), timing.schedule.max_time_s * len(questions)
+    turn_s, turns = TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S))
+    for process in range(LOOKS[-1]):
+        if process and (clock() - started) * (process + 1) / process > longest_s:
+            return
+        asked = {label for question in unanswered for label in (question.baseline, question.candidate)}
+        running = [entrant for label, entrant in timing.entrants.items() if label in asked or not process]
+        length_s = pilot.TURNS_S[process] if process < len(pilot.TURNS_S) else turn_s
+        planned = turns * next(size for size in LOOKS if size > process)
+        timing.generation(process, running, max(2, round(turns * TURN_S / length_s)), length_s, planned)
+        measured = {label: entrant.measurement() for label, entrant in timing.entrants.items() if not entrant.error}
+        unanswered = [one for one in unanswered if {one.baseline, one.candidate} <= measured.keys()]
+        sides = [(measured[one.baseline], measured[one.candidate]) for one in unanswered]
+        if process + 1 == len(pilot.TURNS_S):
+            turn_s = pilot.best_turn_s(sides, TURN_S)
+        if process + 1 in LOOKS:
+            seconds = (clock() - started) / (process + 1)
+            turns = pilot.worthwhile_turns(sides, process_s=seconds) or turns
+            unanswered = [one for one, pair in zip(unanswered, sides, strict=True) if not one.answered(*pair)]
+        if not unanswered:
+            return
+
+
+@dataclass(frozen=True)
+class _Timing:
+    """A run: who takes part, and how its processes and turns are made."""
+
+    entrants: Mapping[str, _Entrant]  # by their labels
+    schedule: Schedule
+    listener: Listener
+    open_lane: Callable[[BackendName], Lane]
+    order: random.Random
+    asked: bool  # whether the run is to tell something of ratios
+
+    def generation(self, process: int, entrants: Sequence[_Entrant], rounds: int, block_s: float, planned: int) -> None:
+        """A fresh process for every entrant, then `rounds` blocks of each: in random order, then in the same backwards.
+
+        So a machine that gets slower and slower meanwhile is as slow for each in the mean. `planned` are the rounds
+        that the run is told to have.
+        """
+        starting = self.listener.starting or _unheard
+        with contextlib.ExitStack() as stack:
+            for entrant in [entrant for entrant in entrants if entrant.error is None]:
+                starting(entrant.candidate.label)
+                with _recorded(entrant):
+                    entrant.open(stack.enter_context(self.open_lane(entrant.candidate.backend)), process)
+                self._tell(entrant, planned)
+            order = list(entrants)
+            number = 0
+            while number < rounds or self._want_quiet_turns(process, entrants, rounds):
+                if number % 2:
+                    order.reverse()
+                else:
+                    self.order.shuffle(order)
+                for entrant in [entrant for entrant in order if entrant.error is None]:
+                    starting(entrant.candidate.label)
+                    with _recorded(entrant):
+                        entrant.time_block(block_s)
+                    self._tell(entrant, planned)
+                number += 1
+
+    def _want_quiet_turns(self, process: int, entrants: Sequence[_Entrant], rounds: int) -> bool:
+        running = [entrant for entrant in entrants if entrant.error is None]
+        if not self.asked or not running:
+            return False
+        blocks = [[block for block in entrant.blocks if block.process == process] for entrant in running]
+        return quiet.turns_to_come(blocks, rounds)
+
+    def _tell(self, entrant: _Entrant, planned: int) -> None:
+        """Says what has been done, after each block and each failure."""
+        running = [one for one in self.entrants.values() if one.error is None]
+        most = max((len(one.blocks) for one in running), default=0)
+        done, total = sum(len(one.blocks) for one in running), len(running) * max(planned, most)
+        if self.listener.progress is not None and running:
+            self.listener.progress("timing", done, total)
+        if self.listener.watch is not None:
+            self.listener.watch(entrant.failure() if entrant.error else entrant.measurement(), done, total)
 
 
 @dataclass
@@ -163,21 +286,19 @@ class _Entrant:
     peak_rss_bytes: int = 0
     replays: list[Replay] = field(default_factory=list)
     disturbances: tuple[str, ...] = ()
+    process: int = 0  # the one that runs now
     error: ResdeployError | None = None
 
-    @property
-    def unstable(self) -> bool:
-        """Whether going on may help; against other programs and throttling it does not."""
-        return self.error is None and bool(doubts(dataclasses.replace(self.measurement(), disturbances=())))
-
-    def open(self, lane: Lane) -> None:
+    def open(self, lane: Lane, process: int) -> None:
         """Opens the model and runs it until it gets no faster."""
+        self.process = process
         opened = lane.open(self.candidate.artifact, self.candidate.execution)
         self.load_s.append(opened.load_s)
         self.first_s.append(opened.first_s)
         self.settings = dict(opened.settings)
         self.query_s = warm_up(lane)
-        self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
+        if process < PROCESSES:
+            self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
         if self.candidate.scope == "jpeg":
             self._decode(lane)
         self.lane = lane
@@ -199,7 +320,8 @@ class _Entrant:
         least = QUERIES_PER_STREAM * streams if streams > 1 else 1
         warmup = min(max(1, round(SWITCH_S / self.query_s)), 1000)
         longest_s = MAX_QUERIES * self.query_s / streams
-        self.blocks.append(self.lane.block(least, warmup=warmup, seconds=min(seconds, longest_s)))
+        block = self.lane.block(least, warmup=warmup, seconds=min(seconds, longest_s))
+        self.blocks.append(dataclasses.replace(block, process=self.process))
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.lane.peak_rss_bytes())
 
     def measurement(self) -> Measurement:
@@ -263,33 +385,6 @@ def warm_up(lane: Lane) -> float:
     return best_s
 
 
-def _generation(
-    entrants: Sequence[_Entrant],
-    rounds: int,
-    block_s: float,
-    order: random.Random,
-    open_lane: Callable[[BackendName], Lane],
-    starting: Starting,
-    tell: Callable[[_Entrant], None],
-) -> None:
-    """A fresh process for every candidate, then `rounds` blocks of each, every round in another order."""
-    with contextlib.ExitStack() as stack:
-        opening = [entrant for entrant in entrants if entrant.error is None]
-        for entrant in opening:
-            starting(entrant.candidate.label)
-            with _recorded(entrant):
-                entrant.open(stack.enter_context(open_lane(entrant.candidate.backend)))
-            tell(entrant)
-        for _ in range(rounds):
-            running = [entrant for entrant in entrants if entrant.error is None]
-            order.shuffle(running)
-            for entrant in running:
-                starting(entrant.candidate.label)
-                with _recorded(entrant):
-                    entrant.time_block(block_s)
-                tell(entrant)
-
-
 def measurement_or_raise(outcome: Measurement | Failure) -> Measurement:
     """The measurement, where nothing can be said without it.
 
@@ -336,23 +431,6 @@ def _recorded(entrant: _Entrant) -> Iterator[None]:
         yield
     except ResdeployError as e:
         entrant.error = e
-
-
-def _teller(entrants: Sequence[_Entrant], rounds: int, what: str, listener: Listener) -> Callable[[_Entrant], None]:
-    """Says what has been done, after each block and each failure."""
-
-    def tell(entrant: _Entrant) -> None:
-        running = [e for e in entrants if e.error is None]
-        done = sum(len(e.blocks) for e in running)
-        # An extension adds rounds that nobody could plan for.
-        per_entrant = max(rounds, *(len(e.blocks) for e in running)) if running else rounds
-        if listener.progress is not None and running:
-            listener.progress(what, done, len(running) * per_entrant)
-        if listener.watch is not None:
-            outcome = entrant.failure() if entrant.error else entrant.measurement()
-            listener.watch(outcome, done, len(running) * per_entrant)
-
-    return tell
 
 
 def _raise_if_all_failed(entrants: Sequence[_Entrant]) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from resdeploy.backends import lane
 from resdeploy.measure import interleaved, summary
-from resdeploy.measure.interleaved import Listener, Schedule
+from resdeploy.measure.interleaved import Listener, Question, Schedule
 from resdeploy.records import (
     Artifact,
     Comparison,
@@ -16,6 +16,7 @@ from resdeploy.records import (
     Measurement,
     Summary,
 )
+from resdeploy.vocabulary import EQUAL_WITHIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +51,42 @@ def time_rows(
     schedule: Schedule,
     listener: Listener,
     *,
+    questions: Sequence[Question] | None = None,
+    equal_within: float = EQUAL_WITHIN,
     timeout_s: float = lane.TIMEOUT_S,
 ) -> tuple[Measurement | Failure, ...]:
-    """Raw times of built rows from one interleaved run."""
+    """Raw times of built rows from one interleaved run.
+
+    Args:
+        rows: what is timed.
+        schedule: how long.
+        listener: who is told of it.
+        questions: what the run is to tell; None: whether each row is faster than its baselines.
+        equal_within: the share of the time that is then called no difference.
+        timeout_s: longest that one operation of a row may take.
+    """
+    if questions is None:
+        questions = [
+            Question(baseline=baseline, candidate=row.candidate.label, equal_within=equal_within)
+            for row in rows
+            for baseline in row.baselines
+        ]
     return interleaved.run(
         [row.candidate for row in rows],
         schedule,
         listener,
+        questions=questions,
         open_lane=functools.partial(lane.Lane, timeout_s=timeout_s),
     )
 
 
-def compare_rows(rows: Sequence[Row], outcomes: Sequence[Measurement | Failure]) -> Bench:
+def compare_rows(
+    rows: Sequence[Row], outcomes: Sequence[Measurement | Failure], *, equal_within: float = EQUAL_WITHIN
+) -> Bench:
     """Each row beside its baselines, where both could be measured."""
     measured = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     comparisons = tuple(
-        summary.compare(measured[baseline], measured[row.candidate.label])
+        summary.compare(measured[baseline], measured[row.candidate.label], equal_within=equal_within)
         for row in rows
         for baseline in row.baselines
         if baseline in measured and row.candidate.label in measured

@@ -1,20 +1,34 @@
-"""What a measurement says: percentiles, an interval, throughput, speed-ups, and whether it is reliable."""
+"""What a measurement says: percentiles, an interval, throughput, speed-ups, and what speaks against them.
+
+Times that wander are no error: they are shown, with the word *unsteady* and how they wandered. A ratio of two that took
+turns is judged by its own interval, which is as wide as the machine was restless. INVALID is what makes a figure wrong.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resdeploy import stats
+from resdeploy.measure import environment
+from resdeploy.measure.quiet import LEAST_TURNS, are_quiet
 from resdeploy.records import Block, Comparison, Measurement, Summary
+from resdeploy.records.times import LEAST_PAIRS
+from resdeploy.stats import looks
+from resdeploy.vocabulary import EQUAL_WITHIN
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Times = NDArray[np.float64]
+
+ERROR = 0.01  # how often a comparison may miss the truth, all looks at it together
+FAULTS = ("few-blocks", "cached")  # doubts of `stats.doubts` that make a figure wrong; the others are unsteady times
+MOST_PAIRS = 20 * looks.PAIRS[-1]  # of processes, that anybody would wait for
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -50,7 +64,7 @@ def summarise(measurement: Measurement) -> Summary:
     latency["std"] = float(times.std(ddof=1)) if len(times) > 1 else None
     images = measurement.batch_size * len(times)
     energies = [block.energy_j for block in blocks]
-    against = doubts(measurement)
+    wrong, unsteady = faults(measurement), unsteadiness(measurement)
     return Summary(
         measurement=measurement,
         latency_s=latency,
@@ -59,37 +73,156 @@ def summarise(measurement: Measurement) -> Summary:
         throughput_ips=images / sum(map(_wall_s, blocks)),
         cpu_s_per_image=sum(block.cpu_s for block in blocks) / images,
         energy_j_per_image=None if None in energies else sum(e for e in energies if e is not None) / images,
-        valid=not against,
-        warnings=(*warnings, *against),
+        valid=not wrong,
+        warnings=(*warnings, *wrong, *unsteady),
+        unsteady=unsteady,
         samples_s=tuple(times.tolist()),
     )
 
 
-def doubts(measurement: Measurement) -> tuple[str, ...]:
-    """Why no speed may be claimed from it, one sentence each with its remedy; empty where nothing speaks against it."""
-    found = list(stats.doubts(per_image_s(measurement)))
-    if measurement.replays:
-        replays = measurement.replays
+def faults(measurement: Measurement) -> tuple[str, ...]:
+    """What makes its figures wrong, one sentence each with its remedy."""
+    return _doubts(measurement, of_faults=True)
+
+
+def unsteadiness(measurement: Measurement) -> tuple[str, ...]:
+    """How its times wandered and what disturbed the machine, one sentence each with its remedy."""
+    return (*_doubts(measurement, of_faults=False), *measurement.disturbances)
+
+
+def _doubts(measurement: Measurement, *, of_faults: bool) -> tuple[str, ...]:
+    doubts = list(stats.doubts(per_image_s(measurement)))
+    if replays := measurement.replays:
         cached = stats.cached([replay.fresh_s for replay in replays], [replay.replayed_s for replay in replays])
-        found += [cached] if cached else []
-    named = (DOUBTS[doubt.kind].format(observed=doubt.observed, limit=doubt.limit) for doubt in found)
-    return (*named, *measurement.disturbances)
+        doubts += [cached] if cached else []
+    return tuple(
+        DOUBTS[doubt.kind].format(observed=doubt.observed, limit=doubt.limit)
+        for doubt in doubts
+        if (doubt.kind in FAULTS) == of_faults
+    )
 
 
-def compare(baseline: Measurement, candidate: Measurement) -> Comparison:
-    """Speed-up of `candidate` over `baseline`: the ratio of their times per image in a turn, with its 95 % interval.
+def compare(baseline: Measurement, candidate: Measurement, *, equal_within: float = EQUAL_WITHIN) -> Comparison:
+    """How much faster `candidate` is than `baseline`, by pairs of processes that took turns in one interleaved run.
 
-    Both belong to one interleaved run: every turn, of a block of each, met the same machine. So it is not exactly the
-    ratio of the two medians over the whole run.
+    Every turn, of a block of each, met the same machine; so the speed-up is not exactly the ratio of the two medians
+    over the whole run.
     """
-    found = stats.paired_ratio(per_image_s(baseline), per_image_s(candidate))
+    pairs = process_pairs(baseline, candidate)
+    once, all_looks = (stats.ratio_of_pairs(pairs, confidence=share) for share in (0.95, looks.confidence(ERROR)))
+    cpu = _cpu_ratio(baseline, candidate)
+    several = len(pairs) > 1
     return Comparison(
         baseline=baseline.label,
         candidate=candidate.label,
-        speedup=found.value,
-        speedup_ci95=(found.low, found.high) if math.isfinite(found.high) else None,
-        valid=not doubts(baseline) and not doubts(candidate),
+        speedup=once.value,
+        speedup_ci95=(once.low, once.high) if several else None,
+        speedup_ci99=(all_looks.low, all_looks.high) if several else None,
+        cpu_ratio=cpu.value if cpu else None,
+        cpu_ratio_ci99=(cpu.low, cpu.high) if cpu and several else None,
+        pairs=len(pairs),
+        equal_within=equal_within,
+        needed_s=_needed_s(all_looks, len(pairs), span_s(baseline, candidate), equal_within),
+        invalid=tuple(
+            [f"{m.label}: {why}" for m in (baseline, candidate) for why in faults(m)] + _one_sided(baseline, candidate)
+        ),
     )
+
+
+def process_pairs(baseline: Measurement, candidate: Measurement) -> list[tuple[list[Times], list[Times]]]:
+    """Seconds per image of both in each pair of their processes, turn by turn.
+
+    Quiet turns only (`measure.quiet`), where all pairs have some, or enough pairs for a claim.
+    """
+    turns = _turns(baseline, candidate)
+    quiet = {process: [turn for turn in own if turn.quiet] for process, own in turns.items()}
+    quiet = {process: own for process, own in quiet.items() if len(own) >= LEAST_TURNS}
+    if len(quiet) == len(turns) or len(quiet) >= LEAST_PAIRS:
+        turns = quiet
+    return [([turn.baseline_s for turn in own], [turn.candidate_s for turn in own]) for own in turns.values()]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    baseline_s: Times
+    candidate_s: Times
+    quiet: bool
+
+
+def _turns(baseline: Measurement, candidate: Measurement) -> dict[int, list[_Turn]]:
+    """By process; a block that met none is left out."""
+    sides = []
+    for m in (baseline, candidate):
+        table: dict[int, list[tuple[Times, bool]]] = {}
+        for block, times, quiet in zip(m.blocks, per_image_s(m), are_quiet(m.blocks), strict=True):
+            table.setdefault(block.process, []).append((times, quiet))
+        sides.append(table)
+    before, after = sides
+    return {
+        process: [
+            _Turn(one, other, quiet and also)
+            for (one, quiet), (other, also) in zip(before[process], after[process], strict=False)
+        ]
+        for process in sorted(before.keys() & after.keys())
+    }
+
+
+def _cpu_ratio(baseline: Measurement, candidate: Measurement) -> stats.Estimate | None:
+    """The candidate's CPU time per image over the baseline's: what other load changes far less than the time."""
+    before, after = (
+        {p: s / m.batch_size for p, s in _per_process(m, lambda block: block.cpu_s / len(block.run_s)).items() if s > 0}
+        for m in (baseline, candidate)
+    )
+    pairs = [([np.array([after[p]])], [np.array([before[p]])]) for p in sorted(before.keys() & after.keys())]
+    if not pairs:
+        return None
+    return stats.ratio_of_pairs(pairs, confidence=looks.confidence(ERROR))
+
+
+def _per_process(measurement: Measurement, value: Callable[[Block], float | None]) -> dict[int, float]:
+    """The mean of a block's value in each process; processes without one are left out."""
+    table: dict[int, list[float]] = {}
+    for block in measurement.blocks:
+        if (one := value(block)) is not None:
+            table.setdefault(block.process, []).append(one)
+    return {process: float(np.mean(values)) for process, values in table.items()}
+
+
+def _one_sided(baseline: Measurement, candidate: Measurement) -> list[str]:
+    """What disturbed one side and not the other, which pairing cannot take out of a ratio."""
+    reasons = []
+    for what, limit, share in (
+        ("other processes", environment.OTHER_LOAD_SHARE, lambda block: block.others),
+        ("the hypervisor or a quota", environment.WITHHELD_SHARE, lambda block: block.withheld),
+    ):
+        before, after = (_per_process(m, share) for m in (baseline, candidate))
+        common = sorted(before.keys() & after.keys())
+        if len(common) < LEAST_PAIRS:
+            continue
+        difference = np.array([after[process] - before[process] for process in common])
+        if abs(difference.mean()) > limit and stats.surely_not_zero(difference):
+            shares = [float(np.mean([side[process] for process in common])) for side in (before, after)]
+            reasons.append(
+                f"{what} took {shares[0]:.0%} of the usable cores beside {baseline.label} and {shares[1]:.0%} beside "
+                f"{candidate.label}; stop what runs beside one alone"
+            )
+    return reasons
+
+
+def span_s(baseline: Measurement, candidate: Measurement) -> float:
+    """From the first block of both to the last: how long the comparison took."""
+    blocks = (*baseline.blocks, *candidate.blocks)
+    return max(b.started_s + _wall_s(b) for b in blocks) - min(b.started_s for b in blocks)
+
+
+def _needed_s(ratio: stats.Estimate, pairs: int, spent_s: float, equal_within: float) -> float | None:
+    """How long the run would take to decide, were the truth the estimate: an interval narrows as 1 / sqrt(pairs)."""
+    if pairs < 2:
+        return None
+    value, half, band = abs(math.log(ratio.value)), math.log(ratio.high / ratio.low) / 2, math.log1p(equal_within)
+    room = max(value, band - value)
+    needed = max(LEAST_PAIRS, math.ceil(pairs * (half / room) ** 2))
+    return spent_s * needed / pairs if needed <= MOST_PAIRS else None
 
 
 def per_image_s(measurement: Measurement) -> list[Times]:

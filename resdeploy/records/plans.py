@@ -11,7 +11,7 @@ from resdeploy.records.costs import Cost
 from resdeploy.records.judged import Check, Score, Verdict
 from resdeploy.records.times import Comparison, Failure, Summary
 from resdeploy.registered_backends import BackendName
-from resdeploy.vocabulary import STRICT, Arithmetic, Precision
+from resdeploy.vocabulary import MAX_TIME_S, STRICT, Arithmetic, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,7 @@ class Profile:
     batch_size: int = 1
     threads: int | None = None
     duration_s: float = 3.0
+    max_time_s: float = MAX_TIME_S  # longest that one comparison with FP32 may take
     max_drop_pp: float | None = None
     max_slowdown_pct: float | None = None  # of the median time, against FP32 on the same backend; may be negative
     max_size_mb: float | None = None  # of the built model

@@ -9,12 +9,14 @@ from typing import Literal
 from resdeploy.errors import ResdeployError
 from resdeploy.records.artifacts import Execution
 from resdeploy.registered_backends import BackendName
-from resdeploy.vocabulary import STRICT, Precision, Scenario, Scope
+from resdeploy.vocabulary import EQUAL_WITHIN, STRICT, Precision, Scenario, Scope
+
+LEAST_PAIRS = 8  # of processes, to say anything of a ratio: fewer tell too little of what a restart changes
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One uninterrupted stretch of queries on one lane; the unit of resampling.
+    """One uninterrupted stretch of queries on one lane: its turn.
 
     `put_s`, `run_s` and `get_s` have one entry per query: host to device, compute, device to host.
     """
@@ -28,6 +30,10 @@ class Block:
     device_s: tuple[float, ...] = ()  # of each run, by the device's own events where it has them
     cpu_s: float = 0.0  # CPU time of the whole process meanwhile, all its threads
     energy_j: float | None = None  # of the processor packages meanwhile, by anybody; None: not readable
+    process: int = 0  # which of the row's processes, from 0: what a restart changes all its blocks share
+    others: float | None = None  # share of the usable cores that other processes took meanwhile; None: not readable
+    withheld: float | None = None  # likewise what the hypervisor took, or the container's quota kept from us
+    waited: float | None = None  # seconds a second that its threads were ready and had no core; None: not readable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +69,7 @@ class Measurement:
     calibration: str | None = None  # `Calibration.data` of an INT8 model
     settings: Mapping[str, str] = field(default_factory=dict)  # the vendor's, as it reports them itself
     notes: tuple[str, ...] = ()  # what a reader must know of the model that ran: FP16 computed in FP32
-    disturbances: tuple[str, ...] = ()  # what disturbed the machine meanwhile: no speed is claimed then
+    disturbances: tuple[str, ...] = ()  # what disturbed the machine meanwhile
     scope: Scope = "compute"
     replays: tuple[Replay, ...] = ()  # one per process
 
@@ -114,34 +120,55 @@ class Summary:
     end_to_end_p50_s: float  # put + run + get
     p50_ci95_s: tuple[float, float] | None  # None: too few blocks
     throughput_ips: float  # images per second
-    valid: bool  # False: no speed may be claimed from it
-    warnings: tuple[str, ...]
+    valid: bool  # False: something makes the figures wrong, and no speed may be claimed from them
+    warnings: tuple[str, ...]  # those that make it invalid or unsteady included
+    unsteady: tuple[str, ...] = ()  # how the times wandered: they are of this machine at that time
     samples_s: tuple[float, ...] = ()  # every query's time in the measurement's scope
     cpu_s_per_image: float | None = None
     energy_j_per_image: float | None = None
 
+    @property
+    def steady(self) -> bool:
+        """Whether its times may be taken by themselves, and not in a ratio of turns alone: a roof is such a time."""
+        return self.valid and not self.unsteady
+
+
+SpeedVerdict = Literal["faster", "slower", "equal", "undecided", "INVALID"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """How much faster `candidate` is than `baseline`, per image, by the ratios of their turns."""
+    """How much faster `candidate` is than `baseline`, per image, by pairs of processes that took turns."""
 
     baseline: str
     candidate: str
     speedup: float  # above 1: the candidate is faster
-    speedup_ci95: tuple[float, float] | None  # None: too few blocks
-    valid: bool  # both measurements are
+    speedup_ci95: tuple[float, float] | None  # of this run alone, had it been looked at once; None: too few pairs
+    # What the verdict is read off: all looks at the growing run together miss the truth in 1 of 100 runs.
+    speedup_ci99: tuple[float, float] | None = None
+    cpu_ratio: float | None = None  # the candidate's CPU time per image over the baseline's; None: nothing was read
+    cpu_ratio_ci99: tuple[float, float] | None = None
+    pairs: int = 0  # of processes
+    equal_within: float = EQUAL_WITHIN  # the share of the time that is called no difference
+    needed_s: float | None = None  # about how long the run would take in all to decide; None: no sensible time
+    invalid: tuple[str, ...] = ()  # what makes the figure wrong
 
     @property
-    def different(self) -> bool:
-        """Whether a difference was found: both sides are valid and the interval leaves out 1 by more than 1 %.
+    def valid(self) -> bool:
+        """Whether anything may be said of the two."""
+        return not self.invalid
 
-        Two processes a side tell too little of how processes differ to call less than that a difference (criterion's
-        `noise_threshold` has the same default).
-        """
-        if not self.valid or self.speedup_ci95 is None:
-            return False
-        low, high = self.speedup_ci95
-        return low > 1.01 or high < 1 / 1.01
+    @property
+    def verdict(self) -> SpeedVerdict:
+        """What the 99 % interval says: it leaves out 1, or lies within what is called equal, or neither yet."""
+        if self.invalid:
+            return "INVALID"
+        if self.speedup_ci99 is None or self.pairs < LEAST_PAIRS:
+            return "undecided"
+        low, high = self.speedup_ci99
+        if low > 1 or high < 1:
+            return "faster" if low > 1 else "slower"
+        return "equal" if max(high, 1 / low) <= 1 + self.equal_within else "undecided"
 
 
 @dataclass(frozen=True, kw_only=True)

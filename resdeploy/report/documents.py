@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +77,14 @@ def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Compariso
     """`bench`: one row per candidate, and the speed-ups."""
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
+    compared = [comparison_row(comparison) for comparison in comparisons]
     return document(
-        "bench", environment, rows, comparisons=[comparison_row(c) for c in comparisons], notes=_notes(rows)
+        "bench",
+        environment,
+        rows,
+        answers=[row["answer"] for row in compared],
+        comparisons=compared,
+        notes=_notes(rows),
     )
 
 
@@ -270,12 +276,12 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         found |= score_row(row.score)
         if row.score is not None:
             found["notes"] = [*found["notes"], *row.score.repeats.notes]
-        found |= {"speedup": None, "speedup_ci95": None, "drop_pp": None, "verdict": None}
+        found |= {"speedup": None, "speedup_ci95": None, "speedup_ci99": None, "drop_pp": None, "verdict": None}
         if row.comparison is not None:
             comparison = comparison_row(row.comparison)
             comparisons.append(comparison)
             if row.comparison.valid:
-                found |= {key: comparison[key] for key in ("speedup", "speedup_ci95")}
+                found |= {key: comparison[key] for key in ("speedup", "speedup_ci95", "speedup_ci99")}
         if row.verdict is not None:
             found["verdict"] = row.verdict.state
             checks += [{"subject": found["label"], **check_row(check)} for check in row.verdict.checks]
@@ -290,6 +296,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         environment,
         results,
         profile=profile,
+        answers=[row["answer"] for row in comparisons],
         comparisons=comparisons,
         checks=checks,
         reported=reported,
@@ -303,13 +310,13 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     notes = [f"{row['label']}: {note}" for row in rows for note in row["notes"]]
     notes += [f"{check['subject']}: {check['note']}" for check in checks if check["state"] != "pass"]
     notes += [f"{row['label']}: {row['error']['message']}" for row in rows if "error" in row]
-    doubtful = [row["label"] for row in rows if row["state"] == "INVALID"]
-    if doubtful:
+    wrong = [row["label"] for row in rows if row["state"] == "INVALID"]
+    if wrong:
         notes.append(
-            f"Unreliable times, so no speed-up is claimed: {', '.join(doubtful)}. The reasons are under "
-            "'warnings' in the JSON; stop other programs, remove measurements.json and run again"
+            f"INVALID times, so no speed-up is claimed: {', '.join(wrong)}. The reasons are under 'warnings' in the "
+            "JSON; mend them, remove measurements.json and run again"
         )
-    return notes
+    return [*notes, *_unsteady_note(rows)]
 
 
 def _flipped(candidate: str, flip: Flip) -> Json:
@@ -324,12 +331,29 @@ def _flipped(candidate: str, flip: Flip) -> Json:
 
 
 def _notes(rows: list[Json]) -> list[str]:
-    """The rows' notes and warnings; what is true of the whole run is said once."""
-    common = (
-        [w for w in rows[0]["warnings"] if len(rows) > 1 and all(w in row["warnings"] for row in rows)] if rows else []
+    """The rows' notes and warnings; what is true of the whole run, and that times are unsteady, is said once."""
+    shared = {w for w in rows[0]["warnings"] if all(w in row["warnings"] for row in rows)} if len(rows) > 1 else set()
+    own = [
+        f"{row['label']}: {note}"
+        for row in rows
+        for note in (*row["notes"], *(w for w in row["warnings"] if w not in row["unsteady"]))
+        if note not in shared
+    ]
+    return [*(f"all rows: {w}" for w in rows[0]["warnings"] if w in shared), *own, *_unsteady_note(rows, shared)]
+
+
+def _unsteady_note(rows: list[Json], told: Collection[str] = ()) -> list[str]:
+    """That times wandered, in one line, whose reasons are told for one row alone."""
+    labels = [row["label"] for row in rows if row["state"] == "unsteady"]
+    if not labels:
+        return []
+    reasons = [why for row in rows for why in row["unsteady"] if why not in told]
+    one = f": {reasons[0]}" if len(labels) == 1 and reasons else ""
+    note = (
+        f"Unsteady times, of this machine at that time ({', '.join(labels)}){one}. A speed-up is judged by its own "
+        "interval; the reasons are under 'unsteady' in the JSON"
     )
-    own = [f"{row['label']}: {w}" for row in rows for w in (*row["notes"], *row["warnings"]) if w not in common]
-    return [f"all rows: {w}" for w in common] + own
+    return [note]
 
 
 def _facts(environment: Environment) -> list[tuple[str, str]]:

@@ -80,5 +80,6 @@ def _candidate(candidate: Mixed, environment: Environment) -> Json:
         "timing": timing,
         "speedup": speedup and speedup["speedup"],
         "speedup_ci95": speedup and speedup["speedup_ci95"],
+        "speedup_ci99": speedup and speedup["speedup_ci99"],
         "chosen": candidate.chosen,
     }

@@ -124,9 +124,10 @@ def _csv_cell(value: Any) -> str:
 def _paragraphs(
     document: Document, draw: Callable[[Table, Sequence[Mapping[str, Any]]], str], safe: Callable[[str], str]
 ) -> str:
-    """Tables, then what must be said about the results, then where they were obtained."""
+    """The answers, the tables, then what must be said about the results, then where they were obtained."""
     filled = ((table, _rows(document, table)) for table in TABLES[document["command"]])
-    parts = [draw(table, rows[: table.most]) + _more(table, rows) for table, rows in filled if rows]
+    parts = ["\n".join(safe(answer) for answer in answers)] if (answers := document.get("answers")) else []
+    parts += [draw(table, rows[: table.most]) + _more(table, rows) for table, rows in filled if rows]
     if notes := document.get("notes"):
         parts.append("\n".join(f"- {safe(note)}" for note in notes))
     if verdict := document.get("verdict"):

@@ -9,6 +9,7 @@ import math
 from typing import Any
 
 from resdeploy.records import Check, Comparison, Failure, Reported, Score, Summary
+from resdeploy.report import sentences
 
 LATENCIES = ("p50", "p90", "p95", "p99", "mean", "std", "min", "max")
 
@@ -40,6 +41,7 @@ def bench_row(outcome: Summary | Failure) -> Json:
             "state": f"failed ({outcome.error_code})",
             "notes": [],
             "warnings": [outcome.message],
+            "unsteady": [],
             "samples_ms": [],
             "error": {"code": outcome.error_code, "message": outcome.message},
         }
@@ -73,13 +75,15 @@ def bench_row(outcome: Summary | Failure) -> Json:
         "calibration": m.calibration,
         "settings": dict(m.settings),
         "valid": outcome.valid,
-        "state": "ok" if outcome.valid else "INVALID",
+        "state": _state(outcome),
         "notes": list(m.notes),
         "warnings": list(outcome.warnings),
+        "unsteady": list(outcome.unsteady),
         # Which samples belong to one block, and so are not independent, is in block_sizes.
         "samples_ms": [ms(time_s) for time_s in outcome.samples_s],
         "block_sizes": [len(block.run_s) for block in m.blocks],
         "block_walls_s": [block.wall_s for block in m.blocks],
+        "block_processes": [block.process for block in m.blocks],
     }
 
 
@@ -87,6 +91,12 @@ def _headline(outcome: Summary) -> float | None:
     """The number that MLPerf Inference takes for the scenario."""
     name = HEADLINES[outcome.measurement.scenario]
     return finite(outcome.throughput_ips) if name == "throughput_ips" else ms(outcome.latency_s[name[:-3]])
+
+
+def _state(outcome: Summary) -> str:
+    if not outcome.valid:
+        return "INVALID"
+    return "unsteady" if outcome.unsteady else "ok"
 
 
 def score_row(score: Score | None) -> Json:
@@ -104,21 +114,21 @@ def score_row(score: Score | None) -> Json:
 
 def comparison_row(comparison: Comparison) -> Json:
     """A speed-up, and what may be said of it."""
-    if not comparison.valid:
-        finding = "no claim: a side is INVALID"
-    elif comparison.speedup_ci95 is None:
-        finding = "no claim: too few blocks for an interval"
-    elif not comparison.different:
-        finding = "no difference found"
-    else:
-        finding = "faster" if comparison.speedup > 1 else "slower"
     return {
         "baseline": comparison.baseline,
         "candidate": comparison.candidate,
         "speedup": finite(comparison.speedup),
         "speedup_ci95": finite_interval(comparison.speedup_ci95),
+        "speedup_ci99": finite_interval(comparison.speedup_ci99),
+        "cpu_ratio": finite(comparison.cpu_ratio),
+        "cpu_ratio_ci99": finite_interval(comparison.cpu_ratio_ci99),
+        "pairs": comparison.pairs,
+        "needed_s": finite(comparison.needed_s),
         "valid": comparison.valid,
-        "finding": finding,
+        "verdict": comparison.verdict,
+        "finding": sentences.finding(comparison),
+        "answer": sentences.answer(comparison),
+        "reasons": list(comparison.invalid),
     }
 
 

@@ -16,8 +16,8 @@ from resdeploy.stats.proportions import (
     tango_score,
     wilson_interval,
 )
-from resdeploy.stats.timing import Estimate, minimum_queries, paired_ratio, percentile, ratio_of_medians
-from resdeploy.stats.validity import Doubt, cached, dip, doubts
+from resdeploy.stats.timing import Estimate, log_ratios, minimum_queries, percentile, ratio_of_medians, ratio_of_pairs
+from resdeploy.stats.validity import Doubt, cached, dip, doubts, surely_not_zero
 
 __all__ = [
     "Doubt",
@@ -28,13 +28,15 @@ __all__ = [
     "doubts",
     "holm",
     "images_to_decide",
+    "log_ratios",
     "mcnemar_midp",
     "mean_interval",
     "minimum_queries",
     "newcombe_interval",
-    "paired_ratio",
     "percentile",
     "ratio_of_medians",
+    "ratio_of_pairs",
+    "surely_not_zero",
     "tango_interval",
     "tango_score",
     "wilson_interval",

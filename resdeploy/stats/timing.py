@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     Blocks = Sequence[ArrayLike]
 
+TRIMMED = 0.1  # of the pairs, at each end
 RESAMPLES = (
     2000  # Efron and Tibshirani, An Introduction to the Bootstrap (1993), section 14.3: 1,000 or more for limits
 )
@@ -73,7 +74,7 @@ def ratio_of_medians(
 ) -> Estimate:
     """Ratio of two medians of runs of their own, with an interval from resampling each one's blocks.
 
-    Blocks that were measured in turns belong to `paired_ratio`.
+    Blocks that were measured in turns belong to `ratio_of_pairs`.
     """
     above = [np.asarray(block, dtype=np.float64) for block in numerator]
     below = [np.asarray(block, dtype=np.float64) for block in denominator]
@@ -85,46 +86,54 @@ def ratio_of_medians(
     return Estimate(value=value, low=float(low), high=float(high))
 
 
-def paired_ratio(numerator: Blocks, denominator: Blocks, *, confidence: float = 0.95) -> Estimate:
-    """Ratio of the times of two things that took turns: block k of one was measured beside block k of the other.
+def ratio_of_pairs(pairs: Sequence[tuple[Blocks, Blocks]], *, confidence: float = 0.95) -> Estimate:
+    """Ratio of the times of two things that took turns, each in several fresh processes.
 
     A machine's speed wanders over seconds, by far more than two things differ; within a turn it is the same for both,
-    and the ratio of a turn's two medians is free of it. The estimate is the median of all averages of two turns' log
-    ratios, the interval the values that the exact signed-rank test does not reject: it needs no resampling and no
-    normal times, and a turn that something disturbed moves it little.
+    and the ratio of a turn's two medians is free of it. What a restart changes (memory layout, thread placement) it
+    changes for all turns of a pair of processes, so the pair is what counts: one value each, the median of all averages
+    of two turns' log ratios (Hodges and Lehmann), which a disturbed turn moves little. The estimate is the mean of the
+    pairs' values without the outermost tenth at each end, the interval Student's for such a mean.
 
-    Source: Hodges and Lehmann, Ann. Math. Statist. 34 (1963) 598-611; Hollander, Wolfe and Chicken, *Nonparametric
-    Statistical Methods* (3rd ed., 2014), sections 3.2 and 3.3. Pairing for benchmarks: Bulej et al., "Duet
-    Benchmarking", ICPE 2020.
+    Source: Hodges and Lehmann, Ann. Math. Statist. 34 (1963) 598-611; the trimmed mean and its t: Tukey and McLaughlin,
+    Sankhya A 25 (1963) 331-352. Pairing for benchmarks: Bulej et al., "Duet Benchmarking", ICPE 2020; processes as what
+    is sampled: Kalibera and Jones, "Rigorous Benchmarking in Reasonable Time", ISMM 2013.
 
     Args:
-        numerator: one array of times per block; none empty.
-        denominator: likewise, as many blocks, in the same order.
-        confidence: of the two-sided interval. With fewer turns than it takes (6 for 0.95) the interval is (0, inf).
+        pairs: for each pair of processes the times of the numerator and of the denominator, one array per block; block
+            k of both is turn k, and blocks of a process that met none are left out.
+        confidence: of the two-sided interval. With one pair it is (0, inf).
 
     Raises:
-        ValueError: the two have not the same number of blocks, or none.
+        ValueError: no pair has a turn.
     """
-    sides = zip(numerator, denominator, strict=True)
-    turns = np.array([np.log(np.median(np.asarray(a)) / np.median(np.asarray(b))) for a, b in sides])
-    if not len(turns):
-        msg = "a ratio needs blocks"
+    from scipy.special import stdtrit
+
+    values = np.sort([_centre(turns) for above, below in pairs if len(turns := log_ratios(above, below))])
+    count = len(values)
+    if not count:
+        msg = "a ratio needs turns"
         raise ValueError(msg)
+    cut = int(TRIMMED * count)
+    inner = values[cut : count - cut]
+    centre = float(inner.mean())
+    if count == 1:
+        return Estimate(value=math.exp(centre), low=0.0, high=math.inf)
+    pulled_in = np.clip(values, inner[0], inner[-1])  # Winsorized: its spread is that of the trimmed mean
+    error = float(pulled_in.std(ddof=1)) / ((1 - 2 * cut / count) * math.sqrt(count))
+    half = error * float(stdtrit(len(inner) - 1, (1 + confidence) / 2))
+    return Estimate(value=math.exp(centre), low=math.exp(centre - half), high=math.exp(centre + half))
+
+
+def log_ratios(numerator: Blocks, denominator: Blocks) -> NDArray[np.float64]:
+    """The logarithm of the ratio of the two medians of each turn; a block that met none has none."""
+    sides = zip(numerator, denominator, strict=False)
+    return np.array([math.log(float(np.median(np.asarray(a)) / np.median(np.asarray(b)))) for a, b in sides])
+
+
+def _centre(turns: NDArray[np.float64]) -> float:
     first, second = np.triu_indices(len(turns))
-    averages = np.sort((turns[first] + turns[second]) / 2)
-    # The test's statistic counts the averages above a value; as many of them lie outside at each end.
-    outside = int(np.searchsorted(_signed_rank(len(turns)), (1 - confidence) / 2, side="right"))
-    low, high = (averages[outside - 1], averages[-outside]) if outside else (-np.inf, np.inf)
-    return Estimate(value=float(np.exp(np.median(averages))), low=float(np.exp(low)), high=float(np.exp(high)))
-
-
-def _signed_rank(n: int) -> NDArray[np.float64]:
-    """P(T <= t) for t from 0 of Wilcoxon's signed-rank statistic: each rank from 1 to n is in the sum or is not."""
-    chances = np.ones(1)
-    for rank in range(1, n + 1):
-        without, with_it = np.pad(chances, (0, rank)), np.pad(chances, (rank, 0))
-        chances = (without + with_it) / 2
-    return np.asarray(np.cumsum(chances), dtype=np.float64)
+    return float(np.median((turns[first] + turns[second]) / 2))
 
 
 def _percentile(times: NDArray[np.float64], share: float) -> float:

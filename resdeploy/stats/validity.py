@@ -105,6 +105,12 @@ def _slow_first(medians: NDArray[np.float64]) -> Doubt | None:
     return Doubt(kind="slow-first", observed=excess, limit=SLOW_FIRST_LIMIT)
 
 
+def surely_not_zero(values: ArrayLike) -> bool:
+    """Whether the mean of several values is not 0, by Student's test at ALPHA."""
+    array = np.asarray(values, dtype=np.float64)
+    return abs(float(array.mean())) > _student(len(array) - 1) * float(array.std(ddof=1)) / math.sqrt(len(array))
+
+
 def _student(degrees: int) -> float:
     """The two-sided limit of Student's t at ALPHA."""
     from scipy.special import stdtrit

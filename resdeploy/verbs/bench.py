@@ -27,6 +27,7 @@ from resdeploy.records import (
     Target,
 )
 from resdeploy.registered_backends import PREFERENCE
+from resdeploy.vocabulary import EQUAL_WITHIN, MAX_TIME_S
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
 REFERENCE: BackendName = "onnxruntime"
@@ -49,6 +50,8 @@ class BenchPlan:
     scope: Scope = "compute"
     data: str | None = None  # whose JPEG files the scope `jpeg` decodes
     duration_s: float = 3.0
+    max_time_s: float = MAX_TIME_S  # longest that one comparison may take
+    equal_within: float = EQUAL_WITHIN  # the share of the time that is called no difference
     timeout_s: float = lane.TIMEOUT_S  # longest that one operation of a row may take: it hangs
     seed: int = 0
     journal: Path | None = None  # keeps what has been measured so far
@@ -110,11 +113,12 @@ def bench(
     with journal.keeping(plan.journal, failures) as keep:
         outcomes = one_run.time_rows(
             rows,
-            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed, max_time_s=plan.max_time_s),
             interleaved.Listener(progress=progress, watch=_both(keep, watch), starting=starting),
+            equal_within=plan.equal_within,
             timeout_s=plan.timeout_s,
         )
-        found = one_run.compare_rows(rows, outcomes)
+        found = one_run.compare_rows(rows, outcomes, equal_within=plan.equal_within)
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
 
 

@@ -75,30 +75,8 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
 
 def _compare_times(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float, seed: int) -> Iterable[Change]:
     """What a bench tells: the time per image, the file, and the memory."""
-    subject = _subject(old.label, new.label)
-    ratio = stats.ratio_of_medians(new.blocks_s, old.blocks_s, seed=seed) if _blocks(old, new) > 1 else None
-    doubts = [f"{side}: {why}" for side, row in (("before", old), ("after", new)) if (why := _doubts(row))]
-    if ratio is not None:
-        noise = 1 + noise_pct / 100
-        low, high = 100 * (ratio.low / noise - 1), 100 * (ratio.high * noise - 1)
-        finding = "no difference found"
-        if doubts:
-            finding = f"no claim ({'; '.join(doubts)})"
-        elif low > 0:
-            finding = "slower"
-        elif high < 0:
-            finding = "faster"
-        yield Change(
-            subject=subject,
-            quantity="time per image",
-            unit="ms",
-            before=1e3 * stats.percentile(old.blocks_s).value,
-            after=1e3 * stats.percentile(new.blocks_s).value,
-            change=100 * (ratio.value - 1),
-            interval=(low, high),
-            change_unit="%",
-            finding=finding,
-        )
+    if _blocks(old, new) > 1:
+        yield _compare_speed(old, new, noise_pct=noise_pct, seed=seed)
     for quantity, was, now, noise in (
         ("file size", old.size_bytes, new.size_bytes, 0.0),
         ("peak memory", old.peak_rss_bytes, new.peak_rss_bytes, MEMORY_NOISE_PCT),
@@ -108,7 +86,7 @@ def _compare_times(old: results.SavedRow, new: results.SavedRow, *, noise_pct: f
             words = "the same" if noise == 0 else "no difference found"
             finding = words if abs(change) <= noise else "bigger" if change > 0 else "smaller"
             yield Change(
-                subject=subject,
+                subject=_subject(old.label, new.label),
                 quantity=quantity,
                 unit="MB",
                 before=was / 1e6,
@@ -118,6 +96,36 @@ def _compare_times(old: results.SavedRow, new: results.SavedRow, *, noise_pct: f
                 change_unit="%",
                 finding=finding,
             )
+
+
+def _compare_speed(old: results.SavedRow, new: results.SavedRow, *, noise_pct: float, seed: int) -> Change:
+    """The time per image.
+
+    Nothing tells what the machine did between the two runs: times that wandered decide here nothing, as they would in
+    turns of one run.
+    """
+    ratio = stats.ratio_of_medians(new.blocks_s, old.blocks_s, seed=seed)
+    noise = 1 + noise_pct / 100
+    low, high = 100 * (ratio.low / noise - 1), 100 * (ratio.high * noise - 1)
+    equal_pct = noise_pct + 100 * vocabulary.EQUAL_WITHIN
+    doubts = [f"{side}: {why}" for side, row in (("before", old), ("after", new)) if (why := _doubts(row))]
+    if doubts:
+        finding = f"undecided ({'; '.join(doubts)})"
+    elif low > 0 or high < 0:
+        finding = "slower" if low > 0 else "faster"
+    else:
+        finding = f"equal within {equal_pct:g} %" if max(-low, high) <= equal_pct else "undecided"
+    return Change(
+        subject=_subject(old.label, new.label),
+        quantity="time per image",
+        unit="ms",
+        before=1e3 * stats.percentile(old.blocks_s).value,
+        after=1e3 * stats.percentile(new.blocks_s).value,
+        change=100 * (ratio.value - 1),
+        interval=(low, high),
+        change_unit="%",
+        finding=finding,
+    )
 
 
 def _doubts(row: results.SavedRow) -> str:

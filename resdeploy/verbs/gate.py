@@ -34,7 +34,7 @@ from resdeploy.records import (
 )
 from resdeploy.verbs import judge_limits
 from resdeploy.verbs.gate_options import GatePlan
-from resdeploy.verbs.judge_limits import Evidence, Limits, Times, compares_nothing
+from resdeploy.verbs.judge_limits import Evidence, Limits, compares_nothing
 from resdeploy.verbs.saved_benches import judge_saved
 
 
@@ -222,7 +222,7 @@ def _judge(
     evidence = [
         _look_at(side, one, runs.get(side.name), plan) for side, one in zip(candidates, accuracies, strict=True)
     ]
-    verdicts = judge_limits.judge(evidence, plan.limits, confidence=plan.confidence, seed=plan.seed)
+    verdicts = judge_limits.judge(evidence, plan.limits, confidence=plan.confidence)
     judged = []
     for side, pair, one in zip(candidates, answers, verdicts, strict=True):
         answer = Judged(candidate=_subject(side), verdict=one)
@@ -237,7 +237,7 @@ def _look_at(
     limits, source = plan.limits, side.source
     return Evidence(
         accuracy=accuracy,
-        times=None if run is None else Times.of_run(*run),
+        times=None if run is None else judge_limits.times_of_run(*run),
         peak_rss_bytes=None if run is None else run[1].peak_rss_bytes,
         size_bytes=store.size_bytes(Path(source.path)) if source is not None and limits.size_mb is not None else None,
         audit=_audit(side, plan) if limits.fused else None,
@@ -333,8 +333,13 @@ def _measure(
             table[label] = _row(label, source, side.backend, plan)
     outcomes = one_run.time_rows(
         list(table.values()),
-        interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+        interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed, max_time_s=plan.max_time_s),
         interleaved.Listener(progress=progress),
+        questions=judge_limits.questions(
+            [(f"baseline {side.backend}", f"candidate {k}") for k, side in enumerate(candidates)],
+            plan.limits,
+            confidence=plan.confidence,
+        ),
     )
     times = {outcome.label: interleaved.measurement_or_raise(outcome) for outcome in outcomes}
     return {
@@ -383,7 +388,7 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     alone = dataclasses.replace(plan, limits=limits)
     run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
     seen = _look_at(candidate, None, run, alone)
-    (found,) = judge_limits.judge([seen], limits, confidence=plan.confidence, seed=plan.seed)
+    (found,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
     checks = found.checks
     good = all(check.state == "pass" for check in checks)
     if good:

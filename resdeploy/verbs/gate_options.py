@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride
 from resdeploy.errors import UsageError
 from resdeploy.verbs.judge_limits import Limits
+from resdeploy.vocabulary import MAX_TIME_S
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
@@ -30,6 +31,7 @@ class GatePlan:
     batch_size: int = 32
     threads: int | None = None
     duration_s: float = 3.0
+    max_time_s: float = MAX_TIME_S
     seed: int = 0
     update_baseline: bool = False
     trust_engine: bool = False  # run engines although they were downloaded
@@ -49,6 +51,7 @@ class GateOptions(TypedDict, total=False):
     backend: str
     batch_size: int
     duration: float
+    max_time: float
     threads: int | None
     skip_bad: bool
     img_size: int | None
@@ -96,6 +99,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         batch_size=options.get("batch_size", GatePlan.batch_size),
         threads=options.get("threads"),
         duration_s=options.get("duration", GatePlan.duration_s),
+        max_time_s=options.get("max_time", GatePlan.max_time_s),
         seed=options.get("seed", GatePlan.seed),
         update_baseline=options.get("update_baseline", False),
         trust_engine=options.get("trust_engine", False),

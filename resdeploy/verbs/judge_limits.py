@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from resdeploy.judge import accuracy, counted, speed
 from resdeploy.judge.pairs import Pair
-from resdeploy.judge.speed import Blocks
-from resdeploy.measure import summary
+from resdeploy.measure import interleaved, summary
 from resdeploy.records import Audit, Check, Measurement, Verdict
 
 
@@ -33,23 +32,37 @@ class Limits:
         return self.slowdown_pct is not None or self.memory_mb is not None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Times:
-    """Seconds per image of a candidate and of its baseline, one array per block."""
+def times_of_run(baseline: Measurement | None, candidate: Measurement) -> speed.InTurns | None:
+    """What the speed is judged by, of one interleaved run; None: the baseline was not timed on this backend."""
+    if baseline is None:
+        return None
+    comparison = summary.compare(baseline, candidate)
+    return speed.InTurns(
+        pairs=summary.process_pairs(baseline, candidate),
+        faults=comparison.invalid,
+        spent_s=summary.span_s(baseline, candidate),
+    )
 
-    baseline: Blocks | None  # None: it was not timed on this backend
-    candidate: Blocks
-    doubts: tuple[str, ...] = ()  # why they may mislead, beside what they show themselves
 
-    @classmethod
-    def of_run(cls, baseline: Measurement | None, candidate: Measurement) -> Times:
-        """From one interleaved run."""
-        disturbances = (*(baseline.disturbances if baseline else ()), *candidate.disturbances)
-        return cls(
-            baseline=None if baseline is None else summary.per_image_s(baseline),
-            candidate=summary.per_image_s(candidate),
-            doubts=tuple(dict.fromkeys(disturbances)),
+def questions(
+    sides: Sequence[tuple[str, str]], limits: Limits, *, confidence: float
+) -> tuple[interleaved.Question, ...]:
+    """What a run must tell for the limit on times to be judged, of labels of baselines and candidates.
+
+    Each at its share of the error: what is sure at Bonferroni's level is so at Holm's.
+    """
+    if limits.slowdown_pct is None:
+        return ()
+    return tuple(
+        interleaved.Question(
+            baseline=baseline,
+            candidate=candidate,
+            limit=1 + limits.slowdown_pct / 100,
+            equal_within=None,
+            error=2 * (1 - confidence) / len(sides),
         )
+        for baseline, candidate in sides
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +70,7 @@ class Evidence:
     """What was seen of one candidate beside its baseline; None: not looked at."""
 
     accuracy: Verdict | None = None  # of `judge_answers`
-    times: Times | None = None
+    times: speed.Sides | None = None  # None: the baseline was not timed, or no limit asks for times
     size_bytes: int | None = None
     peak_rss_bytes: int | None = None
     audit: Audit | None = None
@@ -75,22 +88,18 @@ def judge_answers(answers: Sequence[Pair | None], limits: Limits, *, confidence:
     return tuple(_without_answers(limits) if pair is None else next(judged) for pair in answers)
 
 
-def judge(
-    evidence: Sequence[Evidence], limits: Limits, *, confidence: float, seed: int, paired: bool = True
-) -> tuple[Verdict, ...]:
+def judge(evidence: Sequence[Evidence], limits: Limits, *, confidence: float) -> tuple[Verdict, ...]:
     """A verdict on each candidate; Holm's correction over all of them, for each quantity.
 
     Args:
         evidence: of each candidate.
         limits: what each may lose or take.
         confidence: of the intervals; 1 minus the chance that any of several verdicts is wrong.
-        seed: of resampling.
-        paired: whether a candidate's blocks and its baseline's took turns in one run.
 
     Raises:
         UsageError: a limit or a confidence that is none.
     """
-    slowdowns = _judge_times(evidence, limits, confidence=confidence, seed=seed, paired=paired)
+    slowdowns = _judge_times(evidence, limits, confidence=confidence)
     judged = []
     for seen, slowdown in zip(evidence, slowdowns, strict=True):
         of_accuracy = seen.accuracy or Verdict(checks=())
@@ -112,28 +121,13 @@ def _without_answers(limits: Limits) -> Verdict:
     )
 
 
-def _judge_times(
-    evidence: Sequence[Evidence], limits: Limits, *, confidence: float, seed: int, paired: bool
-) -> list[tuple[Check, ...]]:
+def _judge_times(evidence: Sequence[Evidence], limits: Limits, *, confidence: float) -> list[tuple[Check, ...]]:
     if limits.slowdown_pct is None:
         return [()] * len(evidence)
-    both = [
-        (seen.times.baseline, seen.times.candidate, seen.times.doubts)
-        for seen in evidence
-        if seen.times is not None and seen.times.baseline is not None
-    ]
-    judged = iter(
-        speed.judge_many(
-            [(baseline, candidate) for baseline, candidate, _ in both],
-            max_slowdown_pct=limits.slowdown_pct,
-            confidence=confidence,
-            paired=paired,
-            seed=seed,
-            doubts=[doubts for _, _, doubts in both],
-        )
-    )
+    timed = [seen.times for seen in evidence if seen.times is not None]
+    judged = iter(speed.judge_many(timed, max_slowdown_pct=limits.slowdown_pct, confidence=confidence))
     untimed = speed.check_untimed(limits.slowdown_pct, "The baseline was not timed on this backend")
-    return [(untimed if seen.times is None or seen.times.baseline is None else next(judged),) for seen in evidence]
+    return [(untimed if seen.times is None else next(judged),) for seen in evidence]
 
 
 def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:

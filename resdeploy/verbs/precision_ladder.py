@@ -21,6 +21,7 @@ from resdeploy.judge import accuracy
 from resdeploy.measure import interleaved, summary
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Failure, Measurement, Mixed, Predictions, Progress, Sensitivity
+from resdeploy.vocabulary import MAX_TIME_S
 
 # Noise left, as a share of the noise of INT8 everywhere: halved from rung to rung, 3 dB of the logits each.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -85,6 +86,7 @@ def time_rungs(
     *,
     duration_s: float,
     seed: int,
+    max_time_s: float = MAX_TIME_S,
     progress: Progress | None = None,
 ) -> tuple[Mixed, ...]:
     """Those within the budget timed in one interleaved run with FP32, and the fastest chosen.
@@ -95,10 +97,12 @@ def time_rungs(
     if not passed:
         best = min((rung for rung in rungs if rung.check is not None), key=_most_lost)
         return tuple(replace(rung, chosen=rung is best) for rung in rungs)
+    rivals = [built(rung) for rung in passed]
     outcomes = interleaved.run(
-        [baseline, *(built(rung) for rung in passed)],
-        interleaved.Schedule(duration_s=duration_s, seed=seed),
+        [baseline, *rivals],
+        interleaved.Schedule(duration_s=duration_s, seed=seed, max_time_s=max_time_s),
         interleaved.Listener(progress=progress),
+        questions=[interleaved.Question(baseline=baseline.label, candidate=rival.label) for rival in rivals],
     )
     times = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
     found = [_with_times(rung, times.get(rung.label), times.get(baseline.label)) for rung in rungs]

@@ -16,6 +16,7 @@ from resdeploy.measure import interleaved, prediction_files, run_images
 from resdeploy.measure.one_run import Bench, Row, compare_rows, summaries, time_rows
 from resdeploy.records import Artifact, BackendName, Cost, Predictions, Progress, PruneOutcome, PruneSide
 from resdeploy.verbs import block_search
+from resdeploy.vocabulary import MAX_TIME_S
 
 if TYPE_CHECKING:
     from resdeploy.data.datasets import Dataset
@@ -35,6 +36,7 @@ class PrunePlan:
     backend: str = "auto"  # for the latency
     threads: int | None = None
     duration_s: float = 3.0
+    max_time_s: float = MAX_TIME_S  # of the comparison of the two networks
     seed: int = 0
     predictions: Path | None = None  # folder for both files of per-image answers on the images judged on
 
@@ -252,7 +254,7 @@ def _time(before: Artifact, after: Artifact, backend: BackendName, plan: PrunePl
         rows,
         time_rows(
             rows,
-            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed),
+            interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed, max_time_s=plan.max_time_s),
             interleaved.Listener(progress=progress),
         ),
     )

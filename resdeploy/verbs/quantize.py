@@ -26,6 +26,7 @@ from resdeploy.records import (
     Target,
 )
 from resdeploy.verbs import precision_ladder
+from resdeploy.vocabulary import MAX_TIME_S
 
 if TYPE_CHECKING:
     from resdeploy.quantize.ptq import Calibrated
@@ -43,6 +44,7 @@ class QuantizeGoal:
     data: str | None = None  # its test split judges
     confidence: float = 0.95
     duration_s: float = 3.0  # of timed queries, a candidate
+    max_time_s: float = MAX_TIME_S  # longest that a candidate's comparison with FP32 may take
 
     def refuse_nonsense(self, precision: Precision, plan: calibration.CalibrationPlan) -> None:
         """Refuses contradictions before any work.
@@ -167,6 +169,7 @@ def _search(
             bench.candidate(None),
             bench.candidate,
             duration_s=wanted.duration_s,
+            max_time_s=wanted.max_time_s,
             seed=plan.seed,
             progress=progress,
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from resdeploy.errors import UsageError
+from resdeploy.judge import speed
 from resdeploy.measure import results
 from resdeploy.records import Check, Gate, Judged, Subject, Verdict
 from resdeploy.verbs import judge_limits
@@ -30,17 +31,18 @@ def judge_saved(
         unseen += _unseen(before, after, common)
     evidence = [
         judge_limits.Evidence(
-            times=judge_limits.Times(
+            times=speed.Apart(
                 baseline=old.blocks_s,
                 candidate=new.blocks_s,
-                doubts=(*_elsewhere(before, after), *_invalid(old, new)),
+                seed=seed,
+                known=(*_elsewhere(before, after), *_invalid(old, new)),
             ),
             size_bytes=new.size_bytes,
             peak_rss_bytes=new.peak_rss_bytes,
         )
         for after, old, new in compared
     ]
-    verdicts = judge_limits.judge(evidence, limits, confidence=confidence, seed=seed, paired=False)
+    verdicts = judge_limits.judge(evidence, limits, confidence=confidence)
     judged = [
         Judged(candidate=_timed_subject(after, new, several=len(candidates) > 1), verdict=one)
         for one, (after, _, new) in zip(verdicts, compared, strict=True)

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from PIL import Image
 
+from resdeploy.measure import interleaved
 from tests.cli.conftest import Run
 
 PROFILE = """
@@ -53,7 +54,7 @@ def test_a_backend_that_fails_is_a_row_and_the_other_is_measured(
     rows = {row["backend"]: row for row in json.loads(done.stdout)["results"]}
     assert words in rows["null"]["error"]["message"]
     assert not rows["null"].get("samples_ms")
-    assert len(rows["onnxruntime"]["block_sizes"]) >= 16
+    assert len(rows["onnxruntime"]["block_sizes"]) >= interleaved.TURNS
     assert min(rows["onnxruntime"]["samples_ms"]) > 0
 
 

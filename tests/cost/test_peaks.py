@@ -33,7 +33,7 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
 
     def shortened(candidates: list[interleaved.Candidate], schedule: interleaved.Schedule, **options: Any) -> object:
         runs.append([candidate.label for candidate in candidates])
-        return run(candidates, dataclasses.replace(schedule, blocks=8, processes=1, extensions=0), **options)
+        return run(candidates, dataclasses.replace(schedule, blocks=8, processes=1), **options)
 
     monkeypatch.setattr(interleaved, "run", shortened)
     options: dict[str, Any] = {"names": ("onnxruntime",), "shapes": (SMALLER, SHAPE), "duration_s": 0.05}

@@ -14,7 +14,7 @@ from resdeploy import store
 from resdeploy.backends.lane import Lane, Opened
 from resdeploy.errors import BackendCrash, BackendMissing, EnvironmentFailure, IntegrityError, OutOfMemory, UsageError
 from resdeploy.graph import cast
-from resdeploy.measure import environment, interleaved, summary
+from resdeploy.measure import environment, interleaved, pilot, summary
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -139,9 +139,7 @@ def test_blocks_alternate_in_a_random_order_that_the_seed_decides(candidates):
 
     def order(seed):
         machine = Machine({name: steady(0.01) for name in "abc"})
-        interleaved.run(
-            candidates("a", "b", "c"), interleaved.Schedule(duration_s=1, seed=seed, extensions=0), open_lane=machine
-        )
+        interleaved.run(candidates("a", "b", "c"), interleaved.Schedule(duration_s=1, seed=seed), open_lane=machine)
         return machine.timed
 
     first = order(1)
@@ -167,9 +165,7 @@ def test_every_candidate_gets_fresh_processes_and_all_are_closed(candidates):
 def test_raw_times_of_at_least_the_duration_are_kept(candidates):
     """The sum of timed queries reaches the floor; warm-up queries are not among them."""
     slow_at_first = {"a": lambda n: 0.5 if n < 3 else 0.010}
-    (result,) = interleaved.run(
-        candidates("a"), interleaved.Schedule(duration_s=2, extensions=0), open_lane=Machine(slow_at_first)
-    )
+    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=Machine(slow_at_first))
     assert isinstance(result, Measurement)
     times = [t for block in result.blocks for t in block.run_s]
     assert sum(times) >= 2
@@ -183,9 +179,7 @@ def test_raw_times_of_at_least_the_duration_are_kept(candidates):
 def test_warm_up_lasts_until_queries_get_no_faster(candidates):
     """A model that takes 60 queries to reach its speed shows none of them in its samples."""
     warming = {"a": lambda n: 0.01 * (1 + max(0, 60 - n) / 60)}
-    (result,) = interleaved.run(
-        candidates("a"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine(warming)
-    )
+    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=1), open_lane=Machine(warming))
     assert isinstance(result, Measurement)
     assert max(t for block in result.blocks for t in block.run_s) == pytest.approx(0.01, rel=0.02)
 
@@ -203,9 +197,7 @@ def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
     """The failed candidate has its code and message and is not asked again; the other has all its blocks."""
     crash = BackendCrash("it died of SIGSEGV", cause="A bug", fix="Try another --backend")
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("block", 3, crash)})
-    failed, fine = interleaved.run(
-        candidates("a", "b"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine
-    )
+    failed, fine = interleaved.run(candidates("a", "b"), interleaved.Schedule(duration_s=1), open_lane=machine)
     assert failed == Failure(
         label="a",
         model="a",
@@ -233,9 +225,7 @@ def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
 def test_a_row_that_cannot_be_done_without_is_the_error_that_it_was(candidates, error):
     """Its code, its exit status and its words, the finer codes too."""
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"a": ("open", 1, error)})
-    failed, _ = interleaved.run(
-        candidates("a", "b"), interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine
-    )
+    failed, _ = interleaved.run(candidates("a", "b"), interleaved.Schedule(duration_s=1), open_lane=machine)
     with pytest.raises(type(error)) as caught:
         interleaved.measurement_or_raise(failed)
     assert (caught.value.code, caught.value.exit_status) == (error.code, error.exit_status)
@@ -268,7 +258,7 @@ def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, 
     machine = Machine({"a": steady(0.01)})
     machine.layers = [Layer(name=str(n), kind="Conv", precision=p) for n, p in enumerate(layers)]
     machine.layers.append(Layer(name="out", kind="Cast", precision="fp32"))
-    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1), open_lane=machine)
     assert isinstance(result, Measurement)
     assert result.notes == ((said,) if said else ())
     assert not machine.open_lanes
@@ -279,7 +269,7 @@ def test_a_trace_that_fails_costs_no_measurement(candidates):
     (candidate,) = candidates("a")
     candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision="fp16"))
     machine = Machine({"a": steady(0.01)}, {"a": ("trace", 1, BackendCrash("it died"))})
-    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1, extensions=0), open_lane=machine)
+    (result,) = interleaved.run([candidate], interleaved.Schedule(duration_s=1), open_lane=machine)
     assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.notes == ("in which precision it computes could not be seen: it died",)
@@ -309,7 +299,7 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
         with Lane(name) as lane:
             built = lane.build(source, execution, tmp_path / file)
         rows.append(interleaved.Candidate(label=name, backend=name, artifact=built, execution=execution))
-    for result in interleaved.run(rows, interleaved.Schedule(duration_s=0.1, blocks=2, processes=1, extensions=0)):
+    for result in interleaved.run(rows, interleaved.Schedule(duration_s=0.1, blocks=2, processes=1)):
         has = openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES") if result.backend == "openvino" else ()
         computed = next((precision for precision in ("FP16", "BF16") if precision in has), "FP32")
         told = f"stored in FP16, computed in {computed} by {result.backend} on this machine (1 of 1 convolutions)"
@@ -320,9 +310,7 @@ def test_real_runtimes_that_widen_fp16_are_found_out(tmp_path):
 def test_where_weights_and_calibration_come_from_is_kept(candidates):
     """Times of random weights or synthetic ranges can be told from real ones."""
     (plain,) = candidates("a")
-    (result,) = interleaved.run(
-        [plain], interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
-    )
+    (result,) = interleaved.run([plain], interleaved.Schedule(duration_s=1), open_lane=Machine({"a": steady(0.01)}))
     assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == (None, None)
     calibration = Calibration(data="synthetic", count=16, seed=0, method="minmax")
@@ -330,31 +318,133 @@ def test_where_weights_and_calibration_come_from_is_kept(candidates):
         plain.artifact, weights=Weights(source="random", seed=0), calibration=calibration, precision="int8"
     )
     rows = [dataclasses.replace(plain, artifact=artifact)]
-    (result,) = interleaved.run(
-        rows, interleaved.Schedule(duration_s=1, extensions=0), open_lane=Machine({"a": steady(0.01)})
-    )
+    (result,) = interleaved.run(rows, interleaved.Schedule(duration_s=1), open_lane=Machine({"a": steady(0.01)}))
     assert isinstance(result, Measurement)
     assert (result.weights, result.calibration) == ("random", "synthetic")
 
 
-def test_an_unstable_run_goes_on_and_a_stable_one_does_not(candidates):
-    """A drifting model is measured in three further processes, a steady one in none."""
-    stable = Machine({"a": steady(0.01)})
-    interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=stable)
-    assert len(stable.timed) == interleaved.BLOCKS
-    drifting = Machine({"a": steady(0.01)})
-    drifting.times = {"a": lambda _n: 0.01 * (1 + drifting.now / 10)}
-    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=2), open_lane=drifting)
-    assert isinstance(result, Measurement)
-    assert len(result.blocks) == interleaved.BLOCKS * (1 + interleaved.EXTENSIONS / interleaved.PROCESSES)
-    assert not summary.summarise(result).valid
+def restless(query_s, restart, seed):
+    """A clock on which every process settles at a speed of its own."""
+    rng = np.random.default_rng(seed)
+    settled = [1.0]
+
+    def time_s(number):
+        if number == 0:
+            settled[0] = np.exp(rng.normal(0, restart))
+        return query_s * settled[0] * rng.normal(1, 0.002)
+
+    return time_s
+
+
+def ask(candidates, machine, *, max_time_s=1000.0, seen=None, **question):
+    labels = sorted(machine.times)
+    return interleaved.run(
+        candidates(*labels),
+        interleaved.Schedule(duration_s=1, max_time_s=max_time_s),
+        interleaved.Listener(progress=None if seen is None else lambda *a: seen.append(a)),
+        questions=[interleaved.Question(baseline="a", candidate=label, **question) for label in labels[1:]],
+        open_lane=machine,
+        clock=lambda: machine.now,
+    )
+
+
+def processes(measurement):
+    return len({block.process for block in measurement.blocks})
+
+
+def test_a_question_is_asked_of_pairs_of_processes_until_it_is_answered(candidates):
+    """Twice as slow is sure after eight pairs; 3 % among restarts of 2 % takes more, and is found."""
+    clear = ask(candidates, Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2)}))
+    assert [processes(m) for m in clear] == [8, 8]
+    assert summary.compare(*clear).verdict == "slower"
+    close = ask(candidates, Machine({"a": restless(0.01, 0.02, 3), "b": restless(0.0103, 0.02, 4)}))
+    assert processes(close[0]) in (12, 18, 27, 40, 60)
+    assert summary.compare(*close).verdict == "slower"
+    equal = ask(candidates, Machine({"a": restless(0.01, 0.003, 1), "b": restless(0.01, 0.003, 2)}))
+    assert [processes(m) for m in equal] == [8, 8]
+    assert summary.compare(*equal).verdict == "equal"
+
+
+def test_a_limit_is_asked_for_instead_of_a_difference(candidates):
+    """5 % slower is sure at once; whether it is more than 4 % takes longer; equality is no answer to that."""
+    machine = Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.0105, 0.01, 2)})
+    assert processes(ask(candidates, machine)[0]) == 8
+    limited = ask(candidates, Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.0105, 0.01, 2)}), limit=1.04)
+    assert processes(limited[0]) > 8
+
+
+def test_a_candidate_leaves_the_run_with_its_last_question(candidates):
+    """Of two rivals the one that is clearly slower is measured no further."""
+    machine = Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2), "c": restless(0.0101, 0.01, 3)})
+    base, slow, close = ask(candidates, machine)
+    assert processes(slow) == 8
+    assert processes(close) == processes(base) > 8
+    assert summary.compare(base, slow).pairs == 8
+
+
+def test_a_comparison_ends_with_its_time_and_says_what_it_lacks(candidates):
+    """Restarts of 5 %: undecided within the time, which is not passed by more than a process."""
+    machine = Machine({"a": restless(0.01, 0.05, 1), "b": restless(0.01, 0.05, 2)})
+    sides = ask(candidates, machine, max_time_s=40)
+    assert machine.now <= 40
+    assert 8 <= processes(sides[0]) < 60
+    found = summary.compare(*sides)
+    assert found.verdict == "undecided"
+    assert found.needed_s is None or found.needed_s > 40
+
+
+def test_a_rival_that_dies_takes_its_question_with_it(candidates):
+    """The other question is still answered."""
+    machine = Machine(
+        {"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2), "c": restless(0.02, 0.01, 3)},
+        {"b": ("block", 3, BackendCrash("it died"))},
+    )
+    base, failed, slow = ask(candidates, machine)
+    assert isinstance(failed, Failure)
+    assert summary.compare(base, slow).verdict == "slower"
+
+
+def test_progress_of_a_question_counts_up_to_the_next_look(candidates):
+    """Never more than what is told as the whole, never backwards."""
+    seen: list[tuple[str, int, int]] = []
+    ask(candidates, Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.0101, 0.01, 2)}), seen=seen)
+    assert all(done <= total for _, done, total in seen)
+    dones = [done for _, done, _ in seen]
+    assert dones == sorted(dones)
+
+
+def test_orders_are_random_and_then_the_same_backwards(candidates):
+    """So a machine that gets slower all the time is as slow for each in the mean."""
+    machine = Machine({name: steady(0.01) for name in "abc"})
+    interleaved.run(candidates("a", "b", "c"), interleaved.Schedule(duration_s=1), open_lane=machine)
+    rounds = [machine.timed[k : k + 3] for k in range(0, len(machine.timed), 3)]
+    assert all(after == before[::-1] for before, after in zip(rounds[::2], rounds[1::2], strict=True))
+    assert len({tuple(one) for one in rounds[::2]}) > 2
+
+
+def test_turns_are_repeated_where_threads_waited_and_not_in_vain(candidates, monkeypatch):
+    """Every other turn waits: twice as many are made. All but the first: no more than planned."""
+    for wait, factor in ((lambda n: 0.5 if n % 4 < 2 else 0.0, 2), (lambda n: 0.5 if n > 1 else 0.0, 1)):
+        numbers = itertools.count()
+        machine = Machine({"a": steady(0.01), "b": steady(0.02)})
+        block = FakeLane.block
+
+        def waiting(lane, *args, warmup=0, block=block, wait=wait, numbers=numbers, **options):
+            made = block(lane, *args, warmup=warmup, **options)
+            return dataclasses.replace(made, waited=wait(next(numbers))) if warmup else made
+
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeLane, "block", waiting)
+            sides = ask(candidates, machine, max_time_s=1e6)
+        of_last = [block for block in sides[0].blocks if block.process == 7]
+        assert abs(len(of_last) - factor * interleaved.TURNS) <= 2, (factor, len(of_last))
 
 
 def test_several_streams_are_the_offline_scenario(candidates):
     """Throughput counts the images of all sessions over the wall time."""
     (result,) = interleaved.run(
         candidates("a", streams=2, batch_size=4),
-        interleaved.Schedule(duration_s=2, extensions=0),
+        interleaved.Schedule(duration_s=2),
         open_lane=Machine({"a": lambda _n: 0.01}),
     )
     assert isinstance(result, Measurement)
@@ -369,7 +459,7 @@ def test_progress_counts_to_its_total(candidates):
     machine = Machine({"a": steady(0.01), "b": steady(0.01)})
     interleaved.run(
         candidates("a", "b"),
-        interleaved.Schedule(duration_s=1, extensions=0),
+        interleaved.Schedule(duration_s=1),
         interleaved.Listener(progress=lambda *a: seen.append(a)),
         open_lane=machine,
     )
@@ -384,7 +474,7 @@ def test_every_block_is_told_as_soon_as_it_is_timed(candidates):
     machine = Machine({"a": steady(0.01), "b": steady(0.01)}, {"b": ("block", 2, BackendCrash("it died"))})
     (whole, failed) = interleaved.run(
         candidates("a", "b"),
-        interleaved.Schedule(duration_s=1, extensions=0),
+        interleaved.Schedule(duration_s=1),
         interleaved.Listener(watch=lambda o, *_: seen.append(o)),
         open_lane=machine,
     )
@@ -401,7 +491,7 @@ def test_every_row_is_named_before_it_runs(candidates):
     told: list[str] = []
     interleaved.run(
         candidates("a", "b"),
-        interleaved.Schedule(extensions=0),
+        interleaved.Schedule(),
         interleaved.Listener(starting=told.append),
         open_lane=machine,
     )
@@ -412,7 +502,7 @@ def test_every_row_is_named_before_it_runs(candidates):
     assert blocks == machine.timed
 
 
-def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candidates):
+def test_a_disturbed_machine_makes_the_row_unsteady_and_the_run_no_longer(candidates):
     """Other programs took 40 % of two cores meanwhile: measuring on would not remove them."""
     quiet = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
     looks = iter([quiet, *(dataclasses.replace(quiet, clock_s=n, busy_s=0.8 * n) for n in range(1, 9))])
@@ -423,7 +513,7 @@ def test_a_disturbed_machine_makes_the_row_invalid_and_the_run_no_longer(candida
     assert isinstance(result, Measurement)
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.disturbances[0].startswith("other processes took 40%")
-    assert not summary.summarise(result).valid
+    assert summary.summarise(result).unsteady == result.disturbances
 
 
 def test_labels_must_differ(candidates):
@@ -438,7 +528,7 @@ def test_labels_must_differ(candidates):
 def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     """A backend that sleeps 10 ms is never found faster, in any sample."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.01")
-    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=0.4, extensions=0))
+    (result,) = interleaved.run(candidates("a"), interleaved.Schedule(duration_s=0.4))
     assert isinstance(result, Measurement)
     found = summary.summarise(result)
     assert found.latency_s["min"] is not None
@@ -449,6 +539,29 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     assert len(result.blocks) == interleaved.BLOCKS
     assert result.peak_rss_bytes > 1_000_000
     assert result.first_s >= 0.01
+
+
+def test_a_question_is_answered_through_real_lanes(candidates, monkeypatch):
+    """Three known milliseconds on both sides: eight processes each, fresh ones, with what Linux counts of each turn."""
+    monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.003")
+    monkeypatch.setattr(interleaved, "LOOKS", (8,))
+    monkeypatch.setattr(interleaved, "TURN_S", 0.02)
+    monkeypatch.setattr(pilot, "TURNS_S", ())
+    sides = interleaved.run(
+        candidates("a", "b"),
+        interleaved.Schedule(duration_s=0.2),
+        questions=[interleaved.Question(baseline="a", candidate="b")],
+    )
+    baseline, candidate = sides
+    assert isinstance(baseline, Measurement)
+    assert isinstance(candidate, Measurement)
+    assert [processes(m) for m in sides] == [8, 8]
+    assert all(block.waited is not None and block.others is not None for block in baseline.blocks)
+    found = summary.compare(baseline, candidate)
+    assert found.verdict in ("equal", "undecided")
+    assert found.cpu_ratio is not None
+    assert found.speedup_ci99 is not None
+    assert found.speedup_ci99[0] <= 1 <= found.speedup_ci99[1]
 
 
 def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
@@ -468,7 +581,7 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
         return lane
 
     failed, fine = interleaved.run(
-        candidates("a", "b"), interleaved.Schedule(duration_s=0.2, extensions=0), open_lane=one_that_crashes
+        candidates("a", "b"), interleaved.Schedule(duration_s=0.2), open_lane=one_that_crashes
     )
     assert isinstance(failed, Failure)
     assert failed.exit_status == 7

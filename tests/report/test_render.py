@@ -94,8 +94,9 @@ def failed(name="resnet50"):
     )  # fmt: skip
 
 
-def faster(name="b", ci=(2.9, 3.1), valid=True):
-    return Comparison(baseline="a", candidate=name, speedup=3.0, speedup_ci95=ci, valid=valid)
+def faster(name="b", ci=(2.9, 3.1), speedup=3.0, **fields):
+    known = {"baseline": "a", "candidate": name, "speedup": speedup, "speedup_ci95": ci, "speedup_ci99": ci, "pairs": 8}
+    return Comparison(**known | fields)
 
 
 def predicted(name="resnet50"):
@@ -297,13 +298,12 @@ def test_what_a_reader_must_know_of_a_row_is_printed(form):
     ("comparison", "finding"),
     [
         (faster(), "faster"),
-        (Comparison(baseline="a", candidate="b", speedup=0.5, speedup_ci95=(0.4, 0.6), valid=True), "slower"),
-        (
-            Comparison(baseline="a", candidate="b", speedup=1.1, speedup_ci95=(0.9, 1.3), valid=True),
-            "no difference found",
-        ),
-        (faster(valid=False), "no claim: a side is INVALID"),
-        (faster(ci=None), "no claim: too few blocks for an interval"),
+        (faster(speedup=0.5, ci=(0.4, 0.6)), "slower"),
+        (faster(speedup=1.1, ci=(0.9, 1.3)), "undecided"),
+        (faster(speedup=1.001, ci=(0.99, 1.01)), "equal within 2 %"),
+        (faster(invalid=("why",)), "no claim: INVALID"),
+        (faster(ci=None), "undecided"),
+        (faster(pairs=7), "undecided"),
     ],
 )
 def test_a_comparison_says_what_was_found(comparison, finding):

@@ -25,7 +25,7 @@ from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
 from resdeploy.verbs import gate, gate_options, judge_limits
 from resdeploy.verbs.gate_options import GatePlan
-from resdeploy.verbs.judge_limits import Evidence, Limits, Times
+from resdeploy.verbs.judge_limits import Evidence, Limits
 
 DROP = Limits(drop_pp=1.0)
 
@@ -313,10 +313,10 @@ def test_a_missing_side_is_named(tmp_path: Path) -> None:
 
 
 def measurement(label: str, median_s: float, seed: int, **fields: object) -> Measurement:
-    """16 blocks of 20 queries as `bench` keeps them."""
+    """16 blocks of 20 queries in eight processes, as `bench` keeps them."""
     times = np.split(np.array(clock(median_s, seed)), 16)
     blocks = [
-        Block(put_s=(0.0,) * 20, run_s=tuple(part), get_s=(0.0,) * 20, started_s=float(k))
+        Block(put_s=(0.0,) * 20, run_s=tuple(part), get_s=(0.0,) * 20, started_s=float(k), process=k // 2)
         for k, part in enumerate(times)
     ]
     known: dict[str, Any] = {
@@ -336,8 +336,10 @@ def measurement(label: str, median_s: float, seed: int, **fields: object) -> Mea
 
 def judged_runs(timed: Sequence[tuple[Measurement | None, Measurement]], limits: Limits) -> list[tuple[Check, ...]]:
     """The checks of candidates of which only a run with their baselines was seen."""
-    evidence = [Evidence(times=Times.of_run(old, new), peak_rss_bytes=new.peak_rss_bytes) for old, new in timed]
-    return [one.checks for one in judge_limits.judge(evidence, limits, confidence=0.95, seed=0)]
+    evidence = [
+        Evidence(times=judge_limits.times_of_run(old, new), peak_rss_bytes=new.peak_rss_bytes) for old, new in timed
+    ]
+    return [one.checks for one in judge_limits.judge(evidence, limits, confidence=0.95)]
 
 
 def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
@@ -384,10 +386,10 @@ def test_a_profiles_limit_that_could_not_be_judged_does_not_pass() -> None:
     """FP32 failed on the images: size and memory alone make no pass of a profile that limits the drop."""
     limits = Limits(drop_pp=1.0, size_mb=1.0)
     (accuracy,) = judge_limits.judge_answers([None], limits, confidence=0.95)
-    (limited,) = judge_limits.judge([Evidence(accuracy=accuracy, size_bytes=1)], limits, confidence=0.95, seed=0)
+    (limited,) = judge_limits.judge([Evidence(accuracy=accuracy, size_bytes=1)], limits, confidence=0.95)
     assert [(check.name, check.state) for check in limited.checks] == [("top1", "inconclusive"), ("size", "pass")]
     assert limited.state == "inconclusive"
-    (free,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95, seed=0)
+    (free,) = judge_limits.judge([Evidence(size_bytes=1)], Limits(size_mb=1.0), confidence=0.95)
     assert free.state == "pass"
 
 

@@ -1,0 +1,71 @@
+"""Comparisons in plain words: the sentence that a result begins with, and the word in its table."""
+
+from __future__ import annotations
+
+import math
+
+from resdeploy.records import Comparison
+from resdeploy.records.times import LEAST_PAIRS
+
+TWICE = 1.1  # from here on a factor is easier to understand than a percentage
+
+
+def answer(comparison: Comparison) -> str:
+    """One sentence: who takes how much longer than whom, within which bounds; and where nothing is sure, what helps."""
+    candidate, baseline = comparison.candidate, comparison.baseline
+    verdict = comparison.verdict
+    if verdict == "INVALID":
+        return f"no claim about {candidate} and {baseline}: {comparison.invalid[0]}"
+    if verdict == "equal":
+        bounds = _percentages(comparison, slower=False)
+        return f"{candidate} is as fast as {baseline}, within {100 * comparison.equal_within:g} % {bounds}"
+    if verdict in ("faster", "slower"):
+        return f"{candidate} {_difference(comparison, slower=verdict == 'slower')} {baseline} {_bounds(comparison)}"
+    if comparison.speedup_ci99 is None or comparison.pairs < LEAST_PAIRS:
+        return (
+            f"undecided between {candidate} and {baseline}: {comparison.pairs} of at least {LEAST_PAIRS} pairs of "
+            "processes could be timed; raise --max-time"
+        )
+    low, high = comparison.speedup_ci99
+    return (
+        f"undecided between {candidate} and {baseline}: the first takes {1 / high:.3g} to {1 / low:.3g} times as long "
+        f"as the second; {_what_it_takes(comparison)}"
+    )
+
+
+def finding(comparison: Comparison) -> str:
+    """The verdict as a word, with what it needs to be understood."""
+    verdict = comparison.verdict
+    if verdict == "equal":
+        return f"equal within {100 * comparison.equal_within:g} %"
+    return {"INVALID": "no claim: INVALID"}.get(verdict, verdict)
+
+
+def _difference(comparison: Comparison, *, slower: bool) -> str:
+    factor = 1 / comparison.speedup if slower else comparison.speedup
+    if factor >= TWICE:
+        return f"takes {factor:.3g} times as long as" if slower else f"is {factor:.3g} times as fast as"
+    return f"is {100 * (factor - 1):.2g} % {'slower' if slower else 'faster'} than"
+
+
+def _bounds(comparison: Comparison) -> str:
+    slower = comparison.verdict == "slower"
+    if (1 / comparison.speedup if slower else comparison.speedup) < TWICE:
+        return _percentages(comparison, slower=slower)
+    low, high = comparison.speedup_ci99 or (math.nan, math.nan)
+    return f"[{1 / high:.3g}, {1 / low:.3g}]" if slower else f"[{low:.3g}, {high:.3g}]"
+
+
+def _percentages(comparison: Comparison, *, slower: bool) -> str:
+    low, high = comparison.speedup_ci99 or (math.nan, math.nan)
+    if slower:
+        low, high = 1 / high, 1 / low
+    return f"[{100 * (low - 1):.2g}, {100 * (high - 1):.2g}]"
+
+
+def _what_it_takes(comparison: Comparison) -> str:
+    if comparison.needed_s is None:
+        return "no sensible time decides"
+    minutes = comparison.needed_s / 60
+    about = f"{minutes:.0f} min" if minutes >= 2 else f"{comparison.needed_s:.0f} s"
+    return f"about {about} would decide: --max-time {math.ceil(comparison.needed_s / 10) * 10}"
