@@ -8,8 +8,9 @@ same network on images of 216 pixels in place of 224 (the true ratio is in the t
 take turns of one length, drawn for each generation, in random order and then backwards. Every third generation is a
 duet: `a` runs at once with one of the others, one thread on one core each, and they change cores in the next one.
 
-The result has, for each turn, the median time of a query and the CPU time of one, and for each generation its length
-and how much of the machine others took. It goes on where it stopped, is written after every generation, and holds
+The result has, for each turn, the median time of a query, the CPU time of one, and for how many milliseconds a second
+threads waited for a core; for each generation its length, how long it took, and the share of the machine that other
+programs took. It goes on where it stopped, is written after every generation, and holds
 nothing of what was computed. `--beside bursts` runs a process that computes for half of the time, in stretches of
 random length (0.5 s in the mean).
 """
@@ -44,6 +45,7 @@ LANES = ("a", "copy", "smaller")
 TURNS_S = (0.025, 0.05, 0.1, 0.2, 0.4)  # lengths that are tried
 TIMED_S = 2.0  # of each lane in a generation, at least; a turn longer than an eighth of it makes it longer
 LEAST_TURNS = 8
+PARTS = ("query_us", "cpu_us", "waited_ms", "started_ms")  # of each turn of a lane
 BURST_S = 0.5  # mean length of a burst, and of a rest
 Silent: Progress = lambda *_: None  # noqa: E731
 
@@ -88,7 +90,7 @@ def turns(made: dict[str, interleaved.Candidate], length_s: float, rng: random.R
             lanes[name].open(candidate.artifact, candidate.execution)
             query_s[name] = interleaved.warm_up(lanes[name])
             open_s[name] = time.monotonic() - started
-        rows: dict[str, Any] = {name: {"query_us": [], "cpu_us": []} for name in made}
+        rows: dict[str, Any] = {name: {part: [] for part in PARTS} for name in made}
         order = list(made)
         for number in range(max(LEAST_TURNS, round(TIMED_S / length_s))):
             if number % 2 == 0:
@@ -106,6 +108,8 @@ def add(row: dict[str, Any], lane: Lane, length_s: float, query_s: float) -> Non
     block = lane.block(1, warmup=warmup, seconds=length_s)
     row["query_us"].append(round(1e6 * statistics.median(block.run_s), 2))
     row["cpu_us"].append(round(1e6 * block.cpu_s / len(block.run_s), 2))
+    row["waited_ms"].append(None if block.waited is None else round(1e3 * block.waited))
+    row["started_ms"].append(round(1e3 * block.started_s))
 
 
 def duet(made: dict[str, interleaved.Candidate], other: str, length_s: float, swapped: bool) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def duet(made: dict[str, interleaved.Candidate], other: str, length_s: float, sw
                 lanes[name].open(made[name].artifact, dataclasses.replace(made[name].execution, threads=1))
             query_s[name] = interleaved.warm_up(lanes[name])
             open_s[name] = time.monotonic() - started
-        rows: dict[str, Any] = {name: {"query_us": [], "cpu_us": []} for name in lanes}
+        rows: dict[str, Any] = {name: {part: [] for part in PARTS} for name in lanes}
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(2))
         for _ in range(max(LEAST_TURNS, round(TIMED_S / length_s))):
             waiting = [pool.submit(add, rows[name], lanes[name], length_s, query_s[name]) for name in lanes]

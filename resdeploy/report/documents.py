@@ -30,6 +30,7 @@ from resdeploy.records import (
     Summary,
     Verdict,
 )
+from resdeploy.report import sentences
 from resdeploy.report.rows import (
     Json,
     bench_row,
@@ -138,6 +139,12 @@ def gate(found: Gate, environment: Environment) -> Json:
         "gate",
         environment,
         checks,
+        answers=[
+            answer
+            for one in found.judged
+            for check in one.verdict.checks
+            if (answer := sentences.judged(check, one.candidate.name, found.baseline.name)) is not None
+        ],
         verdict=found.verdict.state,
         confidence=found.confidence,
         checks=checks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from resdeploy.records import Comparison
+from resdeploy.records import Check, Comparison
 from resdeploy.records.times import LEAST_PAIRS
 
 TWICE = 1.1  # from here on a factor is easier to understand than a percentage
@@ -30,6 +30,32 @@ def answer(comparison: Comparison) -> str:
     return (
         f"undecided between {candidate} and {baseline}: the first takes {1 / high:.3g} to {1 / low:.3g} times as long "
         f"as the second; {_what_it_takes(comparison)}"
+    )
+
+
+def judged(check: Check, candidate: str, baseline: str) -> str | None:
+    """One sentence on a limit of accuracy or speed: what was seen of the candidate, and on which side of it that is.
+
+    None: a limit that no comparison is behind, or of which nothing was seen; its row says why.
+    """
+    if check.observed is None or check.interval is None or check.limit is None:
+        return None
+    low, high = check.interval
+    if check.name in ("top1", "top5"):
+        name = f"top-{check.name[-1]}"
+        lost = f"{abs(check.observed):.2f} points of {name}"
+        seen = f"{candidate} {'loses' if check.observed >= 0 else 'gains'} {lost} against {baseline}"
+        seen += f" [{low:.2f}, {high:.2f}]" if check.observed >= 0 else f" [{-high:.2f}, {-low:.2f}]"
+        limit = f"{check.limit:g}"
+    elif check.name == "slowdown":
+        times = [1 + value / 100 for value in (check.observed, low, high)]
+        seen = f"{candidate} takes {times[0]:.3g} times as long as {baseline} [{times[1]:.3g}, {times[2]:.3g}]"
+        limit = f"{1 + check.limit / 100:.3g}"
+    else:
+        return None
+    side = {"pass": "within", "fail": "beyond"}.get(check.state)
+    return (
+        f"{seen}: {side} the limit of {limit}" if side else f"{seen}: whether within the limit of {limit} is not sure"
     )
 
 
