@@ -1,6 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing is needed but python3 with venv.
 # For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters,
-# `make docs` writes what docs/architecture.md takes from the code.
+# `make acceptance` what takes minutes of simulation and of real networks, `make docs` writes what docs/architecture.md takes from the code.
 # PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +8,7 @@ EXTRAS ?= cpu,data,dev
 PIP_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo dev fast test lint docs clean
+.PHONY: demo dev fast test acceptance lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -21,6 +21,9 @@ fast: $(VENV)/.dev
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+acceptance: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/acceptance
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -41,6 +41,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    asked = any("acceptance" in argument for argument in config.invocation_params.args if isinstance(argument, str))
+    if collection_path.name == "acceptance" and not asked:  # `make acceptance`: minutes of simulation and real runs
+        return True
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
     slow = collection_path.parent.name in SLOW_ROOMS or uses_torch(collection_path)
