@@ -55,7 +55,7 @@ SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clo
 WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
 # With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
-MAX_QUERIES = 5000  # a block; more would only fill memory
+MAX_QUERIES, MAX_QUERIES_A_TURN = 5000, 500  # a block, and a turn, of which there are more; others only fill memory
 REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results
 
 # What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
@@ -117,7 +117,7 @@ class Schedule:
     seed: int = 0  # of the order of blocks
     blocks: int = BLOCKS  # per candidate, spread over its processes, where nothing is asked
     processes: int = PROCESSES  # fresh ones per candidate, where nothing is asked
-    max_time_s: float = MAX_TIME_S  # of the whole run for each question, loading and warming up included
+    max_time_s: float = MAX_TIME_S  # for each two that are compared, loading and warming up included
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,15 +169,7 @@ def run(
     if questions:
         _time_until_answered(timing, questions, clock)
     else:
-        for number in range(schedule.processes):
-            rounds = math.ceil(schedule.blocks / schedule.processes)
-            timing.generation(
-                number,
-                tuple(entrants.values()),
-                rounds,
-                schedule.duration_s / schedule.blocks,
-                schedule.processes * rounds,
-            )
+        _time_blocks(timing)
     disturbances = environment.disturbances(before, look())
     for entrant in entrants.values():
         entrant.disturbances = disturbances
@@ -190,10 +182,20 @@ def run(
     )
 
 
+def _time_blocks(timing: _Timing) -> None:
+    """As many blocks of every candidate as the schedule says, in as many processes."""
+    schedule = timing.schedule
+    rounds = math.ceil(schedule.blocks / schedule.processes)
+    for process in range(schedule.processes):
+        entrants, planned = tuple(timing.entrants.values()), schedule.processes * rounds
+        timing.generation(process, entrants, rounds, schedule.duration_s / schedule.blocks, planned)
+
+
 def _time_until_answered(timing: _Timing, questions: Sequence[Question], clock: Callable[[], float]) -> None:
     """Process by process of every candidate; looks when LOOKS says, and ends before the time is over."""
     unanswered = list(questions)
-    started, longest_s = clock(), timing.schedule.max_time_s * len(questions)
+    compared = {(question.baseline, question.candidate) for question in questions}
+    started, longest_s = clock(), timing.schedule.max_time_s * len(compared)
     turn_s, turns = TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S))
     for process in range(LOOKS[-1]):
         if process and (clock() - started) * (process + 1) / process > longest_s:
@@ -250,7 +252,7 @@ class _Timing:
                 for entrant in [entrant for entrant in order if entrant.error is None]:
                     starting(entrant.candidate.label)
                     with _recorded(entrant):
-                        entrant.time_block(block_s)
+                        entrant.time_block(block_s, MAX_QUERIES_A_TURN if self.asked else MAX_QUERIES)
                     self._tell(entrant, planned)
                 number += 1
 
@@ -313,13 +315,13 @@ class _Entrant:
         lane.decode(self.candidate.images, model.preprocessing)
         self.query_s = warm_up(lane)
 
-    def time_block(self, seconds: float) -> None:
-        """One block, after as many untimed queries as another lane's traces take to fade."""
+    def time_block(self, seconds: float, most: int) -> None:
+        """One block of so long or about `most` queries, after as many as another lane's traces take to fade."""
         assert self.lane is not None
         streams = self.candidate.execution.streams
         least = QUERIES_PER_STREAM * streams if streams > 1 else 1
         warmup = min(max(1, round(SWITCH_S / self.query_s)), 1000)
-        longest_s = MAX_QUERIES * self.query_s / streams
+        longest_s = most * self.query_s / streams
         block = self.lane.block(least, warmup=warmup, seconds=min(seconds, longest_s))
         self.blocks.append(dataclasses.replace(block, process=self.process))
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.lane.peak_rss_bytes())
