@@ -245,7 +245,7 @@ class ProfileRun:
             plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=profile.seed)
             made = train.train_float(request, data, plan, path, resume=resume, progress=self.progress)
             if (outcome := train.outcome_of(made)) is not None:
-                self.note(outcome.told(profile.lr))
+                self.note(outcome.note(profile.lr))
             return made
 
         return steps.artifact(name, key, make)

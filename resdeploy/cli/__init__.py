@@ -50,7 +50,7 @@ class _Uncaught(Exception):
 
 
 @contextlib.contextmanager
-def _carried() -> Iterator[None]:
+def _hide_from_typer() -> Iterator[None]:
     try:
         yield
     except (EOFError, OSError) as e:
@@ -61,11 +61,11 @@ class _Verbs(TyperGroup):
     """Any EOFError is Ctrl-D to Typer, and any BrokenPipeError `| head`: it would exit 1, which is a failed gate's."""
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # prints the version
-        with _carried():
+        with _hide_from_typer():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        with _carried():
+        with _hide_from_typer():
             return super().invoke(ctx)
 
 

@@ -69,7 +69,7 @@ def in_our_words(error: Exception) -> ResdeployError:
     if failed := packages.failed_import(error):
         return failed
     if isinstance(error, OSError):
-        return _refused(error)
+        return _os_refusal(error)
     return ResdeployError(
         f"{type(error).__name__}: {error}",
         cause="This is a defect of resdeploy",
@@ -77,7 +77,7 @@ def in_our_words(error: Exception) -> ResdeployError:
     )
 
 
-def _refused(error: OSError) -> ResdeployError:
+def _os_refusal(error: OSError) -> ResdeployError:
     what = f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}"
     if error.errno in (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR):
         return UsageError(what, fix="Check the path")
@@ -246,8 +246,8 @@ def publish(
     from resdeploy import store
     from resdeploy.report import ci
 
-    told = _told(github)
-    summary = os.environ.get("GITHUB_STEP_SUMMARY") if told else None
+    on_github = _is_github(github)
+    summary = os.environ.get("GITHUB_STEP_SUMMARY") if on_github else None
     tries: list[Callable[[], None]] = [lambda: emit(document, fmt, output, quiet=quiet)]
     for path, form in files.items():
         if path is not None:
@@ -264,7 +264,7 @@ def publish(
             lost.append(f"{e.filename or 'a file'} cannot be written: {e.strerror}")
         except EnvironmentFailure as e:
             lost.append(e.what)
-    if told and (not lost or document["verdict"] != "pass"):
+    if on_github and (not lost or document["verdict"] != "pass"):
         _to_stderr(ci.commands(document))
     if lost:
         raise EnvironmentFailure(
@@ -274,12 +274,12 @@ def publish(
         )
 
 
-def _told(github: bool | None) -> bool:
+def _is_github(github: bool | None) -> bool:
     return os.environ.get("GITHUB_ACTIONS") == "true" if github is None else github
 
 
 @contextlib.contextmanager
-def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]:
+def report_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]:
     """CI hears of a gate that ends before its verdict, too: an annotation, and a JUnit file with the reason."""
     try:
         yield
@@ -288,7 +288,7 @@ def told_of_errors(junit: Path | None, *, github: bool | None) -> Iterator[None]
         from resdeploy.report import ci
 
         why = str(in_our_words(e))
-        if _told(github):
+        if _is_github(github):
             _to_stderr(ci.error_command(why))
         if junit is not None:
             with contextlib.suppress(EnvironmentFailure, OSError):  # the first error is the one to tell

@@ -92,7 +92,7 @@ def gate(
     from resdeploy.verbs import gate, gate_options
 
     options.distinct((output, junit, comment, metrics), (baseline, *candidate))
-    with console.told_of_errors(junit, github=github):
+    with console.report_errors(junit, github=github):
         plan = gate_options.plan_of(
             baseline,
             candidate,

@@ -77,5 +77,5 @@ def quantize(
         console.emit(mixed.search(model, done.candidates, done.layers, environment.capture()), fmt)
     elif done.layers:
         console.emit(mixed.sensitivity(model, done.layers, environment.capture()), fmt)
-    if done.found is False:
+    if done.is_within_budget is False:
         raise typer.Exit(1)

@@ -26,7 +26,7 @@ def show(
     from resdeploy.report import documents, render
 
     path = file or journal.latest()
-    saved = render.saved(path)
+    saved = render.read_saved(path)
     if saved is None:
         going_on = journal.goes_on(path)  # asked first: a run that ends meanwhile leaves no journal to load
         outcomes, where = journal.load(path)

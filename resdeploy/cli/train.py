@@ -100,13 +100,13 @@ def train(
         with console.progress(quiet=quiet) as progress:
             artifact = train.train(request, how, output, progress=progress, watch=watch)
     except interrupts.Interrupted:
-        if epochs and (kept := train.left_state(output)) is not None:
+        if epochs and (kept := train.unfinished_state(output)) is not None:
             console.note(f"kept {kept}: the same command with --resume goes on from it", quiet=quiet)
         raise
     if artifact.sha256:  # else another process of torchrun's has written it
         console.announce(artifact, quiet=quiet)
         console.wrote(artifact, quiet=quiet)
         if (outcome := train.outcome_of(artifact)) is not None:
-            console.note(outcome.told(how.lr), quiet=quiet)
+            console.note(outcome.note(how.lr), quiet=quiet)
             if strict and (outcome.before is None or outcome.fell):
                 raise typer.Exit(1 if outcome.fell else 3)

@@ -149,8 +149,8 @@ def judge_many(several: Sequence[Sides], *, max_slowdown_pct: float, confidence:
 
     can_be_judged = [k for k, sides in enumerate(several) if not sides.reasons]
     tail = 1 - confidence
-    within = _shown(can_be_judged, tail, lambda k, part: percent(k, part)[2] <= max_slowdown_pct)
-    beyond = _shown(can_be_judged, tail, lambda k, part: percent(k, part)[1] > max_slowdown_pct)
+    within = _holm(can_be_judged, tail, lambda k, part: percent(k, part)[2] <= max_slowdown_pct)
+    beyond = _holm(can_be_judged, tail, lambda k, part: percent(k, part)[1] > max_slowdown_pct)
     checks = []
     for k, sides in enumerate(several):
         if not sides.enough:
@@ -165,7 +165,7 @@ def judge_many(several: Sequence[Sides], *, max_slowdown_pct: float, confidence:
     return tuple(checks)
 
 
-def _shown(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
+def _holm(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bool]) -> set[int]:
     """Holm's step-down by bounds instead of p-values (Holm, Scand. J. Statist. 6 (1979) 65-70)."""
     left = list(reliable)
     while left:

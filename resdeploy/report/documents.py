@@ -133,7 +133,7 @@ def gate(found: Gate, environment: Environment) -> Json:
             effects = Counter[str](flip.effect for flip in one.flips)
             counts = {effect.replace(" ", "_"): effects[effect] for effect in EFFECTS}
             flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
-        flipped.append([_flipped(name, flip) for flip in one.flips])
+        flipped.append([_flip_row(name, flip) for flip in one.flips])
         classes += [{"candidate": name, **vars(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
     return document(
         "gate",
@@ -326,7 +326,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     return [*notes, *_unsteady_note(rows)]
 
 
-def _flipped(candidate: str, flip: Flip) -> Json:
+def _flip_row(candidate: str, flip: Flip) -> Json:
     return {
         "candidate": candidate,
         "image": flip.image,

@@ -51,7 +51,7 @@ def render(document: Document, form: str = "table", *, width: int | None = None,
     raise UnknownName(f"there is no format {form!r}", fix=f"Choose one of: {', '.join(get_args(Form))}")
 
 
-def saved(path: Path) -> dict[str, Any] | None:
+def read_saved(path: Path) -> dict[str, Any] | None:
     """A document written with `--format json`; None where the file is no such document."""
     try:
         document = store.parse_json(path.read_bytes(), str(path))

@@ -49,13 +49,13 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
         old, new = results.load(baseline).rows, results.load(candidate).rows
         pairs = results.in_common(old, new)
         changes += [change for pair in pairs for change in _compare_times(*pair, noise_pct=noise_pct, seed=seed)]
-        lost += _unmatched(old, new, pairs)
+        lost += _one_sided_rows(old, new, pairs)
     notes: list[str] = []
     if before["command"] != "bench":
         known, found = results.load_scores(baseline), results.load_scores(candidate)
         scored = results.in_common(known, found)
         changes += [change for pair in scored for change in _compare_scores(*pair)]
-        lost += _unmatched(known, found, scored) if before["command"] == "eval" else []
+        lost += _one_sided_rows(known, found, scored) if before["command"] == "eval" else []
         notes += [note for pair in scored for note in _of_images(*pair)]
     if not changes:
         raise UsageError(
@@ -184,7 +184,9 @@ def _blocks(*rows: results.SavedRow) -> int:
     return min(len(row.blocks_s) for row in rows)
 
 
-def _unmatched(old: Iterable[results.Row], new: Iterable[results.Row], pairs: Iterable[tuple[Any, Any]]) -> list[str]:
+def _one_sided_rows(
+    old: Iterable[results.Row], new: Iterable[results.Row], pairs: Iterable[tuple[Any, Any]]
+) -> list[str]:
     """Rows that only one side has."""
     matched = {id(row) for pair in pairs for row in pair}
     return [

@@ -84,7 +84,7 @@ class Quantized:
     candidates: tuple[Mixed, ...] = ()
 
     @property
-    def found(self) -> bool | None:
+    def is_within_budget(self) -> bool | None:
         """Whether the model written is shown to be within the budget; None where there was none."""
         if not self.candidates:
             return None
@@ -174,7 +174,7 @@ def _search(
             progress=progress,
         )
         chosen = next(rung for rung in timed if rung.chosen)
-        made = bench.lowered(chosen.label)
+        made = bench.file_of(chosen.label)
         fidelity.refuse_lost(made, force=plan.force)
         artifact = _keep(made, chosen, wanted, baseline.repeats.notes, out)
     return Quantized(artifact=artifact, candidates=timed, layers=layers)
@@ -198,7 +198,7 @@ class _Bench:
         self.plan = replace(plan, force=True)  # a candidate whose output is lost is one that loses
         self.made: dict[str, Artifact] = {}
 
-    def lowered(self, label: str) -> Artifact:
+    def file_of(self, label: str) -> Artifact:
         """The ONNX file of a candidate that was made before."""
         return self.made[label]
 

@@ -23,12 +23,12 @@ def judge_saved(
     """
     before = results.load(Path(baseline))
     compared: list[tuple[results.SavedBench, results.SavedRow, results.SavedRow]] = []
-    unseen: list[Judged] = []
+    unmatched: list[Judged] = []
     for given in candidates:
         after = results.load(Path(given))
         common = _in_common(before, after)
         compared += [(after, old, new) for old, new in common]
-        unseen += _unseen(before, after, common)
+        unmatched += _judge_unmatched(before, after, common)
     evidence = [
         judge_limits.Evidence(
             times=speed.Apart(
@@ -55,7 +55,7 @@ def judge_saved(
     note = "The two sides were timed in runs of their own: what the machine did meanwhile is not in the interval"
     return Gate(
         baseline=_timed_subject(before, compared[0][1]),
-        judged=(*judged, *unseen),
+        judged=(*judged, *unmatched),
         confidence=confidence,
         notes=(*same, note),
     )
@@ -74,7 +74,7 @@ def _in_common(
     return found
 
 
-def _unseen(
+def _judge_unmatched(
     before: results.SavedBench,
     after: results.SavedBench,
     common: Sequence[tuple[results.SavedRow, results.SavedRow]],

@@ -44,7 +44,7 @@ class TrainOptions:
     strict: bool = False  # whoever asks wants to know whether the accuracy fell
 
 
-def left_state(out: Path) -> Path | None:
+def unfinished_state(out: Path) -> Path | None:
     """The state that a training has left after an epoch; QAT keeps none."""
     from resdeploy.train import state
 
@@ -119,7 +119,7 @@ def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> No
             "Add --weights FILE, or leave --strict out",
         ),
         (
-            how.resume and not how.qat and out.is_file() and left_state(out) is None,
+            how.resume and not how.qat and out.is_file() and unfinished_state(out) is None,
             f"there is nothing to resume: {out} is finished",
             "Train it anew without --resume, or name another file with -o",
         ),
@@ -172,7 +172,7 @@ class Outcome:
     def fell(self) -> bool:
         return self.before is not None and self.after < self.before
 
-    def told(self, lr: float | None) -> str:
+    def note(self, lr: float | None) -> str:
         """The outcome in one line; `lr` is the peak learning rate asked for."""
         if self.before is None:
             return f"top-1 {self.after:.2f} % on {self.images:,} images"

@@ -37,7 +37,7 @@ def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
     wanted = quantize.QuantizeGoal(max_drop_pp=5.0, data="digits", duration_s=0.1)
     out = tmp_path / "m.onnx"
     done = quantize.quantize(source, "int8", "openvino", plan, out, wanted, progress=lambda *_: None)
-    assert done.found is True
+    assert done.is_within_budget is True
     document = mixed.search("digits", done.candidates, done.layers, {})
     json.loads(render.render(document, "json"))
     assert [row["label"] for row in document["results"]][::2] == ["fp16", "int8"]
