@@ -6,6 +6,7 @@ that test runs which never ask for the fixture pay nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,7 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     `confidence`, `backend`, `batch_size`, `threads`, `duration`, `seed`, `skip_bad`, `update_baseline`, `trust_engine`,
     and how images become the input: `img_size`, `resize`, `interpolation`, `mean=(0.5, 0.5, 0.5)`, `std`. It returns
     the `resdeploy.records.Gate`. An inconclusive verdict fails the test too, in its own words: a gate that could not
-    judge has not passed.
+    judge has not passed. With `on_inconclusive="warn"` it is a pytest warning of the same words instead.
     """
 
     def judge(
@@ -70,7 +71,10 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
             outcome = gate.gate(plan, progress=lambda _what, _done, _total: None).gate
         except (ResdeployError, TypeError) as e:
             pytest.fail(f"resdeploy_gate: {e}", pytrace=False)
-        if outcome.verdict.state != "pass":
+        state = outcome.verdict.state
+        if state == "inconclusive" and plan.on_inconclusive == "warn":
+            warnings.warn(pytest.PytestWarning("\n".join(_reasons(outcome))), stacklevel=2)
+        elif state != "pass":
             pytest.fail("\n".join(_reasons(outcome)), pytrace=False)
         return outcome
 

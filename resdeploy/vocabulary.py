@@ -19,6 +19,7 @@ Scenario = Literal["single-stream", "multi-stream", "offline"]
 # What a time covers: the inputs on the device already, in host memory, or in JPEG files.
 Scope = Literal["compute", "host", "jpeg"]
 State = Literal["pass", "fail", "inconclusive"]
+OnInconclusive = Literal["fail", "warn"]  # what a gate that could not decide does to the job that asked
 
 # Work over two seconds reports (what, done, total); only the command line draws.
 Progress = Callable[[str, int, int], None]

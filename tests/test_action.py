@@ -81,6 +81,21 @@ def test_further_options_reach_the_gate_one_a_line(folder: Path) -> None:
     assert not (folder / "canary").exists()
 
 
+def test_a_gate_that_could_not_decide_fails_the_job_or_warns(folder: Path) -> None:
+    """Either way the output says inconclusive, never pass; a fail fails, and another word is refused."""
+    close = {"baseline": "base.npz", "candidate": "good.npz", "max_drop": "0.1"}
+    for given, expected in (
+        ({**close}, (3, "inconclusive")),
+        ({**close, "on_inconclusive": "warn"}, (0, "inconclusive")),
+        ({**close, "options": "--on-inconclusive=warn"}, (0, "inconclusive")),
+        ({**close, "on_inconclusive": "warn", "max_drop": "0.5"}, (0, "pass")),
+        ({**close, "on_inconclusive": "warn", "max_drop": "0.01"}, (1, "fail")),
+        ({**close, "on_inconclusive": "pass"}, (2, "error")),
+    ):
+        (folder / "outputs").unlink(missing_ok=True)
+        assert act(folder, **given) == expected
+
+
 def test_what_could_not_be_run_is_an_error(folder: Path) -> None:
     """No such file: the command's own status, and no verdict that somebody could take for one."""
     assert act(folder, baseline="no.npz", candidate="good.npz", max_drop="0.5") == (2, "error")

@@ -71,6 +71,19 @@ def test_what_cannot_be_decided_does_not_pass(run: Pytest) -> None:
     assert "resdeploy gate: inconclusive" in done.stdout
 
 
+def test_what_cannot_be_decided_can_be_a_warning(run: Pytest) -> None:
+    """`on_inconclusive="warn"`: the test goes on with the result, pytest tells the reasons; a fail stays a fail."""
+    told = "max_drop=0.1, on_inconclusive='warn'"
+    done = run(TEST.format(candidate="good.npz", options=told) + "    assert found.verdict.state == 'inconclusive'\n")
+    assert done.returncode == 0, done.stdout
+    assert "PytestWarning: resdeploy gate: inconclusive" in done.stdout
+    assert "good, top1: inconclusive: " in done.stdout
+    assert run(TEST.format(candidate="bad.npz", options=told)).returncode == 1
+    done = run(TEST.format(candidate="good.npz", options="max_drop=0.5, on_inconclusive='pass'"))
+    assert done.returncode == 1
+    assert "on_inconclusive is 'pass'. Choose fail or warn" in done.stdout
+
+
 def test_an_unknown_option_is_an_error(run: Pytest) -> None:
     """A misspelt limit must not be ignored: the test fails before anything is judged."""
     done = run(TEST.format(candidate="good.npz", options="max_drop=0.5, max_dorp=0.1"))
@@ -117,7 +130,8 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     named: dict[str, Any] = {
         name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
     }
-    plan = gate_options.plan_of("a.npz", ["b.npz"], **{**named, "backend": "auto", "mean": (0.1,), "std": (0.2,)})
+    words = {"backend": "auto", "on_inconclusive": "warn"}
+    plan = gate_options.plan_of("a.npz", ["b.npz"], **{**named, **words, "mean": (0.1,), "std": (0.2,)})
     assert (plan.sight.img_size, plan.sight.mean, plan.sight.std) == (0.5, (0.1,), (0.2,))
 
 

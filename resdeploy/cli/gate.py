@@ -1,7 +1,7 @@
 """`resdeploy gate`: its options, and a verdict with the reports that CI reads."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -56,6 +56,10 @@ def gate(
         bool, typer.Option("--update-baseline", help="Store a candidate that passes as the new baseline.")
     ] = False,
     trust_engine: options.TrustEngine = False,
+    on_inconclusive: Annotated[
+        Literal["fail", "warn"],
+        typer.Option(help="A verdict that is inconclusive: exit 3, or a warning and exit 0.", rich_help_panel=_CI),
+    ] = "fail",
     junit: Annotated[
         Path | None, typer.Option(help="JUnit XML to write.", callback=options.writable, rich_help_panel=_CI)
     ] = None,
@@ -81,7 +85,7 @@ def gate(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Judge candidates against a baseline: exit 0 pass, 1 fail, 3 inconclusive.
+    """Judge candidates against a baseline: exit 0 pass, 1 fail, 3 inconclusive (0 with --on-inconclusive warn).
 
     A candidate passes when its drop is shown to lie within --max-drop, image by image, at the stated confidence.
 
@@ -118,14 +122,19 @@ def gate(
             seed=seed,
             update_baseline=update_baseline,
             trust_engine=trust_engine,
+            on_inconclusive=on_inconclusive,
         )
         for side in (baseline, *candidate):
             console.name_program(side)
         with console.progress(quiet=quiet) as progress:
             found = gate.gate(plan, progress=progress)
-        document = documents.gate(found.gate, environment.capture())
+        document = documents.gate(found.gate, environment.capture(), on_inconclusive=on_inconclusive)
     console.chosen(backend, [source.precision for source in found.sources], quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
     console.publish(document, fmt, output, files, github=github, quiet=quiet)
-    raise typer.Exit(EXIT[found.gate.verdict.state])
+    state = found.gate.verdict.state
+    if state == "inconclusive" and on_inconclusive == "warn":
+        console.note("warning: the verdict is inconclusive; exit 0, since --on-inconclusive is warn", quiet=quiet)
+        return
+    raise typer.Exit(EXIT[state])

@@ -45,6 +45,7 @@ from resdeploy.report.rows import (
 
 if TYPE_CHECKING:
     from resdeploy.models.zoo import Entry
+    from resdeploy.vocabulary import OnInconclusive
 
 SCHEMA_VERSION = 1
 ROW_IDENTITY = ("model", "backend", "precision", "batch_size", "threads", "streams")
@@ -121,8 +122,11 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
     return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
 
 
-def gate(found: Gate, environment: Environment) -> Json:
-    """`gate`: the verdict, the checks it is made of, and of each candidate the classes and images that changed."""
+def gate(found: Gate, environment: Environment, *, on_inconclusive: OnInconclusive = "fail") -> Json:
+    """`gate`: the verdict, the checks it is made of, and of each candidate the classes and images that changed.
+
+    What was not decided stays `inconclusive`, whatever the job was told to make of it.
+    """
     checks, reported, candidates, flips, flipped, classes = [], [], [], [], [], []
     for one in found.judged:
         name = one.candidate.name
@@ -146,6 +150,7 @@ def gate(found: Gate, environment: Environment) -> Json:
             if (answer := sentences.judged(check, one.candidate.name, found.baseline.name)) is not None
         ],
         verdict=found.verdict.state,
+        on_inconclusive=on_inconclusive,
         confidence=found.confidence,
         checks=checks,
         reported=reported,

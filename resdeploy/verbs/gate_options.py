@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypedDict
 from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride
 from resdeploy.errors import UsageError
 from resdeploy.verbs.judge_limits import Limits
-from resdeploy.vocabulary import MAX_TIME_S
+from resdeploy.vocabulary import MAX_TIME_S, OnInconclusive
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
@@ -35,6 +35,7 @@ class GatePlan:
     seed: int = 0
     update_baseline: bool = False
     trust_engine: bool = False  # run engines although they were downloaded
+    on_inconclusive: OnInconclusive = "fail"
 
 
 class GateOptions(TypedDict, total=False):
@@ -62,16 +63,20 @@ class GateOptions(TypedDict, total=False):
     seed: int
     update_baseline: bool
     trust_engine: bool
+    on_inconclusive: OnInconclusive
 
 
 def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOptions]) -> GatePlan:
     """The plan that options of the command line's names describe.
 
     Raises:
-        UsageError: an option of no such name.
+        UsageError: an option of no such name; an `on_inconclusive` that is neither fail nor warn.
     """
     if unknown := sorted(options.keys() - GateOptions.__annotations__):
         raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
+    on_inconclusive = options.get("on_inconclusive", GatePlan.on_inconclusive)
+    if on_inconclusive not in ("fail", "warn"):  # a fixture takes any text
+        raise UsageError(f"on_inconclusive is {on_inconclusive!r}", fix="Choose fail or warn")
     limits = Limits(
         drop_pp=options.get("max_drop"),
         top5_drop_pp=options.get("max_top5_drop"),
@@ -103,4 +108,5 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         seed=options.get("seed", GatePlan.seed),
         update_baseline=options.get("update_baseline", False),
         trust_engine=options.get("trust_engine", False),
+        on_inconclusive=on_inconclusive,
     )

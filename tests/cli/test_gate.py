@@ -106,6 +106,25 @@ def test_every_output_of_a_failing_gate(resdeploy: Run, tmp_path: Path) -> None:
     assert 'resdeploy_gate_top1_drop_points{candidate="bad"} 10.0' in (tmp_path / "g.txt").read_text()
 
 
+def test_a_job_can_go_on_where_nothing_was_decided(resdeploy: Run, tmp_path: Path) -> None:
+    """`--on-inconclusive warn`: exit 0, a `::warning`, and the word inconclusive in the result; a fail stays exit 1."""
+    save(tmp_path, "base.npz")
+    save(tmp_path, "same.npz")
+    save(tmp_path, "bad.npz", predictions=np.where(LABELS == 3, 4, LABELS))
+    told = ["--on-inconclusive", "warn", "--format", "json"]
+    judge = ["gate", "--baseline", "base.npz", "--max-drop", 0.5, *told]
+    done = resdeploy(*judge, "--candidate", "same.npz", GITHUB_ACTIONS="true")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert (document["verdict"], document["on_inconclusive"]) == ("inconclusive", "warn")
+    first, second = done.stderr.splitlines()
+    assert first.startswith("::warning title=resdeploy gate%2C same%2C top1::")
+    assert second == "warning: the verdict is inconclusive; exit 0, since --on-inconclusive is warn"
+    assert resdeploy(*judge, "--candidate", "bad.npz").returncode == 1
+    plain = resdeploy(*judge[:-3], "fail", "--candidate", "same.npz")
+    assert plain.returncode == 3, plain.stderr
+
+
 def test_a_gate_without_a_verdict_tells_ci_why(resdeploy, tmp_path: Path) -> None:
     """An annotation and a JUnit error; a file's name in the error gives the runner no command of its own."""
     name = "x\n::add-mask::\x1b[31mpass.npz"

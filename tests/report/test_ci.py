@@ -69,6 +69,16 @@ def test_junit_tells_a_failure_from_what_could_not_be_judged() -> None:
     assert properties["baseline.data_fingerprint"] == "d"
 
 
+def test_junit_of_a_job_that_goes_on_skips_what_was_not_decided(schema: xmlschema.XMLSchema) -> None:
+    """An error would fail the job in the reader of the file, though the gate exits 0."""
+    text = ci.junit({**three_states(), "on_inconclusive": "warn"})
+    schema.validate(text)
+    root = ET.fromstring(text)
+    assert (root.get("failures"), root.get("errors")) == ("1", "0")
+    found = {case.get("name"): [child.tag for child in case] for case in root.iter("testcase")}
+    assert found["memory"] == ["skipped"]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_no_name_makes_a_workflow_command_of_its_own(name: str) -> None:
     """Every line is one of ours: `::error`, `::warning` or `::notice`, and no text breaks out of it."""
