@@ -34,6 +34,16 @@ def bench(
     ] = "compute",
     duration: options.Duration = 3.0,
     max_time: options.MaxTime = vocabulary.MAX_TIME_S,
+    wait_quiet: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=1.0,
+            max=86400.0,
+            help="Before timing, wait until other processes leave the machine alone for 1 s; at most so long.",
+            show_default=False,
+        ),
+    ] = None,
     equal_within: Annotated[
         float, typer.Option(min=0.1, max=50.0, help="Difference that is called none, in percent of the time.")
     ] = 100 * vocabulary.EQUAL_WITHIN,
@@ -99,6 +109,7 @@ def bench(
         data=data,
         duration_s=duration,
         max_time_s=max_time,
+        wait_quiet_s=wait_quiet,
         equal_within=equal_within / 100,
         timeout_s=timeout,
         seed=seed,
@@ -117,7 +128,8 @@ def bench(
         raise
     console.announce(*result.sources, quiet=quiet)
     outcomes = one_run.summaries(result.outcomes)
-    console.emit(documents.bench(outcomes, result.comparisons, environment.capture()), fmt, output, quiet=quiet)
+    document = documents.bench(outcomes, result.comparisons, environment.capture(), notes=result.notes)
+    console.emit(document, fmt, output, quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))
     if strict and not all(outcome.valid for outcome in outcomes if isinstance(outcome, Summary)):

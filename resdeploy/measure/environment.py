@@ -83,13 +83,12 @@ def capture(root: Path = Path("/")) -> dict[str, Any]:
 def snapshot(root: Path = Path("/")) -> Snapshot:
     """Reads the counters. Children still running are not in `own_s`: take it while no lane is open."""
     cores = machine.core_times(root)
-    own = os.times()
     periods, withheld_s = machine.throttling(root)
     return Snapshot(
         clock_s=time.monotonic(),
         cores=cores.cores,
         busy_s=cores.busy_s,
-        own_s=own.user + own.system + own.children_user + own.children_system,
+        own_s=own_cpu_s(),
         stolen_s=cores.stolen_s,
         throttled=periods,
         throttled_s=withheld_s,
@@ -97,6 +96,12 @@ def snapshot(root: Path = Path("/")) -> Snapshot:
         thermal=_thermal(root),
         clock_limit=_clock_limit(root),
     )
+
+
+def own_cpu_s() -> float:
+    """CPU seconds of this process and of its children that have ended."""
+    own = os.times()
+    return own.user + own.system + own.children_user + own.children_system
 
 
 def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ class Bench:
     outcomes: tuple[Measurement | Failure, ...]
     comparisons: tuple[Comparison, ...]
     sources: tuple[Artifact, ...] = ()  # the files measured, before they were built
+    notes: tuple[str, ...] = ()  # what must be known of the whole run
 
     @property
     def failures(self) -> tuple[Failure, ...]:

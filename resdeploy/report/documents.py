@@ -75,8 +75,14 @@ def document(command: str, environment: Environment, results: list[Json], **part
     }
 
 
-def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Comparison], environment: Environment) -> Json:
-    """`bench`: one row per candidate, and the speed-ups."""
+def bench(
+    outcomes: Iterable[Summary | Failure],
+    comparisons: Iterable[Comparison],
+    environment: Environment,
+    *,
+    notes: Iterable[str] = (),
+) -> Json:
+    """`bench`: one row per candidate, and the speed-ups; `notes` are of the whole run."""
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
     compared = [comparison_row(comparison) for comparison in comparisons]
@@ -86,7 +92,7 @@ def bench(outcomes: Iterable[Summary | Failure], comparisons: Iterable[Compariso
         rows,
         answers=[row["answer"] for row in compared],
         comparisons=compared,
-        notes=_notes(rows),
+        notes=[*notes, *_notes(rows)],
     )
 
 

@@ -15,7 +15,7 @@ from resdeploy.deploy import candidates, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendMissing, ResdeployError, UsageError, refuse
-from resdeploy.measure import interleaved, journal, one_run
+from resdeploy.measure import interleaved, journal, lull, one_run
 from resdeploy.records import (
     BackendName,
     Failure,
@@ -53,6 +53,7 @@ class BenchPlan:
     max_time_s: float = MAX_TIME_S  # longest that one comparison may take
     equal_within: float = EQUAL_WITHIN  # the share of the time that is called no difference
     timeout_s: float = lane.TIMEOUT_S  # longest that one operation of a row may take: it hangs
+    wait_quiet_s: float | None = None  # longest that a quiet machine is waited for; None: not at all
     seed: int = 0
     journal: Path | None = None  # keeps what has been measured so far
 
@@ -110,6 +111,8 @@ def bench(
         )
     if not rows:
         raise errors[0]
+    # Here, not before: making the rows takes minutes, in which a machine does not stay as it was.
+    waited = () if plan.wait_quiet_s is None else (lull.wait(plan.wait_quiet_s, progress=progress).note,)
     with journal.keeping(plan.journal, failures) as keep:
         outcomes = one_run.time_rows(
             rows,
@@ -119,7 +122,7 @@ def bench(
             timeout_s=plan.timeout_s,
         )
         found = one_run.compare_rows(rows, outcomes, equal_within=plan.equal_within)
-    return dataclasses.replace(found, outcomes=(*failures, *found.outcomes))
+    return dataclasses.replace(found, outcomes=(*failures, *found.outcomes), notes=waited)
 
 
 def _both(first: interleaved.Watch | None, second: interleaved.Watch | None) -> interleaved.Watch:

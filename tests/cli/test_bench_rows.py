@@ -35,6 +35,16 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small.onnx"
 
 
+def test_a_bench_that_waits_for_a_quiet_machine_says_how_that_went(resdeploy: Run, small: Path) -> None:
+    """The first note; what kind of machine the test meets is left open."""
+    backend = ("--backend", "null", "--duration", "0.1", "--format", "json")
+    done = resdeploy("bench", small, *backend, "--wait-quiet", 1)
+    assert done.returncode == 0, done.stderr
+    note = json.loads(done.stdout)["notes"][0]
+    assert note.startswith(("waited ", "the machine never got quiet in the 1.")), note
+    assert resdeploy("bench", small, *backend, "--wait-quiet", 0.5).returncode == 2  # no second fits in
+
+
 @pytest.mark.parametrize(
     ("fault", "status", "words"),
     [
