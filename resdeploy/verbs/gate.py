@@ -218,16 +218,48 @@ def _judge(
         for side in candidates
     ]  # fmt: skip
     accuracies = judge_limits.judge_answers(answers, plan.limits, confidence=plan.confidence)
-    runs = _measure(baseline, candidates, plan, progress)
+    # One candidate had the machine to itself already: to measure it again is what a longer --max-time does better.
+    tries_again = len(candidates) > 1 and plan.limits.slowdown_pct is not None
+    of_times = judge_limits.confidence_of_attempt(plan.confidence) if tries_again else plan.confidence
+    runs = _measure(baseline, candidates, plan, progress, confidence=of_times, seed=plan.seed)
     evidence = [
         _look_at(side, one, runs.get(side.name), plan) for side, one in zip(candidates, accuracies, strict=True)
     ]
-    verdicts = judge_limits.judge(evidence, plan.limits, confidence=plan.confidence)
+    verdicts = judge_limits.judge(evidence, plan.limits, confidence=of_times)
+    if tries_again:
+        verdicts = _try_again(baseline, candidates, verdicts, plan, progress, confidence=of_times)
     judged = []
     for side, pair, one in zip(candidates, answers, verdicts, strict=True):
         answer = Judged(candidate=_subject(side), verdict=one)
         judged.append(answer if pair is None else _with_images(answer, side, pair, plan, progress))
     return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
+
+
+def _try_again(
+    baseline: GateSide,
+    candidates: Sequence[GateSide],
+    verdicts: Sequence[Verdict],
+    plan: GatePlan,
+    progress: Progress,
+    *,
+    confidence: float,
+) -> tuple[Verdict, ...]:
+    """The verdicts, with those whose times were left open from a second run of that candidate and its baseline only.
+
+    Within `--max-time` each, in another random order of turns.
+    """
+    left = [side for side, one in zip(candidates, verdicts, strict=True) if judge_limits.is_open(one)]
+    if not left:
+        return tuple(verdicts)
+    # A run of one candidate may end where its share of the error of all of them is kept, as in a run of them together.
+    share = 1 - (1 - confidence) / len(left)
+    seconds = []
+    for side in left:
+        run = _measure(baseline, [side], plan, progress, confidence=share, seed=plan.seed + 1)[side.name]
+        seconds.append(Evidence(times=judge_limits.times_of_run(*run)))
+    firsts = [one for one in verdicts if judge_limits.is_open(one)]
+    judged = iter(judge_limits.judge_again(firsts, seconds, plan.limits, confidence=confidence))
+    return tuple(next(judged) if judge_limits.is_open(one) else one for one in verdicts)
 
 
 def _look_at(
@@ -316,9 +348,18 @@ def _audit(side: GateSide, plan: GatePlan) -> Audit | None:
 
 
 def _measure(
-    baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
+    baseline: GateSide,
+    candidates: Sequence[GateSide],
+    plan: GatePlan,
+    progress: Progress,
+    *,
+    confidence: float,
+    seed: int,
 ) -> dict[str, tuple[Measurement | None, Measurement]]:
-    """Each candidate, by its name, and its baseline, from one interleaved run, one image per query."""
+    """Each candidate, by its name, and its baseline, from one interleaved run, one image per query.
+
+    It ends when all limits on times are decided at `confidence`; `seed` is of the order of turns.
+    """
     if not plan.limits.of_runs:
         return {}
     table: dict[str, one_run.Row] = {}
@@ -333,12 +374,12 @@ def _measure(
             table[label] = _row(label, source, side.backend, plan)
     outcomes = one_run.time_rows(
         list(table.values()),
-        interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed, max_time_s=plan.max_time_s),
+        interleaved.Schedule(duration_s=plan.duration_s, seed=seed, max_time_s=plan.max_time_s),
         interleaved.Listener(progress=progress),
         questions=judge_limits.questions(
             [(f"baseline {side.backend}", f"candidate {k}") for k, side in enumerate(candidates)],
             plan.limits,
-            confidence=plan.confidence,
+            confidence=confidence,
         ),
     )
     times = {outcome.label: interleaved.measurement_or_raise(outcome) for outcome in outcomes}
@@ -386,7 +427,8 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     assert candidate.predictions is not None
     limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
     alone = dataclasses.replace(plan, limits=limits)
-    run = _measure(candidate, [candidate], alone, progress).get(candidate.name)
+    measured = _measure(candidate, [candidate], alone, progress, confidence=plan.confidence, seed=plan.seed)
+    run = measured.get(candidate.name)
     seen = _look_at(candidate, None, run, alone)
     (found,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
     checks = found.checks

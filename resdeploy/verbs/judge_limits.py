@@ -11,6 +11,8 @@ from resdeploy.judge.pairs import Pair
 from resdeploy.measure import interleaved, summary
 from resdeploy.records import Audit, Check, Measurement, Verdict
 
+OF_TIMES = frozenset(("slowdown",))  # the checks that another run may decide
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
@@ -63,6 +65,58 @@ def questions(
         )
         for baseline, candidate in sides
     )
+
+
+def confidence_of_attempt(confidence: float) -> float:
+    """The confidence of each of two attempts, of which the second is made where the first is inconclusive.
+
+    Half of the error each (Bonferroni): a candidate passes wrongly if the first attempt passes it wrongly or, left open
+    by that, the second does. At the whole error each, who may try twice would be wrong nearly twice as often.
+    """
+    return 1 - (1 - confidence) / 2
+
+
+def is_open(verdict: Verdict) -> bool:
+    """Whether a limit on times was not decided."""
+    return any(check.name in OF_TIMES and check.state == "inconclusive" for check in verdict.checks)
+
+
+def judge_again(
+    firsts: Sequence[Verdict], seconds: Sequence[Evidence], limits: Limits, *, confidence: float
+) -> tuple[Verdict, ...]:
+    """The verdicts on candidates that were left open and measured a second time: what the second says counts.
+
+    Holm's correction is over these candidates alone. The second attempt knows nothing of the first one's times, so that
+    whatever luck chose them, a wrong verdict among them is as rare as if they had been all there are.
+
+    Args:
+        firsts: of the first attempt.
+        seconds: the times of the second.
+        limits: as for the first.
+        confidence: of this attempt (`confidence_of_attempt`).
+    """
+    judged = []
+    for first, checks in zip(firsts, _judge_times(seconds, limits, confidence=confidence), strict=True):
+        again = {check.name: check for check in checks}
+        judged.append(
+            dataclasses.replace(
+                first,
+                checks=tuple(
+                    _second(check, again[check.name])
+                    if check.name in again and check.state == "inconclusive"
+                    else check
+                    for check in first.checks
+                ),
+            )
+        )
+    return tuple(judged)
+
+
+def _second(first: Check, second: Check) -> Check:
+    """With a note that says which attempt it is, and what the first one saw."""
+    saw = "" if first.interval is None else f" ({first.interval[0]:+.2f} % to {first.interval[1]:+.2f} %)"
+    why = f"This is a second attempt, alone with its baseline: beside the other candidates nothing was decided{saw}."
+    return dataclasses.replace(second, note=f"{second.note} {why}")
 
 
 @dataclass(frozen=True, kw_only=True)

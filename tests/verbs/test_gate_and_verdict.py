@@ -21,11 +21,13 @@ from resdeploy import run, store
 from resdeploy.cli import app
 from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
+from resdeploy.measure import interleaved, one_run
 from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
 from resdeploy.verbs import gate, gate_options, judge_limits
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits
+from tests.backends.conftest import tiny_network
 
 DROP = Limits(drop_pp=1.0)
 
@@ -353,6 +355,98 @@ def test_measured_candidates_are_judged_each_against_its_own_baseline() -> None:
         [("slowdown", "fail"), ("memory", "inconclusive")],
     ]
     assert "Holm's correction for 2 candidates" in found[0][0].note
+
+
+class Runs:
+    """Interleaved runs on made-up machines, one for each run: seconds of each candidate, by its label."""
+
+    def __init__(self, *machines: dict[str, Sequence[float]]) -> None:
+        self.machines = list(machines)
+        self.runs: list[tuple[tuple[str, ...], int, tuple[float, ...]]] = []  # labels, seed, errors of the questions
+
+    def __call__(
+        self,
+        rows: Sequence[one_run.Row],
+        schedule: interleaved.Schedule,
+        _listener: object,
+        *,
+        questions: Sequence[interleaved.Question],
+    ) -> tuple[Measurement, ...]:
+        labels = tuple(row.candidate.label for row in rows)
+        self.runs.append((labels, schedule.seed, tuple(question.error for question in questions)))
+        machine = self.machines[len(self.runs) - 1]
+        return tuple(measured_in_turns(label, machine.get(label, (0.01,) * 8)) for label in labels)
+
+
+def measured_in_turns(label: str, process_s: Sequence[float]) -> Measurement:
+    """Two turns of 20 queries in each process, which all take as long."""
+    blocks = tuple(
+        Block(put_s=(0.0,) * 20, run_s=(process_s[k // 2],) * 20, get_s=(0.0,) * 20, started_s=float(k), process=k // 2)
+        for k in range(2 * len(process_s))
+    )
+    return dataclasses.replace(measurement(label, 0.01, 0), blocks=blocks)
+
+
+STEADY = (0.01, 0.010001) * 4
+WIDE = (0.008, 0.012) * 4  # neither within 3 % nor beyond it
+SLOW = (0.0111, 0.01111) * 4
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """old.onnx, a.onnx and b.onnx, which differ."""
+    for k, name in enumerate(("old", "a", "b")):
+        network = tiny_network()
+        network.doc_string = str(k)
+        onnx.save(network, tmp_path / f"{name}.onnx")
+    return tmp_path
+
+
+def timed_gate(folder: Path, runs: Runs, *candidates: str, patch: pytest.MonkeyPatch, **options: Any) -> Gate:
+    patch.setattr(one_run, "time_rows", runs)
+    return judged(folder, "old.onnx", *candidates, limits=Limits(slowdown_pct=3), backends=("null",), **options)
+
+
+@pytest.mark.parametrize(("second", "state"), [(STEADY, "pass"), (SLOW, "fail"), (WIDE, "inconclusive")])
+def test_what_several_left_open_is_measured_again_alone_and_the_second_counts(
+    timed: Path, monkeypatch: pytest.MonkeyPatch, second: Sequence[float], state: str
+) -> None:
+    """That candidate and its baseline only, in another order of turns; each attempt has half of the error."""
+    runs = Runs({"candidate 0": STEADY, "candidate 1": WIDE}, {"candidate 0": second})
+    found = timed_gate(timed, runs, "a.onnx", "b.onnx", patch=monkeypatch, seed=4)
+    labels, seeds, errors = zip(*runs.runs, strict=True)
+    assert labels == (("candidate 0", "baseline null", "candidate 1"), ("candidate 0", "baseline null"))
+    assert seeds == (4, 5)
+    assert errors[0] == pytest.approx((0.025, 0.025))  # two-sided: 0.05 one-sided is halved, and shared by two
+    assert errors[1] == pytest.approx((0.05,))
+    (kept,), (again,) = (one.verdict.checks for one in found.judged)
+    assert (kept.state, again.state) == ("pass", state)
+    assert "second attempt" not in kept.note
+    assert "each end at 97.5 % confidence" in again.note
+    assert "This is a second attempt, alone with its baseline: beside the other candidates nothing was" in again.note
+    assert "Holm" not in again.note
+
+
+def test_all_that_were_left_open_share_the_second_attempts_error(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs, each at a quarter of the error; Holm's correction is over the two."""
+    runs = Runs({"candidate 0": WIDE, "candidate 1": WIDE}, {"candidate 0": STEADY}, {"candidate 0": SLOW})
+    found = timed_gate(timed, runs, "a.onnx", "b.onnx", patch=monkeypatch)
+    assert [one.verdict.state for one in found.judged] == ["pass", "fail"]
+    assert [errors for *_, errors in runs.runs[1:]] == [pytest.approx((0.025,))] * 2
+    assert all("Holm's correction for 2 candidates" in one.verdict.checks[0].note for one in found.judged)
+
+
+def test_one_candidate_is_measured_once_with_the_whole_error(timed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was alone already; so is a decided one of several."""
+    runs = Runs({"candidate 0": WIDE})
+    (check,) = timed_gate(timed, runs, "a.onnx", patch=monkeypatch).verdict.checks
+    ((_, _, errors),) = runs.runs
+    assert errors == pytest.approx((0.1,))
+    assert check.state == "inconclusive"
+    assert "each end at 95 % confidence" in check.note
+    decided = Runs({"candidate 0": STEADY, "candidate 1": SLOW})
+    assert timed_gate(timed, decided, "a.onnx", "b.onnx", patch=monkeypatch).verdict.state == "fail"
+    assert len(decided.runs) == 1
 
 
 def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
