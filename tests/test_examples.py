@@ -117,7 +117,8 @@ def test_the_comment_is_made_or_brought_up_to_date(tmp_path: Path, ours: str, ca
 
 @needs_unzip
 @pytest.mark.parametrize(
-    "seen", ["open abd o/fork topic", "open abc o/other topic", "open abc o/fork main", f"closed {HEAD}", "open abc ? topic"]
+    "seen",
+    ["open abd o/fork topic", "open abc o/other topic", "open abc o/fork main", f"closed {HEAD}", "open abc ? topic"],
 )
 def test_a_number_of_another_head_is_not_written_to(tmp_path: Path, seen: str) -> None:
     """Another commit, fork or branch, or a pull request that is closed: a notice, and no comment anywhere."""
