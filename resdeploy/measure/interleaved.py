@@ -164,10 +164,10 @@ def run(
     if not labels or len(set(labels)) != len(labels):
         raise UsageError(f"candidates need different names: {', '.join(labels) or 'there are none'}")
     entrants = {candidate.label: _Entrant(candidate) for candidate in candidates}
-    timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), bool(questions))
+    timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), bool(questions), clock)
     before = look()
     if questions:
-        _time_until_answered(timing, questions, clock)
+        _time_until_answered(timing, questions)
     else:
         _time_blocks(timing)
     disturbances = environment.disturbances(before, look())
@@ -191,28 +191,29 @@ def _time_blocks(timing: _Timing) -> None:
         timing.generation(process, entrants, rounds, schedule.duration_s / schedule.blocks, planned)
 
 
-def _time_until_answered(timing: _Timing, questions: Sequence[Question], clock: Callable[[], float]) -> None:
+def _time_until_answered(timing: _Timing, questions: Sequence[Question]) -> None:
     """Process by process of every candidate; looks when LOOKS says, and ends before the time is over."""
     unanswered = list(questions)
     compared = {(question.baseline, question.candidate) for question in questions}
-    started, longest_s = clock(), timing.schedule.max_time_s * len(compared)
+    pace = pilot.Pace(timing.schedule.max_time_s * len(compared), LOOKS[0], len(timing.entrants), TURN_S + SWITCH_S)
     turn_s, turns = TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S))
     for process in range(LOOKS[-1]):
-        if process and (clock() - started) * (process + 1) / process > longest_s:
+        if not pace.allows_another():
             return
         asked = {label for question in unanswered for label in (question.baseline, question.candidate)}
         running = [entrant for label, entrant in timing.entrants.items() if label in asked or not process]
         length_s = pilot.TURNS_S[process] if process < len(pilot.TURNS_S) else turn_s
+        affordable = pace.affordable_turns(length_s / TURN_S)
+        rounds = max(quiet.LEAST_TURNS, min(round(turns * TURN_S / length_s), affordable))
         planned = turns * next(size for size in LOOKS if size > process)
-        timing.generation(process, running, max(2, round(turns * TURN_S / length_s)), length_s, planned)
+        pace.note(*timing.generation(process, running, rounds, length_s, planned, most=affordable))
         measured = {label: entrant.measurement() for label, entrant in timing.entrants.items() if not entrant.error}
         unanswered = [one for one in unanswered if {one.baseline, one.candidate} <= measured.keys()]
         sides = [(measured[one.baseline], measured[one.candidate]) for one in unanswered]
         if process + 1 == len(pilot.TURNS_S):
             turn_s = pilot.best_turn_s(sides, TURN_S)
         if process + 1 in LOOKS:
-            seconds = (clock() - started) / (process + 1)
-            turns = pilot.worthwhile_turns(sides, process_s=seconds) or turns
+            turns = pilot.worthwhile_turns(sides, process_s=pace.process_s) or turns
             unanswered = [one for one, pair in zip(unanswered, sides, strict=True) if not one.answered(*pair)]
         if not unanswered:
             return
@@ -228,13 +229,20 @@ class _Timing:
     open_lane: Callable[[BackendName], Lane]
     order: random.Random
     asked: bool  # whether the run is to tell something of ratios
+    clock: Callable[[], float]
 
-    def generation(self, process: int, entrants: Sequence[_Entrant], rounds: int, block_s: float, planned: int) -> None:
+    def generation(
+        self, process: int, entrants: Sequence[_Entrant], rounds: int, block_s: float, planned: int, *, most: int = 0
+    ) -> tuple[float, float, int]:
         """A fresh process for every entrant, then `rounds` blocks of each: in random order, then in the same backwards.
 
-        So a machine that gets slower and slower meanwhile is as slow for each in the mean. `planned` are the rounds
-        that the run is told to have.
+        So a machine that gets slower and slower meanwhile is as slow for each in the mean. Up to `most` rounds are made
+        for want of quiet ones; `planned` are the rounds that the run is told to have.
+
+        Returns:
+            Seconds until all were open, seconds of all rounds, and their number.
         """
+        begun = self.clock()
         starting = self.listener.starting or _unheard
         with contextlib.ExitStack() as stack:
             for entrant in [entrant for entrant in entrants if entrant.error is None]:
@@ -242,9 +250,8 @@ class _Timing:
                 with _recorded(entrant):
                     entrant.open(stack.enter_context(self.open_lane(entrant.candidate.backend)), process)
                 self._tell(entrant, planned)
-            order = list(entrants)
-            number = 0
-            while number < rounds or self._want_quiet_turns(process, entrants, rounds):
+            order, number, opened = list(entrants), 0, self.clock()
+            while number < rounds or (number < most and self._want_quiet_turns(process, entrants, rounds)):
                 if number % 2:
                     order.reverse()
                 else:
@@ -255,10 +262,11 @@ class _Timing:
                         entrant.time_block(block_s, MAX_QUERIES_A_TURN if self.asked else MAX_QUERIES)
                     self._tell(entrant, planned)
                 number += 1
+            return opened - begun, self.clock() - opened, number
 
     def _want_quiet_turns(self, process: int, entrants: Sequence[_Entrant], rounds: int) -> bool:
         running = [entrant for entrant in entrants if entrant.error is None]
-        if not self.asked or not running:
+        if not running:
             return False
         blocks = [[block for block in entrant.blocks if block.process == process] for entrant in running]
         return quiet.turns_to_come(blocks, rounds)

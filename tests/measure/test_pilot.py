@@ -60,3 +60,19 @@ def test_where_restarts_change_nothing_a_process_makes_as_many_turns_as_it_may()
     pair = sides(turn_s=lambda _: 0.3, within=lambda _: 0.04, pairs=60, turns=10, seed=5)
     assert (pilot.worthwhile_turns([pair], process_s=6.0) or 0) >= 10
     assert pilot.worthwhile_turns([], process_s=6.0) is None
+
+
+def test_the_first_look_comes_in_time_where_that_can_be():
+    """40 s for eight processes of six candidates: as many turns as fit, more where loading was quicker, none too late."""
+    pace = pilot.Pace(40.0, 8, 6, 0.12)
+    assert pace.allows_another()
+    assert pace.affordable_turns(1.0) == int((40 / 8 - 6 * pilot.SETUP_S) / (6 * 0.12))
+    pace.note(2.0, 3.0, 4)
+    assert pace.affordable_turns(1.0) == int((35 / 7 - 2.0) / 0.75)
+    assert pace.affordable_turns(2.0) == int((35 / 7 - 2.0) / 1.5)
+    for _ in range(6):
+        pace.note(2.0, 3.0, 4)
+    assert pace.allows_another()
+    pace.note(2.0, 3.0, 4)
+    assert not pace.allows_another()
+    assert pilot.Pace(1.0, 8, 6, 0.12).affordable_turns(1.0) == 0  # the least number is made all the same
