@@ -138,8 +138,17 @@ def _layer(document: str | Mapping[str, Any]) -> Layer:
         activation=activation or bool(_get(document, "HasReLU")),
         inputs=inputs,
         outputs=outputs,
+        others=_weights(_get(document, "Weights")),
         tactic=tactic,
     )
+
+
+def _weights(weights: Any) -> tuple[Port, ...]:
+    """The weights as one row: of their shape the inspector tells the number of values alone."""
+    count = _get(weights, "Count") if isinstance(weights, Mapping) else None
+    if not isinstance(count, int) or count <= 0:
+        return ()
+    return (Port(name="", precision=_type(_text(weights, "Type")), shape=(count,)),)
 
 
 def _role(kind: str, origin: str, name: str) -> Literal["compute", "qdq", "reformat", "free"]:

@@ -308,7 +308,7 @@ def _in_one_file(source: Artifact, whole: Path) -> Artifact:
 def _layer(document: dict[str, Any]) -> Layer:
     ports = {
         side: tuple(Port(**port | {"shape": tuple(port["shape"])}) for port in document[side])
-        for side in ("inputs", "outputs")
+        for side in ("inputs", "outputs", "others")
     }
     return Layer(**document | ports | {"sources": tuple(document["sources"])})
 

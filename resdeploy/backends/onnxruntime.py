@@ -280,7 +280,8 @@ def _layers(events: Sequence[Mapping[str, Any]]) -> tuple[Layer, ...]:
 def _layer(name: str, args: Mapping[str, Any], time_s: float) -> Layer:
     kind = args["op_name"]
     read, written = (_ports(args.get(f"{side}_type_shape", ())) for side in ("input", "output"))
-    inputs = tuple(read[i] for i in DATA.get(kind, (0,)) if i < len(read))
+    data = DATA.get(kind, (0,))
+    inputs = tuple(read[i] for i in data if i < len(read))
     role: Literal["compute", "qdq", "reformat"] = "compute"
     if kind in ("QuantizeLinear", "DequantizeLinear"):
         role = "qdq"
@@ -298,6 +299,7 @@ def _layer(name: str, args: Mapping[str, Any], time_s: float) -> Layer:
         role=role,
         inputs=inputs,
         outputs=written[:1],
+        others=tuple(port for i, port in enumerate(read) if i not in data),
     )
 
 

@@ -210,6 +210,7 @@ def _layer(node: Any, info: Mapping[str, str]) -> Layer:
     elif sources and all(name.endswith("QuantizeLinear") for name in sources):  # Dequantize... too
         role = "qdq"
     precision, doubt = _arithmetic(info["primitiveType"], info["runtimePrecision"])
+    makers = [value.get_node() for value in node.input_values()]
     return Layer(
         name=node.get_friendly_name(),
         kind=f"{info['layerType']}:{info['primitiveType']}",
@@ -217,8 +218,9 @@ def _layer(node: Any, info: Mapping[str, str]) -> Layer:
         sources=sources,
         time_s=float(info["execTimeMcs"]) / 1e6,
         role=role,
-        inputs=tuple(_port(value.get_node()) for value in node.input_values() if _is_computed(value.get_node())),
+        inputs=tuple(_port(maker) for maker in makers if _is_computed(maker)),
         outputs=(_port(node),),
+        others=tuple(_port(maker) for maker in makers if not _is_computed(maker)),
         doubt=doubt,
     )
 

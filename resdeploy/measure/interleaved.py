@@ -27,7 +27,7 @@ from pathlib import Path
 from resdeploy import stats, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError, revive
-from resdeploy.measure import environment, pilot, quiet, summary
+from resdeploy.measure import environment, kernels, pilot, quiet, summary
 from resdeploy.records import (
     PRECISIONS,
     Artifact,
@@ -35,6 +35,7 @@ from resdeploy.records import (
     Block,
     Execution,
     Failure,
+    Layer,
     Measurement,
     Progress,
     Replay,
@@ -56,6 +57,7 @@ WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
 # With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
 MAX_QUERIES, MAX_QUERIES_A_TURN = 5000, 500  # a block, and a turn, of which there are more; others only fill memory
+TRACED = 5  # queries, that the length of a kernel is not that of its first, cold run
 REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results
 
 # What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
@@ -118,6 +120,7 @@ class Schedule:
     blocks: int = BLOCKS  # per candidate, spread over its processes, where nothing is asked
     processes: int = PROCESSES  # fresh ones per candidate, where nothing is asked
     max_time_s: float = MAX_TIME_S  # for each two that are compared, loading and warming up included
+    kernels: bool = True  # afterwards look which kernels ran, of each row that a question compares on its own backend
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,11 +177,11 @@ def run(
     for entrant in entrants.values():
         entrant.disturbances = disturbances
     _raise_if_all_failed(tuple(entrants.values()))
+    compared = _compared_on_one_backend(entrants, questions) if schedule.kernels else set()
+    trace = _Trace(open_lane)
     return tuple(
-        entrant.failure()
-        if entrant.error
-        else dataclasses.replace(entrant.measurement(), notes=_arithmetic(entrant.candidate, open_lane))
-        for entrant in entrants.values()
+        entrant.failure() if entrant.error else _looked_into(entrant, trace, kernels_too=label in compared)
+        for label, entrant in entrants.items()
     )
 
 
@@ -410,7 +413,46 @@ def _unheard(_label: str) -> None:
     """Nobody asked which row is next."""
 
 
-def _arithmetic(candidate: Candidate, open_lane: Callable[[BackendName], Lane]) -> tuple[str, ...]:
+def _compared_on_one_backend(entrants: Mapping[str, _Entrant], questions: Sequence[Question]) -> set[str]:
+    """Labels of the rows that a question compares with another on the same backend, both of which were timed."""
+    backends = {label: entrant.candidate.backend for label, entrant in entrants.items() if not entrant.error}
+    sides = [(one.baseline, one.candidate) for one in questions if {one.baseline, one.candidate} <= backends.keys()]
+    return {label for pair in sides for label in pair if len({backends[side] for side in pair}) == 1}
+
+
+@dataclass
+class _Trace:
+    """Traced lanes, one for each file and way to run it, opened when they are asked for."""
+
+    open_lane: Callable[[BackendName], Lane]
+    seen: dict[tuple[object, ...], tuple[Layer, ...] | ResdeployError] = field(default_factory=dict)
+
+    def layers(self, candidate: Candidate) -> tuple[Layer, ...] | ResdeployError:
+        """What is executed, or why that could not be seen."""
+        artifact, execution = candidate.artifact, candidate.execution
+        key = (candidate.backend, artifact.path, artifact.sha256, execution)
+        if key not in self.seen:
+            try:
+                with self.open_lane(candidate.backend) as lane:
+                    lane.open(artifact, execution, trace=True)
+                    lane.block(TRACED)
+                    self.seen[key] = tuple(lane.layers())
+            except ResdeployError as e:
+                self.seen[key] = e
+        return self.seen[key]
+
+
+def _looked_into(entrant: _Entrant, trace: _Trace, *, kernels_too: bool) -> Measurement:
+    """The measurement with what a traced run tells of the row, where anybody asks for it."""
+    candidate = entrant.candidate
+    notes = _arithmetic(candidate, trace)
+    # TensorRT's provider is one kernel to ONNX Runtime, whatever it runs.
+    layers = trace.layers(candidate) if kernels_too and candidate.execution.provider != "tensorrt" else ()
+    executed = () if isinstance(layers, ResdeployError) else kernels.of_layers(layers)
+    return dataclasses.replace(entrant.measurement(), notes=notes, kernels=executed)
+
+
+def _arithmetic(candidate: Candidate, trace: _Trace) -> tuple[str, ...]:
     """Notes on a half-precision file whose convolutions run in another precision, as a traced lane's kernels show.
 
     Backends do so silently: in FP32 on CPUs without half-precision arithmetic (the file is smaller, the time FP32's),
@@ -419,12 +461,10 @@ def _arithmetic(candidate: Candidate, open_lane: Callable[[BackendName], Lane]) 
     stored = candidate.artifact.precision
     if stored not in ("fp16", "bf16"):
         return ()
-    try:
-        with open_lane(candidate.backend) as lane:
-            lane.open(candidate.artifact, candidate.execution, trace=True)
-            convolutions = [layer for layer in lane.layers() if layer.kind.startswith("Conv")]
-    except ResdeployError as e:
-        return (f"in which precision it computes could not be seen: {e.what}",)
+    layers = trace.layers(candidate)
+    if isinstance(layers, ResdeployError):
+        return (f"in which precision it computes could not be seen: {layers.what}",)
+    convolutions = [layer for layer in layers if layer.kind.startswith("Conv")]
     executed = collections.Counter(layer.precision for layer in convolutions)
     return tuple(
         f"stored in {stored.upper()}, computed in {precision.upper()} by {candidate.backend} on this machine "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from resdeploy import stats
-from resdeploy.measure import environment
+from resdeploy.measure import environment, kernels
 from resdeploy.measure.quiet import LEAST_TURNS, are_quiet
 from resdeploy.records import Block, Comparison, Measurement, Summary
 from resdeploy.records.times import LEAST_PAIRS
@@ -126,6 +126,7 @@ def compare(baseline: Measurement, candidate: Measurement, *, equal_within: floa
         invalid=tuple(
             [f"{m.label}: {why}" for m in (baseline, candidate) for why in faults(m)] + _one_sided(baseline, candidate)
         ),
+        kernels=kernels.compare(baseline.kernels, candidate.kernels) if baseline.backend == candidate.backend else None,
     )
 
 

@@ -39,7 +39,7 @@ from resdeploy.records.judged import (
     Verdict,
 )
 from resdeploy.records.plans import Lesion, Mixed, Profile, PruneOutcome, PruneSide, Sensitivity
-from resdeploy.records.times import Block, Change, Comparison, Failure, Measurement, Replay, Summary
+from resdeploy.records.times import Block, Change, Comparison, Failure, Kernels, Measurement, Replay, Summary
 from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import (
     BYTES,
@@ -81,6 +81,7 @@ __all__ = [
     "Format",
     "Gate",
     "Judged",
+    "Kernels",
     "Layer",
     "LayerCost",
     "LayerRoof",

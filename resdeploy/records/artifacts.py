@@ -206,5 +206,6 @@ class Layer:
     activation: bool = False  # the runtime says that an activation is part of it
     inputs: tuple[Port, ...] = ()
     outputs: tuple[Port, ...] = ()
+    others: tuple[Port, ...] = ()  # what it reads besides: weights, scales; as far as the runtime tells
     tactic: str = ""
     doubt: str = ""  # what the runtime says of the precision, where its kernel's own name says another

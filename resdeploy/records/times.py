@@ -11,6 +11,7 @@ from resdeploy.records.artifacts import Execution
 from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import EQUAL_WITHIN, STRICT, Precision, Scenario, Scope
 
+SAME_KERNELS = "same"  # of `Comparison.kernels`
 LEAST_PAIRS = 8  # of processes, to say anything of a ratio: fewer tell too little of what a restart changes
 
 
@@ -46,6 +47,21 @@ class Replay:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """Executed kernels that do the same: one kind, in one precision, on tensors of the same types and shapes."""
+
+    __pydantic_config__ = STRICT
+    kind: str
+    precision: str  # of the arithmetic
+    reads: tuple[str, ...]  # types and shapes, sorted; "fp32 1x64x56x56"
+    writes: tuple[str, ...]
+    variant: str = ""  # the runtime's own name of the code, and what is fused, where it tells them apart
+    count: int = 1
+    example: str = ""  # a node of the file that one of them computes
+    time_s: float | None = None  # of all of them in one traced query; None: not told
+
+
+@dataclass(frozen=True, kw_only=True)
 class Measurement:
     """Raw times of one model on one backend in one scenario. Statistics are derived from it."""
 
@@ -72,6 +88,7 @@ class Measurement:
     disturbances: tuple[str, ...] = ()  # what disturbed the machine meanwhile
     scope: Scope = "compute"
     replays: tuple[Replay, ...] = ()  # one per process
+    kernels: tuple[Kernels, ...] = ()  # what was executed, by a traced query after the timing; (): not known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +169,7 @@ class Comparison:
     equal_within: float = EQUAL_WITHIN  # the share of the time that is called no difference
     needed_s: float | None = None  # about how long the run would take in all to decide; None: no sensible time
     invalid: tuple[str, ...] = ()  # what makes the figure wrong
+    kernels: str | None = None  # `SAME_KERNELS`, or what differs in a few words; None: not known
 
     @property
     def valid(self) -> bool:

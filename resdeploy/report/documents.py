@@ -85,6 +85,7 @@ def bench(
     """`bench`: one row per candidate, and the speed-ups; `notes` are of the whole run."""
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
+    comparisons = tuple(comparisons)
     compared = [comparison_row(comparison) for comparison in comparisons]
     return document(
         "bench",
@@ -92,8 +93,13 @@ def bench(
         rows,
         answers=[row["answer"] for row in compared],
         comparisons=compared,
-        notes=[*notes, *_notes(rows)],
+        notes=[*notes, *_notes(rows), *kernel_notes(comparisons)],
     )
+
+
+def kernel_notes(comparisons: Iterable[Comparison]) -> list[str]:
+    """Of each comparison whether both sides execute the same, where that is known."""
+    return [note for comparison in comparisons if (note := sentences.kernels(comparison)) is not None]
 
 
 def _tell_apart(rows: list[Json]) -> None:
@@ -285,6 +291,7 @@ def doctor(
 
 def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environment: Environment) -> Json:
     """`run`: what a profile led to, one row per model, backend and precision."""
+    rows = tuple(rows)
     results: list[Json] = []
     comparisons: list[Json] = []
     checks: list[Json] = []
@@ -319,7 +326,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         checks=checks,
         reported=reported,
         verdict=verdict.state if verdict else None,
-        notes=_run_notes(results, checks),
+        notes=[*_run_notes(results, checks), *kernel_notes(row.comparison for row in rows if row.comparison)],
     )
 
 

@@ -50,6 +50,7 @@ def _notes(outcome: PruneOutcome) -> list[str]:
     else:
         notes = ["no block could be shown to be within the budget"]
     notes += outcome.before.score.repeats.notes
+    notes += documents.kernel_notes(outcome.comparisons)
     if outcome.tuned is not None:
         low, high = outcome.tuned.interval_pp
         notes.append(

@@ -129,6 +129,7 @@ def comparison_row(comparison: Comparison) -> Json:
         "finding": sentences.finding(comparison),
         "answer": sentences.answer(comparison),
         "reasons": list(comparison.invalid),
+        "kernels": comparison.kernels,
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from resdeploy.records import Check, Comparison
-from resdeploy.records.times import LEAST_PAIRS
+from resdeploy.records.times import LEAST_PAIRS, SAME_KERNELS
 
 TWICE = 1.1  # from here on a factor is easier to understand than a percentage
 
@@ -65,6 +65,19 @@ def finding(comparison: Comparison) -> str:
     if verdict == "equal":
         return f"equal within {100 * comparison.equal_within:g} %"
     return {"INVALID": "no claim: INVALID"}.get(verdict, verdict)
+
+
+def kernels(comparison: Comparison) -> str | None:
+    """Whether the two execute the same, and what follows; None: it is not known, or they ran on different backends."""
+    candidate, baseline = comparison.candidate, comparison.baseline
+    if comparison.kernels is None:
+        return None
+    if comparison.kernels != SAME_KERNELS:
+        return f"{candidate} does not execute what {baseline} does: {comparison.kernels}"
+    told = f"{candidate} and {baseline} execute the same kernels on the same shapes and types"
+    if comparison.verdict in ("faster", "slower"):
+        return f"{told}: the difference is not expected to come from the model"
+    return f"{told}: the model is not expected to have changed its speed"
 
 
 def _difference(comparison: Comparison, *, slower: bool) -> str:

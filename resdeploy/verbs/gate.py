@@ -7,7 +7,7 @@ predictions, speed on one interleaved run of the baseline and all candidates (or
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import refuse
 from resdeploy.judge import accuracy, hints, pairs
-from resdeploy.measure import interleaved, one_run, prediction_files, results
+from resdeploy.measure import interleaved, one_run, prediction_files, results, summary
 from resdeploy.records import (
     Artifact,
     Audit,
@@ -32,6 +32,7 @@ from resdeploy.records import (
     Subject,
     Verdict,
 )
+from resdeploy.report import sentences
 from resdeploy.verbs import judge_limits
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits, compares_nothing
@@ -232,7 +233,18 @@ def _judge(
     for side, pair, one in zip(candidates, answers, verdicts, strict=True):
         answer = Judged(candidate=_subject(side), verdict=one)
         judged.append(answer if pair is None else _with_images(answer, side, pair, plan, progress))
-    return tuple(judged), tuple(dict.fromkeys(_notes(baseline, candidates, plan.sight)))
+    notes = (*_notes(baseline, candidates, plan.sight), *_kernel_notes(baseline, runs))
+    return tuple(judged), tuple(dict.fromkeys(notes))
+
+
+def _kernel_notes(baseline: GateSide, runs: Mapping[str, tuple[Measurement | None, Measurement]]) -> tuple[str, ...]:
+    """Of each candidate that was timed whether it executes what the baseline does, where that is known."""
+    compared = [
+        dataclasses.replace(summary.compare(before, after), baseline=baseline.name, candidate=name)
+        for name, (before, after) in runs.items()
+        if before is not None
+    ]
+    return tuple(note for one in compared if (note := sentences.kernels(one)) is not None)
 
 
 def _try_again(

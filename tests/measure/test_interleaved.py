@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import platform
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from resdeploy.records import (
     Layer,
     Measurement,
     ModelSpec,
+    Port,
     Replay,
     Weights,
 )
@@ -594,3 +596,78 @@ def test_a_foreign_file_is_named_by_its_stem(artifact):
     bare = dataclasses.replace(artifact("thing"), model=None)
     candidate = interleaved.Candidate(label="x", backend="null", artifact=bare, execution=Execution())
     assert candidate.model == Path(bare.path).stem
+
+
+def traced(machine):
+    return [model for event, model, _ in machine.log if event == "trace"]
+
+
+@pytest.fixture
+def layered():
+    """Machines whose rows execute one convolution each."""
+    image = (Port(name="", precision="fp32", shape=(1, 8, 8, 8)),)
+
+    def make(**times):
+        machine = Machine({name: steady(query_s, seed=ord(name)) for name, query_s in times.items()})
+        machine.layers = [Layer(name="c", kind="Conv", precision="fp32", inputs=image, outputs=image)]
+        return machine
+
+    return make
+
+
+def test_kernels_are_looked_at_once_for_each_row_that_is_compared(candidates, layered):
+    """Also where two questions name a row, and two rows one file; in no lane before or beside a timed one."""
+    machine = layered(a=0.01, b=0.02, c=0.03)
+    base, slow, other = ask(candidates, machine)
+    assert sorted(traced(machine)) == ["a", "b", "c"]
+    first = [event for event, _, _ in machine.log].index("trace")
+    assert "block" not in [event for event, _, _ in machine.log[first:]]
+    assert summary.compare(base, slow).kernels == summary.compare(base, other).kernels == "same"
+
+
+def test_kernels_are_not_looked_at_where_nothing_is_compared_or_the_schedule_says_no(candidates, layered):
+    machine = layered(a=0.01, b=0.02)
+    rows = candidates("a", "b")
+    results = interleaved.run(rows, interleaved.Schedule(duration_s=1), open_lane=machine)
+    question = interleaved.Question(baseline="a", candidate="b")
+    schedule = interleaved.Schedule(duration_s=1, kernels=False)
+    results += interleaved.run(rows, schedule, questions=[question], open_lane=machine)
+    elsewhere = [rows[0], dataclasses.replace(rows[1], backend="openvino")]
+    results += interleaved.run(elsewhere, interleaved.Schedule(duration_s=1), questions=[question], open_lane=machine)
+    assert traced(machine) == []
+    assert [result.kernels for result in results if isinstance(result, Measurement)] == [()] * 6
+
+
+def test_a_trace_that_fails_leaves_kernels_unknown_and_the_times_as_they_are(candidates, layered):
+    machine = layered(a=0.01, b=0.02)
+    machine.faults = {"b": ("trace", 1, BackendCrash("it died"))}
+    base, slow = ask(candidates, machine)
+    found = summary.compare(base, slow)
+    assert (found.kernels, found.verdict, slow.notes) == (None, "slower", ())
+
+
+def test_a_half_precision_row_is_traced_once_for_its_arithmetic_and_its_kernels(candidates, layered):
+    machine = layered(a=0.01, b=0.02)
+    half = [
+        dataclasses.replace(row, artifact=dataclasses.replace(row.artifact, precision="fp16"))
+        for row in candidates("a", "b")
+    ]
+    base, slow = interleaved.run(
+        half,
+        interleaved.Schedule(duration_s=1),
+        questions=[interleaved.Question(baseline="a", candidate="b")],
+        open_lane=machine,
+    )
+    assert sorted(traced(machine)) == ["a", "b"]
+    assert isinstance(base, Measurement)
+    assert isinstance(slow, Measurement)
+    assert (len(slow.notes), summary.compare(base, slow).kernels) == (1, "same")
+
+
+def test_a_measurement_of_before_kernels_were_kept_is_still_read(candidates, layered):
+    base, slow = ask(candidates, layered(a=0.01, b=0.02))
+    old = dataclasses.asdict(base)
+    del old["kernels"]
+    read = store.parse(Measurement, json.dumps(old), "old")
+    assert (read, summary.compare(read, slow).kernels) == (dataclasses.replace(base, kernels=()), None)
+    assert store.parse(Measurement, json.dumps(dataclasses.asdict(slow)), "new") == slow

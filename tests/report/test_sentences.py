@@ -76,3 +76,14 @@ def test_what_was_not_seen_and_what_is_counted_has_no_sentence():
     for name, observed in (("slowdown", None), ("size", 3.0)):
         check = Check(name=name, limit=5.0, observed=observed, interval=None, state="pass", unit="", note="")
         assert sentences.judged(check, "new", "base") is None
+
+
+def test_kernels_are_told_with_what_follows_from_them():
+    """The same: a difference that was found is not the model's; other ones: what differs; unknown: nothing."""
+    same = "new and base execute the same kernels on the same shapes and types"
+    faster, equal = compared(1.03, (1.02, 1.04), kernels="same"), compared(1.0, (0.99, 1.01), kernels="same")
+    assert sentences.kernels(faster) == f"{same}: the difference is not expected to come from the model"
+    assert sentences.kernels(equal) == f"{same}: the model is not expected to have changed its speed"
+    other = compared(1.03, (1.02, 1.04), kernels="2 more Reorder")
+    assert sentences.kernels(other) == "new does not execute what base does: 2 more Reorder"
+    assert sentences.kernels(compared(1.03, (1.02, 1.04))) is None
