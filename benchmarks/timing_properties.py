@@ -141,7 +141,7 @@ def run(file: Path, clocks: Sequence[Clock], seed: int, *, asked: bool = False) 
     machine = [0.0]
     outcomes = interleaved.run(
         candidates,
-        interleaved.Schedule(duration_s=DURATION_S, seed=seed),
+        interleaved.Schedule(duration_s=DURATION_S, seed=seed, kernels=False),
         questions=[interleaved.Question(baseline="m0", candidate="m1")] if asked else [],
         open_lane=lambda _: synthetic(named, machine),
         look=lambda: QUIET,

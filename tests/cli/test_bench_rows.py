@@ -68,6 +68,19 @@ def test_a_backend_that_fails_is_a_row_and_the_other_is_measured(
     assert min(rows["onnxruntime"]["samples_ms"]) > 0
 
 
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_two_copies_of_one_file_execute_the_same_kernels(resdeploy: Run, digits_onnx: Path, backend: str) -> None:
+    """The comparison says so in the JSON, and in a note in words."""
+    copy = digits_onnx.with_name("copy.onnx")
+    copy.write_bytes(digits_onnx.read_bytes())
+    short = ("--backend", backend, "--duration", "0.1", "--max-time", "1", "--format", "json")
+    done = resdeploy("bench", digits_onnx, copy, *short)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert [row["kernels"] for row in document["comparisons"]] == ["same"]
+    assert [note for note in document["notes"] if "execute the same kernels on the same shapes and types" in note]
+
+
 def test_a_backend_that_fails_is_a_row_of_run_too(resdeploy: Run, digits_onnx: Path, tmp_path: Path) -> None:
     """A profile of two backends, one of which dies when it is timed: the other's row is in the result, exit 7."""
     (tmp_path / "faulty.toml").write_text(PROFILE.format(model=digits_onnx))

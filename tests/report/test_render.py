@@ -370,6 +370,20 @@ def test_a_table_in_a_pipe_is_not_cut_and_on_a_terminal_fits():
     assert "\x1b[" in render.render(gated(), color=True)
 
 
+def test_kernels_of_a_comparison_are_told_under_the_table_and_in_its_row():
+    """In `bench` and in `run`; what is not known is null, and no line."""
+    for kernels, line in (("2 more Reorder", "- b does not execute what a does: 2 more Reorder"), (None, None)):
+        compared = faster(kernels=kernels)
+        row = documents.RunRow(outcome=summary("b"), comparison=compared)
+        for document in (
+            documents.bench([summary("b")], [compared], ENVIRONMENT),
+            documents.run("p", iter([row]), verdict(), ENVIRONMENT),
+        ):
+            assert document["comparisons"][0]["kernels"] == kernels
+            text = render.render(document)
+            assert (line in text) if line else ("execute" not in text)
+
+
 def test_the_run_table_has_one_row_a_model_that_a_person_understands():
     """Accuracy, drop, time, throughput, size, speed-up, each with its interval, and a verdict; a crash is a row."""
     row = documents.RunRow(
