@@ -63,7 +63,7 @@ def test_where_restarts_change_nothing_a_process_makes_as_many_turns_as_it_may()
 
 
 def test_the_first_look_comes_in_time_where_that_can_be():
-    """40 s for eight processes of six candidates: as many turns as fit, more where loading was quicker, none too late."""
+    """40 s for eight processes of six candidates: as many turns as fit, by what the last process took."""
     pace = pilot.Pace(40.0, 8, 6, 0.12)
     assert pace.allows_another()
     assert pace.affordable_turns(1.0) == int((40 / 8 - 6 * pilot.SETUP_S) / (6 * 0.12))
