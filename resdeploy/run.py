@@ -138,7 +138,8 @@ def run(profile: Profile, folder: Path, *, progress: Progress, note: Note) -> Re
 def _check(profile: Profile) -> None:
     """Refuses what could only fail later, all of it at once."""
     backend_names = [name for name in profile.backends if backends.load(name).SOURCE == "onnx"]
-    limits_given = (profile.max_drop_pp, profile.max_slowdown_pct, profile.max_size_mb, profile.max_memory_mb)
+    slowdowns = (profile.max_slowdown_pct, profile.max_cpu_slowdown_pct)
+    limits_given = (profile.max_drop_pp, *slowdowns, profile.max_size_mb, profile.max_memory_mb)
     limited = any(limit is not None for limit in limits_given)
     problems: tuple[tuple[object, str], ...] = (
         (not _is_file_name(profile.name), "name: the name of a folder in runs/, without a path"),
@@ -149,6 +150,7 @@ def _check(profile: Profile) -> None:
         (not 0 <= (profile.prune_drop_pp or 0) < 100, "prune_drop_pp: points of top-1 from 0 up to 100"),
         (not 0 <= (profile.max_drop_pp or 0) < 100, "max_drop_pp: points of top-1 from 0 up to 100"),
         ((profile.max_slowdown_pct or 0) <= -100, "max_slowdown_pct: a percentage above -100"),
+        ((profile.max_cpu_slowdown_pct or 0) <= -100, "max_cpu_slowdown_pct: a percentage above -100"),
         (profile.max_size_mb is not None and profile.max_size_mb <= 0, "max_size_mb: megabytes above 0"),
         (profile.max_memory_mb is not None and profile.max_memory_mb <= 0, "max_memory_mb: megabytes above 0"),
         ("fp32" not in profile.precisions, "precisions: fp32 is what the others are compared with"),
@@ -405,6 +407,7 @@ class ProfileRun:
             profile.duration_s,
             profile.max_time_s,
             profile.max_slowdown_pct,
+            profile.max_cpu_slowdown_pct,
             profile.seed,
             machine.cpu().model,
             machine.usable_cores(),
@@ -418,7 +421,7 @@ class ProfileRun:
 def _questions(table: Sequence[one_run.Row], profile: Profile) -> tuple[interleaved.Question, ...]:
     """How fast each row is against its baseline, and whether it is within the limit where there is one."""
     sides = [(baseline, row.candidate.label) for row in table for baseline in row.baselines]
-    limits = Limits(slowdown_pct=profile.max_slowdown_pct)
+    limits = Limits(slowdown_pct=profile.max_slowdown_pct, cpu_slowdown_pct=profile.max_cpu_slowdown_pct)
     return (
         *(interleaved.Question(baseline=baseline, candidate=candidate) for baseline, candidate in sides),
         *judge_limits.questions(sides, limits, confidence=CONFIDENCE),
@@ -451,7 +454,12 @@ def _judge(
 
     Its speed is judged against FP32 on its own backend.
     """
-    limits = Limits(slowdown_pct=profile.max_slowdown_pct, memory_mb=profile.max_memory_mb, size_mb=profile.max_size_mb)
+    limits = Limits(
+        slowdown_pct=profile.max_slowdown_pct,
+        cpu_slowdown_pct=profile.max_cpu_slowdown_pct,
+        memory_mb=profile.max_memory_mb,
+        size_mb=profile.max_size_mb,
+    )
     runs = {outcome.label: outcome for outcome in bench.outcomes if isinstance(outcome, Measurement)}
     fp32 = {v.backend: runs.get(v.candidate.label) for v in variants if v.baseline}
     evidence: dict[str, Evidence] = {}

@@ -27,6 +27,10 @@ def gate(
         float | None,
         typer.Option(min=-99.0, help="Largest slow-down of the median latency, in percent.", rich_help_panel=_LIMITS),
     ] = None,
+    max_cpu_slowdown: Annotated[
+        float | None,
+        typer.Option(min=-99.0, help="Likewise of the CPU time per image.", rich_help_panel=_LIMITS),
+    ] = None,
     max_size: Annotated[
         float | None, typer.Option(min=0.000001, help="Largest model file, in MB.", rich_help_panel=_LIMITS)
     ] = None,
@@ -103,6 +107,7 @@ def gate(
             max_drop=max_drop,
             max_top5_drop=max_top5_drop,
             max_slowdown=max_slowdown,
+            max_cpu_slowdown=max_cpu_slowdown,
             max_size=max_size,
             max_memory=max_memory,
             require_fused=require_fused,

@@ -2,7 +2,7 @@
 
 As for accuracy there are three answers. Times that took turns in one run are judged by the interval of their ratio,
 however the times themselves wandered; of two runs, each by itself, nothing tells what the machine did in between, and
-one that wandered is `inconclusive`.
+one that wandered is `inconclusive`. CPU time per image is judged by the same rule, as a quantity of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from resdeploy import stats
 from resdeploy.errors import refuse
@@ -27,6 +27,10 @@ FURTHEST = 30  # of the room up to the limit: it would take 900 times as long
 
 Blocks = Sequence["ArrayLike"]
 Interval = tuple[float, float, float]  # a slowdown and its two bounds, percent
+Quantity = Literal["time", "cpu"]  # seconds per image, by the clock or of all threads
+
+CHECKS: dict[Quantity, str] = {"time": "slowdown", "cpu": "cpu-slowdown"}
+WORDS: dict[Quantity, str] = {"time": "time", "cpu": "CPU time"}
 
 
 class Sides(Protocol):
@@ -49,7 +53,10 @@ class Sides(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class InTurns:
-    """Both of one interleaved run: seconds per image of the baseline and of the candidate in each pair of processes."""
+    """Both of one interleaved run: seconds per image of the baseline and of the candidate in each pair of processes.
+
+    By the clock, turn by turn, or CPU seconds of each process.
+    """
 
     pairs: Sequence[tuple[Blocks, Blocks]]
     faults: Sequence[str] = ()  # what makes a time wrong
@@ -110,21 +117,24 @@ class Apart:
         return f"about {needed} blocks instead of {blocks} would decide: raise the duration"
 
 
-def judge(sides: Sides, *, max_slowdown_pct: float, confidence: float = 0.95) -> Check:
+def judge(sides: Sides, *, max_slowdown_pct: float, confidence: float = 0.95, of: Quantity = "time") -> Check:
     """Judges the slowdown: the ratio of the times, less one, in percent.
 
     Args:
         sides: the times.
         max_slowdown_pct: how much slower the candidate may be, above -100.
         confidence: one-sided, of the pass and of the fail.
+        of: what the sides hold; the check is named after it.
 
     Raises:
         UsageError: the limit is no limit.
     """
-    return judge_many([sides], max_slowdown_pct=max_slowdown_pct, confidence=confidence)[0]
+    return judge_many([sides], max_slowdown_pct=max_slowdown_pct, confidence=confidence, of=of)[0]
 
 
-def judge_many(several: Sequence[Sides], *, max_slowdown_pct: float, confidence: float = 0.95) -> tuple[Check, ...]:
+def judge_many(
+    several: Sequence[Sides], *, max_slowdown_pct: float, confidence: float = 0.95, of: Quantity = "time"
+) -> tuple[Check, ...]:
     """Judges several candidates, each against its own baseline; the chance of any wrong pass stays `1 - confidence`.
 
     Holm's step-down over those that can be judged, for the passes and for the fails each: with m claims left, one
@@ -154,14 +164,14 @@ def judge_many(several: Sequence[Sides], *, max_slowdown_pct: float, confidence:
     checks = []
     for k, sides in enumerate(several):
         if not sides.enough:
-            checks.append(check_untimed(max_slowdown_pct, f"{'; '.join(sides.reasons)}: measure longer"))
+            checks.append(check_untimed(max_slowdown_pct, f"{'; '.join(sides.reasons)}: measure longer", of=of))
             continue
         state: State = "pass" if k in within else "fail" if k in beyond else "inconclusive"
         value, low, high = percent(k, tail)
-        note = _note(sides, state, (value, low, high), max_slowdown_pct, confidence)
+        note = _note(sides, state, (value, low, high), max_slowdown_pct, confidence, WORDS[of])
         if len(several) > 1:
             note += f". Holm's correction for {len(several)} candidates was applied; the interval is this one's alone"
-        checks.append(_check(max_slowdown_pct, value, (low, high), state, note))
+        checks.append(_check(of, max_slowdown_pct, value, (low, high), state, note))
     return tuple(checks)
 
 
@@ -176,12 +186,12 @@ def _holm(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bo
     return set(reliable) - set(left)
 
 
-def _note(sides: Sides, state: State, slowdown: Interval, limit: float, confidence: float) -> str:
+def _note(sides: Sides, state: State, slowdown: Interval, limit: float, confidence: float, what: str) -> str:
     """The interval in words, and what follows from it."""
     if sides.reasons:
         return f"Nothing can be said of the times: {'; '.join(sides.reasons)}. Measure again"
     value, low, high = slowdown
-    said = f"The time changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * confidence:g} % confidence"
+    said = f"The {what} changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * confidence:g} % confidence"
     if state != "inconclusive":
         return f"{said}: {'within' if state == 'pass' else 'beyond'} the limit of {limit:g} %"
     # An interval narrows with the square root of the time; the half towards the limit has to become shorter.
@@ -191,14 +201,19 @@ def _note(sides: Sides, state: State, slowdown: Interval, limit: float, confiden
     return f"{said}; {sides.would_decide((reach / room) ** 2)}"
 
 
-def check_untimed(max_slowdown_pct: float, why: str) -> Check:
+def check_untimed(max_slowdown_pct: float, why: str, *, of: Quantity = "time") -> Check:
     """A limit on times that are not there."""
-    return _check(max_slowdown_pct, None, None, "inconclusive", why)
+    return _check(of, max_slowdown_pct, None, None, "inconclusive", why)
 
 
 def _check(
-    limit: float, observed: float | None, interval: tuple[float, float] | None, state: State, note: str
+    of: Quantity,
+    limit: float,
+    observed: float | None,
+    interval: tuple[float, float] | None,
+    state: State,
+    note: str,
 ) -> Check:
     return Check(
-        name="slowdown", limit=limit, observed=observed, interval=interval, state=state, unit="%", note=f"{note}."
+        name=CHECKS[of], limit=limit, observed=observed, interval=interval, state=state, unit="%", note=f"{note}."
     )

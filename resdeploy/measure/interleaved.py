@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from resdeploy import stats, store
 from resdeploy.backends.lane import Lane
@@ -91,18 +92,21 @@ class Candidate:
 class Question:
     """Whether a candidate is slower than a baseline, or than it may be: answered when its interval tells.
 
-    That is when the interval of the ratio of their times leaves out `limit`, or lies within `equal_within` of 1.
+    That is when the interval of the ratio of their times, or of their CPU times, leaves out `limit`, or lies within
+    `equal_within` of 1.
     """
 
     baseline: str  # labels
     candidate: str
-    limit: float = 1.0  # of the candidate's time over the baseline's
+    of: Literal["time", "cpu"] = "time"  # per image
+    limit: float = 1.0  # of the candidate's over the baseline's
     equal_within: float | None = EQUAL_WITHIN  # None: equality is no answer
     error: float = summary.ERROR  # two-sided, how often all looks together may miss the truth
 
     def answered(self, baseline: Measurement, candidate: Measurement) -> bool:
         """Whether what has been measured so far tells."""
-        pairs = summary.process_pairs(candidate, baseline)
+        pairs_of = summary.cpu_pairs if self.of == "cpu" else summary.process_pairs
+        pairs = pairs_of(candidate, baseline)
         if len(pairs) < LEAST_PAIRS:
             return False
         ratio = stats.ratio_of_pairs(pairs, confidence=looks.confidence(self.error))

@@ -110,7 +110,8 @@ def compare(baseline: Measurement, candidate: Measurement, *, equal_within: floa
     """
     pairs = process_pairs(baseline, candidate)
     once, all_looks = (stats.ratio_of_pairs(pairs, confidence=share) for share in (0.95, looks.confidence(ERROR)))
-    cpu = _cpu_ratio(baseline, candidate)
+    used = cpu_pairs(candidate, baseline)
+    cpu = stats.ratio_of_pairs(used, confidence=looks.confidence(ERROR)) if used else None
     several = len(pairs) > 1
     return Comparison(
         baseline=baseline.label,
@@ -168,16 +169,16 @@ def _turns(baseline: Measurement, candidate: Measurement) -> dict[int, list[_Tur
     }
 
 
-def _cpu_ratio(baseline: Measurement, candidate: Measurement) -> stats.Estimate | None:
-    """The candidate's CPU time per image over the baseline's: what other load changes far less than the time."""
+def cpu_pairs(baseline: Measurement, candidate: Measurement) -> list[tuple[list[Times], list[Times]]]:
+    """CPU seconds per image of both in each pair of their processes, one mean for each process.
+
+    Other load changes it far less than the time. A process in which none was counted is left out.
+    """
     before, after = (
         {p: s / m.batch_size for p, s in _per_process(m, lambda block: block.cpu_s / len(block.run_s)).items() if s > 0}
         for m in (baseline, candidate)
     )
-    pairs = [([np.array([after[p]])], [np.array([before[p]])]) for p in sorted(before.keys() & after.keys())]
-    if not pairs:
-        return None
-    return stats.ratio_of_pairs(pairs, confidence=looks.confidence(ERROR))
+    return [([np.array([before[p]])], [np.array([after[p]])]) for p in sorted(before.keys() & after.keys())]
 
 
 def _per_process(measurement: Measurement, value: Callable[[Block], float | None]) -> dict[int, float]:

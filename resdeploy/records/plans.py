@@ -40,6 +40,7 @@ class Profile:
     max_time_s: float = MAX_TIME_S  # longest that one comparison with FP32 may take
     max_drop_pp: float | None = None
     max_slowdown_pct: float | None = None  # of the median time, against FP32 on the same backend; may be negative
+    max_cpu_slowdown_pct: float | None = None  # likewise of the CPU time per image
     max_size_mb: float | None = None  # of the built model
     max_memory_mb: float | None = None  # peak of the process that ran it
     seed: int = 0

@@ -110,7 +110,10 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
         (
             limits == Limits(),
             "gate was given no limit",
-            "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-size, --max-memory or --require-fused",
+            (
+                "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-cpu-slowdown 3, --max-size, --max-memory "
+                "or --require-fused"
+            ),
         ),
         (
             any(benches) and not times_alone,
@@ -144,6 +147,11 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
             predictions and limits.slowdown_pct is not None,
             f"{next(iter(predictions), '')} holds predictions, and --max-slowdown needs times",
             "Name two model files, or two saved results of bench",
+        ),
+        (
+            predictions and limits.cpu_slowdown_pct is not None,
+            f"{next(iter(predictions), '')} holds predictions, and --max-cpu-slowdown needs times",
+            "Name two model files",
         ),
         (
             own and counted,
@@ -281,7 +289,7 @@ def _look_at(
     limits, source = plan.limits, side.source
     return Evidence(
         accuracy=accuracy,
-        times=None if run is None else judge_limits.times_of_run(*run),
+        times={} if run is None else judge_limits.times_of_run(*run),
         peak_rss_bytes=None if run is None else run[1].peak_rss_bytes,
         size_bytes=store.size_bytes(Path(source.path)) if source is not None and limits.size_mb is not None else None,
         audit=_audit(side, plan) if limits.fused else None,
@@ -380,7 +388,7 @@ def _measure(
         assert side.backend is not None
         table[f"candidate {k}"] = _row(f"candidate {k}", side.source, side.backend, plan)
         label = f"baseline {side.backend}"
-        if plan.limits.slowdown_pct is not None and label not in table:
+        if plan.limits.of_times and label not in table:
             request = _request(baseline.given, plan)
             source = source_for(request, side.backend, None, calibration.CalibrationPlan(), progress=progress)
             table[label] = _row(label, source, side.backend, plan)
@@ -437,7 +445,7 @@ def _subject(side: GateSide) -> Subject:
 def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> GateRun:
     """Stores the first baseline, unless the candidate breaks a limit that needs none."""
     assert candidate.predictions is not None
-    limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None)
+    limits = dataclasses.replace(plan.limits, drop_pp=None, top5_drop_pp=None, slowdown_pct=None, cpu_slowdown_pct=None)
     alone = dataclasses.replace(plan, limits=limits)
     measured = _measure(candidate, [candidate], alone, progress, confidence=plan.confidence, seed=plan.seed)
     run = measured.get(candidate.name)

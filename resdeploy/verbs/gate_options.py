@@ -44,6 +44,7 @@ class GateOptions(TypedDict, total=False):
     max_drop: float | None
     max_top5_drop: float | None
     max_slowdown: float | None
+    max_cpu_slowdown: float | None
     max_size: float | None
     max_memory: float | None
     require_fused: bool
@@ -81,6 +82,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         drop_pp=options.get("max_drop"),
         top5_drop_pp=options.get("max_top5_drop"),
         slowdown_pct=options.get("max_slowdown"),
+        cpu_slowdown_pct=options.get("max_cpu_slowdown"),
         size_mb=options.get("max_size"),
         memory_mb=options.get("max_memory"),
         fused=options.get("require_fused", False),

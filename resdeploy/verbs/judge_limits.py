@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from resdeploy.judge import accuracy, counted, speed
 from resdeploy.judge.pairs import Pair
@@ -21,6 +21,7 @@ class Limits:
     drop_pp: float | None = None
     top5_drop_pp: float | None = None
     slowdown_pct: float | None = None
+    cpu_slowdown_pct: float | None = None
     size_mb: float | None = None
     memory_mb: float | None = None
     fused: bool = False  # as the fusion audit finds it
@@ -31,39 +32,52 @@ class Limits:
 
     @property
     def of_runs(self) -> bool:
-        return self.slowdown_pct is not None or self.memory_mb is not None
+        return self.of_times or self.memory_mb is not None
+
+    @property
+    def of_times(self) -> bool:
+        """Whether the baseline is to be timed too."""
+        return bool(self.slowdowns)
+
+    @property
+    def slowdowns(self) -> dict[speed.Quantity, float]:
+        """The limits on times, percent, by what they limit."""
+        limits: tuple[tuple[speed.Quantity, float | None], ...] = (
+            ("time", self.slowdown_pct),
+            ("cpu", self.cpu_slowdown_pct),
+        )
+        return {of: limit for of, limit in limits if limit is not None}
 
 
-def times_of_run(baseline: Measurement | None, candidate: Measurement) -> speed.InTurns | None:
-    """What the speed is judged by, of one interleaved run; None: the baseline was not timed on this backend."""
+def times_of_run(baseline: Measurement | None, candidate: Measurement) -> dict[speed.Quantity, speed.Sides]:
+    """What the speed is judged by, of one interleaved run; nothing where the baseline was not timed on this backend."""
     if baseline is None:
-        return None
-    comparison = summary.compare(baseline, candidate)
-    return speed.InTurns(
-        pairs=summary.process_pairs(baseline, candidate),
-        faults=comparison.invalid,
-        spent_s=summary.span_s(baseline, candidate),
-    )
+        return {}
+    faults, spent_s = summary.compare(baseline, candidate).invalid, summary.span_s(baseline, candidate)
+    return {
+        "time": speed.InTurns(pairs=summary.process_pairs(baseline, candidate), faults=faults, spent_s=spent_s),
+        "cpu": speed.InTurns(pairs=summary.cpu_pairs(baseline, candidate), faults=faults, spent_s=spent_s),
+    }
 
 
 def questions(
     sides: Sequence[tuple[str, str]], limits: Limits, *, confidence: float
 ) -> tuple[interleaved.Question, ...]:
-    """What a run must tell for the limit on times to be judged, of labels of baselines and candidates.
+    """What a run must tell for the limits on times to be judged, of labels of baselines and candidates.
 
     Each at its share of the error: what is sure at Bonferroni's level is so at Holm's.
     """
-    if limits.slowdown_pct is None:
-        return ()
     return tuple(
         interleaved.Question(
             baseline=baseline,
             candidate=candidate,
-            limit=1 + limits.slowdown_pct / 100,
+            of=of,
+            limit=1 + limit_pct / 100,
             equal_within=None,
             error=2 * (1 - confidence) / len(sides),
         )
         for baseline, candidate in sides
+        for of, limit_pct in limits.slowdowns.items()
     )
 
 
@@ -124,7 +138,8 @@ class Evidence:
     """What was seen of one candidate beside its baseline; None: not looked at."""
 
     accuracy: Verdict | None = None  # of `judge_answers`
-    times: speed.Sides | None = None  # None: the baseline was not timed, or no limit asks for times
+    times: Mapping[speed.Quantity, speed.Sides] = field(default_factory=dict)
+    untimed: str = "The baseline was not timed on this backend"  # why one of the times is not there
     size_bytes: int | None = None
     peak_rss_bytes: int | None = None
     audit: Audit | None = None
@@ -176,12 +191,14 @@ def _without_answers(limits: Limits) -> Verdict:
 
 
 def _judge_times(evidence: Sequence[Evidence], limits: Limits, *, confidence: float) -> list[tuple[Check, ...]]:
-    if limits.slowdown_pct is None:
-        return [()] * len(evidence)
-    timed = [seen.times for seen in evidence if seen.times is not None]
-    judged = iter(speed.judge_many(timed, max_slowdown_pct=limits.slowdown_pct, confidence=confidence))
-    untimed = speed.check_untimed(limits.slowdown_pct, "The baseline was not timed on this backend")
-    return [(untimed if seen.times is None else next(judged),) for seen in evidence]
+    """For each, one check a limit on times."""
+    checks: list[list[Check]] = [[] for _ in evidence]
+    for of, limit in limits.slowdowns.items():
+        timed = [seen.times[of] for seen in evidence if of in seen.times]
+        judged = iter(speed.judge_many(timed, max_slowdown_pct=limit, confidence=confidence, of=of))
+        for own, seen in zip(checks, evidence, strict=True):
+            own.append(next(judged) if of in seen.times else speed.check_untimed(limit, seen.untimed, of=of))
+    return [tuple(own) for own in checks]
 
 
 def _judge_budgets(seen: Evidence, limits: Limits) -> tuple[Check, ...]:

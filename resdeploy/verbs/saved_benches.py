@@ -11,6 +11,8 @@ from resdeploy.measure import results
 from resdeploy.records import Check, Gate, Judged, Subject, Verdict
 from resdeploy.verbs import judge_limits
 
+NO_CPU_TIMES = "CPU times of single processes are not in a saved bench: name two models for --max-cpu-slowdown"
+
 
 def judge_saved(
     baseline: str, candidates: Sequence[str], limits: judge_limits.Limits, *, confidence: float, seed: int
@@ -31,12 +33,15 @@ def judge_saved(
         unmatched += _judge_unmatched(before, after, common)
     evidence = [
         judge_limits.Evidence(
-            times=speed.Apart(
-                baseline=old.blocks_s,
-                candidate=new.blocks_s,
-                seed=seed,
-                known=(*_elsewhere(before, after), *_invalid(old, new)),
-            ),
+            times={
+                "time": speed.Apart(
+                    baseline=old.blocks_s,
+                    candidate=new.blocks_s,
+                    seed=seed,
+                    known=(*_elsewhere(before, after), *_invalid(old, new)),
+                )
+            },
+            untimed=NO_CPU_TIMES,
             size_bytes=new.size_bytes,
             peak_rss_bytes=new.peak_rss_bytes,
         )

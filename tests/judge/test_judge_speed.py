@@ -98,6 +98,15 @@ def test_a_demanded_speedup_is_a_negative_slowdown() -> None:
     assert speed.judge(in_turns(0.01, 0.01), max_slowdown_pct=-20).state == "fail"
 
 
+def test_cpu_time_is_judged_likewise_under_its_own_name() -> None:
+    """The same interval as that of times, in its own check and its own words."""
+    by_clock = speed.judge(in_turns(0.01, 0.0108), max_slowdown_pct=3)
+    of_cpu = speed.judge(in_turns(0.01, 0.0108), max_slowdown_pct=3, of="cpu")
+    assert (of_cpu.name, of_cpu.state, of_cpu.interval) == ("cpu-slowdown", "fail", by_clock.interval)
+    assert of_cpu.note.startswith("The CPU time changes by")
+    assert speed.judge(speed.InTurns(pairs=[]), max_slowdown_pct=3, of="cpu").name == "cpu-slowdown"
+
+
 def test_the_verdict_of_two_runs_repeats_for_a_seed() -> None:
     """The bootstrap is seeded."""
     sides = (clock(0.01, seed=0), clock(0.0103, seed=1))

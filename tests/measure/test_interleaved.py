@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 import platform
@@ -42,6 +43,7 @@ class Machine:
         self.numbers = itertools.count()
         self.open_lanes = set()
         self.layers = []
+        self.cpu_s = {}  # by model, a query's
 
     def __call__(self, backend):
         return FakeLane(self)
@@ -88,7 +90,8 @@ class FakeLane:
                 break
         wall_s = (self.machine.now - began) / self.streams
         none = (0.0,) * len(run)
-        return Block(put_s=none, run_s=tuple(run), get_s=none, started_s=began, wall_s=wall_s)
+        cpu_s = sum(self.machine.cpu_s[self.model](n) for n in range(len(run))) if self.machine.cpu_s else 0.0
+        return Block(put_s=none, run_s=tuple(run), get_s=none, started_s=began, wall_s=wall_s, cpu_s=cpu_s)
 
     def replay(self, queries, seconds):
         half = (0.01,) * queries
@@ -373,6 +376,44 @@ def test_a_limit_is_asked_for_instead_of_a_difference(candidates):
     assert processes(ask(candidates, machine)[0]) == 8
     limited = ask(candidates, Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.0105, 0.01, 2)}), limit=1.04)
     assert processes(limited[0]) > 8
+
+
+def test_the_run_goes_on_until_the_question_of_cpu_time_is_answered_too(candidates):
+    """Twice as slow by the clock is sure after eight pairs; 5 % more CPU time than allowed takes more of them."""
+    of_time = interleaved.Question(baseline="a", candidate="b", limit=1.05, equal_within=None)
+    of_cpu = dataclasses.replace(of_time, of="cpu")
+    found = []
+    for questions in ([of_time], [of_time, of_cpu]):
+        machine = Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2)})
+        machine.cpu_s = {"a": steady(0.02, 0.3, 1), "b": steady(0.022, 0.3, 2)}
+        baseline, candidate = interleaved.run(
+            candidates("a", "b"),
+            interleaved.Schedule(duration_s=1, max_time_s=1000),
+            questions=questions,
+            open_lane=machine,
+            clock=functools.partial(getattr, machine, "now"),
+        )
+        assert isinstance(baseline, Measurement)
+        assert isinstance(candidate, Measurement)
+        found.append((baseline, candidate))
+    assert processes(found[0][0]) == 8
+    assert not of_cpu.answered(*found[0])
+    assert 8 < processes(found[1][0]) < 60
+    assert of_cpu.answered(*found[1])
+
+
+def test_two_questions_of_one_pair_share_its_time(candidates):
+    """Restarts of 5 % leave both undecided, within the time of one comparison."""
+    machine = Machine({"a": restless(0.01, 0.05, 1), "b": restless(0.01, 0.05, 2)})
+    one = interleaved.Question(baseline="a", candidate="b")
+    interleaved.run(
+        candidates("a", "b"),
+        interleaved.Schedule(duration_s=1, max_time_s=40),
+        questions=[one, dataclasses.replace(one, of="cpu")],
+        open_lane=machine,
+        clock=lambda: machine.now,
+    )
+    assert machine.now <= 40
 
 
 def test_a_candidate_leaves_the_run_with_its_last_question(candidates):

@@ -152,6 +152,7 @@ def test_a_baseline_from_another_machine_is_said(files: Path) -> None:
     [
         ("base.npz", "good.npz", Limits(), "no limit"),
         ("base.npz", "good.npz", Limits(slowdown_pct=3), "needs times"),
+        ("base.npz", "good.npz", Limits(cpu_slowdown_pct=3), "--max-cpu-slowdown needs times"),
         ("base.npz", "good.npz", Limits(size_mb=3), "not a model with a size"),
         ("base.npz", "good.npz", Limits(memory_mb=3), "not a model with a size"),
         ("base.npz", "good.npz", Limits(fused=True), "not a model with a size and layers"),
@@ -447,6 +448,48 @@ def test_one_candidate_is_measured_once_with_the_whole_error(timed: Path, monkey
     decided = Runs({"candidate 0": STEADY, "candidate 1": SLOW})
     assert timed_gate(timed, decided, "a.onnx", "b.onnx", patch=monkeypatch).verdict.state == "fail"
     assert len(decided.runs) == 1
+
+
+def test_cpu_time_is_judged_beside_the_time_in_a_check_of_its_own() -> None:
+    """Equally fast with half as much CPU time again: a runtime that waits actively fails, its time passes."""
+    fp32, spins = measurement("fp32", 0.01, 0), measurement("a", 0.01, 1)
+    sides = [
+        dataclasses.replace(
+            one, blocks=tuple(dataclasses.replace(block, cpu_s=factor * sum(block.run_s)) for block in one.blocks)
+        )
+        for one, factor in ((fp32, 2.0), (spins, 3.0))
+    ]
+    ((time, cpu),) = judged_runs([(sides[0], sides[1])], Limits(slowdown_pct=3, cpu_slowdown_pct=10))
+    assert [(time.name, time.state), (cpu.name, cpu.state)] == [("slowdown", "pass"), ("cpu-slowdown", "fail")]
+    assert cpu.observed == pytest.approx(50, abs=1)
+    ((alone,),) = judged_runs([(sides[0], sides[1])], Limits(cpu_slowdown_pct=60))
+    assert (alone.name, alone.state, alone.limit) == ("cpu-slowdown", "pass", 60)
+    ((uncounted,),) = judged_runs([(fp32, spins)], Limits(cpu_slowdown_pct=60))
+    assert (uncounted.state, uncounted.observed) == ("inconclusive", None)
+
+
+def test_a_run_is_asked_about_every_limit_on_times() -> None:
+    """Each candidate, once for each limit, at its share of the error over the candidates."""
+    found = judge_limits.questions(
+        [("base", "a"), ("base", "b")], Limits(slowdown_pct=3, cpu_slowdown_pct=-10), confidence=0.95
+    )
+    assert [(one.candidate, one.of, one.limit) for one in found] == [
+        ("a", "time", 1.03),
+        ("a", "cpu", 0.9),
+        ("b", "time", 1.03),
+        ("b", "cpu", 0.9),
+    ]
+    assert {one.error for one in found} == {2 * (1 - 0.95) / 2}
+
+
+def test_a_saved_bench_leaves_the_cpu_time_open(tmp_path: Path) -> None:
+    """Nothing is guessed from it, and the note says what to do."""
+    write(tmp_path, "a.json", bench(clock(0.01, 0)))
+    write(tmp_path, "b.json", bench(clock(0.01, 1)))
+    found = judged(tmp_path, "a.json", "b.json", limits=Limits(slowdown_pct=50, cpu_slowdown_pct=50))
+    time, cpu = found.verdict.checks
+    assert (time.state, cpu.name, cpu.state) == ("pass", "cpu-slowdown", "inconclusive")
+    assert "not in a saved bench: name two models for --max-cpu-slowdown" in cpu.note
 
 
 def test_a_candidate_without_a_timed_baseline_is_not_passed() -> None:
