@@ -44,6 +44,7 @@ class Opened:
     inputs: Mapping[str, Tensor]
     outputs: Mapping[str, Tensor]
     settings: Mapping[str, str]  # the vendor's settings in force, as it reports them
+    uncounted: str = ""  # which of the processor's counters cannot be read, and why; "": all can
 
 
 class Lane:
@@ -134,7 +135,13 @@ class Lane:
             side: {name: Tensor(shape=tuple(t["shape"]), dtype=t["dtype"]) for name, t in result[side].items()}
             for side in ("inputs", "outputs")
         }
-        return Opened(load_s=result["load_s"], first_s=result["first_s"], settings=result["settings"], **tensors)
+        return Opened(
+            load_s=result["load_s"],
+            first_s=result["first_s"],
+            settings=result["settings"],
+            uncounted=result["uncounted"],
+            **tensors,
+        )
 
     def block(self, queries: int = 1, *, warmup: int = 0, seconds: float | None = None) -> Block:
         """Times at least `queries` queries over at least `seconds`, after `warmup` untimed ones in every stream.

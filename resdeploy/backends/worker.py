@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import backends, packages
-from resdeploy.backends import Loaded, Session, Tensor, exchange, machine
+from resdeploy.backends import Loaded, Session, Tensor, exchange, machine, perf
 from resdeploy.errors import BackendCrash, DiskFull, MalformedInput, OutOfMemory, ResdeployError, UsageError
 from resdeploy.models import foreign
 from resdeploy.records import Artifact, Calibration, EngineOptions, Execution, ModelSpec, Preprocessing, Weights
@@ -102,6 +102,7 @@ class Meter:
 
     `cpu_s` are CPU seconds of this process, `energy_j` the packages' joules; `others` and `withheld` are the shares of
     the usable cores that other processes took, and that the hypervisor or the container's quota kept from us.
+    `instructions` and `cycles` are this process's in user space, where there are `counters` that can be read.
     """
 
     cpu_s: float = 0.0
@@ -109,15 +110,26 @@ class Meter:
     others: float | None = None
     withheld: float | None = None
     waited: float | None = None
+    instructions: int | None = None
+    cycles: int | None = None
+    counters: dataclasses.InitVar[perf.Counters | None] = None
+
+    def __post_init__(self, counters: perf.Counters | None) -> None:
+        self._read = counters.read if counters else dict
 
     def start(self) -> None:
         self._energy, self._cores, self._quota = machine.energy_j(), machine.core_times(), machine.throttling()
         self._waited = machine.waited_s()
+        self._counted = self._read()
         self._clock, self._cpu = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         self.cpu_s = time.process_time() - self._cpu
         wall_s = max(time.perf_counter() - self._clock, 1e-9)
+        counted = self._read()
+        self.instructions, self.cycles = (
+            perf.between(self._counted, counted, name) for name in ("instructions", "cycles")
+        )
         waited_s = machine.waited_s()
         if self._waited is not None and waited_s is not None:
             self.waited = (waited_s - self._waited) / wall_s
@@ -290,9 +302,13 @@ class _FromFiles:
 
 
 class Worker:
-    """The operations. Each takes the request's fields and returns the reply's."""
+    """The operations. Each takes the request's fields and returns the reply's.
 
-    def __init__(self, backend: str, folder: Path) -> None:
+    `counters` are those of the processor, opened before there was any thread but this; None: nothing is counted.
+    """
+
+    def __init__(self, backend: str, folder: Path, counters: perf.Counters | None = None) -> None:
+        self.counters = counters
         self.backend, self.folder = backends.load(backend), folder
         backends.require(self.backend.available(), backend)
         if self.backend.VENDOR:
@@ -334,6 +350,7 @@ class Worker:
             "inputs": {name: dataclasses.asdict(t) for name, t in self.loaded.inputs.items()},
             "outputs": {name: dataclasses.asdict(t) for name, t in self.loaded.outputs.items()},
             "settings": dict(self.loaded.settings),
+            "uncounted": self.counters.missing if self.counters else "",
         }
 
     def _inputs(self, number: int) -> Iterable[Feed]:
@@ -351,7 +368,7 @@ class Worker:
         return {}
 
     def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
-        meter = Meter()
+        meter = Meter(counters=self.counters)
         times = time_block(self.sessions, self._inputs, Stretch(queries=queries, seconds=seconds, warmup=warmup), meter)
         exchange.put(self.folder / "times.npy", times)
         return dataclasses.asdict(meter)
@@ -421,7 +438,7 @@ def failure(error: BaseException, doing: str) -> dict[str, str]:
     return kind | {"what": error.what, "cause": error.cause, "fix": error.fix}
 
 
-def serve(backend: str, folder: Path, requests: Any, replies: Any) -> None:
+def serve(backend: str, folder: Path, requests: Any, replies: Any, counters: perf.Counters) -> None:
     """Answers requests, one JSON line each, until the parent closes its end."""
 
     def reply(document: dict[str, Any]) -> None:
@@ -438,7 +455,7 @@ def serve(backend: str, folder: Path, requests: Any, replies: Any) -> None:
         request = json.loads(line)
         operation = request.pop("op")
         try:
-            worker = worker or Worker(backend, folder)
+            worker = worker or Worker(backend, folder, counters)
             reply({"result": getattr(worker, operation)(**request)})
         except Exception as e:
             sys.excepthook(*sys.exc_info())
@@ -457,5 +474,9 @@ def main(backend: str, read_fd: str, write_fd: str, parent: str, folder: str, me
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is reported, not dumped into the user's folder
     if int(memory_limit):
         resource.setrlimit(resource.RLIMIT_AS, (int(memory_limit), int(memory_limit)))
-    with os.fdopen(int(read_fd)) as requests, os.fdopen(int(write_fd), "w") as replies:
-        serve(backend, Path(folder), requests, replies)
+    with (
+        os.fdopen(int(read_fd)) as requests,
+        os.fdopen(int(write_fd), "w") as replies,
+        perf.Counters(perf.EVENTS) as counters,
+    ):
+        serve(backend, Path(folder), requests, replies, counters)

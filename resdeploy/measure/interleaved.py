@@ -300,6 +300,7 @@ class _Entrant:
     load_s: list[float] = field(default_factory=list)
     first_s: list[float] = field(default_factory=list)
     settings: dict[str, str] = field(default_factory=dict)
+    uncounted: str = ""
     peak_rss_bytes: int = 0
     replays: list[Replay] = field(default_factory=list)
     disturbances: tuple[str, ...] = ()
@@ -312,7 +313,7 @@ class _Entrant:
         opened = lane.open(self.candidate.artifact, self.candidate.execution)
         self.load_s.append(opened.load_s)
         self.first_s.append(opened.first_s)
-        self.settings = dict(opened.settings)
+        self.settings, self.uncounted = dict(opened.settings), opened.uncounted
         self.query_s = warm_up(lane)
         if process < PROCESSES:
             self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
@@ -366,6 +367,7 @@ class _Entrant:
             weights=artifact.weights.source if artifact.weights else None,
             calibration=artifact.calibration.data if artifact.calibration else None,
             settings=self.settings,
+            uncounted=self.uncounted,
         )
 
     def failure(self) -> Failure:

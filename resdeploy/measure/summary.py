@@ -63,7 +63,6 @@ def summarise(measurement: Measurement) -> Summary:
     latency |= {"mean": float(times.mean()), "min": float(times.min()), "max": float(times.max())}
     latency["std"] = float(times.std(ddof=1)) if len(times) > 1 else None
     images = measurement.batch_size * len(times)
-    energies = [block.energy_j for block in blocks]
     wrong, unsteady = faults(measurement), unsteadiness(measurement)
     return Summary(
         measurement=measurement,
@@ -72,12 +71,20 @@ def summarise(measurement: Measurement) -> Summary:
         p50_ci95_s=_median_interval(_latencies_s(measurement)),
         throughput_ips=images / sum(map(_wall_s, blocks)),
         cpu_s_per_image=sum(block.cpu_s for block in blocks) / images,
-        energy_j_per_image=None if None in energies else sum(e for e in energies if e is not None) / images,
+        energy_j_per_image=_an_image(images, [block.energy_j for block in blocks]),
+        instructions_per_image=_an_image(images, [block.instructions for block in blocks]),
+        cycles_per_image=_an_image(images, [block.cycles for block in blocks]),
         valid=not wrong,
         warnings=(*warnings, *wrong, *unsteady),
         unsteady=unsteady,
         samples_s=tuple(times.tolist()),
     )
+
+
+def _an_image(images: int, values: Sequence[float | None]) -> float | None:
+    """The sum over the images; None where it could not be read in every block."""
+    known = [value for value in values if value is not None]
+    return sum(known) / images if len(known) == len(values) else None
 
 
 def faults(measurement: Measurement) -> tuple[str, ...]:
@@ -110,8 +117,13 @@ def compare(baseline: Measurement, candidate: Measurement, *, equal_within: floa
     """
     pairs = process_pairs(baseline, candidate)
     once, all_looks = (stats.ratio_of_pairs(pairs, confidence=share) for share in (0.95, looks.confidence(ERROR)))
-    used = cpu_pairs(candidate, baseline)
-    cpu = stats.ratio_of_pairs(used, confidence=looks.confidence(ERROR)) if used else None
+    cpu, instructions = (
+        stats.ratio_of_pairs(own, confidence=looks.confidence(ERROR)) if own else None
+        for own in (
+            cpu_pairs(candidate, baseline),
+            _pairs_of_means(candidate, baseline, lambda block: block.instructions),
+        )
+    )
     several = len(pairs) > 1
     return Comparison(
         baseline=baseline.label,
@@ -121,6 +133,8 @@ def compare(baseline: Measurement, candidate: Measurement, *, equal_within: floa
         speedup_ci99=(all_looks.low, all_looks.high) if several else None,
         cpu_ratio=cpu.value if cpu else None,
         cpu_ratio_ci99=(cpu.low, cpu.high) if cpu and several else None,
+        instructions_ratio=instructions.value if instructions else None,
+        instructions_ratio_ci99=(instructions.low, instructions.high) if instructions and several else None,
         pairs=len(pairs),
         equal_within=equal_within,
         needed_s=_needed_s(all_looks, len(pairs), span_s(baseline, candidate), equal_within),
@@ -174,8 +188,20 @@ def cpu_pairs(baseline: Measurement, candidate: Measurement) -> list[tuple[list[
 
     Other load changes it far less than the time. A process in which none was counted is left out.
     """
+    return _pairs_of_means(baseline, candidate, lambda block: block.cpu_s)
+
+
+def _pairs_of_means(
+    baseline: Measurement, candidate: Measurement, value: Callable[[Block], float | None]
+) -> list[tuple[list[Times], list[Times]]]:
+    """What a block counted, per image, of both in each pair of their processes; those without it are left out."""
+
+    def a_query(block: Block) -> float | None:
+        counted = value(block)
+        return counted / len(block.run_s) if counted else None
+
     before, after = (
-        {p: s / m.batch_size for p, s in _per_process(m, lambda block: block.cpu_s / len(block.run_s)).items() if s > 0}
+        {process: mean / m.batch_size for process, mean in _per_process(m, a_query).items()}
         for m in (baseline, candidate)
     )
     return [([np.array([before[p]])], [np.array([after[p]])]) for p in sorted(before.keys() & after.keys())]

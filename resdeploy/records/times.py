@@ -35,6 +35,8 @@ class Block:
     others: float | None = None  # share of the usable cores that other processes took meanwhile; None: not readable
     withheld: float | None = None  # likewise what the hypervisor took, or the container's quota kept from us
     waited: float | None = None  # seconds a second that its threads were ready and had no core; None: not readable
+    instructions: int | None = None  # of the whole process meanwhile, in user space; None: not readable
+    cycles: int | None = None  # likewise of the processor's clock, while its threads ran
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +91,7 @@ class Measurement:
     scope: Scope = "compute"
     replays: tuple[Replay, ...] = ()  # one per process
     kernels: tuple[Kernels, ...] = ()  # what was executed, by a traced query after the timing; (): not known
+    uncounted: str = ""  # which of the processor's counters could not be read, and why
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +146,8 @@ class Summary:
     samples_s: tuple[float, ...] = ()  # every query's time in the measurement's scope
     cpu_s_per_image: float | None = None
     energy_j_per_image: float | None = None
+    instructions_per_image: float | None = None  # in user space, likewise the cycles; None: not readable
+    cycles_per_image: float | None = None
 
     @property
     def steady(self) -> bool:
@@ -165,6 +170,8 @@ class Comparison:
     speedup_ci99: tuple[float, float] | None = None
     cpu_ratio: float | None = None  # the candidate's CPU time per image over the baseline's; None: nothing was read
     cpu_ratio_ci99: tuple[float, float] | None = None
+    instructions_ratio: float | None = None  # likewise of the instructions per image
+    instructions_ratio_ci99: tuple[float, float] | None = None
     pairs: int = 0  # of processes
     equal_within: float = EQUAL_WITHIN  # the share of the time that is called no difference
     needed_s: float | None = None  # about how long the run would take in all to decide; None: no sensible time

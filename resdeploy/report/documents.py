@@ -83,9 +83,9 @@ def bench(
     notes: Iterable[str] = (),
 ) -> Json:
     """`bench`: one row per candidate, and the speed-ups; `notes` are of the whole run."""
+    outcomes, comparisons = tuple(outcomes), tuple(comparisons)
     rows = [bench_row(outcome) for outcome in outcomes]
     _tell_apart(rows)
-    comparisons = tuple(comparisons)
     compared = [comparison_row(comparison) for comparison in comparisons]
     return document(
         "bench",
@@ -93,7 +93,7 @@ def bench(
         rows,
         answers=[row["answer"] for row in compared],
         comparisons=compared,
-        notes=[*notes, *_notes(rows), *kernel_notes(comparisons)],
+        notes=[*notes, *_notes(rows), *kernel_notes(comparisons), *_uncounted_notes(outcomes)],
     )
 
 
@@ -296,6 +296,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     comparisons: list[Json] = []
     checks: list[Json] = []
     reported: list[Json] = []
+    rows = tuple(rows)
     for row in rows:
         found = bench_row(row.outcome)
         found |= score_row(row.score)
@@ -326,7 +327,11 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         checks=checks,
         reported=reported,
         verdict=verdict.state if verdict else None,
-        notes=[*_run_notes(results, checks), *kernel_notes(row.comparison for row in rows if row.comparison)],
+        notes=[
+            *_run_notes(results, checks),
+            *kernel_notes(row.comparison for row in rows if row.comparison),
+            *_uncounted_notes([row.outcome for row in rows]),
+        ],
     )
 
 
@@ -365,6 +370,12 @@ def _notes(rows: list[Json]) -> list[str]:
         if note not in shared
     ]
     return [*(f"all rows: {w}" for w in rows[0]["warnings"] if w in shared), *own, *_unsteady_note(rows, shared)]
+
+
+def _uncounted_notes(outcomes: Iterable[Summary | Failure]) -> list[str]:
+    """Which of the processor's counters could not be read, once for all rows."""
+    reasons = [outcome.measurement.uncounted for outcome in outcomes if isinstance(outcome, Summary)]
+    return [reason for reason in dict.fromkeys(reasons) if reason]
 
 
 def _unsteady_note(rows: list[Json], told: Collection[str] = ()) -> list[str]:

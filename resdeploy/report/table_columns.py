@@ -82,6 +82,7 @@ _COMPARISONS = Table(
         Column("candidate", "candidate"),
         Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
         Column("CPU time [99 %]", "cpu_ratio", "ratio", ci="cpu_ratio_ci99"),
+        Column("instructions [99 %]", "instructions_ratio", "ratio", ci="instructions_ratio_ci99"),
         Column("pairs", "pairs", "count"),
         Column("verdict", "finding"),
     ),

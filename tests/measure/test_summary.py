@@ -222,6 +222,27 @@ def test_cpu_time_is_compared_too():
     assert summary.compare(measured(noisy(0.01)), measured(noisy(0.01))).cpu_ratio is None
 
 
+def test_instructions_are_compared_where_they_were_counted():
+    """3 million a query of 4 images against 2: 1.5, with its interval; a block without them leaves the row without."""
+    base = measured(noisy(0.01, blocks=64), processes=8, batch_size=4, instructions=[60 * 2_000_000] * 64)
+    rng = np.random.default_rng(0)
+    counted = [round(60 * 3_000_000 * factor) for factor in rng.normal(1, 0.001, 64)]
+    more = measured(
+        noisy(0.01, blocks=64), processes=8, batch_size=4, instructions=counted, cycles=[60 * 1_000_000] * 64
+    )
+    found = summary.compare(base, more)
+    assert found.instructions_ratio == pytest.approx(1.5, rel=0.001)
+    assert found.instructions_ratio_ci99 is not None
+    assert 1.49 < found.instructions_ratio_ci99[0] < 1.5 < found.instructions_ratio_ci99[1] < 1.51
+    row = summary.summarise(more)
+    assert row.instructions_per_image == pytest.approx(750_000, rel=0.001)
+    assert row.cycles_per_image == 250_000
+    assert summary.summarise(base).cycles_per_image is None
+    partly = measured(noisy(0.01, blocks=64), processes=8, instructions=[None, *counted[1:]])
+    assert summary.summarise(partly).instructions_per_image is None
+    assert summary.compare(measured(noisy(0.01)), more).instructions_ratio is None
+
+
 def test_other_load_beside_one_side_alone_makes_a_comparison_invalid():
     """20 % of the cores beside one and 1 % beside the other; the same beside both is no fault."""
     rng = np.random.default_rng(0)

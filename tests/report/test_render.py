@@ -404,6 +404,26 @@ def test_what_is_true_of_all_rows_is_said_once():
     assert documents.bench(rows, [], ENVIRONMENT)["notes"] == ["all rows: others worked", "a: only a"]
 
 
+def test_counters_that_cannot_be_read_are_said_once_and_counted_ones_are_in_the_rows():
+    """One note however many rows, of `bench` and of `run`, none of them a row's; numbers where there are some."""
+    without = [
+        dataclasses.replace(one, measurement=dataclasses.replace(one.measurement, uncounted="no counters: do this"))
+        for one in (summary("a"), summary("b"))
+    ]
+    rows = [documents.RunRow(outcome=one) for one in without]
+    for document in (documents.bench(without, [], ENVIRONMENT), documents.run("p", rows, None, ENVIRONMENT)):
+        assert document["notes"] == ["no counters: do this"]
+        assert [(row["instructions_per_image"], row["notes"]) for row in document["results"]] == [(None, [])] * 2
+    counted = dataclasses.replace(summary(), instructions_per_image=2e6, cycles_per_image=1e6)
+    compared = faster(instructions_ratio=1.5, instructions_ratio_ci99=(1.4, 1.6))
+    document = documents.bench([counted], [compared], ENVIRONMENT)
+    assert document["notes"] == []
+    (row,), (comparison,) = document["results"], document["comparisons"]
+    assert (row["instructions_per_image"], row["cycles_per_image"]) == (2e6, 1e6)
+    assert (comparison["instructions_ratio"], comparison["instructions_ratio_ci99"]) == (1.5, [1.4, 1.6])
+    assert "1.50x [1.40, 1.60]" in render.render(document)
+
+
 def test_rows_that_look_alike_are_told_apart_by_their_labels():
     """Two files of one network; a table of rows that differ has no such column."""
     one, other = summary(), summary()
