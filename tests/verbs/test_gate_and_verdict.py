@@ -605,3 +605,13 @@ def test_an_old_baseline_with_repeated_images_is_counted_once(files: Path) -> No
         ids = (*once.ids, *(f"again/{i}" for i in once.ids))
         save(dataclasses.replace(once, **twice, ids=ids, images=contents * 2), files / f"{name}.npz")
     assert judged(files, "base.npz", "good.npz").judged[0].verdict.checks[0] == clean
+
+
+def test_a_profile_limits_the_cpu_time_too(tmp_path: Path) -> None:
+    """A percentage that is none is refused by its key, and a limit alone needs a precision to be judged."""
+    wrong = Profile(name="p", backends=("onnxruntime",), max_cpu_slowdown_pct=-100.0)
+    with pytest.raises(ProfileError, match="max_cpu_slowdown_pct: a percentage above -100"):
+        run.run(wrong, tmp_path, progress=lambda *_: None, note=lambda _: None)
+    alone = Profile(name="p", precisions=("fp32",), backends=("onnxruntime",), max_cpu_slowdown_pct=3.0)
+    with pytest.raises(ProfileError, match="one beside fp32"):
+        run.run(alone, tmp_path, progress=lambda *_: None, note=lambda _: None)
