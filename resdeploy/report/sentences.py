@@ -47,9 +47,10 @@ def judged(check: Check, candidate: str, baseline: str) -> str | None:
         seen = f"{candidate} {'loses' if check.observed >= 0 else 'gains'} {lost} against {baseline}"
         seen += f" [{low:.2f}, {high:.2f}]" if check.observed >= 0 else f" [{-high:.2f}, {-low:.2f}]"
         limit = f"{check.limit:g}"
-    elif check.name == "slowdown":
+    elif check.name in ("slowdown", "cpu-slowdown"):
         times = [1 + value / 100 for value in (check.observed, low, high)]
-        seen = f"{candidate} takes {times[0]:.3g} times as long as {baseline} [{times[1]:.3g}, {times[2]:.3g}]"
+        much = "long" if check.name == "slowdown" else "much CPU time"
+        seen = f"{candidate} takes {times[0]:.3g} times as {much} as {baseline} [{times[1]:.3g}, {times[2]:.3g}]"
         limit = f"{1 + check.limit / 100:.3g}"
     else:
         return None

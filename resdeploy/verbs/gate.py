@@ -228,7 +228,7 @@ def _judge(
     ]  # fmt: skip
     accuracies = judge_limits.judge_answers(answers, plan.limits, confidence=plan.confidence)
     # One candidate had the machine to itself already: to measure it again is what a longer --max-time does better.
-    tries_again = len(candidates) > 1 and plan.limits.slowdown_pct is not None
+    tries_again = len(candidates) > 1 and plan.limits.of_times
     of_times = judge_limits.confidence_of_attempt(plan.confidence) if tries_again else plan.confidence
     runs = _measure(baseline, candidates, plan, progress, confidence=of_times, seed=plan.seed)
     evidence = [

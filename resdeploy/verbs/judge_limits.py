@@ -11,7 +11,7 @@ from resdeploy.judge.pairs import Pair
 from resdeploy.measure import interleaved, summary
 from resdeploy.records import Audit, Check, Measurement, Verdict
 
-OF_TIMES = frozenset(("slowdown",))  # the checks that another run may decide
+OF_TIMES = frozenset(("slowdown", "cpu-slowdown"))  # the checks that another run may decide
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -61,6 +61,15 @@ def test_the_word_follows_from_the_interval(ci):
         ("top5", -0.5, (-0.9, -0.1), 1.0, "pass", "gains 0.50 points of top-5 against base [0.10, 0.90]", "within"),
         ("slowdown", 10.0, (8.0, 12.0), 5.0, "fail", "takes 1.1 times as long as base [1.08, 1.12]", "beyond"),
         ("slowdown", -65.0, (-66.0, -64.0), -33.0, "pass", "takes 0.35 times as long as base [0.34, 0.36]", "within"),
+        (
+            "cpu-slowdown",
+            10.0,
+            (8.0, 12.0),
+            5.0,
+            "fail",
+            "takes 1.1 times as much CPU time as base [1.08, 1.12]",
+            "beyond",
+        ),
         ("slowdown", 4.0, (2.0, 6.0), 5.0, "inconclusive", "takes 1.04 times as long as base [1.02, 1.06]", "whether"),
     ],
 )
@@ -69,7 +78,7 @@ def test_a_judged_limit_has_its_sentence(name, observed, interval, limit, state,
     check = Check(name=name, limit=limit, observed=observed, interval=interval, state=state, unit="", note="")
     sentence = sentences.judged(check, "new", "base") or ""
     assert sentence.startswith(f"new {seen}: {side}")
-    assert f"the limit of {1 + limit / 100 if name == 'slowdown' else limit:g}" in sentence
+    assert f"the limit of {1 + limit / 100 if 'slowdown' in name else limit:g}" in sentence
 
 
 def test_what_was_not_seen_and_what_is_counted_has_no_sentence():
