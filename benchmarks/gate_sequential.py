@@ -1,6 +1,6 @@
 """How soon and how rightly `gate --sequential` decides, beside a planned size: writes results/gate-sequential.json.
 
-    python benchmarks/gate_sequential.py                # ten minutes or so
+    python benchmarks/gate_sequential.py                # two or three minutes
     python benchmarks/gate_sequential.py --scale 0.05   # a rough look
 
 Images are drawn with the shares of lost and gained answers that each row names, and judged after every one of them.

@@ -43,6 +43,10 @@ def gate(
         typer.Option("--require-fused", help="Every block fused, as `audit` finds it.", rich_help_panel=_LIMITS),
     ] = False,
     data: options.Data = None,
+    sequential: Annotated[
+        bool,
+        typer.Option("--sequential", help="Images in random order, only as many as decide --max-drop; needs models."),
+    ] = False,
     confidence: options.Confidence = 0.95,
     backend: options.SomeBackends = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query, for accuracy.")] = 32,
@@ -112,6 +116,7 @@ def gate(
             max_memory=max_memory,
             require_fused=require_fused,
             data=data,
+            sequential=sequential,
             img_size=img_size,
             resize=resize,
             interpolation=interpolation,

@@ -72,17 +72,7 @@ def judge_many(
     Raises:
         UsageError: a limit that is none, or one of top-5 where only one class per image is known.
     """
-    refuse(
-        *(
-            (
-                limit is not None and not 0 <= limit < 100,
-                f"a drop of {limit} points is no limit",
-                "Choose points from 0 up to 100",
-            )
-            for limit in (max_drop_pp, max_top5_drop_pp)
-        ),
-        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
-    )
+    refuse_limits(max_drop_pp, max_top5_drop_pp, confidence=confidence)
     top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], max_drop_pp, confidence)
     five = [_top5_flips(pair) for pair in pairs]
     if max_top5_drop_pp is not None and None in five:
@@ -92,12 +82,31 @@ def judge_many(
         )
     top5 = iter(_drops("top5", [flips for flips in five if flips is not None], max_top5_drop_pp, confidence))
     return tuple(
-        _verdict(pair, [first] if flips is None else [first, next(top5)])
+        verdict_on(pair, [first] if flips is None else [first, next(top5)])
         for pair, first, flips in zip(pairs, top1, five, strict=True)
     )
 
 
-def _verdict(pair: Pair, drops: Sequence[Check | Reported]) -> Verdict:
+def refuse_limits(*limits_pp: float | None, confidence: float) -> None:
+    """Refuses what no drop can be judged by.
+
+    Raises:
+        UsageError: a limit or a confidence that is none.
+    """
+    refuse(
+        *(
+            (
+                limit is not None and not 0 <= limit < 100,
+                f"a drop of {limit} points is no limit",
+                "Choose points from 0 up to 100",
+            )
+            for limit in limits_pp
+        ),
+        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
+    )
+
+
+def verdict_on(pair: Pair, drops: Sequence[Check | Reported]) -> Verdict:
     """What has a limit is judged, the rest is reported; the hints go where a person looks first."""
     first = next((drop for drop in drops if isinstance(drop, Check)), drops[0])
     explained = dataclasses.replace(first, note=" ".join((first.note, *(f"{h}." for h in hints(pair)))))
@@ -183,7 +192,7 @@ def _judge_drop(
     sure = f"at {100 * confidence:g} % confidence"
     quantity = {"top1": "top-1", "top5": "top-5"}[name]
     if state == "pass":
-        verdict = f"On new images like these {quantity} {_word_bound(high_pp)} {sure} (limit {limit_pp:g})."
+        verdict = f"On new images like these {quantity} {at_most(high_pp)} {sure} (limit {limit_pp:g})."
     elif state == "fail":
         verdict = (
             f"On new images like these {quantity} drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})."
@@ -192,7 +201,7 @@ def _judge_drop(
         verdict = (
             f"{images:,} images cannot tell whether {quantity} drops by more than {limit_pp:g} points on new ones "
             f"(between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
-            f"{_say_what_would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
+            f"{would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
         )
     return Check(
         name=name,
@@ -205,16 +214,17 @@ def _judge_drop(
     )
 
 
-def _word_bound(drop_pp: float) -> str:
+def at_most(drop_pp: float) -> str:
     """An upper bound of a drop in words; below zero it is a lower bound of a rise."""
     return f"drops by at most {drop_pp:.3g} points" if drop_pp >= 0 else f"rises by at least {-drop_pp:.3g} points"
 
 
-def _say_what_would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
-    enough = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
-    if enough is None or enough > MAX_IMAGES:
+def would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
+    """The planned size in words: how many images would decide if they were judged once."""
+    needed = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
+    if needed is None or needed > MAX_IMAGES:
         return "the drop seen is the limit itself, which no number of images can tell apart: choose another limit"
-    return f"about {enough:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
+    return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"
 
 
 def _report_beside(pair: Pair) -> tuple[Reported, ...]:

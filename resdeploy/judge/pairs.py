@@ -6,14 +6,14 @@ something else than "the same images, two models" is refused: a wrong verdict is
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from resdeploy.errors import MalformedInput, UsageError
-from resdeploy.records import Flip, Predictions
+from resdeploy.records import Calibration, Flip, Predictions
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,18 +110,27 @@ def refuse_leak(evaluated: Predictions) -> None:
         UsageError: the calibration is synthetic, or shares images with the evaluation.
     """
     calibration = evaluated.origin.calibration if evaluated.origin else None
+    refuse_calibrated_on(calibration, evaluated.images, model=evaluated.model, data=evaluated.data)
+
+
+def refuse_calibrated_on(calibration: Calibration | None, images: Sequence[str], *, model: str, data: str) -> None:
+    """The same of images that are yet to be evaluated, by the hashes of their contents.
+
+    Raises:
+        UsageError: the calibration is synthetic, or shares images with them.
+    """
     if calibration is None:
         return
     if calibration.synthetic:
         raise UsageError(
-            f"{evaluated.model} was calibrated on synthetic images: its accuracy cannot be judged",
+            f"{model} was calibrated on synthetic images: its accuracy cannot be judged",
             cause="Ranges from random images say nothing about real ones; such a model can only be timed",
             fix="Quantize it again with --calib-data",
         )
-    if shared := set(calibration.images) & set(evaluated.images):
+    if shared := set(calibration.images) & set(images):
         raise UsageError(
-            f"{len(shared)} of {len(evaluated.images)} evaluated images were also used to calibrate {evaluated.model}",
-            cause=f"It was calibrated on {calibration.data}, which overlaps with {evaluated.data}",
+            f"{len(shared)} of {len(images)} evaluated images were also used to calibrate {model}",
+            cause=f"It was calibrated on {calibration.data}, which overlaps with {data}",
             fix="Evaluate on images that were not used for calibration, or quantize with other --calib-data",
         )
 

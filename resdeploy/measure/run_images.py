@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -55,44 +56,112 @@ def predict(
         MalformedInput: no image can be decoded, or every one has several labels.
         ResdeployError: what the backend or the data raised.
     """
-    spec, aligned = _require_preprocessing(spec, candidate), _align(dataset, candidate)
+    aligned = _align(dataset, candidate)
     scores: NDArray[np.float32] | None = None
-    top: list[NDArray[np.int64]] = []
-    indices: list[NDArray[np.int64]] = []
-    hashes: list[str] = []
-    unreadable: list[str] = []
-    with Lane(candidate.backend) as lane:
-        opened = lane.open(candidate.artifact, candidate.execution)
-        output = next(iter(opened.outputs.values()))
-        _check_classes(output, aligned, candidate)
+    parts: list[Part] = []
+    done = 0
+    for part, logits in _stream(candidate, aligned, spec, batch_size, progress):
         if keep_logits:
-            scores = np.empty((len(aligned), output.shape[1]), np.float32)
-        for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
-            logits = _require_finite(lane.predict(batch.inputs), candidate)
-            if scores is not None:
-                scores[len(hashes) : len(hashes) + len(logits)] = logits
-            top.append(prediction_files.top_classes(logits))
-            indices.append(batch.indices)
-            hashes += batch.hashes
-            unreadable += batch.unreadable
-    readable = aligned.subset(np.concatenate(indices))
+            scores = np.empty((len(aligned), logits.shape[1]), np.float32) if scores is None else scores
+            scores[done : done + len(logits)] = logits
+        parts.append(part)
+        done += len(logits)
+    return predictions_of(candidate, dataset, spec, parts, logits=None if scores is None else scores[:done])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Part:
+    """What a model answers to the images of one batch."""
+
+    indices: NDArray[np.int64]  # (n,) positions in the data set
+    hashes: tuple[str, ...]  # (n,) of each image's content
+    top: NDArray[np.int64]  # (n, k) best classes
+    right: NDArray[np.bool_]  # (n,)
+    unreadable: tuple[str, ...]  # `id: reason` of the images around these
+
+    def first(self, count: int) -> Part:
+        """The first images of it alone."""
+        return dataclasses.replace(
+            self,
+            indices=self.indices[:count],
+            hashes=self.hashes[:count],
+            top=self.top[:count],
+            right=self.right[:count],
+        )
+
+
+def answer(
+    candidate: Candidate, dataset: Dataset, spec: Preprocessing | None, *, batch_size: int
+) -> Generator[Part, None, None]:
+    """A model's answers batch by batch, for as long as they are asked for; closing the iterator ends the lane.
+
+    Every model gets the same images in the same batches, since whether one can be decoded depends on its bytes alone.
+
+    Args:
+        candidate: as for `predict`.
+        dataset: labelled images.
+        spec: what the model was trained to see.
+        batch_size: images decoded at a time.
+
+    Raises:
+        ResdeployError: as `predict` does.
+    """
+    for part, _ in _stream(candidate, _align(dataset, candidate), spec, batch_size, None):
+        yield part
+
+
+def predictions_of(
+    candidate: Candidate,
+    dataset: Dataset,
+    spec: Preprocessing | None,
+    parts: Sequence[Part],
+    *,
+    logits: NDArray[np.float32] | None = None,
+) -> Predictions:
+    """The answers of a model to the images of these parts, each counted once.
+
+    Raises:
+        MalformedInput: every image has several labels.
+    """
+    aligned = _align(dataset, candidate)
+    spec = _require_preprocessing(spec, candidate)
+    hashes = tuple(digest for part in parts for digest in part.hashes)
+    kept = aligned.subset(np.concatenate([part.indices for part in parts]))
     predictions = Predictions(
         model=candidate.model,
-        ids=readable.ids,
-        labels=readable.labels,
-        top=np.concatenate(top),
-        logits=None if scores is None else scores[: len(hashes)],
+        ids=kept.ids,
+        labels=kept.labels,
+        top=np.concatenate([part.top for part in parts]),
+        logits=logits,
         data=dataset.name,
-        data_fingerprint=datasets.fingerprint(readable.ids, readable.labels, hashes),
+        data_fingerprint=datasets.fingerprint(kept.ids, kept.labels, hashes),
         preprocessing_fingerprint=preprocess.fingerprint(spec),
         sha256=candidate.artifact.sha256,
-        images=tuple(hashes),
-        unreadable=tuple(unreadable),
+        images=hashes,
+        unreadable=tuple(name for part in parts for name in part.unreadable),
         repeats=aligned.repeats,
         classes=aligned.classes,
         origin=_origin(candidate, spec),
     )
     return prediction_files.count_once(predictions)
+
+
+def _stream(
+    candidate: Candidate, aligned: Dataset, spec: Preprocessing | None, batch_size: int, progress: Progress | None
+) -> Iterator[tuple[Part, NDArray[np.float32]]]:
+    """Each batch's answers and its logits."""
+    spec = _require_preprocessing(spec, candidate)
+    with Lane(candidate.backend) as lane:
+        opened = lane.open(candidate.artifact, candidate.execution)
+        _check_classes(next(iter(opened.outputs.values())), aligned, candidate)
+        for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
+            logits = _require_finite(lane.predict(batch.inputs), candidate)
+            top = prediction_files.top_classes(logits)
+            right = top[:, 0] == aligned.labels[batch.indices]
+            yield (
+                Part(indices=batch.indices, hashes=batch.hashes, top=top, right=right, unreadable=batch.unreadable),
+                logits,
+            )
 
 
 def shares_right(
@@ -205,10 +274,20 @@ def predict_test_split(
         keep_logits=keep_logits,
         progress=progress,
     )
-    if predictions.unreadable and not skip_bad:
-        names = ", ".join(predictions.unreadable[:5]) + (" ..." if len(predictions.unreadable) > 5 else "")
+    if not skip_bad:
+        refuse_unreadable(predictions.unreadable, len(images))
+    return predictions
+
+
+def refuse_unreadable(names: Sequence[str], images: int) -> None:
+    """Refuses a set of which some images cannot be decoded.
+
+    Raises:
+        MalformedInput: there are any; the first are named.
+    """
+    if names:
+        shown = ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
         raise MalformedInput(
-            f"{len(predictions.unreadable)} of {len(images)} images cannot be decoded: {names}",
+            f"{len(names)} of {images} images cannot be decoded: {shown}",
             fix="Repair or remove them; eval and gate go on without them with --skip-bad",
         )
-    return predictions

@@ -62,12 +62,12 @@ def decide(outcomes: ArrayLike, limit: float, *, tail: float = 0.05) -> Decision
         tail: the error of each of both, in (0, 0.5).
     """
     needed = -math.log(tail)
-    within, beyond = (_first(log_fortune(outcomes, limit, side=side) >= needed) for side in PARTS)
-    if within is None and beyond is None:
+    first = {side: _first(log_fortune(outcomes, limit, side=side) >= needed) for side in PARTS}
+    reached = {side: images for side, images in first.items() if images is not None}
+    if not reached:
         return None
-    if beyond is None or (within is not None and within < beyond):
-        return Decision(within=True, images=within or 0)
-    return Decision(within=False, images=beyond)
+    side = min(reached, key=reached.__getitem__)
+    return Decision(within=side == "within", images=reached[side])
 
 
 def bounds(outcomes: ArrayLike, limit: float, *, tail: float = 0.05) -> tuple[float, float]:

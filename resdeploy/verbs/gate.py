@@ -63,7 +63,8 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
 
     Raises:
         UsageError: no limit; a model without data; a limit that the sides given cannot be judged by; a candidate
-            calibrated on synthetic images or on the evaluation images; predictions of different images.
+            calibrated on synthetic images or on the evaluation images; predictions of different images; images one by
+            one (`plan.sequential`) where there are none to be seen, or another limit of accuracy.
     """
     benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
     _check(plan, benches)
@@ -85,7 +86,9 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
     )
     if baseline is None:
         return _first_baseline(plan, candidates[0], progress)
-    judged, notes = _judge(baseline, candidates, plan, progress)
+    baseline, answered = _answered(baseline, candidates, plan, progress)
+    judged, notes = _judge(baseline, answered, plan, progress)
+    candidates = [one.side for one in answered]
     found = Gate(
         baseline=_subject(baseline),
         judged=judged,
@@ -115,6 +118,7 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
                 "or --require-fused"
             ),
         ),
+        *_refused_in_order(plan, saved=[name for name in sides if is_saved(name)]),
         (
             any(benches) and not times_alone,
             "one side is a saved bench and another is not",
@@ -178,6 +182,33 @@ def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
     )
 
 
+def _refused_in_order(plan: GatePlan, *, saved: Sequence[str]) -> tuple[tuple[bool, str, str], ...]:
+    """What cannot be judged image by image."""
+    asked, limits = plan.sequential, plan.limits
+    return (
+        (
+            asked and bool(saved),
+            f"{next(iter(saved), '')} is a saved result, and --sequential saves running models on images",
+            "Leave --sequential out: what is saved is judged whole, at no cost. Or name models, and --data",
+        ),
+        (
+            asked and limits.drop_pp is None,
+            "--sequential needs a drop to be decided, and there is no --max-drop",
+            "Add --max-drop 0.5, or leave --sequential out",
+        ),
+        (
+            asked and limits.top5_drop_pp is not None,
+            "--sequential stops when the drop of top-1 is decided, and --max-top5-drop may need more images",
+            "Leave one of the two out",
+        ),
+        (
+            asked and plan.update_baseline,
+            "--sequential may stop after a part of the images, and such predictions are no baseline",
+            "Leave --sequential or --update-baseline out",
+        ),
+    )
+
+
 def is_saved(name: str) -> bool:
     """Whether a side is a file of predictions (or of times) rather than a model, by its suffix."""
     return Path(name).suffix.lower() in prediction_files.SUFFIXES
@@ -195,7 +226,7 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
     name = pick_backend(request, backend, None)
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
-    if plan.data is not None:
+    if plan.data is not None and not plan.sequential:
         shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
         predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
@@ -217,30 +248,72 @@ def _name_apart(sides: Sequence[GateSide]) -> list[GateSide]:
     ]
 
 
-def _judge(
+@dataclass(frozen=True, kw_only=True)
+class _Answered:
+    """A candidate beside its baseline on the same images, and the verdict on its answers."""
+
+    side: GateSide
+    pair: pairs.Pair | None  # None: accuracy is not looked at
+    accuracy: Verdict
+
+
+def _answered(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
-) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
-    """All checks of all candidates, and what must be known of the comparison."""
+) -> tuple[GateSide, list[_Answered]]:
+    """The baseline with its answers, and the candidates with theirs, judged."""
+    if plan.sequential:
+        return _answer_in_order(baseline, candidates, plan, progress)
     answers = [
         None if baseline.predictions is None or side.predictions is None
         else pairs.match(baseline.predictions, side.predictions)
         for side in candidates
     ]  # fmt: skip
-    accuracies = judge_limits.judge_answers(answers, plan.limits, confidence=plan.confidence)
+    verdicts = judge_limits.judge_answers(answers, plan.limits, confidence=plan.confidence)
+    return baseline, [
+        _Answered(side=side, pair=pair, accuracy=one)
+        for side, pair, one in zip(candidates, answers, verdicts, strict=True)
+    ]
+
+
+def _answer_in_order(
+    baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
+) -> tuple[GateSide, list[_Answered]]:
+    """Models answer images in random order until each candidate is decided."""
+    from resdeploy.verbs import answer_in_order  # it brings the image decoder
+
+    shown = [_shown(side, plan) for side in (baseline, *candidates)]
+    found = answer_in_order.answer(shown[0], shown[1:], plan, progress=progress)
+    longest = max((one.pair.baseline for one in found), key=lambda seen: len(seen.labels))
+    return dataclasses.replace(baseline, predictions=longest), [
+        _Answered(side=dataclasses.replace(side, predictions=one.pair.candidate), pair=one.pair, accuracy=one.verdict)
+        for side, one in zip(candidates, found, strict=True)
+    ]
+
+
+def _shown(side: GateSide, plan: GatePlan) -> interleaved.Candidate:
+    """The built model of a side, as it is shown images."""
+    assert side.source is not None
+    assert side.backend is not None
+    return candidate(side.source, side.backend, label=side.name, batch_size=plan.batch_size, threads=plan.threads)
+
+
+def _judge(
+    baseline: GateSide, answered: Sequence[_Answered], plan: GatePlan, progress: Progress
+) -> tuple[tuple[Judged, ...], tuple[str, ...]]:
+    """All checks of all candidates, and what must be known of the comparison."""
+    candidates = [one.side for one in answered]
     # One candidate had the machine to itself already: to measure it again is what a longer --max-time does better.
     tries_again = len(candidates) > 1 and plan.limits.of_times
     of_times = judge_limits.confidence_of_attempt(plan.confidence) if tries_again else plan.confidence
     runs = _measure(baseline, candidates, plan, progress, confidence=of_times, seed=plan.seed)
-    evidence = [
-        _look_at(side, one, runs.get(side.name), plan) for side, one in zip(candidates, accuracies, strict=True)
-    ]
+    evidence = [_look_at(one.side, one.accuracy, runs.get(one.side.name), plan) for one in answered]
     verdicts = judge_limits.judge(evidence, plan.limits, confidence=of_times)
     if tries_again:
         verdicts = _try_again(baseline, candidates, verdicts, plan, progress, confidence=of_times)
     judged = []
-    for side, pair, one in zip(candidates, answers, verdicts, strict=True):
-        answer = Judged(candidate=_subject(side), verdict=one)
-        judged.append(answer if pair is None else _with_images(answer, side, pair, plan, progress))
+    for one, verdict in zip(answered, verdicts, strict=True):
+        answer = Judged(candidate=_subject(one.side), verdict=verdict)
+        judged.append(answer if one.pair is None else _with_images(answer, one.side, one.pair, plan, progress))
     notes = (*_notes(baseline, candidates, plan.sight), *_kernel_notes(baseline, runs))
     return tuple(judged), tuple(dict.fromkeys(notes))
 
@@ -317,8 +390,7 @@ def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, prog
         return one
     from resdeploy.verbs import misread_input
 
-    shown = candidate(side.source, side.backend, label=side.name, batch_size=plan.batch_size, threads=plan.threads)
-    if found := misread_input.cause(shown, pair, plan.data, progress=progress):
+    if found := misread_input.cause(_shown(side, plan), pair, plan.data, progress=progress):
         first = dataclasses.replace(first, note=f"{first.note} {found}.")
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 

@@ -26,6 +26,7 @@ class GatePlan:
     data: str | None = None
     sight: PreprocessingOverride = field(default_factory=PreprocessingOverride)
     skip_bad: bool = False
+    sequential: bool = False  # images in random order until the drop is decided
     confidence: float = 0.95
     backends: tuple[str, ...] = ("auto",)
     batch_size: int = 32
@@ -49,6 +50,7 @@ class GateOptions(TypedDict, total=False):
     max_memory: float | None
     require_fused: bool
     data: str | None
+    sequential: bool
     confidence: float
     backend: str
     batch_size: int
@@ -101,6 +103,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
             std=None if std is None else tuple(std),
         ),
         skip_bad=options.get("skip_bad", False),
+        sequential=options.get("sequential", False),
         confidence=options.get("confidence", GatePlan.confidence),
         backends=tuple(dict.fromkeys((options.get("backend") or "auto").split(","))),
         batch_size=options.get("batch_size", GatePlan.batch_size),
