@@ -12,7 +12,9 @@ luck in the choice of images may explain it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
@@ -73,14 +75,17 @@ def judge_many(
         UsageError: a limit that is none, or one of top-5 where only one class per image is known.
     """
     refuse_limits(max_drop_pp, max_top5_drop_pp, confidence=confidence)
-    top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], max_drop_pp, confidence)
+    clusters = [pair.clusters for pair in pairs]
+    top1 = _drops("top1", [(pair.lost, pair.gained) for pair in pairs], clusters, max_drop_pp, confidence)
     five = [_top5_flips(pair) for pair in pairs]
     if max_top5_drop_pp is not None and None in five:
         raise UsageError(
             "top-5 cannot be judged: a side names fewer than five classes for each image",
             fix="Save logits, not class ids alone, or judge top-1 alone",
         )
-    top5 = iter(_drops("top5", [flips for flips in five if flips is not None], max_top5_drop_pp, confidence))
+    known = [(flips, which) for flips, which in zip(five, clusters, strict=True) if flips is not None]
+    flips_5, clusters_5 = [flips for flips, _ in known], [which for _, which in known]
+    top5 = iter(_drops("top5", flips_5, clusters_5, max_top5_drop_pp, confidence))
     return tuple(
         verdict_on(pair, [first] if flips is None else [first, next(top5)])
         for pair, first, flips in zip(pairs, top1, five, strict=True)
@@ -142,19 +147,59 @@ def class_drops(pair: Pair) -> tuple[ClassDrop, ...]:
 Masks = tuple["NDArray[np.bool_]", "NDArray[np.bool_]"]
 
 
-def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence: float) -> Sequence[Check | Reported]:
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """The images that a candidate lost and gained, and how many images drawn one by one they are worth."""
+
+    lost: int
+    gained: int
+    images: int
+    clusters: int  # 0: every image was drawn by itself
+    effect: float  # the design effect of the clusters
+
+    @property
+    def worth(self) -> tuple[float, float, float]:
+        """Lost, gained and images, as a test for images drawn one by one takes them."""
+        return self.lost / self.effect, self.gained / self.effect, self.images / self.effect
+
+    @property
+    def drop_pp(self) -> float:
+        return 100 * (self.lost - self.gained) / self.images
+
+
+def _table(flips: Masks, clusters: Sequence[str], tail: float) -> _Table:
+    lost, gained = flips
+    effect = 1.0
+    if clusters:
+        effect = stats.design_effect(lost.astype(np.int8) - gained.astype(np.int8), clusters, tail=tail)
+    return _Table(
+        lost=int(lost.sum()),
+        gained=int(gained.sum()),
+        images=len(lost),
+        clusters=len(set(clusters)),
+        effect=effect,
+    )
+
+
+def _drops(
+    name: str,
+    flips: Sequence[Masks],
+    clusters: Sequence[Sequence[str]],
+    limit_pp: float | None,
+    confidence: float,
+) -> Sequence[Check | Reported]:
     """One row per candidate, from the images that it lost and gained: judged where there is a limit."""
-    tables = [(int(lost.sum()), int(gained.sum()), len(lost)) for lost, gained in flips]
+    tail = 1 - confidence
+    tables = [_table(masks, which, tail) for masks, which in zip(flips, clusters, strict=True)]
     if limit_pp is None:
-        return [_drop(name, *table, confidence) for table in tables]
-    scores = [float(stats.tango_score(*table, limit_pp / 100)) for table in tables]
+        return [_drop(name, table, confidence) for table in tables]
+    scores = [float(stats.tango_score(*table.worth, limit_pp / 100)) for table in tables]
     within = stats.holm([NormalDist().cdf(score) for score in scores])
     beyond = stats.holm([NormalDist().cdf(-score) for score in scores])
     checks = []
     for table, p_within, p_beyond in zip(tables, within, beyond, strict=True):
-        tail = 1 - confidence
         state: State = "pass" if p_within <= tail else "fail" if p_beyond <= tail else "inconclusive"
-        check = _judge_drop(name, *table, limit_pp, state, confidence, candidates=len(tables))
+        check = _judge_drop(name, table, limit_pp, state, confidence, candidates=len(tables))
         if len(tables) > 1:
             corrected = f"Holm's correction for {len(tables)} candidates was applied; the interval is this one's alone."
             check = dataclasses.replace(check, note=f"{check.note} {corrected}")
@@ -162,31 +207,30 @@ def _drops(name: str, flips: Sequence[Masks], limit_pp: float | None, confidence
     return checks
 
 
-def _drop(name: str, lost: int, gained: int, images: int, confidence: float, side: str = "") -> Reported:
+def _drop(name: str, table: _Table, confidence: float, side: str = "") -> Reported:
     """The drop as it was seen: the count on this set, and the bounds on new images."""
-    low, high = stats.tango_interval(lost, gained, images, tail=1 - confidence)
-    drop_pp = 100 * (lost - gained) / images
-    moved = "drops" if drop_pp >= 0 else "rises"
-    note = (
-        f"On this very set it {moved} by {abs(drop_pp):.3g} points,{side} {lost:,} right answers lost, "
-        f"{gained:,} gained of {images:,} (McNemar mid-p {stats.mcnemar_midp(lost, gained):.2g})."
-    )
-    return Reported(name=name, observed=drop_pp, interval=(100 * low, 100 * high), unit="points", note=note)
+    low, high = stats.tango_interval(*table.worth, tail=1 - confidence)
+    moved = "drops" if table.drop_pp >= 0 else "rises"
+    counted = f"{table.lost:,} right answers lost, {table.gained:,} gained of {table.images:,}"
+    if table.clusters:  # flips of one cluster are no independent coin tosses, which McNemar's test counts
+        tail = (
+            f"The images are of {table.clusters:,} clusters, and worth {table.images / table.effect:,.0f} drawn one by "
+            f"one (design effect {table.effect:.3g}): bounds are on new clusters, and as much wider."
+        )
+        note = f"On this very set it {moved} by {abs(table.drop_pp):.3g} points,{side} {counted}. {tail}"
+    else:
+        note = (
+            f"On this very set it {moved} by {abs(table.drop_pp):.3g} points,{side} {counted} "
+            f"(McNemar mid-p {stats.mcnemar_midp(table.lost, table.gained):.2g})."
+        )
+    return Reported(name=name, observed=table.drop_pp, interval=(100 * low, 100 * high), unit="points", note=note)
 
 
 def _judge_drop(
-    name: str,
-    lost: int,
-    gained: int,
-    images: int,
-    limit_pp: float,
-    state: State,
-    confidence: float,
-    *,
-    candidates: int,
+    name: str, table: _Table, limit_pp: float, state: State, confidence: float, *, candidates: int
 ) -> Check:
-    over = 100 * (lost - gained) / images > limit_pp
-    drop = _drop(name, lost, gained, images, confidence, " over the limit:" if over else " within the limit:")
+    over = table.drop_pp > limit_pp
+    drop = _drop(name, table, confidence, " over the limit:" if over else " within the limit:")
     assert drop.interval is not None
     low_pp, high_pp = drop.interval
     sure = f"at {100 * confidence:g} % confidence"
@@ -198,10 +242,11 @@ def _judge_drop(
             f"On new images like these {quantity} drops by at least {low_pp:.3g} points {sure} (limit {limit_pp:g})."
         )
     else:
+        tail = (1 - confidence) / candidates
         verdict = (
-            f"{images:,} images cannot tell whether {quantity} drops by more than {limit_pp:g} points on new ones "
-            f"(between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
-            f"{would_decide(lost, gained, images, limit_pp, (1 - confidence) / candidates)}."
+            f"{table.images:,} images cannot tell whether {quantity} drops by more than {limit_pp:g} points on new "
+            f"ones (between {low_pp:.3g} and {high_pp:.3g}, each end {sure}); "
+            f"{would_decide(table.lost, table.gained, table.images, limit_pp, tail, effect=table.effect)}."
         )
     return Check(
         name=name,
@@ -219,9 +264,10 @@ def at_most(drop_pp: float) -> str:
     return f"drops by at most {drop_pp:.3g} points" if drop_pp >= 0 else f"rises by at least {-drop_pp:.3g} points"
 
 
-def would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float) -> str:
+def would_decide(lost: int, gained: int, images: int, limit_pp: float, tail: float, *, effect: float = 1.0) -> str:
     """The planned size in words: how many images would decide if they were judged once."""
     needed = stats.images_to_decide((lost + gained) / images, (lost - gained) / images, limit_pp / 100, tail=tail)
+    needed = needed and math.ceil(needed * effect)  # clusters of the sizes seen are worth fewer images
     if needed is None or needed > MAX_IMAGES:
         return "the drop seen is the limit itself, which no number of images can tell apart: choose another limit"
     return f"about {needed:,} images would decide with 80 % probability if the drop and the share of flips stay as seen"

@@ -31,6 +31,11 @@ class Pair:
         return len(self.baseline.labels)
 
     @property
+    def clusters(self) -> tuple[str, ...]:
+        """What each image was taken from; () unless both sides tell."""
+        return self.baseline.cluster if self.candidate.cluster else ()
+
+    @property
     def lost(self) -> NDArray[np.bool_]:
         """(N,): only the baseline is right."""
         return _right_answers(self.baseline) & ~_right_answers(self.candidate)
@@ -98,9 +103,10 @@ def match(baseline: Predictions, candidate: Predictions) -> Pair:
                 cause="They were trained for different class lists (1,001 with a background class, say)",
                 fix="Drop the extra columns of the logits, or compare models of the same classes",
             )
-    in_order = _reorder(candidate, _order(baseline, candidate))
-    _check_labels(baseline, in_order)
-    return Pair(baseline=baseline, candidate=in_order)
+    matched = _reorder(candidate, _order(baseline, candidate))
+    _check_labels(baseline, matched)
+    _check_clusters(baseline, matched)
+    return Pair(baseline=baseline, candidate=matched)
 
 
 def refuse_leak(evaluated: Predictions) -> None:
@@ -141,6 +147,7 @@ def _check(predictions: Predictions, who: str) -> None:
         "top": len(predictions.top),
         "ids": len(predictions.ids) or count,
         "images": len(predictions.images) or count,
+        "cluster": len(predictions.cluster) or count,
     }
     if predictions.logits is not None:
         lengths["logits"] = len(predictions.logits)
@@ -198,6 +205,7 @@ def _reorder(predictions: Predictions, order: NDArray[np.int64]) -> Predictions:
         predictions,
         ids=tuple(predictions.ids[k] for k in order) if predictions.ids else (),
         images=tuple(predictions.images[k] for k in order) if predictions.images else (),
+        cluster=tuple(predictions.cluster[k] for k in order) if predictions.cluster else (),
         labels=predictions.labels[order],
         top=predictions.top[order],
         logits=None if predictions.logits is None else predictions.logits[order],
@@ -218,6 +226,21 @@ def _check_labels(baseline: Predictions, candidate: Predictions) -> None:
     )
 
 
+def _check_clusters(baseline: Predictions, candidate: Predictions) -> None:
+    if not baseline.cluster or not candidate.cluster:
+        return
+    if differs := sum(a != b for a, b in zip(baseline.cluster, candidate.cluster, strict=True)):
+        raise UsageError(
+            f"the clusters of {differs} of {len(baseline.cluster)} images differ between the two sides",
+            fix="Save the same `cluster` on both sides (the video that a frame is from, say), or leave it out of one",
+        )
+    if len(set(baseline.cluster)) == 1:
+        raise UsageError(
+            f"all images are of one cluster, {baseline.cluster[0]!r}: from one alone nothing follows about others",
+            fix="Save images of several clusters, or leave `cluster` out if the images were drawn one by one",
+        )
+
+
 def _name_some(names: Iterable[object]) -> str:
-    texts = [str(name) for name in names]
-    return ", ".join(texts[:3]) + (", ..." if len(texts) > 3 else "") or "none"
+    listed = [str(name) for name in names]
+    return ", ".join(listed[:3]) + (", ..." if len(listed) > 3 else "") or "none"

@@ -41,7 +41,8 @@ MAX_CLASS = 1 << 31
 ROWS = 512
 SUFFIXES = (".npz", ".json", ".csv")
 TEXT_FIELDS = ("model", "data", "data_fingerprint", "preprocessing_fingerprint", "sha256")
-NAMES = ("predictions", "logits", "labels", "ids", "top", "images", "resdeploy")
+NAMES = ("predictions", "logits", "labels", "ids", "top", "images", "cluster", "resdeploy")
+TEXTS = ("ids", "images", "cluster")  # one text per image each
 CSV_MARK = "# resdeploy "
 AGAIN = "Write it again: resdeploy eval MODEL --data D --predictions F"
 # A cell that starts so is run as a formula by spreadsheets (OWASP ASVS 1.2.10); ours gets an apostrophe before it.
@@ -84,6 +85,7 @@ def count_once(predictions: Predictions) -> Predictions:
         predictions,
         ids=ids if predictions.ids else (),
         images=images,
+        cluster=tuple(predictions.cluster[k] for k in kept) if predictions.cluster else (),
         labels=labels,
         top=predictions.top[kept],
         logits=None if predictions.logits is None else predictions.logits[kept],
@@ -133,7 +135,7 @@ def save(predictions: Predictions, path: Path) -> None:
         "labels": predictions.labels,
         "top": predictions.top,
     }
-    arrays |= {name: np.array(getattr(predictions, name), dtype=np.str_) for name in ("ids", "images")}
+    arrays |= {name: np.array(getattr(predictions, name), dtype=np.str_) for name in TEXTS}
     arrays = {name: array for name, array in arrays.items() if len(array)}
     if predictions.logits is not None:
         arrays["logits"] = predictions.logits
@@ -246,7 +248,7 @@ def _read_csv(path: Path) -> dict[str, Any]:
             raise ValueError(msg)
         if numbered:
             content[name] = np.array([columns[column] for column in numbered]).T.astype(np.float64)
-    for name in ("ids", "images"):
+    for name in TEXTS:
         if name in columns:
             content[name] = [cell[1:] if ours and cell.startswith("'") else cell for cell in columns[name]]
     if ours is not None:
@@ -299,7 +301,7 @@ def _predictions(content: Mapping[str, Any], path: Path) -> Predictions:
     answers = _class_ids(content["predictions"], "predictions", path) if "predictions" in content else None
     top = _top(content, logits, answers, path)
     answers = top[:, 0] if answers is None else answers
-    texts = {name: _texts(content.get(name, ()), name, path) for name in ("ids", "images")}
+    texts = {name: _texts(content.get(name, ()), name, path) for name in TEXTS}
     lengths = {"labels": len(labels), "predictions": len(answers), "top": len(top)}
     lengths |= {name: len(values) for name, values in texts.items() if values}
     if len(set(lengths.values())) != 1:
@@ -309,8 +311,8 @@ def _predictions(content: Mapping[str, Any], path: Path) -> Predictions:
         )
     if logits is not None:
         _check_agreement(logits, labels, answers, path)
-    facts = _facts(dict(content.get("resdeploy", {})), path)
-    return Predictions(ids=texts["ids"], images=texts["images"], labels=labels, top=top, logits=logits, **facts)
+    facts = _facts(dict(content.get("resdeploy", {})), path) | texts
+    return Predictions(labels=labels, top=top, logits=logits, **facts)
 
 
 def _refuse_missing(content: Mapping[str, Any], path: Path) -> None:

@@ -43,6 +43,7 @@ class Predictions:
     preprocessing_fingerprint: str
     sha256: str  # the artifact's
     images: tuple[str, ...] = ()  # content hashes (16 hex digits), as in Calibration.images
+    cluster: tuple[str, ...] = ()  # what each image was taken from (a video, say); () where nobody told
     unreadable: tuple[str, ...] = ()  # images that could not be decoded, never silently dropped
     repeats: Repeats = field(default_factory=Repeats)  # names of the data set that are not among `ids`
     classes: tuple[str, ...] = ()  # their names, by id; () where nobody told them

@@ -5,6 +5,7 @@ of measured times, `validity` the question whether a run is reliable at all. Sha
 percent; times are in any unit, the same on both sides.
 """
 
+from resdeploy.stats.clusters import design_effect
 from resdeploy.stats.means import mean_interval
 from resdeploy.stats.proportions import (
     calibration_error,
@@ -24,6 +25,7 @@ __all__ = [
     "Estimate",
     "cached",
     "calibration_error",
+    "design_effect",
     "dip",
     "doubts",
     "holm",

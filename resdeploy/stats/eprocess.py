@@ -39,7 +39,7 @@ NO_LIMIT = 0.01  # the unit of "within" where the limit is 0, which itself is no
 SMALLEST = 0.005  # the smallest unit of "beyond": a broken candidate is not better hidden by a strict limit
 # The share of flips is estimated as (flips + 1) / (images + 10): a first bet as if 10 % flipped, which is cautious.
 FLIPS_BEFORE, IMAGES_BEFORE = 1, 10
-AT_STAKE = 0.9  # of a part's fortune at most, so that no single image ruins it (there 1/2 or 3/4, appendix B)
+AT_STAKE = 0.9  # of a part's fortune at most, so that no single image ruins it (theirs is 1/2 or 3/4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +133,7 @@ def best_bet(mean: float, drop: float, flips: ArrayLike) -> NDArray[np.float64]:
     For three outcomes that is A b^2 - B b + (drop - mean) = 0 with A = mean (1 - mean^2), B = 3 mean (drop - mean) + v
     and v the variance around the mean, E (x - mean)^2; the root sought is the positive one of those nearest to 0.
 
-    Source: Kelly, Bell Syst. Tech. J. 35 (1956) 917-926; GRO in Waudby-Smith and Ramdas, appendix B. The algebra is
+    Source: Kelly, Bell Syst. Tech. J. 35 (1956) 917-926; GRAPA in Waudby-Smith and Ramdas, appendix B. The algebra is
     ours, checked numerically in tests/stats/test_stats_eprocess.py.
 
     Args:

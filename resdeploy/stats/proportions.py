@@ -79,7 +79,7 @@ def tango_score(lost: ArrayLike, gained: ArrayLike, images: ArrayLike, drop: Arr
         return np.where(excess == 0, 0.0, excess / np.sqrt(n * (2 * share + d * (1 - d))))
 
 
-def tango_interval(lost: int, gained: int, images: int, *, tail: float = 0.05) -> tuple[float, float]:
+def tango_interval(lost: float, gained: float, images: float, *, tail: float = 0.05) -> tuple[float, float]:
     """Score interval of the drop: each limit is passed by the true drop with probability `tail`.
 
     `tail=0.05` gives two one-sided 95 % bounds (a 90 % interval), `tail=0.025` the two-sided 95 % interval. Unlike the
@@ -88,7 +88,7 @@ def tango_interval(lost: int, gained: int, images: int, *, tail: float = 0.05) -
     Args:
         lost: images that only the baseline gets right.
         gained: images that only the candidate gets right.
-        images: all images, at least `lost + gained`.
+        images: all images, at least `lost + gained`. All three may be divided by a design effect.
         tail: in (0, 0.5).
 
     Raises:
@@ -102,7 +102,7 @@ def tango_interval(lost: int, gained: int, images: int, *, tail: float = 0.05) -
     return -_upper_limit(gained, lost, images, z), _upper_limit(lost, gained, images, z)
 
 
-def _upper_limit(lost: int, gained: int, images: int, z: float) -> float:
+def _upper_limit(lost: float, gained: float, images: float, z: float) -> float:
     """The drop at which the score falls to -z; it falls steadily from 0 at the drop observed."""
     low, high = (lost - gained) / images, 1.0
     if low == high:

@@ -71,6 +71,36 @@ def judged(folder: Path, baseline: str, *candidates: str, limits: Limits = DROP,
     return gate.gate(plan, progress=lambda *_: None).gate
 
 
+@pytest.mark.parametrize("suffix", ["npz", "csv", "json"])
+def test_frames_of_one_video_widen_the_bounds(tmp_path: Path, suffix: str) -> None:
+    """Where both sides say which images belong together; where one does, nothing changes."""
+    videos = tuple(f"=video {k // 100}" for k in range(5000))  # each flips as a whole, or not at all
+    save(predictions(0, cluster=videos), tmp_path / f"base.{suffix}")
+    save(predictions(200, cluster=videos), tmp_path / f"videos.{suffix}")
+    save(predictions(200), tmp_path / f"frames.{suffix}")
+    assert load(tmp_path / f"base.{suffix}").cluster == videos
+    (wide,) = judged(tmp_path, f"base.{suffix}", f"videos.{suffix}").verdict.checks
+    (narrow,) = judged(tmp_path, f"base.{suffix}", f"frames.{suffix}").verdict.checks
+    assert (narrow.state, wide.state) == ("fail", "inconclusive")
+    assert narrow.interval is not None
+    assert wide.interval is not None
+    assert wide.interval[0] < narrow.interval[0] < narrow.interval[1] < wide.interval[1]
+    assert "The images are of 50 clusters, and worth 47 drawn one by one" in wide.note
+    assert "McNemar" in narrow.note
+    assert "McNemar" not in wide.note
+
+
+def test_clusters_that_differ_or_are_one_alone_are_refused(tmp_path: Path) -> None:
+    """Neither says anything about new clusters."""
+    save(predictions(0, cluster=("a",) * 5000), tmp_path / "base.npz")
+    save(predictions(5, cluster=("a",) * 5000), tmp_path / "one.npz")
+    save(predictions(5, cluster=("a",) * 4999 + ("b",)), tmp_path / "other.npz")
+    with pytest.raises(UsageError, match="all images are of one cluster, 'a'"):
+        judged(tmp_path, "base.npz", "one.npz")
+    with pytest.raises(UsageError, match="the clusters of 1 of 5000 images differ"):
+        judged(tmp_path, "base.npz", "other.npz")
+
+
 def test_candidates_are_judged_together_each_with_its_own_verdict(files: Path) -> None:
     """One passes and one fails: the gate fails, flips and classes are each candidate's, Holm is in the note."""
     found = judged(files, "base.npz", "good.npz", "bad.npz")
