@@ -39,7 +39,7 @@ EVENTS: Mapping[str, tuple[int, int]] = {
 NO_COUNTERS = "the processor shows none here, as in most virtual machines; measure on the machine itself"
 FORBIDDEN = (
     "the kernel lets us read none; run `sysctl kernel.perf_event_paranoid=2` as root, or start the container with "
-    "--cap-add PERFMON"
+    "the capability CAP_PERFMON"
 )
 NO_CALL = "this system has no perf_event_open; measure on Linux itself, outside a sandbox"
 REASONS = {

@@ -59,7 +59,8 @@ WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
 QUERIES_PER_STREAM = 8
 MAX_QUERIES, MAX_QUERIES_A_TURN = 5000, 500  # a block, and a turn, of which there are more; others only fill memory
 TRACED = 5  # queries, that the length of a kernel is not that of its first, cold run
-REPLAY_QUERIES, REPLAY_S = 10, 0.2  # a process, each of fresh inputs and of one repeated, to find cached results
+# To find cached results: in the first processes, queries of fresh inputs and as many of one repeated.
+REPLAYED, REPLAY_QUERIES, REPLAY_S = 2, 10, 0.2
 
 # What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
 Watch = Callable[["Measurement | Failure", int, int], None]
@@ -315,7 +316,7 @@ class _Entrant:
         self.first_s.append(opened.first_s)
         self.settings, self.uncounted = dict(opened.settings), opened.uncounted
         self.query_s = warm_up(lane)
-        if process < PROCESSES:
+        if process < REPLAYED:
             self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
         if self.candidate.scope == "jpeg":
             self._decode(lane)

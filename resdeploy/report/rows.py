@@ -21,30 +21,36 @@ Json = dict[str, Any]
 
 def bench_row(outcome: Summary | Failure) -> Json:
     """A row of `bench`; all its keys are there whether it could be measured or not."""
-    if isinstance(outcome, Failure):
-        return {
-            "label": outcome.label,
-            "model": outcome.model,
-            "backend": outcome.backend,
-            "precision": outcome.precision,
-            "batch_size": outcome.batch_size,
-            "scenario": None,
-            "latency_ms": dict.fromkeys(LATENCIES),
-            "p50_ci95_ms": None,
-            "throughput_ips": None,
-            "params": None,
-            "macs": None,
-            "weights": None,
-            "calibration": None,
-            "settings": {},
-            "valid": False,
-            "state": f"failed ({outcome.error_code})",
-            "notes": [],
-            "warnings": [outcome.message],
-            "unsteady": [],
-            "samples_ms": [],
-            "error": {"code": outcome.error_code, "message": outcome.message},
-        }
+    return _failed_row(outcome) if isinstance(outcome, Failure) else _measured_row(outcome)
+
+
+def _failed_row(failure: Failure) -> Json:
+    return {
+        "label": failure.label,
+        "model": failure.model,
+        "backend": failure.backend,
+        "precision": failure.precision,
+        "batch_size": failure.batch_size,
+        "scenario": None,
+        "latency_ms": dict.fromkeys(LATENCIES),
+        "p50_ci95_ms": None,
+        "throughput_ips": None,
+        "params": None,
+        "macs": None,
+        "weights": None,
+        "calibration": None,
+        "settings": {},
+        "valid": False,
+        "state": f"failed ({failure.error_code})",
+        "notes": [],
+        "warnings": [failure.message],
+        "unsteady": [],
+        "samples_ms": [],
+        "error": {"code": failure.error_code, "message": failure.message},
+    }
+
+
+def _measured_row(outcome: Summary) -> Json:
     m = outcome.measurement
     return {
         "label": m.label,

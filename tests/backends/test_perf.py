@@ -127,7 +127,7 @@ def test_this_machine_counts_or_says_why_not() -> None:
     [
         (errno.ENOENT, "measure on the machine itself"),
         (errno.EACCES, "kernel.perf_event_paranoid=2"),
-        (errno.EPERM, "--cap-add PERFMON"),
+        (errno.EPERM, "CAP_PERFMON"),
         (errno.ENOSYS, "outside a sandbox"),
         (errno.EMFILE, "Too many open files; see `man perf_event_open`"),
     ],
