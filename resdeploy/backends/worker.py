@@ -370,6 +370,8 @@ class Worker:
     def block(self, queries: int, seconds: float, warmup: int) -> dict[str, Any]:
         meter = Meter(counters=self.counters)
         times = time_block(self.sessions, self._inputs, Stretch(queries=queries, seconds=seconds, warmup=warmup), meter)
+        if len(self.sessions) > 1:
+            meter.waited = None  # the threads of the other streams have ended, and what they waited is not known
         exchange.put(self.folder / "times.npy", times)
         return dataclasses.asdict(meter)
 

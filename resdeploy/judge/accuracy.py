@@ -190,7 +190,8 @@ def _drops(
 ) -> Sequence[Check | Reported]:
     """One row per candidate, from the images that it lost and gained: judged where there is a limit."""
     tail = 1 - confidence
-    tables = [_table(masks, which, tail) for masks, which in zip(flips, clusters, strict=True)]
+    # Few clusters need Student's wider tails, and those of Holm's smallest level are the widest that are used.
+    tables = [_table(masks, which, tail / len(flips)) for masks, which in zip(flips, clusters, strict=True)]
     if limit_pp is None:
         return [_drop(name, table, confidence) for table in tables]
     scores = [float(stats.tango_score(*table.worth, limit_pp / 100)) for table in tables]

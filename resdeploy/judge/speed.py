@@ -60,7 +60,6 @@ class InTurns:
 
     pairs: Sequence[tuple[Blocks, Blocks]]
     faults: Sequence[str] = ()  # what makes a time wrong
-    spent_s: float = 0.0  # from the first block to the last
 
     @property
     def reasons(self) -> Sequence[str]:
@@ -78,8 +77,10 @@ class InTurns:
         return stats.ratio_of_pairs(pairs, confidence=looks.confidence(2 * tail))
 
     def would_decide(self, factor: float) -> str:
-        needed_s = math.ceil(self.spent_s * factor)
-        return f"about {needed_s} s instead of {self.spent_s:.0f} would decide: raise --max-time"
+        needed = max(math.ceil(len(self.pairs) * factor), len(self.pairs) + 1)
+        if needed > looks.PAIRS[-1]:
+            return f"more than the {looks.PAIRS[-1]} pairs of processes of a run would be needed to decide"
+        return f"about {needed} pairs of processes instead of {len(self.pairs)} would decide: raise --max-time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +169,8 @@ def judge_many(
             continue
         state: State = "pass" if k in within else "fail" if k in beyond else "inconclusive"
         value, low, high = percent(k, tail)
-        note = _note(sides, state, (value, low, high), max_slowdown_pct, confidence, WORDS[of])
+        decisive = percent(k, tail / max(len(can_be_judged), 1))  # Holm's smallest level
+        note = _note(sides, state, (value, low, high), decisive, max_slowdown_pct, confidence, WORDS[of])
         if len(several) > 1:
             note += f". Holm's correction for {len(several)} candidates was applied; the interval is this one's alone"
         checks.append(_check(of, max_slowdown_pct, value, (low, high), state, note))
@@ -186,15 +188,24 @@ def _holm(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bo
     return set(reliable) - set(left)
 
 
-def _note(sides: Sides, state: State, slowdown: Interval, limit: float, confidence: float, what: str) -> str:
-    """The interval in words, and what follows from it."""
+def _note(
+    sides: Sides,
+    state: State,
+    slowdown: Interval,
+    decisive: Interval,
+    limit: float,
+    confidence: float,
+    what: str,
+) -> str:
+    """The interval in words, and what follows from it; `decisive` is the wider one that has to be on one side."""
     if sides.reasons:
         return f"Nothing can be said of the times: {'; '.join(sides.reasons)}. Measure again"
-    value, low, high = slowdown
+    _, low, high = slowdown
     said = f"The {what} changes by {low:+.2f} % to {high:+.2f} %, each end at {100 * confidence:g} % confidence"
     if state != "inconclusive":
         return f"{said}: {'within' if state == 'pass' else 'beyond'} the limit of {limit:g} %"
     # An interval narrows with the square root of the time; the half towards the limit has to become shorter.
+    value, low, high = decisive
     reach, room = (high - value, limit - value) if value < limit else (value - low, value - limit)
     if room <= 0 or reach > FURTHEST * room:
         return f"{said}; that is the limit of {limit:g} % itself: no sensible time decides"

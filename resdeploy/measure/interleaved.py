@@ -52,6 +52,7 @@ PROCESSES = 2  # where nothing is asked
 # Where something is asked: after how many pairs of processes the answer is looked for, and until `pilot` knows better
 # the length of a turn and how many a process makes.
 LOOKS, TURN_S, TURNS = looks.PAIRS, 0.1, 8
+CALL_S = 0.02  # what a block takes besides: the question to the child, its answer, Python's garbage
 SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
 # Steady: a window no faster than the best before it, within what asv and criterion call no change.
 WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
@@ -172,12 +173,10 @@ def run(
     if not labels or len(set(labels)) != len(labels):
         raise UsageError(f"candidates need different names: {', '.join(labels) or 'there are none'}")
     entrants = {candidate.label: _Entrant(candidate) for candidate in candidates}
-    timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), bool(questions), clock)
+    timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), clock)
     before = look()
-    if questions:
-        _time_until_answered(timing, questions)
-    else:
-        _time_blocks(timing)
+    _time_until_answered(timing, questions)
+    _time_the_others(timing, questions)
     disturbances = environment.disturbances(before, look())
     for entrant in entrants.values():
         entrant.disturbances = disturbances
@@ -190,41 +189,54 @@ def run(
     )
 
 
-def _time_blocks(timing: _Timing) -> None:
-    """As many blocks of every candidate as the schedule says, in as many processes."""
+def _time_blocks(timing: _Timing, entrants: Sequence[_Entrant]) -> None:
+    """As many blocks of each as the schedule says, in as many processes."""
     schedule = timing.schedule
     rounds = math.ceil(schedule.blocks / schedule.processes)
-    for process in range(schedule.processes):
-        entrants, planned = tuple(timing.entrants.values()), schedule.processes * rounds
-        timing.generation(process, entrants, rounds, schedule.duration_s / schedule.blocks, planned)
+    made = min((len({block.process for block in entrant.blocks}) for entrant in entrants), default=schedule.processes)
+    for process in range(made, schedule.processes):
+        timing.generation(process, entrants, rounds, schedule.duration_s / schedule.blocks, schedule.processes * rounds)
 
 
 def _time_until_answered(timing: _Timing, questions: Sequence[Question]) -> None:
     """Process by process of every candidate; looks when LOOKS says, and ends before the time is over."""
-    unanswered = list(questions)
-    compared = {(question.baseline, question.candidate) for question in questions}
-    pace = pilot.Pace(timing.schedule.max_time_s * len(compared), LOOKS[0], len(timing.entrants), TURN_S + SWITCH_S)
+    unanswered = [one for one in questions if {one.baseline, one.candidate} <= timing.entrants.keys()]
+    compared = {(question.baseline, question.candidate) for question in unanswered}
+    pace = pilot.Pace(timing.schedule.max_time_s * len(compared), LOOKS[0])
     turn_s, turns = TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S))
     for process in range(LOOKS[-1]):
-        if not pace.allows_another():
+        if not unanswered or not pace.allows_another():
             return
         asked = {label for question in unanswered for label in (question.baseline, question.candidate)}
-        running = [entrant for label, entrant in timing.entrants.items() if label in asked or not process]
-        length_s = pilot.TURNS_S[process] if process < len(pilot.TURNS_S) else turn_s
-        affordable = pace.affordable_turns(length_s / TURN_S)
-        rounds = max(quiet.LEAST_TURNS, min(round(turns * TURN_S / length_s), affordable))
+        running = [entrant for label, entrant in timing.entrants.items() if label in asked]
+        if process < len(pilot.TURNS_S):  # which all take as long
+            length_s = pilot.TURNS_S[process]
+            rounds = round(turns * TURN_S / length_s)
+        else:
+            length_s, rounds = turn_s, turns
         planned = turns * next(size for size in LOOKS if size > process)
-        pace.note(*timing.generation(process, running, rounds, length_s, planned, most=affordable))
+        pace.note(timing.generation(process, running, rounds, length_s, planned, share_s=pace.share_s))
         measured = {label: entrant.measurement() for label, entrant in timing.entrants.items() if not entrant.error}
         unanswered = [one for one in unanswered if {one.baseline, one.candidate} <= measured.keys()]
         sides = [(measured[one.baseline], measured[one.candidate]) for one in unanswered]
         if process + 1 == len(pilot.TURNS_S):
             turn_s = pilot.best_turn_s(sides, TURN_S)
+            turns = max(1, round(turns * TURN_S / turn_s))
         if process + 1 in LOOKS:
             turns = pilot.worthwhile_turns(sides, process_s=pace.process_s) or turns
             unanswered = [one for one, pair in zip(unanswered, sides, strict=True) if not one.answered(*pair)]
-        if not unanswered:
-            return
+
+
+def _time_the_others(timing: _Timing, questions: Sequence[Question]) -> None:
+    """Candidates that nothing is asked of, or nothing any more since what they were compared with has failed."""
+    running = {label for label, entrant in timing.entrants.items() if entrant.error is None}
+    asked = {
+        label
+        for one in questions
+        if {one.baseline, one.candidate} <= running
+        for label in (one.baseline, one.candidate)
+    }
+    _time_blocks(timing, [timing.entrants[label] for label in timing.entrants if label in running - asked])
 
 
 @dataclass(frozen=True)
@@ -236,19 +248,26 @@ class _Timing:
     listener: Listener
     open_lane: Callable[[BackendName], Lane]
     order: random.Random
-    asked: bool  # whether the run is to tell something of ratios
     clock: Callable[[], float]
 
     def generation(
-        self, process: int, entrants: Sequence[_Entrant], rounds: int, block_s: float, planned: int, *, most: int = 0
-    ) -> tuple[float, float, int]:
+        self,
+        process: int,
+        entrants: Sequence[_Entrant],
+        rounds: int,
+        block_s: float,
+        planned: int,
+        *,
+        share_s: float | None = None,
+    ) -> float:
         """A fresh process for every entrant, then `rounds` blocks of each: in random order, then in the same backwards.
 
-        So a machine that gets slower and slower meanwhile is as slow for each in the mean. Up to `most` rounds are made
-        for want of quiet ones; `planned` are the rounds that the run is told to have.
+        So a machine that gets slower and slower meanwhile is as slow for each in the mean. `planned` are the rounds
+        that the run is told to have. Where something is asked, `share_s` are the seconds that all may take: fewer
+        rounds where they are too few, more for want of quiet ones where they allow it.
 
         Returns:
-            Seconds until all were open, seconds of all rounds, and their number.
+            Seconds that it took.
         """
         begun = self.clock()
         starting = self.listener.starting or _unheard
@@ -258,7 +277,10 @@ class _Timing:
                 with _recorded(entrant):
                     entrant.open(stack.enter_context(self.open_lane(entrant.candidate.backend)), process)
                 self._tell(entrant, planned)
-            order, number, opened = list(entrants), 0, self.clock()
+            order, number, most = list(entrants), 0, 0
+            if share_s is not None:
+                most = self._affordable_rounds(entrants, block_s, share_s - (self.clock() - begun))
+                rounds = max(quiet.LEAST_TURNS, min(rounds, most))
             while number < rounds or (number < most and self._want_quiet_turns(process, entrants, rounds)):
                 if number % 2:
                     order.reverse()
@@ -267,10 +289,16 @@ class _Timing:
                 for entrant in [entrant for entrant in order if entrant.error is None]:
                     starting(entrant.candidate.label)
                     with _recorded(entrant):
-                        entrant.time_block(block_s, MAX_QUERIES_A_TURN if self.asked else MAX_QUERIES)
+                        entrant.time_block(block_s, MAX_QUERIES if share_s is None else MAX_QUERIES_A_TURN)
                     self._tell(entrant, planned)
                 number += 1
-            return opened - begun, self.clock() - opened, number
+        return self.clock() - begun
+
+    @staticmethod
+    def _affordable_rounds(entrants: Sequence[_Entrant], block_s: float, left_s: float) -> int:
+        """How many blocks of each fit into so many seconds, by what a query of each takes."""
+        round_s = sum(max(block_s, one.query_s) + max(SWITCH_S, one.query_s) + CALL_S for one in entrants)
+        return max(0, int(left_s / round_s))
 
     def _want_quiet_turns(self, process: int, entrants: Sequence[_Entrant], rounds: int) -> bool:
         running = [entrant for entrant in entrants if entrant.error is None]
@@ -330,7 +358,9 @@ class _Entrant:
                 fix="Name a folder of JPEG files with --data, and a model exported by resdeploy",
             )
         lane.decode(self.candidate.images, model.preprocessing)
-        self.query_s = warm_up(lane)
+        warm_up(lane)
+        window = lane.block(2, seconds=WARM_WINDOW_S)
+        self.query_s = window.wall_s / len(window.run_s)
 
     def time_block(self, seconds: float, most: int) -> None:
         """One block of so long or about `most` queries, after as many as another lane's traces take to fade."""
@@ -339,6 +369,11 @@ class _Entrant:
         least = QUERIES_PER_STREAM * streams if streams > 1 else 1
         warmup = min(max(1, round(SWITCH_S / self.query_s)), 1000)
         longest_s = most * self.query_s / streams
+        if self.candidate.scope == "jpeg":  # all files once: files differ, and both sides of a turn must read the same
+            least, longest_s = (
+                max(least, math.ceil(len(self.candidate.images) / self.candidate.execution.batch_size)),
+                0.0,
+            )
         block = self.lane.block(least, warmup=warmup, seconds=min(seconds, longest_s))
         self.blocks.append(dataclasses.replace(block, process=self.process))
         self.peak_rss_bytes = max(self.peak_rss_bytes, self.lane.peak_rss_bytes())

@@ -17,8 +17,6 @@ TURNS_S = (0.05, 0.1, 0.2)
 CLEARLY = 0.5  # of the variance for the same time: what a few dozen turns can tell for sure
 LEAST_TURNS, MOST_TURNS = 4, 32
 
-SETUP_S = 0.7  # of one candidate, before the first is measured: loading a ResNet in a fresh process and warming up
-
 Sides = Sequence[tuple[Measurement, Measurement]]  # baseline and candidate of every question
 
 
@@ -28,13 +26,10 @@ class Pace:
     Args:
         longest_s: of the run.
         first_look: processes of every candidate until then.
-        candidates: how many take part.
-        turn_s: of one, as long as none has been seen.
     """
 
-    def __init__(self, longest_s: float, first_look: int, candidates: int, turn_s: float) -> None:
+    def __init__(self, longest_s: float, first_look: int) -> None:
         self.longest_s, self.first_look = longest_s, first_look
-        self.setup_s, self.round_s = candidates * SETUP_S, candidates * turn_s
         self.spent_s, self.processes = 0.0, 0
 
     @property
@@ -42,20 +37,18 @@ class Pace:
         """Seconds of one process of every candidate, in the mean."""
         return self.spent_s / max(self.processes, 1)
 
+    @property
+    def share_s(self) -> float:
+        """Seconds that the next process may take, loading included, for the first look to come in time."""
+        return (self.longest_s - self.spent_s) / max(self.first_look - self.processes, 1)
+
     def allows_another(self) -> bool:
         """Whether one process more of every candidate ends before the time does; the first one always may begin."""
         return not self.processes or self.spent_s + self.process_s <= self.longest_s
 
-    def affordable_turns(self, length: float) -> int:
-        """How many turns of so many usual lengths a process may make for the first look to come in time."""
-        missing = self.first_look - self.processes
-        left_s = (self.longest_s - self.spent_s) / missing if missing > 0 else self.longest_s - self.spent_s
-        return max(0, int((left_s - self.setup_s) / (self.round_s * length)))
-
-    def note(self, setup_s: float, rounds_s: float, rounds: int) -> None:
+    def note(self, process_s: float) -> None:
         """Remembers what a process took."""
-        self.spent_s, self.processes = self.spent_s + setup_s + rounds_s, self.processes + 1
-        self.setup_s, self.round_s = setup_s, max(rounds_s / rounds, 1e-9)
+        self.spent_s, self.processes = self.spent_s + process_s, self.processes + 1
 
 
 def best_turn_s(sides: Sides, usual_s: float) -> float:

@@ -296,7 +296,6 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     comparisons: list[Json] = []
     checks: list[Json] = []
     reported: list[Json] = []
-    rows = tuple(rows)
     for row in rows:
         found = bench_row(row.outcome)
         found |= score_row(row.score)

@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def bench_row(outcome: Summary | Failure) -> Json:
-    """A row of `bench`; all its keys are there whether it could be measured or not."""
+    """A row of `bench`; what tables and CI read is there whether it could be measured or not."""
     return _failed_row(outcome) if isinstance(outcome, Failure) else _measured_row(outcome)
 
 

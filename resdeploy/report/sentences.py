@@ -108,4 +108,4 @@ def _what_it_takes(comparison: Comparison) -> str:
         return "no sensible time decides"
     minutes = comparison.needed_s / 60
     about = f"{minutes:.0f} min" if minutes >= 2 else f"{comparison.needed_s:.0f} s"
-    return f"about {about} would decide: --max-time {math.ceil(comparison.needed_s / 10) * 10}"
+    return f"a run of about {about} would decide: raise --max-time"

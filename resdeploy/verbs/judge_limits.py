@@ -53,10 +53,10 @@ def times_of_run(baseline: Measurement | None, candidate: Measurement) -> dict[s
     """What the speed is judged by, of one interleaved run; nothing where the baseline was not timed on this backend."""
     if baseline is None:
         return {}
-    faults, spent_s = summary.compare(baseline, candidate).invalid, summary.span_s(baseline, candidate)
+    faults = summary.compare(baseline, candidate).invalid
     return {
-        "time": speed.InTurns(pairs=summary.process_pairs(baseline, candidate), faults=faults, spent_s=spent_s),
-        "cpu": speed.InTurns(pairs=summary.cpu_pairs(baseline, candidate), faults=faults, spent_s=spent_s),
+        "time": speed.InTurns(pairs=summary.process_pairs(baseline, candidate), faults=faults),
+        "cpu": speed.InTurns(pairs=summary.cpu_pairs(baseline, candidate), faults=faults),
     }
 
 

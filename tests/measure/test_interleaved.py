@@ -385,7 +385,7 @@ def test_the_run_goes_on_until_the_question_of_cpu_time_is_answered_too(candidat
     found = []
     for questions in ([of_time], [of_time, of_cpu]):
         machine = Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2)})
-        machine.cpu_s = {"a": steady(0.02, 0.3, 1), "b": steady(0.022, 0.3, 2)}
+        machine.cpu_s = {"a": steady(0.02, 0.2, 1), "b": steady(0.022, 0.2, 2)}
         baseline, candidate = interleaved.run(
             candidates("a", "b"),
             interleaved.Schedule(duration_s=1, max_time_s=1000),
@@ -445,6 +445,33 @@ def test_a_rival_that_dies_takes_its_question_with_it(candidates):
     base, failed, slow = ask(candidates, machine)
     assert isinstance(failed, Failure)
     assert summary.compare(base, slow).verdict == "slower"
+
+
+def test_a_candidate_whose_rivals_have_all_failed_is_timed_for_itself(candidates):
+    """Two processes and as many blocks as without a question; so is one whose baseline was never there."""
+    machine = Machine({"a": steady(0.01), "b": steady(0.02)}, {"b": ("open", 1, BackendCrash("it died"))})
+    alone, failed = ask(candidates, machine)
+    assert isinstance(failed, Failure)
+    assert processes(alone) == interleaved.PROCESSES
+    assert len(alone.blocks) >= interleaved.BLOCKS
+    (lonely,) = interleaved.run(
+        candidates("a"),
+        interleaved.Schedule(duration_s=1),
+        questions=[interleaved.Question(baseline="gone", candidate="a")],
+        open_lane=Machine({"a": steady(0.01)}),
+    )
+    assert isinstance(lonely, Measurement)
+    assert len(lonely.blocks) == interleaved.BLOCKS
+
+
+def test_queries_of_seconds_do_not_overrun_the_time(candidates):
+    """1 s a query, 120 s: the first process makes the fewest turns, and no process begins that would end too late."""
+    machine = Machine({"a": steady(1.0), "b": steady(1.1)})
+    sides = ask(candidates, machine, max_time_s=120)
+    assert machine.now <= 1.1 * 120  # a process may take longer than those before it
+    found = summary.compare(*sides)
+    assert found.verdict == "undecided"
+    assert not found.invalid  # few turns are no fault where the time allowed no more
 
 
 def test_progress_of_a_question_counts_up_to_the_next_look(candidates):

@@ -63,16 +63,17 @@ def test_where_restarts_change_nothing_a_process_makes_as_many_turns_as_it_may()
 
 
 def test_the_first_look_comes_in_time_where_that_can_be():
-    """40 s for eight processes of six candidates: as many turns as fit, by what the last process took."""
-    pace = pilot.Pace(40.0, 8, 6, 0.12)
+    """40 s for eight processes: five for the first, and of what is left as much for each; after the look, all of it."""
+    pace = pilot.Pace(40.0, 8)
     assert pace.allows_another()
-    assert pace.affordable_turns(1.0) == int((40 / 8 - 6 * pilot.SETUP_S) / (6 * 0.12))
-    pace.note(2.0, 3.0, 4)
-    assert pace.affordable_turns(1.0) == int((35 / 7 - 2.0) / 0.75)
-    assert pace.affordable_turns(2.0) == int((35 / 7 - 2.0) / 1.5)
+    assert pace.share_s == 5
+    pace.note(12.0)
+    assert pace.share_s == 4
     for _ in range(6):
-        pace.note(2.0, 3.0, 4)
+        pace.note(3.5)
+    assert pace.share_s == 7
     assert pace.allows_another()
-    pace.note(2.0, 3.0, 4)
-    assert not pace.allows_another()
-    assert pilot.Pace(1.0, 8, 6, 0.12).affordable_turns(1.0) == 0  # the least number is made all the same
+    pace.note(3.5)
+    assert pace.share_s == 3.5
+    assert not pace.allows_another()  # 4.4 s in the mean
+    assert pilot.Pace(0.1, 8).allows_another()  # one always may begin

@@ -168,7 +168,7 @@ def test_seven_pairs_of_processes_decide_nothing():
 def test_an_undecided_comparison_says_how_long_it_would_take():
     """Half as wide takes four times as long: the interval must leave out 1, or be within what is called equal."""
     rng = np.random.default_rng(3)
-    settled = [0.01 * np.exp(rng.normal(0, 0.02, 16)) for _ in range(2)]
+    settled = [0.01 * np.exp(rng.normal(0, 0.014, 16)) for _ in range(2)]
     sides = [measured([[one] * 9 for one in side], processes=16, started_s=range(16)) for side in settled]
     found = summary.compare(*sides)
     assert found.verdict == "undecided"

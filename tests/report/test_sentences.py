@@ -29,7 +29,7 @@ RANGE = "undecided between new and base: the first takes 0.962 to 1.02 times as 
         (compared(1.031, (1.02, 1.042)), "new is 3.1 % faster than base [2, 4.2]"),
         (compared(1 / 1.031, (1 / 1.042, 1 / 1.02)), "new is 3.1 % slower than base [2, 4.2]"),
         (compared(1.001, (0.99, 1.012)), "new is as fast as base, within 2 % [-1, 1.2]"),
-        (compared(1.01, (0.98, 1.04), needed_s=333.0), f"{RANGE}; about 6 min would decide: --max-time 340"),
+        (compared(1.01, (0.98, 1.04), needed_s=333.0), f"{RANGE}; a run of about 6 min would decide: raise --max-time"),
         (compared(1.01, (0.98, 1.04)), f"{RANGE}; no sensible time decides"),
         (compared(2.0, (1.5, 2.5), pairs=3), "undecided between new and base: 3 of at least 8 pairs of processes"),
         (compared(2.0, None), "undecided between new and base: 9 of at least 8 pairs"),
