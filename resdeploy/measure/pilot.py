@@ -16,6 +16,7 @@ from resdeploy.records import Measurement
 TURNS_S = (0.05, 0.1, 0.2)
 CLEARLY = 0.5  # of the variance for the same time: what a few dozen turns can tell for sure
 LEAST_TURNS, MOST_TURNS = 4, 32
+PLANNED = 0.85  # of the time, until the first look: processes take longer than they should, and it must not be missed
 
 Sides = Sequence[tuple[Measurement, Measurement]]  # baseline and candidate of every question
 
@@ -40,7 +41,8 @@ class Pace:
     @property
     def share_s(self) -> float:
         """Seconds that the next process may take, loading included, for the first look to come in time."""
-        return (self.longest_s - self.spent_s) / max(self.first_look - self.processes, 1)
+        missing = self.first_look - self.processes
+        return (PLANNED * self.longest_s - self.spent_s) / missing if missing > 0 else self.longest_s - self.spent_s
 
     def allows_another(self) -> bool:
         """Whether one process more of every candidate ends before the time does; the first one always may begin."""

@@ -63,17 +63,19 @@ def test_where_restarts_change_nothing_a_process_makes_as_many_turns_as_it_may()
 
 
 def test_the_first_look_comes_in_time_where_that_can_be():
-    """40 s for eight processes: five for the first, and of what is left as much for each; after the look, all of it."""
+    """40 s for eight processes: an equal share of what is planned for each, less after a slow one; afterwards all."""
     pace = pilot.Pace(40.0, 8)
+    planned_s = 40 * pilot.PLANNED
     assert pace.allows_another()
-    assert pace.share_s == 5
+    assert pace.share_s == pytest.approx(planned_s / 8)
     pace.note(12.0)
-    assert pace.share_s == 4
+    assert pace.share_s == pytest.approx((planned_s - 12) / 7)
     for _ in range(6):
-        pace.note(3.5)
-    assert pace.share_s == 7
-    assert pace.allows_another()
-    pace.note(3.5)
-    assert pace.share_s == 3.5
-    assert not pace.allows_another()  # 4.4 s in the mean
+        pace.note(3.3)
+    assert pace.share_s == pytest.approx(planned_s - 31.8)
+    assert pace.allows_another()  # 4.5 s in the mean
+    pace.note(3.3)
+    assert pace.share_s == pytest.approx(40 - 35.1)
+    pace.note(3.3)
+    assert not pace.allows_another()
     assert pilot.Pace(0.1, 8).allows_another()  # one always may begin
