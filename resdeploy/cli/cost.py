@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 
 _ROOFS = "Roofs and charts"
@@ -56,6 +57,7 @@ def cost(
     backend: options.Backend = "auto",
     threads: options.Threads = None,
     duration: options.Duration = 3.0,
+    max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="One row per layer.")] = False,
@@ -84,7 +86,9 @@ def cost(
         precisions=options.precisions(precision),
         refresh=refresh,
         measured=measure,
-        timing=BenchPlan(backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration),
+        timing=BenchPlan(
+            backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration, max_time_s=max_time
+        ),
     )
     with console.progress(quiet=quiet) as progress:
         report = cost.cost(requests, plan, progress=progress)

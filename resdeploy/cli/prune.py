@@ -29,7 +29,8 @@ def prune(
     ] = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
-    duration: Annotated[float, typer.Option(min=0.1, help="Seconds to time each network.")] = 3.0,
+    duration: Annotated[float, typer.Option(min=0.1, help="Seconds to time each network, at least.")] = 3.0,
+    max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     weights: options.Weights = "random",
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
@@ -63,6 +64,7 @@ def prune(
         backend=backend,
         threads=threads,
         duration_s=duration,
+        max_time_s=max_time,
         seed=seed,
         predictions=predictions,
     )

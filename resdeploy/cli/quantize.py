@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from resdeploy import vocabulary
 from resdeploy.cli import console, options
 
 
@@ -33,6 +34,7 @@ def quantize(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     seed: options.Seed = 0,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file even if its output has nothing to do with the source's.")
@@ -64,7 +66,9 @@ def quantize(
         force=force,
     )
     out = output or options.beside(model, f".{precision}.onnx")
-    wanted = quantize.QuantizeGoal(sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence)
+    wanted = quantize.QuantizeGoal(
+        sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence, max_time_s=max_time
+    )
     wanted.refuse_nonsense(precision, plan)  # before an export, or a download
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(request, progress=progress)

@@ -80,7 +80,8 @@ class InTurns:
         needed = max(math.ceil(len(self.pairs) * factor), len(self.pairs) + 1)
         if needed > looks.PAIRS[-1]:
             return f"more than the {looks.PAIRS[-1]} pairs of processes of a run would be needed to decide"
-        return f"about {needed} pairs of processes instead of {len(self.pairs)} would decide: raise --max-time"
+        how = "raise --max-time (in a profile max_time_s)"
+        return f"about {needed} pairs of processes instead of {len(self.pairs)} would decide: {how}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ FAULTS = ("few-blocks", "cached")  # doubts of `stats.doubts` that make a figure
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
 DOUBTS = {
-    "few-blocks": "only {observed:.0f} blocks could be timed and {limit:.0f} are needed; raise --duration",
+    "few-blocks": "{observed:.0f} blocks could be timed, {limit:.0f} are needed; raise --duration or --max-time",
     "drift": "times drifted by {observed:+.1%} over the run; let the machine settle or cool down, then measure again",
     "slow-first": "the first block was {observed:.1%} slower than the others; measure again, or raise --duration",
     "bimodal": "times fall into two groups {observed:.1%} apart; stop other programs, or give fewer --threads",
@@ -72,9 +72,9 @@ def summarise(measurement: Measurement) -> Summary:
         p50_ci95_s=_median_interval(_latencies_s(measurement)),
         throughput_ips=images / sum(map(_wall_s, blocks)),
         cpu_s_per_image=sum(block.cpu_s for block in blocks) / images,
-        energy_j_per_image=_an_image(images, [block.energy_j for block in blocks]),
-        instructions_per_image=_an_image(images, [block.instructions for block in blocks]),
-        cycles_per_image=_an_image(images, [block.cycles for block in blocks]),
+        energy_j_per_image=_per_image(images, [block.energy_j for block in blocks]),
+        instructions_per_image=_per_image(images, [block.instructions for block in blocks]),
+        cycles_per_image=_per_image(images, [block.cycles for block in blocks]),
         valid=not wrong,
         warnings=(*warnings, *wrong, *unsteady),
         unsteady=unsteady,
@@ -82,7 +82,7 @@ def summarise(measurement: Measurement) -> Summary:
     )
 
 
-def _an_image(images: int, values: Sequence[float | None]) -> float | None:
+def _per_image(images: int, values: Sequence[float | None]) -> float | None:
     """The sum over the images; None where it could not be read in every block."""
     known = [value for value in values if value is not None]
     return sum(known) / images if len(known) == len(values) else None
@@ -202,12 +202,12 @@ def _pairs_of_means(
 ) -> list[tuple[list[Times], list[Times]]]:
     """What a block counted, per image, of both in each pair of their processes; those without it are left out."""
 
-    def a_query(block: Block) -> float | None:
+    def per_query(block: Block) -> float | None:
         counted = value(block)
         return counted / len(block.run_s) if counted else None
 
     before, after = (
-        {process: mean / m.batch_size for process, mean in _per_process(m, a_query).items()}
+        {process: mean / m.batch_size for process, mean in _per_process(m, per_query).items()}
         for m in (baseline, candidate)
     )
     return [([np.array([before[p]])], [np.array([after[p]])]) for p in sorted(before.keys() & after.keys())]
@@ -235,10 +235,8 @@ def _one_sided(baseline: Measurement, candidate: Measurement) -> list[str]:
             continue
         difference = np.array([after[process] - before[process] for process in common])
         shares = [float(np.mean([side[process] for process in common])) for side in (before, after)]
-        of_one = (
-            min(shares) < max(shares) / 2
-        )  # on a busy machine two sides differ by chance, and by the kernel's ticks
-        if of_one and abs(difference.mean()) > limit and stats.surely_not_zero(difference):
+        # On a busy machine two sides differ by chance, and by the kernel's ticks: one must have twice the other's load.
+        if min(shares) < max(shares) / 2 and abs(difference.mean()) > limit and stats.surely_not_zero(difference):
             reasons.append(
                 f"{what} took {shares[0]:.0%} of the usable cores beside {baseline.label} and {shares[1]:.0%} beside "
                 f"{candidate.label}; stop what runs beside one alone"

@@ -7,6 +7,7 @@ import math
 from resdeploy.records import Check, Comparison
 from resdeploy.records.times import LEAST_PAIRS, SAME_KERNELS
 
+MAX_TIME = "--max-time (in a profile max_time_s)"
 TWICE = 1.1  # from here on a factor is easier to understand than a percentage
 
 
@@ -24,7 +25,7 @@ def answer(comparison: Comparison) -> str:
     if comparison.speedup_ci99 is None or comparison.pairs < LEAST_PAIRS:
         return (
             f"undecided between {candidate} and {baseline}: {comparison.pairs} of at least {LEAST_PAIRS} pairs of "
-            "processes could be timed; raise --max-time"
+            f"processes could be timed; raise {MAX_TIME}"
         )
     low, high = comparison.speedup_ci99
     return (
@@ -108,4 +109,4 @@ def _what_it_takes(comparison: Comparison) -> str:
         return "no sensible time decides"
     minutes = comparison.needed_s / 60
     about = f"{minutes:.0f} min" if minutes >= 2 else f"{comparison.needed_s:.0f} s"
-    return f"a run of about {about} would decide: raise --max-time"
+    return f"a run of about {about} would decide: raise {MAX_TIME}"

@@ -10,18 +10,13 @@ from resdeploy import stats
 from resdeploy.judge import speed
 from resdeploy.stats import looks
 from tests.judge.test_judge_speed import in_turns
-from tests.stats.test_stats_timing import run, wandering
+from tests.stats.test_stats_timing import share_held, wandering
 
 
 @pytest.mark.parametrize("blocks", [8, 16])
 def test_median_intervals_cover_the_truth_in_93_to_97_percent(blocks: int) -> None:
     """5,000 simulated runs: a true 92 or 98 % would pass in fewer than one of a hundred."""
-    rng = np.random.default_rng(1)
-    held = 0
-    for _ in range(5000):
-        found = stats.percentile(run(rng, blocks=blocks), 0.5, seed=3, resamples=400)
-        held += found.low <= 10 <= found.high
-    assert 0.93 <= held / 5000 <= 0.97
+    assert 0.93 <= share_held(5000, blocks) <= 0.97
 
 
 @pytest.mark.parametrize("pairs", [8, 12, 25, 60])

@@ -45,6 +45,16 @@ def test_the_interval_is_that_of_resampling_whole_blocks() -> None:
         assert fast.tolist() == slow
 
 
+def share_held(runs: int, blocks: int) -> float:
+    """How often the median's interval holds 10, the truth, in so many simulated runs."""
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(runs):
+        found = stats.percentile(run(rng, blocks=blocks), 0.5, seed=3, resamples=400)
+        held += found.low <= 10 <= found.high
+    return held / runs
+
+
 @pytest.mark.parametrize("blocks", [8, 16])
 def test_median_intervals_cover_the_truth_in_93_to_97_percent(blocks: int) -> None:
     """800 simulated runs with block moods half as large as the noise, true median 10.
@@ -52,12 +62,7 @@ def test_median_intervals_cover_the_truth_in_93_to_97_percent(blocks: int) -> No
     At 95 % fewer than 93 or more than 97 % of 800 are one chance in a hundred, and of a true 91 or 98.5 % fewer than
     three in a hundred would pass; the seed is fixed.
     """
-    rng = np.random.default_rng(2)
-    held = 0
-    for _ in range(800):
-        found = stats.percentile(run(rng, blocks=blocks), 0.5, seed=3, resamples=400)
-        held += found.low <= 10 <= found.high
-    assert 0.93 <= held / 800 <= 0.97
+    assert 0.93 <= share_held(800, blocks) <= 0.97
 
 
 def test_two_equal_models_differ_in_at_most_5_percent_and_3_percent_is_found() -> None:
