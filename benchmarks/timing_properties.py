@@ -129,18 +129,23 @@ class SyntheticLane:
         return 0
 
 
-def run(file: Path, clocks: Sequence[Clock], seed: int, *, asked: bool = False) -> tuple[Measurement, ...]:
-    """One interleaved run of these clocks, with the defaults of `bench`; `asked`: which of the first two is faster."""
+def bare_candidates(file: Path, names: Sequence[str]) -> list[interleaved.Candidate]:
+    """Candidates that are nothing but a name: what they are is the lane's to know."""
     candidates = []
-    synthetic: Any = SyntheticLane  # not a Lane, but it does what one does
-    named = {f"m{n}": clock for n, clock in enumerate(clocks)}
-    for name in named:
+    for name in names:
         spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8))
         artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
         candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
+    return candidates
+
+
+def run(file: Path, clocks: Sequence[Clock], seed: int, *, asked: bool = False) -> tuple[Measurement, ...]:
+    """One interleaved run of these clocks, with the defaults of `bench`; `asked`: which of the first two is faster."""
+    synthetic: Any = SyntheticLane  # not a Lane, but it does what one does
+    named = {f"m{n}": clock for n, clock in enumerate(clocks)}
     machine = [0.0]
     outcomes = interleaved.run(
-        candidates,
+        bare_candidates(file, list(named)),
         interleaved.Schedule(duration_s=DURATION_S, seed=seed, kernels=False),
         questions=[interleaved.Question(baseline="m0", candidate="m1")] if asked else [],
         open_lane=lambda _: synthetic(named, machine),

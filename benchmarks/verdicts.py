@@ -30,17 +30,17 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.timing_properties import QUIET, SyntheticLane, bare_candidates
 from resdeploy import stats, store
 from resdeploy.backends.lane import Opened
 from resdeploy.judge import speed
-from resdeploy.measure import environment, interleaved, summary
+from resdeploy.measure import interleaved, summary
 from resdeploy.measure.quiet import WAITED_LIMIT
-from resdeploy.records import Artifact, Block, Comparison, Execution, Measurement, ModelSpec, Replay
+from resdeploy.records import Artifact, Block, Comparison, Execution, Measurement, Replay
 
 RESULT = Path(__file__).parent / "results" / "verdicts.json"
 TIMES_S = (30.0, 120.0, 300.0)
 SLOWER = 1.1  # times as slow as it was: what `gate --max-slowdown 5` must fail
-QUIET = environment.Snapshot(clock_s=0, cores=2, busy_s=0, own_s=0, stolen_s=0, throttled=0, throttled_s=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,62 +100,45 @@ class Machine:
         return self.generation
 
 
-class PlayedLane:
+class PlayedLane(SyntheticLane):
     """One lane of a recorded pair of processes."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine, self.turn = machine, 0
-
-    def __enter__(self) -> PlayedLane:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        pass
+        self.played, self.turn = machine, 0
 
     def open(self, artifact: Artifact, execution: Execution, trace: bool = False) -> Opened:
         assert artifact.model is not None
         self.side = int(artifact.model.name)
-        any_pair = next(iter(self.machine.pool.generations.values()))[0]
-        self.machine.now += any_pair["open_s"][self.machine.pool.names[self.side]]
+        any_pair = next(iter(self.played.pool.generations.values()))[0]
+        self.played.now += any_pair["open_s"][self.played.pool.names[self.side]]
         return Opened(load_s=0.0, first_s=0.0, inputs={}, outputs={}, settings={})
 
     def block(self, queries: int = 1, *, warmup: int = 0, seconds: float = 0.0) -> Block:
         if not warmup:  # of the warm-up, whose time is in that of opening
-            return Block(put_s=(0.0,), run_s=(0.01,), get_s=(0.0,), started_s=self.machine.now, wall_s=0.01)
-        generation = self.machine.draw(seconds)
-        row = generation["rows"][self.machine.pool.names[self.side]]
+            return Block(put_s=(0.0,), run_s=(0.01,), get_s=(0.0,), started_s=self.played.now, wall_s=0.01)
+        generation = self.played.draw(seconds)
+        row = generation["rows"][self.played.pool.names[self.side]]
         turns = len(row["query_us"])
         k = self.turn % turns
         self.turn += 1
         times = sorted(itertools.chain.from_iterable(one["started_ms"] for one in generation["rows"].values()))
-        self.machine.now += (times[-1] - times[0]) / 1e3 / max(len(times) - 1, 1)
-        query_s = 1e-6 * row["query_us"][k] * (self.machine.pool.factor if self.side else 1.0)
+        self.played.now += (times[-1] - times[0]) / 1e3 / max(len(times) - 1, 1)
+        query_s = 1e-6 * row["query_us"][k] * (self.played.pool.factor if self.side else 1.0)
         waited = row["waited_ms"][k]
         return Block(
-            put_s=(0.0,), run_s=(query_s,), get_s=(0.0,), started_s=self.machine.now, wall_s=generation["length_s"],
+            put_s=(0.0,), run_s=(query_s,), get_s=(0.0,), started_s=self.played.now, wall_s=generation["length_s"],
             cpu_s=1e-6 * row["cpu_us"][k], waited=None if waited is None else waited / 1e3,
         )  # fmt: skip
 
     def replay(self, queries: int, seconds: float) -> Replay:
         return Replay(fresh_s=(0.01,) * queries, replayed_s=(0.01,) * queries)
 
-    def layers(self) -> tuple[()]:
-        return ()
-
-    def peak_rss_bytes(self) -> int:
-        return 0
-
 
 def play(file: Path, played: Pool, seed: int, max_time_s: float, **question: Any) -> tuple[Measurement, Measurement]:
     """One run of the program on that machine."""
     machine = Machine(played, seed)
-    candidates = []
-    for name in ("0", "1"):
-        spec = ModelSpec(name=name, family="f", classes=10, input_shape=(3, 8, 8))
-        artifact = Artifact(path=str(file), format="onnx", precision="fp32", sha256="0" * 64, model=spec)
-        candidates.append(interleaved.Candidate(label=name, backend="null", artifact=artifact, execution=Execution()))
     first, second = interleaved.run(
-        candidates,
+        bare_candidates(file, ("0", "1")),
         interleaved.Schedule(max_time_s=max_time_s, seed=seed),
         questions=[interleaved.Question(baseline="0", candidate="1", **question)],
         open_lane=machine.lane,
