@@ -59,13 +59,13 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     ) -> Gate:
         __tracebackhide__ = True
         from resdeploy.errors import ResdeployError
-        from resdeploy.verbs import gate, gate_options
+        from resdeploy.verbs import gate, gate_options, gate_refusals
 
         sides = [str(baseline), str(candidate), *map(str, more)]
         if options.get("backend") is None and (backend := _setting(request.config, "backend")) is not None:
             options["backend"] = backend
         # Saved predictions are of images of their own: the configured ones are for models.
-        if options.get("data") is None and not all(map(gate.is_saved, sides)):
+        if options.get("data") is None and not all(map(gate_refusals.is_saved, sides)):
             options["data"] = _setting(request.config, "data")
         try:
             plan = gate_options.plan_of(sides[0], sides[1:], **options)

@@ -13,7 +13,6 @@ derives them from the raw times.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import math
@@ -28,15 +27,13 @@ from typing import Literal
 from resdeploy import stats, store
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError, revive
-from resdeploy.measure import environment, kernels, pilot, quiet, summary
+from resdeploy.measure import environment, pilot, quiet, summary, traced
 from resdeploy.records import (
-    PRECISIONS,
     Artifact,
     BackendName,
     Block,
     Execution,
     Failure,
-    Layer,
     Measurement,
     Progress,
     Replay,
@@ -59,7 +56,6 @@ WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
 # With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
 QUERIES_PER_STREAM = 8
 MAX_QUERIES, MAX_QUERIES_A_TURN = 5000, 500  # a block, and a turn, of which there are more; others only fill memory
-TRACED = 5  # queries, that the length of a kernel is not that of its first, cold run
 # To find cached results: in the first processes, queries of fresh inputs and as many of one repeated.
 REPLAYED, REPLAY_QUERIES, REPLAY_S = 2, 10, 0.2
 
@@ -182,9 +178,11 @@ def run(
         entrant.disturbances = disturbances
     _raise_if_all_failed(tuple(entrants.values()))
     compared = _compared_on_one_backend(entrants, questions) if schedule.kernels else set()
-    trace = _Trace(open_lane)
+    trace = traced.Trace(open_lane)
     return tuple(
-        entrant.failure() if entrant.error else _looked_into(entrant, trace, kernels_too=label in compared)
+        entrant.failure()
+        if entrant.error
+        else traced.look_into(entrant.measurement(), entrant.candidate, trace, kernels_too=label in compared)
         for label, entrant in entrants.items()
     )
 
@@ -460,60 +458,6 @@ def _compared_on_one_backend(entrants: Mapping[str, _Entrant], questions: Sequen
     backends = {label: entrant.candidate.backend for label, entrant in entrants.items() if not entrant.error}
     sides = [(one.baseline, one.candidate) for one in questions if {one.baseline, one.candidate} <= backends.keys()]
     return {label for pair in sides for label in pair if len({backends[side] for side in pair}) == 1}
-
-
-@dataclass
-class _Trace:
-    """Traced lanes, one for each file and way to run it, opened when they are asked for."""
-
-    open_lane: Callable[[BackendName], Lane]
-    seen: dict[tuple[object, ...], tuple[Layer, ...] | ResdeployError] = field(default_factory=dict)
-
-    def layers(self, candidate: Candidate) -> tuple[Layer, ...] | ResdeployError:
-        """What is executed, or why that could not be seen."""
-        artifact, execution = candidate.artifact, candidate.execution
-        key = (candidate.backend, artifact.path, artifact.sha256, execution)
-        if key not in self.seen:
-            try:
-                with self.open_lane(candidate.backend) as lane:
-                    lane.open(artifact, execution, trace=True)
-                    lane.block(TRACED)
-                    self.seen[key] = tuple(lane.layers())
-            except ResdeployError as e:
-                self.seen[key] = e
-        return self.seen[key]
-
-
-def _looked_into(entrant: _Entrant, trace: _Trace, *, kernels_too: bool) -> Measurement:
-    """The measurement with what a traced run tells of the row, where anybody asks for it."""
-    candidate = entrant.candidate
-    notes = _arithmetic(candidate, trace)
-    # TensorRT's provider is one kernel to ONNX Runtime, whatever it runs.
-    layers = trace.layers(candidate) if kernels_too and candidate.execution.provider != "tensorrt" else ()
-    executed = () if isinstance(layers, ResdeployError) else kernels.of_layers(layers)
-    return dataclasses.replace(entrant.measurement(), notes=notes, kernels=executed)
-
-
-def _arithmetic(candidate: Candidate, trace: _Trace) -> tuple[str, ...]:
-    """Notes on a half-precision file whose convolutions run in another precision, as a traced lane's kernels show.
-
-    Backends do so silently: in FP32 on CPUs without half-precision arithmetic (the file is smaller, the time FP32's),
-    and OpenVINO computes an FP16 file in BF16 where the CPU has that alone, with three bits less of each value.
-    """
-    stored = candidate.artifact.precision
-    if stored not in ("fp16", "bf16"):
-        return ()
-    layers = trace.layers(candidate)
-    if isinstance(layers, ResdeployError):
-        return (f"in which precision it computes could not be seen: {layers.what}",)
-    convolutions = [layer for layer in layers if layer.kind.startswith("Conv")]
-    executed = collections.Counter(layer.precision for layer in convolutions)
-    return tuple(
-        f"stored in {stored.upper()}, computed in {precision.upper()} by {candidate.backend} on this machine "
-        f"({executed[precision]} of {len(convolutions)} convolutions)"
-        for precision in sorted(executed)
-        if precision in PRECISIONS and precision != stored  # what a runtime does not tell is unknown
-    )
 
 
 @contextlib.contextmanager

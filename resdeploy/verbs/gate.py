@@ -16,7 +16,6 @@ from resdeploy.backends import choose
 from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.errors import refuse
 from resdeploy.judge import accuracy, hints, pairs
 from resdeploy.measure import interleaved, one_run, prediction_files, results, summary
 from resdeploy.records import (
@@ -35,7 +34,8 @@ from resdeploy.records import (
 from resdeploy.report import sentences
 from resdeploy.verbs import judge_limits
 from resdeploy.verbs.gate_options import GatePlan
-from resdeploy.verbs.judge_limits import Evidence, Limits, compares_nothing
+from resdeploy.verbs.gate_refusals import is_saved, refuse_contradictions
+from resdeploy.verbs.judge_limits import Evidence, compares_nothing
 from resdeploy.verbs.saved_benches import judge_saved
 
 
@@ -67,7 +67,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
             one (`plan.sequential`) where there are none to be seen, or another limit of accuracy.
     """
     benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
-    _check(plan, benches)
+    refuse_contradictions(plan, benches)
     if all(benches):
         found = judge_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
         return GateRun(gate=found)
@@ -99,119 +99,6 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
         found = _update(plan, found, candidates[0])
     models = [side.source for side in (baseline, *candidates) if side.source is not None]
     return GateRun(gate=found, sources=tuple(models))
-
-
-def _check(plan: GatePlan, benches: Sequence[bool]) -> None:
-    """Refuses what could only fail later."""
-    limits, times_alone = plan.limits, all(benches)
-    sides = (plan.baseline, *plan.candidates)
-    models = [name for name in sides if not is_saved(name)]
-    predictions = [] if any(benches) else [name for name in sides if is_saved(name)]
-    own = [name for name in predictions if name in plan.candidates]
-    counted = limits.size_mb is not None or limits.memory_mb is not None or limits.fused
-    refuse(
-        (
-            limits == Limits(),
-            "gate was given no limit",
-            (
-                "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-cpu-slowdown 3, --max-size, --max-memory "
-                "or --require-fused"
-            ),
-        ),
-        *_refused_in_order(plan, saved=[name for name in sides if is_saved(name)]),
-        (
-            any(benches) and not times_alone,
-            "one side is a saved bench and another is not",
-            "Compare two saved benches, or two models",
-        ),
-        (
-            times_alone and limits.of_accuracy,
-            "a saved bench has no predictions to judge --max-drop on",
-            "Leave it out, or name models",
-        ),
-        (
-            times_alone and plan.update_baseline,
-            "--update-baseline stores predictions, not a bench",
-            "Keep the bench's own JSON file",
-        ),
-        (
-            times_alone and limits.fused,
-            "a saved bench has no layers to look for fusion in",
-            "Name models for --require-fused",
-        ),
-        (
-            plan.update_baseline and limits != Limits() and not limits.of_accuracy and not times_alone,
-            (
-                "--update-baseline needs a limit of accuracy. "
-                "What the next candidates are compared with must itself have been judged by it"
-            ),
-            "Add --max-drop or --max-top5-drop",
-        ),
-        (
-            predictions and limits.slowdown_pct is not None,
-            f"{next(iter(predictions), '')} holds predictions, and --max-slowdown needs times",
-            "Name two model files, or two saved results of bench",
-        ),
-        (
-            predictions and limits.cpu_slowdown_pct is not None,
-            f"{next(iter(predictions), '')} holds predictions, and --max-cpu-slowdown needs times",
-            "Name two model files",
-        ),
-        (
-            own and counted,
-            f"{next(iter(own), '')} holds predictions, not a model with a size and layers",
-            "Name the model file",
-        ),
-        (
-            models and (limits.of_accuracy or plan.update_baseline) and plan.data is None,
-            f"{next(iter(models), '')} is a model, and judging it needs images",
-            "Add --data DIR",
-        ),
-        (
-            not models and (plan.data is not None or plan.sight != PreprocessingOverride()),
-            "--data and how images are seen say nothing of saved results, which are of images of their own",
-            "Leave them out, or name a model",
-        ),
-        (
-            plan.update_baseline
-            and not times_alone
-            and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1),
-            "--update-baseline stores one candidate's predictions in the file that --baseline names",
-            f"Name one candidate, and a baseline that ends in {' or '.join(prediction_files.SUFFIXES)}",
-        ),
-    )
-
-
-def _refused_in_order(plan: GatePlan, *, saved: Sequence[str]) -> tuple[tuple[bool, str, str], ...]:
-    """What cannot be judged image by image."""
-    asked, limits = plan.sequential, plan.limits
-    return (
-        (
-            asked and bool(saved),
-            f"{next(iter(saved), '')} is a saved result, and --sequential saves running models on images",
-            "Leave --sequential out: what is saved is judged whole, at no cost. Or name models, and --data",
-        ),
-        (
-            asked and limits.drop_pp is None,
-            "--sequential needs a drop to be decided, and there is no --max-drop",
-            "Add --max-drop 0.5, or leave --sequential out",
-        ),
-        (
-            asked and limits.top5_drop_pp is not None,
-            "--sequential stops when the drop of top-1 is decided, and --max-top5-drop may need more images",
-            "Leave one of the two out",
-        ),
-        (
-            asked and plan.update_baseline,
-            "--sequential may stop after a part of the images, and such predictions are no baseline",
-            "Leave --sequential or --update-baseline out",
-        ),
-    )
-
-
-def is_saved(name: str) -> bool:
-    """Whether a side is a file of predictions (or of times) rather than a model, by its suffix."""
-    return Path(name).suffix.lower() in prediction_files.SUFFIXES
 
 
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateSide:

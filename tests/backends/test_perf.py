@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from resdeploy.backends import child, perf, worker
+from resdeploy.backends import child, perf
 from resdeploy.backends.lane import Lane
 from resdeploy.records import Artifact, Execution
 
@@ -177,7 +177,7 @@ def test_what_was_counted_between_two_readings(
 def test_the_meter_reads_what_the_streams_took() -> None:
     """Two threads of a block spin: their task clock is the CPU time that the meter has anyway."""
     with perf.Counters(CLOCKS) as counters:
-        meter = worker.Meter(counters=counters)
+        meter = Meter(counters=counters)
         meter.start()
         threads = [threading.Thread(target=spin) for _ in range(2)]
         for thread in threads:
@@ -187,7 +187,7 @@ def test_the_meter_reads_what_the_streams_took() -> None:
         meter.stop()
     assert meter.cycles is not None
     assert meter.cycles / 1e9 == pytest.approx(meter.cpu_s, rel=0.2)
-    without = worker.Meter()
+    without = Meter()
     without.start()
     without.stop()
     assert (without.instructions, without.cycles) == (None, None)
