@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from resdeploy.backends import child, perf
+from resdeploy.backends.meter import Meter
 from resdeploy.backends.lane import Lane
 from resdeploy.records import Artifact, Execution
 
