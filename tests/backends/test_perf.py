@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from resdeploy.backends import child, perf
-from resdeploy.backends.meter import Meter
 from resdeploy.backends.lane import Lane
+from resdeploy.backends.meter import Meter
 from resdeploy.records import Artifact, Execution
 
 CLOCK = (perf.TYPE_SOFTWARE, perf.COUNT_SW_TASK_CLOCK)  # nanoseconds that the threads ran
