@@ -260,9 +260,10 @@ class _Timing:
     ) -> float:
         """A fresh process for every entrant, then `rounds` blocks of each: in random order, then in the same backwards.
 
-        So a machine that gets slower and slower meanwhile is as slow for each in the mean. `planned` are the rounds
-        that the run is told to have. Where something is asked, `share_s` are the seconds that all may take: fewer
-        rounds where they are too few, more for want of quiet ones where they allow it.
+        So a machine that gets slower and slower meanwhile is as slow for each in the mean. They are opened in such an
+        order too, process by process: of two copies the one that is opened later is faster by up to 1 %. `planned` are
+        the rounds that the run is told to have. Where something is asked, `share_s` are the seconds that all may take:
+        fewer rounds where they are too few, more for want of quiet ones where they allow it.
 
         Returns:
             Seconds that it took.
@@ -270,7 +271,7 @@ class _Timing:
         begun = self.clock()
         starting = self.listener.starting or _unheard
         with contextlib.ExitStack() as stack:
-            for entrant in [entrant for entrant in entrants if entrant.error is None]:
+            for entrant in [entrant for entrant in self._order_of_opening(process, entrants) if entrant.error is None]:
                 starting(entrant.candidate.label)
                 with _recorded(entrant):
                     entrant.open(stack.enter_context(self.open_lane(entrant.candidate.backend)), process)
@@ -291,6 +292,11 @@ class _Timing:
                     self._tell(entrant, planned)
                 number += 1
         return self.clock() - begun
+
+    def _order_of_opening(self, process: int, entrants: Sequence[_Entrant]) -> list[_Entrant]:
+        """Another one for every second process, and backwards for the one after it."""
+        order = random.Random(f"{self.schedule.seed} {process // 2}").sample(entrants, len(entrants))
+        return order[::-1] if process % 2 else order
 
     @staticmethod
     def _affordable_rounds(entrants: Sequence[_Entrant], block_s: float, left_s: float) -> int:

@@ -492,6 +492,16 @@ def test_orders_are_random_and_then_the_same_backwards(candidates):
     assert len({tuple(one) for one in rounds[::2]}) > 2
 
 
+def test_each_is_opened_first_as_often_as_last(candidates):
+    """Of two copies the one that is opened later was found faster by 1 %: in pairs of processes that cancels."""
+    machine = Machine({"a": restless(0.01, 0.01, 1), "b": restless(0.02, 0.01, 2)})
+    ask(candidates, machine)
+    opened = [model for event, model, _ in machine.log if event == "open"]
+    firsts = opened[:16:2]  # then those of the traced looks
+    assert firsts.count("a") == firsts.count("b") == 4
+    assert all({one, other} == {"a", "b"} for one, other in zip(firsts[::2], firsts[1::2], strict=True))
+
+
 def test_turns_are_repeated_where_threads_waited_and_not_in_vain(candidates, monkeypatch):
     """Every other turn waits: twice as many are made. All but the first: no more than planned."""
     for wait, factor in ((lambda n: 0.5 if n % 4 < 2 else 0.0, 2), (lambda n: 0.5 if n > 1 else 0.0, 1)):
@@ -566,7 +576,7 @@ def test_every_row_is_named_before_it_runs(candidates):
         open_lane=machine,
     )
     assert told.count("a") == told.count("b") == interleaved.BLOCKS + interleaved.PROCESSES
-    assert told[:2] == ["a", "b"]
+    assert sorted(told[:2]) == ["a", "b"]
     half = interleaved.BLOCKS // interleaved.PROCESSES * 2
     blocks = [*told[2 : 2 + half], *told[4 + half :]]
     assert blocks == machine.timed
