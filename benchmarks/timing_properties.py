@@ -91,6 +91,9 @@ class SyntheticLane:
     def __exit__(self, *exc: object) -> None:
         pass
 
+    def start(self, artifact: Artifact, execution: Execution) -> None:
+        pass
+
     def open(self, artifact: Artifact, execution: Execution, trace: bool = False) -> Opened:
         assert artifact.model is not None
         self.clock = self.clocks[artifact.model.name]

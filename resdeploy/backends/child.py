@@ -89,11 +89,16 @@ class Child:
         except OSError as e:
             raise EnvironmentFailure(f"cannot start {python}: {e.strerror}", fix="Check its path") from e
 
-    def ask(self, request: str, timeout_s: float) -> dict[str, Any] | None:
-        """The answer to one request, or None where none came: the child is dead, or still busy."""
-        deadline = time.monotonic() + timeout_s
+    def send(self, request: str) -> None:
+        """One request, whose answer `receive` waits for: requests are answered in their order."""
         with contextlib.suppress(BrokenPipeError):
             os.write(self.requests, request.encode() + b"\n")
+
+    def receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next answer, or None where none came: the child is dead, or still busy."""
+        if (answer := self._answer()) is not None:  # it came together with the one before
+            return answer
+        deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self.replies, selectors.EVENT_READ)
             selector.register(self.printed, selectors.EVENT_READ)

@@ -75,8 +75,9 @@ class Lane:
         self.memory_limit_bytes = memory_limit_bytes
         self._child: Child | None = None
         self._subject: Artifact | None = None
-        self._path_in_child = ""  # of the subject
+        self._path_in_child = ""  # of the subject, which may be a copy of it
         self._peak_rss_bytes = 0
+        self._started: tuple[Artifact, Execution] | None = None  # by `start`, and not opened yet
 
     def __enter__(self) -> Lane:
         return self
@@ -114,13 +115,32 @@ class Lane:
         artifact = store.parse(Artifact, json.dumps(result), f"the {self.backend} worker")
         return dataclasses.replace(artifact, path=str(out))
 
+    def start(self, built: Artifact, execution: Execution) -> None:
+        """Starts the child that `open` will load this model in, and does not wait for its imports.
+
+        So the interpreters of several lanes start side by side; what one of them lacks is said by `open`.
+        """
+        self._start(built, execution)
+        self._running().send(json.dumps({"op": "greet"}))
+        self._started = (built, execution)
+
     def open(self, built: Artifact, execution: Execution, trace: bool = False, query: bool = True) -> Opened:
-        """Loads the model in a fresh child and, unless `query` is off, runs it once.
+        """Loads the model in a fresh child, the one that was started for it or a new one, and runs it once.
+
+        Args:
+            built: the file.
+            execution: how it runs.
+            trace: keep what `layers` tells.
+            query: run it once, which many vendors still spend on set-up.
 
         Raises:
             IntegrityError, UnsafeInput, MalformedInput: as `build`, of an ONNX file.
         """
-        self._start(built, execution)
+        if self._child is not None and self._started == (built, execution):
+            self._started = None
+            self._await("greet")
+        else:
+            self._start(built, execution)
         whole = _in_one_file(built, self._running().folder / "opened.onnx")
         self._path_in_child = str(Path(whole.path).absolute())
         result = self._ask(
@@ -213,7 +233,9 @@ class Lane:
 
     def _start(self, subject: Artifact, execution: Execution) -> None:
         self.close()
+        self._started = None
         self._subject = dataclasses.replace(subject, path=str(Path(subject.path).absolute()))
+        self._path_in_child = self._subject.path
         threads = execution.threads or machine.usable_cores()
         with interrupts.hold():  # between its start and the line that remembers it
             self._child = Child(self.backend, self.python, threads, self.memory_limit_bytes or 0)
@@ -225,10 +247,15 @@ class Lane:
         return self._child
 
     def _ask(self, operation: str, extra_s: float = 0.0, **fields: Any) -> Any:
-        """One request and its answer; any failure but a refusal in the backend's own words ends the child."""
+        """One request and its answer."""
+        self._running().send(json.dumps({"op": operation, **fields}))
+        return self._await(operation, extra_s)
+
+    def _await(self, operation: str, extra_s: float = 0.0) -> Any:
+        """The next answer; any failure but a refusal in the backend's own words ends the child."""
         child = self._running()
         try:
-            reply = child.ask(json.dumps({"op": operation, **fields}), self.timeout_s + extra_s)
+            reply = child.receive(self.timeout_s + extra_s)
             if reply is None:
                 raise self._postmortem(operation, child)
         except BaseException:

@@ -271,10 +271,15 @@ class _Timing:
         begun = self.clock()
         starting = self.listener.starting or _unheard
         with contextlib.ExitStack() as stack:
-            for entrant in [entrant for entrant in self._order_of_opening(process, entrants) if entrant.error is None]:
+            opening = [entrant for entrant in self._order_of_opening(process, entrants) if entrant.error is None]
+            lanes = [stack.enter_context(self.open_lane(entrant.candidate.backend)) for entrant in opening]
+            for entrant, lane in zip(opening, lanes, strict=True):  # interpreters side by side, models one by one
+                with _recorded(entrant):
+                    lane.start(entrant.candidate.artifact, entrant.candidate.execution)
+            for entrant, lane in zip(opening, lanes, strict=True):
                 starting(entrant.candidate.label)
                 with _recorded(entrant):
-                    entrant.open(stack.enter_context(self.open_lane(entrant.candidate.backend)), process)
+                    entrant.open(lane, process)
                 self._tell(entrant, planned)
             order, number, most = list(entrants), 0, 0
             if share_s is not None:

@@ -218,6 +218,22 @@ def test_child_killed_between_operations_is_reported(tiny: Artifact) -> None:
             lane.block(1)
 
 
+def test_a_started_child_is_the_one_that_opens(tiny: Artifact) -> None:
+    """For the file and the settings that it was started for; for others a new one is, and a dead one is told of."""
+    with Lane("null") as lane:
+        for execution, same in ((Execution(), True), (Execution(batch_size=2), False)):
+            lane.start(tiny, Execution())
+            assert lane._child
+            started = lane._child.process.pid
+            assert lane.open(tiny, execution).inputs["input"].shape[0] == execution.batch_size
+            assert (lane._child.process.pid == started) is same
+        lane.start(tiny, Execution())
+        assert lane._child
+        os.kill(lane._child.process.pid, signal.SIGKILL)
+        with pytest.raises(BackendCrash, match="SIGKILL"):
+            lane.open(tiny, Execution())
+
+
 def test_inputs_of_another_size_are_refused_and_the_lane_lives(tiny: Artifact, images: np.ndarray) -> None:
     """A UsageError from the child arrives as itself; the child goes on."""
     with Lane("null") as lane:
@@ -254,8 +270,10 @@ def test_worker_under_another_interpreter_sees_our_package_alone(tiny: Artifact,
     with Lane("null", python=wrapper) as lane:
         lane.open(tiny, Execution())
         assert len(lane.block(2).run_s) == 2
-    with Lane("onnxruntime", python=wrapper) as lane, pytest.raises(EnvironmentFailure, match="not installed"):
-        lane.open(tiny, Execution())
+    with Lane("onnxruntime", python=wrapper) as lane:
+        lane.start(tiny, Execution())  # waits for nothing, so it fails for nothing that the child finds
+        with pytest.raises(EnvironmentFailure, match="not installed"):
+            lane.open(tiny, Execution())
 
 
 SCRIPT = """

@@ -65,6 +65,9 @@ class FakeLane:
     def __exit__(self, *exc):
         self.machine.open_lanes.discard(self.number)
 
+    def start(self, artifact, execution):
+        self.machine.log.append(("start", artifact.model.name, self.number))
+
     def open(self, artifact, execution, trace=False):
         self.model, self.streams = artifact.model.name, execution.streams
         self.machine.log.append(("open", self.model, self.number))
@@ -500,6 +503,8 @@ def test_each_is_opened_first_as_often_as_last(candidates):
     firsts = opened[:16:2]  # then those of the traced looks
     assert firsts.count("a") == firsts.count("b") == 4
     assert all({one, other} == {"a", "b"} for one, other in zip(firsts[::2], firsts[1::2], strict=True))
+    events = [event for event, _, _ in machine.log if event in ("start", "open")]
+    assert events[:4] == ["start", "start", "open", "open"]  # interpreters side by side, models one after the other
 
 
 def test_turns_are_repeated_where_threads_waited_and_not_in_vain(candidates, monkeypatch):
@@ -650,14 +655,14 @@ def test_a_real_crash_leaves_the_other_lane_running(candidates, monkeypatch):
 
     def one_that_crashes(backend):
         lane = real(backend)
-        opened = lane.open
+        started = lane.start
 
-        def open_(artifact, execution):
+        def start(artifact, execution):
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("RESDEPLOY_NULL_FAULT", "crash" if artifact.model.name == "a" else "")
-                return opened(artifact, execution)
+                started(artifact, execution)
 
-        lane.open = open_  # type: ignore[method-assign,assignment]
+        lane.start = start  # type: ignore[method-assign]
         return lane
 
     failed, fine = interleaved.run(
