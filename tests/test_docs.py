@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -12,12 +13,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
+from PIL import Image
+
+from resdeploy.graph import metadata
+from resdeploy.records import ModelSpec, Preprocessing
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "findings").glob("*.md"))]
 INDEX = (ROOT / "docs/README.md").read_text(encoding="utf-8")
-DEBUGGING = (ROOT / "docs/debugging.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -50,13 +54,49 @@ def small_network(path: Path) -> None:
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
 
 
-@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", DEBUGGING, re.DOTALL))
-def test_what_debugging_says_to_run_runs(code: str, tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    small_network(tmp_path / "model.onnx")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def run(code: str, folder: Path) -> str:
+    """What a page's block prints."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RESDEPLOY_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout
+    return done.stdout
+
+
+def blocks_of(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks_of("debugging.md"))
+def test_what_debugging_says_to_run_runs(code: str, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    small_network(tmp_path / "model.onnx")
+    run(code, tmp_path)
+
+
+def test_what_the_page_on_python_says_runs(tmp_path: Path) -> None:
+    """One block after the other, in the folder that the page describes."""
+    pytest.importorskip("onnxruntime")
+    model = tmp_path / "r56.onnx"
+    small_network(model)
+    network = onnx.load(model)
+    labels = tuple(f"class {number}" for number in range(10))
+    preprocessing = Preprocessing(size=(8, 8), resize=8)
+    spec = ModelSpec(
+        name="small", family="f", classes=10, input_shape=(3, 8, 8), labels=labels, preprocessing=preprocessing
+    )
+    metadata.attach(network, spec)
+    onnx.save(network, model)
+    rng = np.random.default_rng(0)
+    for folder, name in itertools.product(("photos", "calibration"), labels):
+        (tmp_path / folder / name).mkdir(parents=True)
+        for number in range(3):
+            picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+            picture.save(tmp_path / folder / name / f"{number}.png")
+    picture.save(tmp_path / "horse.png")
+    predicting, commanding, failing = blocks_of("api.md")
+    assert "('class" in run(predicting, tmp_path)
+    assert "max-drop" in run(commanding, tmp_path) or (tmp_path / "r56.int8.onnx").exists()
+    assert "there is no file r65.onnx" in run(failing, tmp_path)

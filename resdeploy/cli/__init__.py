@@ -33,6 +33,7 @@ from resdeploy.cli import (
     export,
     gate,
     models,
+    predict,
     prune,
     quantize,
     run,
@@ -87,6 +88,7 @@ app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("show")(show.show)
 app.command("eval")(evaluate.evaluate)
+app.command("predict")(predict.predict)
 app.command("gate")(gate.gate)
 app.command("compare")(compare.compare)
 app.add_typer(study.app, name="study")

@@ -42,7 +42,7 @@ def build(
     )  # fmt: skip
     if backend != "auto":  # what cannot run here is said before long work, and before its imports
         engine.refuse_ignored(built_with, choose.pick(backend, "fp32")[0])
-    from resdeploy.deploy import build, candidates, export
+    from resdeploy.deploy import build, candidates, export, model_string
 
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
@@ -51,7 +51,7 @@ def build(
         engine.refuse_ignored(built_with, name)
         execution = candidates.execution_for(source, batch_size=batch_size, threads=threads)
         execution = dataclasses.replace(execution, engine=built_with)
-        out = output or options.beside(model, f".{name}{build.suffix_of(name)}")
+        out = output or model_string.beside(model, f".{name}{build.suffix_of(name)}")
         artifact = build.build(source, name, execution, out, progress=progress)
     console.announce(artifact, quiet=quiet)
     console.wrote(artifact, quiet=quiet)

@@ -252,12 +252,3 @@ def request(
 
     console.name_program(model)
     return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
-
-
-def beside(model: str, suffix: str) -> Path:
-    """Where a file made from MODEL goes by default: beside it, or in the current folder for a zoo name."""
-    from resdeploy.deploy import model_string
-
-    named = model_string.classify(model)
-    folder = Path() if isinstance(named, (model_string.ZooName, model_string.ForeignName)) else named.path.parent
-    return folder / (model_string.stem(model) + suffix)

@@ -47,7 +47,7 @@ def quantize(
     Examples: resdeploy quantize r56.onnx --calib-data cifar10/train · resdeploy quantize r50.onnx --precision fp16 ·
     resdeploy quantize r56.onnx --calib-data cifar10/train --data cifar10/test --max-drop 0.3
     """
-    from resdeploy.deploy import calibration, export, pixel_input
+    from resdeploy.deploy import calibration, export, model_string, pixel_input
     from resdeploy.measure import environment
     from resdeploy.report import mixed
     from resdeploy.verbs import quantize
@@ -65,7 +65,7 @@ def quantize(
         seed=seed,
         force=force,
     )
-    out = output or options.beside(model, f".{precision}.onnx")
+    out = output or model_string.beside(model, f".{precision}.onnx")
     wanted = quantize.QuantizeGoal(
         sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence, max_time_s=max_time
     )

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -49,6 +50,21 @@ class Images(Protocol):
     @property
     def synthetic(self) -> bool: ...
     def read(self, index: int) -> bytes | NDArray[np.uint8]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Images that a caller has in hand, for `batches`."""
+
+    ids: tuple[str, ...]  # paths, or `image N`
+    contents: tuple[str | Path | bytes | NDArray[np.uint8], ...]
+    name: str = "what was given"
+    synthetic: bool = False
+
+    def read(self, index: int) -> bytes | NDArray[np.uint8]:
+        """A file's bytes, or pixels."""
+        content = self.contents[index]
+        return Path(content).read_bytes() if isinstance(content, str | Path) else content
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,6 +123,39 @@ def decode(raw: bytes | NDArray[np.uint8]) -> Image.Image:
             raise
         raise MalformedInput(str(e) or type(e).__name__) from e
     return image
+
+
+def given(images: Any) -> Given:
+    """One image or a sequence of them as `batches` reads them.
+
+    Args:
+        images: each the path of a JPEG or PNG file, the bytes of one, an image of Pillow, or uint8 pixels of shape
+            (H, W, 3) in RGB, or (H, W) in grey.
+
+    Raises:
+        UsageError: no image, or something else.
+    """
+    one = isinstance(images, str | Path | bytes | Image.Image) or getattr(images, "ndim", 4) < 4
+    contents = [images] if one else list(images)
+    if not contents:
+        raise UsageError("no images were given", fix="Name at least one")
+    ids = [str(each) if isinstance(each, str | Path) else f"image {number}" for number, each in enumerate(contents, 1)]
+    return Given(tuple(ids), tuple(_content(each, name) for each, name in zip(contents, ids, strict=True)))
+
+
+def _content(image: Any, name: str) -> str | Path | bytes | NDArray[np.uint8]:
+    if isinstance(image, str | Path | bytes):
+        return image
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))  # of grey the same value thrice, which becomes that grey again
+    array = np.asarray(image)
+    if array.dtype == np.uint8 and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)) and array.size:
+        return array
+    raise UsageError(
+        f"{name} is {array.dtype} of shape {list(array.shape)}",
+        cause="Pixels are uint8 of shape (height, width, 3) in RGB, or (height, width) in grey, not yet normalised",
+        fix="Give such pixels, a path, the bytes of a file or an image of Pillow",
+    )
 
 
 def batches(

@@ -217,3 +217,10 @@ class Request:
         if isinstance(self.named, CompiledFile):
             return form == self.named.format
         return form in ("checkpoint", "onnx")
+
+
+def beside(model: str, suffix: str) -> Path:
+    """Where a file made from MODEL goes by default: beside it, or in the current folder for a name."""
+    named = classify(model)
+    folder = Path() if isinstance(named, (ZooName, ForeignName)) else named.path.parent
+    return folder / (stem(model) + suffix)

@@ -124,7 +124,7 @@ def predictions_of(
         MalformedInput: every image has several labels.
     """
     aligned = _align(dataset, candidate)
-    spec = _require_preprocessing(spec, candidate)
+    spec = require_preprocessing(spec, candidate)
     hashes = tuple(digest for part in parts for digest in part.hashes)
     kept = aligned.subset(np.concatenate([part.indices for part in parts]))
     predictions = Predictions(
@@ -150,12 +150,12 @@ def _stream(
     candidate: Candidate, aligned: Dataset, spec: Preprocessing | None, batch_size: int, progress: Progress | None
 ) -> Iterator[tuple[Part, NDArray[np.float32]]]:
     """Each batch's answers and its logits."""
-    spec = _require_preprocessing(spec, candidate)
+    spec = require_preprocessing(spec, candidate)
     with Lane(candidate.backend) as lane:
         opened = lane.open(candidate.artifact, candidate.execution)
         _check_classes(next(iter(opened.outputs.values())), aligned, candidate)
         for batch in datasets.batches(aligned, spec, batch_size, progress=progress):
-            logits = _require_finite(lane.predict(batch.inputs), candidate)
+            logits = require_finite(lane.predict(batch.inputs), candidate)
             top = prediction_files.top_classes(logits)
             right = top[:, 0] == aligned.labels[batch.indices]
             yield (
@@ -190,7 +190,12 @@ def shares_right(
     return tuple(shares)
 
 
-def _require_preprocessing(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+def require_preprocessing(spec: Preprocessing | None, candidate: Candidate) -> Preprocessing:
+    """How the model sees images.
+
+    Raises:
+        UsageError: nobody says.
+    """
     if spec is None:
         raise UsageError(
             f"{candidate.model} does not say how it sees images",
@@ -244,7 +249,12 @@ def _check_classes(output: Tensor, dataset: Dataset, candidate: Candidate) -> No
         )
 
 
-def _require_finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
+def require_finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray[np.float32]:
+    """Logits in FP32.
+
+    Raises:
+        BackendCrash: one is NaN or infinite.
+    """
     array = np.asarray(logits, np.float32)
     if not np.isfinite(array).all():
         raise BackendCrash(

@@ -24,6 +24,8 @@ from resdeploy.records.artifacts import (
 )
 from resdeploy.records.costs import Cost, LayerCost, LayerRoof, Peaks, Roof, Roofline
 from resdeploy.records.judged import (
+    Answer,
+    Answered,
     Audit,
     BlockAudit,
     Check,
@@ -60,6 +62,8 @@ __all__ = [
     "BYTES",
     "PRECISIONS",
     "STRICT",
+    "Answer",
+    "Answered",
     "Arithmetic",
     "Artifact",
     "Audit",

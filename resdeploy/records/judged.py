@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from resdeploy.records.artifacts import Calibration, Layer, Preprocessing, Repeats
+from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import STRICT, Precision, State
 
 if TYPE_CHECKING:
@@ -48,6 +49,33 @@ class Predictions:
     repeats: Repeats = field(default_factory=Repeats)  # names of the data set that are not among `ids`
     classes: tuple[str, ...] = ()  # their names, by id; () where nobody told them
     origin: Origin | None = None  # None: a foreign file, which does not say
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a model sees on one image, its likeliest classes first."""
+
+    image: str  # the path, or `image N` of pixels
+    classes: tuple[int, ...]
+    names: tuple[str, ...]  # of those classes; their numbers where the model knows no names
+    probabilities: tuple[float, ...]  # of those classes; all of a model's sum to 1
+
+    @property
+    def name(self) -> str:
+        """Of the likeliest class."""
+        return self.names[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answered:
+    """What one model answered to some images, and how long its caller waited: more than what `bench` times."""
+
+    model: str
+    backend: BackendName
+    precision: Precision
+    answers: tuple[Answer, ...]  # in the order of the images
+    prepare_s: float  # per image: read, decode, resize, normalise
+    answer_s: float  # per image: hand over to the runtime's process, compute, hand back
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from resdeploy.records import (
+    Answered,
     Audit,
     Availability,
     BackendName,
@@ -132,6 +133,25 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
         notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
         notes += [f"{predictions.data}: {note}" for note in predictions.repeats.notes]
     return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
+
+
+def predict(answered: Answered, environment: Environment) -> Json:
+    """`predict`: of each image the likeliest classes, probabilities in percent; the times are per image."""
+    rows = []
+    for answer in answered.answers:
+        seen = [
+            {"class": number, "name": name, "probability": 100 * share}
+            for number, name, share in zip(answer.classes, answer.names, answer.probabilities, strict=True)
+        ]
+        others = ", ".join(f"{each['name']} {each['probability']:.1f} %" for each in seen[1:])
+        rows.append({"image": answer.image, **seen[0], "others": others, "top": seen})
+    of = {"model": answered.model, "backend": answered.backend, "precision": answered.precision}
+    times_ms = {"prepare": 1e3 * answered.prepare_s, "answer": 1e3 * answered.answer_s}
+    note = (
+        f"{answered.model} in {answered.precision} on {answered.backend}: per image {times_ms['prepare']:.3g} ms "
+        f"to read and prepare it, {times_ms['answer']:.3g} ms to answer; how fast the model is, `bench` says"
+    )
+    return document("predict", environment, rows, **of, ms_per_image=times_ms, notes=[note])
 
 
 def gate(found: Gate, environment: Environment, *, on_inconclusive: OnInconclusive = "fail") -> Json:

@@ -286,6 +286,16 @@ _EVAL = Table(
         Column("unreadable", "unreadable_count", "count"),
     ),
 )
+_PREDICT = Table(
+    "results",
+    (
+        Column("image", "image"),
+        Column("class", "class", "count"),
+        Column("name", "name"),
+        Column("%", "probability", "percent"),
+        Column("then", "others"),
+    ),
+)
 _MODELS = Table(
     "results",
     (
@@ -433,6 +443,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "eval": (_EVAL,),
     "gate": (_CHECKS, _REPORTED, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
+    "predict": (_PREDICT,),
     "quantize --max-drop": (_SEARCH, Table("layers", _TRIED, "each layer or block alone in INT8")),
     "quantize --sensitivity": (Table("results", _TRIED),),
     "prune": (_PRUNE, _COMPARISONS, _PATH, _LESIONS, _CHECKS, _REPORTED),

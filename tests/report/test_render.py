@@ -18,6 +18,8 @@ from resdeploy.cost.cost import CostReport
 from resdeploy.errors import UnknownName
 from resdeploy.models import zoo
 from resdeploy.records import (
+    Answer,
+    Answered,
     Artifact,
     Audit,
     Availability,
@@ -176,6 +178,7 @@ def all_documents(name):
         gated(name),
         json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
+        documents.predict(answered(name), ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT, {name: True}),
         documents.audit(audited(name), ENVIRONMENT),
         mixed.sensitivity(name, [tried], ENVIRONMENT),
@@ -186,6 +189,13 @@ def all_documents(name):
         documents.cache(name, [Part(name=name, entries=2, size_bytes=3_000_000)], ENVIRONMENT),
         documents.cache_verify(2, [Doubt(file=name, state="damaged", why=name)], ENVIRONMENT),
     ]
+
+
+def answered(name):
+    answer = Answer(image=name, classes=(3, 1), names=(name, name), probabilities=(0.75, 0.125))
+    return Answered(
+        model=name, backend="openvino", precision="int8", answers=(answer,), prepare_s=0.002, answer_s=0.004
+    )  # fmt: skip
 
 
 def audited(name):
