@@ -1,7 +1,7 @@
 """pytest plugin: `def test_accuracy(resdeploy_gate): resdeploy_gate("int8.onnx", baseline="fp32.onnx", max_drop=0.5)`.
 
-Found by pytest through the entry point `resdeploy`. Importing it imports nothing of resdeploy or its dependencies, so
-that test runs which never ask for the fixture pay nothing.
+Found by pytest through its entry point, which pyproject.toml names. Importing it imports nothing of resdeploy or its
+dependencies, so that test runs which never ask for the fixture pay nothing.
 """
 
 from __future__ import annotations

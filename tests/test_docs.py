@@ -36,6 +36,36 @@ def test_the_index_has_every_page() -> None:
     assert pages - {"README.md"} <= set(re.findall(r"\]\(([^)]+)\)", INDEX))
 
 
+MADE_UP = {"load_s", "max_load"}  # names of the example
+
+
+def lost_names(text: str) -> list[str]:
+    """Names of code in an item of a page that are in none of the files which it, or else its section, names."""
+    lost = []
+    for section in re.split(r"\n## ", text)[1:]:
+        for item in re.split(r"\n(?=\d\. |- |\| )", section):
+            ticked = re.findall(r"`([^`\n]+)`", item)
+            files = [path for place in ticked for path in files_at(place)]
+            files = files or [path for place in re.findall(r"`([^`\n]+)`", section) for path in files_at(place)]
+            code = "".join(path.read_text(encoding="utf-8") for path in files)
+            names = {name for name in ticked if re.fullmatch(r"[A-Za-z_]\w*", name) and not files_at(name)} - MADE_UP
+            names = {name for name in names if "_" in name or name[0].isupper()}
+            lost += [f"{item[:40]}: {name}" for name in names if files and not re.search(rf"\b{name}\b", code)]
+    return lost
+
+
+def files_at(place: str) -> list[Path]:
+    return [path for path in (ROOT / place, ROOT / "resdeploy" / place) if path.is_file()]
+
+
+@pytest.mark.parametrize("page", ["extending.md", "debugging.md"])
+def test_names_of_code_are_in_the_files_that_are_named_with_them(page: str) -> None:
+    """A function that moved leaves its name behind in a page; so would a name that never was."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    assert lost_names(text) == []
+    assert lost_names(text + "\n## More\n\n1. `refuse` and `_refuse_nobody` of `resdeploy/errors.py`.\n") != []
+
+
 def small_network(path: Path) -> None:
     """A convolution and a product, as an ONNX file of somebody else's."""
     rng = np.random.default_rng(0)

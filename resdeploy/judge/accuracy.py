@@ -72,7 +72,7 @@ def judge_many(
     each candidate alone.
 
     Raises:
-        UsageError: a limit that is none, or one of top-5 where only one class per image is known.
+        UsageError: a limit outside its range, or one of top-5 where only one class per image is known.
     """
     refuse_limits(max_drop_pp, max_top5_drop_pp, confidence=confidence)
     clusters = [pair.clusters for pair in pairs]
@@ -96,7 +96,7 @@ def refuse_limits(*limits_pp: float | None, confidence: float) -> None:
     """Refuses what no drop can be judged by.
 
     Raises:
-        UsageError: a limit or a confidence that is none.
+        UsageError: a limit or a confidence outside its range.
     """
     refuse(
         *(
@@ -107,7 +107,7 @@ def refuse_limits(*limits_pp: float | None, confidence: float) -> None:
             )
             for limit in limits_pp
         ),
-        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
+        (not 0.5 < confidence < 1, f"{confidence} is not a confidence", "Choose a share such as 0.95"),
     )
 
 

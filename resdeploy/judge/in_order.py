@@ -8,6 +8,7 @@ planned size would.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from resdeploy.judge import accuracy
@@ -32,7 +33,7 @@ def decided_after(
         candidates: how many are judged beside each other (Bonferroni's correction).
 
     Raises:
-        UsageError: the limit or the confidence is none.
+        UsageError: the limit or the confidence is outside its range.
     """
     accuracy.refuse_limits(max_drop_pp, confidence=confidence)
     found = eprocess.decide(outcomes, max_drop_pp / 100, tail=(1 - confidence) / candidates)
@@ -59,43 +60,79 @@ def judge(
         candidates: how many are judged beside each other (Bonferroni's correction).
 
     Raises:
-        UsageError: the limit or the confidence is none.
+        UsageError: the limit or the confidence is outside its range.
     """
     accuracy.refuse_limits(max_drop_pp, confidence=confidence)
     tail = (1 - confidence) / candidates
     found = eprocess.decide(outcomes, max_drop_pp / 100, tail=tail)
     low, high = (100 * end for end in eprocess.bounds(outcomes, max_drop_pp / 100, tail=tail))
-    lost, gained, seen = int(pair.lost.sum()), int(pair.gained.sum()), pair.images
-    drop_pp = 100 * (lost - gained) / seen
     state: State = "inconclusive" if found is None else "pass" if found.within else "fail"
-    sure = f"at {100 * confidence:g} % confidence"
-    after = f"{seen:,} of {of:,} images in random order"
-    if state == "pass":
-        verdict = f"On new images like these top-1 {accuracy.at_most(high)} {sure} (limit {max_drop_pp:g})"
-        verdict = f"{verdict}, decided after {after}."
-    elif state == "fail":
-        verdict = f"On new images like these top-1 drops by at least {low:.3g} points {sure} (limit {max_drop_pp:g})"
-        verdict = f"{verdict}, decided after {after}."
-    else:
-        advice = accuracy.would_decide(lost, gained, seen, max_drop_pp, tail)
-        verdict = (
-            f"{after} decided nothing: whether top-1 drops by more than {max_drop_pp:g} points on new ones stays open "
-            f"(between {low:.3g} and {high:.3g}, each end {sure}). Judged once, without --sequential, {advice}."
-        )
-    moved = "drops" if drop_pp >= 0 else "rises"
-    note = (
-        f"{verdict} On the images seen it {moved} by {abs(drop_pp):.3g} points, "
-        f"{lost:,} right answers lost, {gained:,} gained."
+    seen = _Seen(
+        lost=int(pair.lost.sum()),
+        gained=int(pair.gained.sum()),
+        images=pair.images,
+        low_pp=low,
+        high_pp=high,
+        limit_pp=max_drop_pp,
+        confidence=confidence,
+        candidates=candidates,
     )
-    if candidates > 1:
-        note += f" Bonferroni's correction for {candidates} candidates was applied, to the interval too."
     check = Check(
         name="top1",
         limit=max_drop_pp,
-        observed=drop_pp,
+        observed=seen.drop_pp,
         interval=(low, high),
         state=state,
         unit="points",
-        note=note,
+        note=f"{_answer(state, seen, of)} {_told_of(seen)}",
     )
     return accuracy.verdict_on(pair, [check])
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Seen:
+    """What was seen and what it was held against, for the sentences."""
+
+    lost: int
+    gained: int
+    images: int
+    low_pp: float  # of the drop on new images
+    high_pp: float
+    limit_pp: float
+    confidence: float
+    candidates: int
+
+    @property
+    def drop_pp(self) -> float:
+        """On the images seen."""
+        return 100 * (self.lost - self.gained) / self.images
+
+
+def _answer(state: State, seen: _Seen, of: int) -> str:
+    """Whether the drop is within its limit, and after how many of so many images that was known."""
+    sure, limit = f"at {100 * seen.confidence:g} % confidence", f"(limit {seen.limit_pp:g})"
+    after = f"{seen.images:,} of {of:,} images in random order"
+    if state == "pass":
+        return f"On new images like these top-1 {accuracy.at_most(seen.high_pp)} {sure} {limit}, decided after {after}."
+    if state == "fail":
+        drops = f"drops by at least {seen.low_pp:.3g} points"
+        return f"On new images like these top-1 {drops} {sure} {limit}, decided after {after}."
+    tail = (1 - seen.confidence) / seen.candidates
+    advice = accuracy.would_decide(seen.lost, seen.gained, seen.images, seen.limit_pp, tail)
+    return (
+        f"{after} decided nothing: whether top-1 drops by more than {seen.limit_pp:g} points on new ones stays open "
+        f"(between {seen.low_pp:.3g} and {seen.high_pp:.3g}, each end {sure}). "
+        f"Judged once, without --sequential, {advice}."
+    )
+
+
+def _told_of(seen: _Seen) -> str:
+    """What happened on the images seen, and what was corrected for."""
+    moved = "drops" if seen.drop_pp >= 0 else "rises"
+    note = (
+        f"On the images seen it {moved} by {abs(seen.drop_pp):.3g} points, "
+        f"{seen.lost:,} right answers lost, {seen.gained:,} gained."
+    )
+    if seen.candidates > 1:
+        note += f" Bonferroni's correction for {seen.candidates} candidates was applied, to the interval too."
+    return note

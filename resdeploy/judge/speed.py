@@ -151,7 +151,7 @@ def judge_many(
             f"a slowdown of {max_slowdown_pct} % is no limit",
             "Choose a percentage such as 3",
         ),
-        (not 0.5 < confidence < 1, f"a confidence of {confidence} is none", "Choose a share such as 0.95"),
+        (not 0.5 < confidence < 1, f"{confidence} is not a confidence", "Choose a share such as 0.95"),
     )
 
     @functools.cache

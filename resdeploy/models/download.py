@@ -130,7 +130,7 @@ def refuse_malformed(url: str) -> None:
     """Refuses what is no URL of a server.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is not one.
     """
     try:
         parts = urlsplit(url)

@@ -11,6 +11,12 @@ from resdeploy.measure import prediction_files
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Limits
 
+Refusal = tuple[bool, str, str]  # whether, what, and its remedy: of `errors.refuse`
+NO_LIMIT = (
+    "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-cpu-slowdown 3, --max-size, --max-memory "
+    "or --require-fused"
+)
+
 
 def refuse_contradictions(plan: GatePlan, benches: Sequence[bool]) -> None:
     """Refuses what could only fail later.
@@ -22,67 +28,71 @@ def refuse_contradictions(plan: GatePlan, benches: Sequence[bool]) -> None:
     Raises:
         UsageError: all that contradicts, each with its remedy.
     """
-    limits, times_alone = plan.limits, all(benches)
     sides = (plan.baseline, *plan.candidates)
-    models = [name for name in sides if not is_saved(name)]
-    predictions = [] if any(benches) else [name for name in sides if is_saved(name)]
-    own = [name for name in predictions if name in plan.candidates]
-    counted = limits.size_mb is not None or limits.memory_mb is not None or limits.fused
+    saved = [name for name in sides if is_saved(name)]
     refuse(
+        (plan.limits == Limits(), "gate was given no limit", NO_LIMIT),
+        *_refused_in_order(plan, saved),
         (
-            limits == Limits(),
-            "gate was given no limit",
-            (
-                "Add --max-drop 0.5, --max-top5-drop, --max-slowdown 3, --max-cpu-slowdown 3, --max-size, --max-memory "
-                "or --require-fused"
-            ),
-        ),
-        *_refused_in_order(plan, saved=[name for name in sides if is_saved(name)]),
-        (
-            any(benches) and not times_alone,
+            any(benches) and not all(benches),
             "one side is a saved bench and another is not",
             "Compare two saved benches, or two models",
         ),
+        *(_refused_of_benches(plan) if all(benches) else ()),
+        *(_refused_of_predictions(plan, saved) if saved and not any(benches) else ()),
+        *_refused_of_data(plan, [name for name in sides if not is_saved(name)]),
+        *(() if all(benches) else _refused_of_update(plan)),
+    )
+
+
+def _refused_of_benches(plan: GatePlan) -> tuple[Refusal, ...]:
+    """What times alone cannot tell."""
+    return (
         (
-            times_alone and limits.of_accuracy,
+            plan.limits.of_accuracy,
             "a saved bench has no predictions to judge --max-drop on",
             "Leave it out, or name models",
         ),
         (
-            times_alone and plan.update_baseline,
+            plan.update_baseline,
             "--update-baseline stores predictions, not a bench",
             "Keep the bench's own JSON file",
         ),
         (
-            times_alone and limits.fused,
+            plan.limits.fused,
             "a saved bench has no layers to look for fusion in",
             "Name models for --require-fused",
         ),
+    )
+
+
+def _refused_of_predictions(plan: GatePlan, saved: Sequence[str]) -> tuple[Refusal, ...]:
+    """What predictions alone cannot tell."""
+    limits, own = plan.limits, [name for name in saved if name in plan.candidates]
+    return (
         (
-            plan.update_baseline and limits != Limits() and not limits.of_accuracy and not times_alone,
-            (
-                "--update-baseline needs a limit of accuracy. "
-                "What the next candidates are compared with must itself have been judged by it"
-            ),
-            "Add --max-drop or --max-top5-drop",
-        ),
-        (
-            predictions and limits.slowdown_pct is not None,
-            f"{next(iter(predictions), '')} holds predictions, and --max-slowdown needs times",
+            limits.slowdown_pct is not None,
+            f"{saved[0]} holds predictions, and --max-slowdown needs times",
             "Name two model files, or two saved results of bench",
         ),
         (
-            predictions and limits.cpu_slowdown_pct is not None,
-            f"{next(iter(predictions), '')} holds predictions, and --max-cpu-slowdown needs times",
+            limits.cpu_slowdown_pct is not None,
+            f"{saved[0]} holds predictions, and --max-cpu-slowdown needs times",
             "Name two model files",
         ),
         (
-            own and counted,
+            bool(own) and (limits.size_mb is not None or limits.memory_mb is not None or limits.fused),
             f"{next(iter(own), '')} holds predictions, not a model with a size and layers",
             "Name the model file",
         ),
+    )
+
+
+def _refused_of_data(plan: GatePlan, models: Sequence[str]) -> tuple[Refusal, ...]:
+    """Models need images, and nothing else has a use for them."""
+    return (
         (
-            models and (limits.of_accuracy or plan.update_baseline) and plan.data is None,
+            bool(models) and (plan.limits.of_accuracy or plan.update_baseline) and plan.data is None,
             f"{next(iter(models), '')} is a model, and judging it needs images",
             "Add --data DIR",
         ),
@@ -91,17 +101,31 @@ def refuse_contradictions(plan: GatePlan, benches: Sequence[bool]) -> None:
             "--data and how images are seen say nothing of saved results, which are of images of their own",
             "Leave them out, or name a model",
         ),
+    )
+
+
+def _refused_of_update(plan: GatePlan) -> tuple[Refusal, ...]:
+    """What cannot become the new baseline."""
+    limits = plan.limits
+    one = is_saved(plan.baseline) and len(plan.candidates) == len(plan.backends) == 1
+    return (
         (
-            plan.update_baseline
-            and not times_alone
-            and (not is_saved(plan.baseline) or len(plan.candidates) != 1 or len(plan.backends) != 1),
+            plan.update_baseline and limits != Limits() and not limits.of_accuracy,
+            (
+                "--update-baseline needs a limit of accuracy. "
+                "What the next candidates are compared with must itself have been judged by it"
+            ),
+            "Add --max-drop or --max-top5-drop",
+        ),
+        (
+            plan.update_baseline and not one,
             "--update-baseline stores one candidate's predictions in the file that --baseline names",
             f"Name one candidate, and a baseline that ends in {' or '.join(prediction_files.SUFFIXES)}",
         ),
     )
 
 
-def _refused_in_order(plan: GatePlan, *, saved: Sequence[str]) -> tuple[tuple[bool, str, str], ...]:
+def _refused_in_order(plan: GatePlan, saved: Sequence[str]) -> tuple[Refusal, ...]:
     """What cannot be judged image by image."""
     asked, limits = plan.sequential, plan.limits
     return (

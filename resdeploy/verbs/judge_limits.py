@@ -149,7 +149,7 @@ def judge_answers(answers: Sequence[Pair | None], limits: Limits, *, confidence:
     """The accuracy of each candidate, by its answers and its baseline's; what needs no measuring comes first.
 
     Raises:
-        UsageError: a limit or a confidence that is none, or top-5 where a side names fewer classes.
+        UsageError: a limit or a confidence outside its range, or top-5 where a side names fewer classes.
     """
     answered = [pair for pair in answers if pair is not None]
     drops = {"max_drop_pp": limits.drop_pp, "max_top5_drop_pp": limits.top5_drop_pp}
@@ -166,7 +166,7 @@ def judge(evidence: Sequence[Evidence], limits: Limits, *, confidence: float) ->
         confidence: of the intervals; 1 minus the chance that any of several verdicts is wrong.
 
     Raises:
-        UsageError: a limit or a confidence that is none.
+        UsageError: a limit or a confidence outside its range.
     """
     slowdowns = _judge_times(evidence, limits, confidence=confidence)
     judged = []
