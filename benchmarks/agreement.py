@@ -27,7 +27,7 @@ from resdeploy.backends import machine
 from resdeploy.backends.lane import Lane
 from resdeploy.deploy import build, export
 from resdeploy.deploy.model_string import Request
-from resdeploy.measure import environment, interleaved
+from resdeploy.measure import entrant, environment
 from resdeploy.records import Artifact, BackendName, Execution
 
 RESULT = Path(__file__).parent / "results" / "agreement.json"
@@ -54,7 +54,7 @@ print(statistics.median(times))
 def ours(backend: BackendName, built: Artifact, seconds: float) -> float:
     with Lane(backend) as lane:
         lane.open(built, Execution())
-        interleaved.warm_up(lane)
+        entrant.warm_up(lane)
         return statistics.median(lane.block(1, seconds=seconds).run_s)
 
 

@@ -37,7 +37,7 @@ from resdeploy import store
 from resdeploy.backends.lane import Lane
 from resdeploy.deploy import calibration, candidates
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.measure import environment, interleaved
+from resdeploy.measure import entrant, environment, interleaved
 from resdeploy.records import BackendName, Precision, Progress
 
 RESULTS = Path(__file__).parent / "results" / "traces"
@@ -88,7 +88,7 @@ def turns(made: dict[str, interleaved.Candidate], length_s: float, rng: random.R
             started = time.monotonic()
             lanes[name] = stack.enter_context(Lane(candidate.backend))
             lanes[name].open(candidate.artifact, candidate.execution)
-            query_s[name] = interleaved.warm_up(lanes[name])
+            query_s[name] = entrant.warm_up(lanes[name])
             open_s[name] = time.monotonic() - started
         rows: dict[str, Any] = {name: {part: [] for part in PARTS} for name in made}
         order = list(made)
@@ -104,7 +104,7 @@ def turns(made: dict[str, interleaved.Candidate], length_s: float, rng: random.R
 
 def add(row: dict[str, Any], lane: Lane, length_s: float, query_s: float) -> None:
     """One turn."""
-    warmup = min(max(1, round(interleaved.SWITCH_S / query_s)), 1000)
+    warmup = min(max(1, round(entrant.SWITCH_S / query_s)), 1000)
     block = lane.block(1, warmup=warmup, seconds=length_s)
     row["query_us"].append(round(1e6 * statistics.median(block.run_s), 2))
     row["cpu_us"].append(round(1e6 * block.cpu_s / len(block.run_s), 2))
@@ -123,7 +123,7 @@ def duet(made: dict[str, interleaved.Candidate], other: str, length_s: float, sw
             with on_core(core):
                 lanes[name] = stack.enter_context(Lane(made[name].backend))
                 lanes[name].open(made[name].artifact, dataclasses.replace(made[name].execution, threads=1))
-            query_s[name] = interleaved.warm_up(lanes[name])
+            query_s[name] = entrant.warm_up(lanes[name])
             open_s[name] = time.monotonic() - started
         rows: dict[str, Any] = {name: {part: [] for part in PARTS} for name in lanes}
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(2))

@@ -15,10 +15,10 @@ def time_shortly(replace: Callable[[object, str, object], None] = setattr, **sch
         replace: as `setattr`; a test's own takes it back.
         schedule: other defaults of `interleaved.Schedule`.
     """
-    from resdeploy.measure import interleaved, pilot
+    from resdeploy.measure import entrant, interleaved, pilot
 
     init = interleaved.Schedule.__init__
-    replace(interleaved, "REPLAY_S", 0.01)
+    replace(entrant, "REPLAY_S", 0.01)
     replace(init, "__kwdefaults__", {**(init.__kwdefaults__ or {}), "processes": 1, **schedule})
     for module, name, value in (
         (interleaved, "LOOKS", (1,)),

@@ -14,29 +14,26 @@ derives them from the raw times.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import random
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from resdeploy import stats, store
+from resdeploy import stats
 from resdeploy.backends.lane import Lane
 from resdeploy.errors import ResdeployError, UsageError, revive
 from resdeploy.measure import environment, pilot, quiet, summary, traced
+from resdeploy.measure.entrant import MAX_QUERIES, MAX_QUERIES_A_TURN, SWITCH_S, Entrant
 from resdeploy.records import (
     Artifact,
     BackendName,
-    Block,
     Execution,
     Failure,
     Measurement,
     Progress,
-    Replay,
     Scenario,
     Scope,
 )
@@ -50,15 +47,6 @@ PROCESSES = 2  # where nothing is asked
 # the length of a turn and how many a process makes.
 LOOKS, TURN_S, TURNS = looks.PAIRS, 0.1, 8
 CALL_S = 0.02  # what a block takes besides: the question to the child, its answer, Python's garbage
-SWITCH_S = 0.02  # untimed queries after another lane ran: caches refill and clocks settle in a few ms
-# Steady: a window no faster than the best before it, within what asv and criterion call no change.
-WARM_WINDOW_S, WARM_LIMIT_S, WARM_WINDOWS, WARM_GAIN = 0.05, 3.0, 40, 0.01
-# With several streams a block ends when the last of them does; at 8 queries per stream the idle tail is below 1/16.
-QUERIES_PER_STREAM = 8
-MAX_QUERIES, MAX_QUERIES_A_TURN = 5000, 500  # a block, and a turn, of which there are more; others only fill memory
-# To find cached results: in the first processes, queries of fresh inputs and as many of one repeated.
-REPLAYED, REPLAY_QUERIES, REPLAY_S = 2, 10, 0.2
-
 # What has been measured of a row so far, after each of its blocks; and how many blocks of all are done.
 Watch = Callable[["Measurement | Failure", int, int], None]
 # The label of the row that is run from now on.
@@ -168,7 +156,7 @@ def run(
     labels = [candidate.label for candidate in candidates]
     if not labels or len(set(labels)) != len(labels):
         raise UsageError(f"candidates need different names: {', '.join(labels) or 'there are none'}")
-    entrants = {candidate.label: _Entrant(candidate) for candidate in candidates}
+    entrants = {candidate.label: Entrant(candidate) for candidate in candidates}
     timing = _Timing(entrants, schedule, listener, open_lane, random.Random(schedule.seed), clock)
     before = look()
     _time_until_answered(timing, questions)
@@ -187,13 +175,19 @@ def run(
     )
 
 
-def _time_blocks(timing: _Timing, entrants: Sequence[_Entrant]) -> None:
+def _time_blocks(timing: _Timing, entrants: Sequence[Entrant]) -> None:
     """As many blocks of each as the schedule says, in as many processes."""
     schedule = timing.schedule
     rounds = math.ceil(schedule.blocks / schedule.processes)
     made = min((len({block.process for block in entrant.blocks}) for entrant in entrants), default=schedule.processes)
     for process in range(made, schedule.processes):
-        timing.generation(process, entrants, rounds, schedule.duration_s / schedule.blocks, schedule.processes * rounds)
+        generation = _Generation(
+            process=process,
+            rounds=rounds,
+            block_s=schedule.duration_s / schedule.blocks,
+            planned=schedule.processes * rounds,
+        )
+        timing.time_generation(entrants, generation)
 
 
 def _time_until_answered(timing: _Timing, questions: Sequence[Question]) -> None:
@@ -201,28 +195,45 @@ def _time_until_answered(timing: _Timing, questions: Sequence[Question]) -> None
     unanswered = [one for one in questions if {one.baseline, one.candidate} <= timing.entrants.keys()]
     compared = {(question.baseline, question.candidate) for question in unanswered}
     pace = pilot.Pace(timing.schedule.max_time_s * len(compared), LOOKS[0])
-    turn_s, turns = TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S))
+    turns = _Turns(TURN_S, max(TURNS, math.ceil(timing.schedule.duration_s / LOOKS[0] / TURN_S)))
     for process in range(LOOKS[-1]):
         if not unanswered or not pace.allows_another():
             return
         asked = {label for question in unanswered for label in (question.baseline, question.candidate)}
         running = [entrant for label, entrant in timing.entrants.items() if label in asked]
-        if process < len(pilot.TURNS_S):  # which all take as long
-            length_s = pilot.TURNS_S[process]
-            rounds = round(turns * TURN_S / length_s)
-        else:
-            length_s, rounds = turn_s, turns
-        planned = turns * next(size for size in LOOKS if size > process)
-        pace.note(timing.generation(process, running, rounds, length_s, planned, share_s=pace.share_s))
+        generation = turns.generation(process, share_s=pace.share_s)
+        pace.note(timing.time_generation(running, generation))
         measured = {label: entrant.measurement() for label, entrant in timing.entrants.items() if not entrant.error}
         unanswered = [one for one in unanswered if {one.baseline, one.candidate} <= measured.keys()]
         sides = [(measured[one.baseline], measured[one.candidate]) for one in unanswered]
-        if process + 1 == len(pilot.TURNS_S):
-            turn_s = pilot.best_turn_s(sides, TURN_S)
-            turns = max(1, round(turns * TURN_S / turn_s))
+        turns = turns.after(process, sides, pace.process_s)
         if process + 1 in LOOKS:
-            turns = pilot.worthwhile_turns(sides, process_s=pace.process_s) or turns
             unanswered = [one for one, pair in zip(unanswered, sides, strict=True) if not one.answered(*pair)]
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """How long a turn is and how many a process makes: at first as usual, then as the pilot and the looks advise."""
+
+    length_s: float
+    count: int
+
+    def generation(self, process: int, *, share_s: float) -> _Generation:
+        """The next one; those of the pilot try other lengths, and take as long."""
+        length_s = pilot.TURNS_S[process] if process < len(pilot.TURNS_S) else self.length_s
+        rounds = round(self.count * self.length_s / length_s)
+        planned = self.count * next(size for size in LOOKS if size > process)
+        return _Generation(process=process, rounds=rounds, block_s=length_s, planned=planned, share_s=share_s)
+
+    def after(self, process: int, sides: Sequence[tuple[Measurement, Measurement]], process_s: float) -> _Turns:
+        """What follows a process, by all that was measured; `process_s` are the seconds that opening takes."""
+        length_s, count = self.length_s, self.count
+        if process + 1 == len(pilot.TURNS_S):
+            length_s = pilot.best_turn_s(sides, TURN_S)
+            count = max(1, round(count * TURN_S / length_s))
+        if process + 1 in LOOKS:
+            count = pilot.worthwhile_turns(sides, process_s=process_s) or count
+        return _Turns(length_s, count)
 
 
 def _time_the_others(timing: _Timing, questions: Sequence[Question]) -> None:
@@ -237,86 +248,106 @@ def _time_the_others(timing: _Timing, questions: Sequence[Question]) -> None:
     _time_blocks(timing, [timing.entrants[label] for label in timing.entrants if label in running - asked])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Generation:
+    """One process of every row that is run, and its turns."""
+
+    process: int
+    rounds: int
+    block_s: float
+    planned: int  # rounds that the whole run is told to have
+    share_s: float | None = None  # that opening and turns may take, where something is asked
+
+
 @dataclass(frozen=True)
 class _Timing:
     """A run: who takes part, and how its processes and turns are made."""
 
-    entrants: Mapping[str, _Entrant]  # by their labels
+    entrants: Mapping[str, Entrant]  # by their labels
     schedule: Schedule
     listener: Listener
     open_lane: Callable[[BackendName], Lane]
     order: random.Random
     clock: Callable[[], float]
 
-    def generation(
-        self,
-        process: int,
-        entrants: Sequence[_Entrant],
-        rounds: int,
-        block_s: float,
-        planned: int,
-        *,
-        share_s: float | None = None,
-    ) -> float:
-        """A fresh process for every entrant, then `rounds` blocks of each: in random order, then in the same backwards.
-
-        So a machine that gets slower and slower meanwhile is as slow for each in the mean. They are opened in such an
-        order too, process by process: of two copies the one that is opened later is faster by up to 1 %. `planned` are
-        the rounds that the run is told to have. Where something is asked, `share_s` are the seconds that all may take:
-        fewer rounds where they are too few, more for want of quiet ones where they allow it.
+    def time_generation(self, entrants: Sequence[Entrant], generation: _Generation) -> float:
+        """A fresh process for every entrant, then its turns.
 
         Returns:
             Seconds that it took.
         """
         begun = self.clock()
-        starting = self.listener.starting or _unheard
         with contextlib.ExitStack() as stack:
-            opening = [entrant for entrant in self._order_of_opening(process, entrants) if entrant.error is None]
-            lanes = [stack.enter_context(self.open_lane(entrant.candidate.backend)) for entrant in opening]
-            for entrant, lane in zip(opening, lanes, strict=True):  # interpreters side by side, models one by one
-                with _recorded(entrant):
-                    lane.start(entrant.candidate.artifact, entrant.candidate.execution)
-            for entrant, lane in zip(opening, lanes, strict=True):
-                starting(entrant.candidate.label)
-                with _recorded(entrant):
-                    entrant.open(lane, process)
-                self._tell(entrant, planned)
-            order, number, most = list(entrants), 0, 0
-            if share_s is not None:
-                most = self._affordable_rounds(entrants, block_s, share_s - (self.clock() - begun))
-                rounds = max(quiet.LEAST_TURNS, min(rounds, most))
-            while number < rounds or (number < most and self._want_quiet_turns(process, entrants, rounds)):
-                if number % 2:
-                    order.reverse()
-                else:
-                    self.order.shuffle(order)
-                for entrant in [entrant for entrant in order if entrant.error is None]:
-                    starting(entrant.candidate.label)
-                    with _recorded(entrant):
-                        entrant.time_block(block_s, MAX_QUERIES if share_s is None else MAX_QUERIES_A_TURN)
-                    self._tell(entrant, planned)
-                number += 1
+            self._open(entrants, generation, stack)
+            left_s = None if generation.share_s is None else generation.share_s - (self.clock() - begun)
+            self._take_turns(entrants, generation, left_s)
         return self.clock() - begun
 
-    def _order_of_opening(self, process: int, entrants: Sequence[_Entrant]) -> list[_Entrant]:
-        """Another one for every second process, and backwards for the one after it."""
+    def _open(self, entrants: Sequence[Entrant], generation: _Generation, stack: contextlib.ExitStack) -> None:
+        """Starts the interpreters side by side, and loads the models one by one."""
+        order = self._order_of_opening(generation.process, entrants)
+        opening = [entrant for entrant in order if entrant.error is None]
+        lanes = [stack.enter_context(self.open_lane(entrant.candidate.backend)) for entrant in opening]
+        for entrant, lane in zip(opening, lanes, strict=True):
+            with _record_failure(entrant):
+                lane.start(entrant.candidate.artifact, entrant.candidate.execution)
+        for entrant, lane in zip(opening, lanes, strict=True):
+            self._name(entrant)
+            with _record_failure(entrant):
+                entrant.open(lane, generation.process)
+            self._tell(entrant, generation.planned)
+
+    def _take_turns(self, entrants: Sequence[Entrant], generation: _Generation, left_s: float | None) -> None:
+        """Rounds of a block each: in random order, then the same backwards.
+
+        So a machine that gets slower and slower meanwhile is as slow for each in the mean. Where something is asked
+        (`left_s`), there are fewer rounds where the seconds left are too few for them, and more while too many turns
+        were disturbed and the seconds allow it.
+        """
+        order, rounds, most, queries = list(entrants), generation.rounds, 0, MAX_QUERIES
+        if left_s is not None:
+            most, queries = self._affordable_rounds(entrants, generation.block_s, left_s), MAX_QUERIES_A_TURN
+            rounds = max(quiet.LEAST_TURNS, min(rounds, most))
+        number = 0
+        while number < rounds or (number < most and self._want_quiet_turns(generation.process, entrants, rounds)):
+            if number % 2:
+                order.reverse()
+            else:
+                self.order.shuffle(order)
+            for entrant in [entrant for entrant in order if entrant.error is None]:
+                self._name(entrant)
+                with _record_failure(entrant):
+                    entrant.time_block(generation.block_s, queries)
+                self._tell(entrant, generation.planned)
+            number += 1
+
+    def _order_of_opening(self, process: int, entrants: Sequence[Entrant]) -> list[Entrant]:
+        """Another one for every second process, and backwards for the one after it.
+
+        Of two copies of a file the one that is opened later was found up to 1 % faster.
+        """
         order = random.Random(f"{self.schedule.seed} {process // 2}").sample(entrants, len(entrants))
         return order[::-1] if process % 2 else order
 
     @staticmethod
-    def _affordable_rounds(entrants: Sequence[_Entrant], block_s: float, left_s: float) -> int:
+    def _affordable_rounds(entrants: Sequence[Entrant], block_s: float, left_s: float) -> int:
         """How many blocks of each fit into so many seconds, by what a query of each takes."""
         round_s = sum(max(block_s, one.query_s) + max(SWITCH_S, one.query_s) + CALL_S for one in entrants)
         return max(0, int(left_s / round_s))
 
-    def _want_quiet_turns(self, process: int, entrants: Sequence[_Entrant], rounds: int) -> bool:
+    def _want_quiet_turns(self, process: int, entrants: Sequence[Entrant], rounds: int) -> bool:
         running = [entrant for entrant in entrants if entrant.error is None]
         if not running:
             return False
         blocks = [[block for block in entrant.blocks if block.process == process] for entrant in running]
         return quiet.turns_to_come(blocks, rounds)
 
-    def _tell(self, entrant: _Entrant, planned: int) -> None:
+    def _name(self, entrant: Entrant) -> None:
+        """Says which row is next."""
+        if self.listener.starting is not None:
+            self.listener.starting(entrant.candidate.label)
+
+    def _tell(self, entrant: Entrant, planned: int) -> None:
         """Says what has been done, after each block and each failure."""
         running = [one for one in self.entrants.values() if one.error is None]
         most = max((len(one.blocks) for one in running), default=0)
@@ -325,128 +356,6 @@ class _Timing:
             self.listener.progress("timing", done, total)
         if self.listener.watch is not None:
             self.listener.watch(entrant.failure() if entrant.error else entrant.measurement(), done, total)
-
-
-@dataclass
-class _Entrant:
-    """A candidate in the run, with what has been gathered of it."""
-
-    candidate: Candidate
-    blocks: list[Block] = field(default_factory=list)
-    lane: Lane | None = None
-    query_s: float = 0.0  # of the steady state, to size blocks
-    load_s: list[float] = field(default_factory=list)
-    first_s: list[float] = field(default_factory=list)
-    settings: dict[str, str] = field(default_factory=dict)
-    uncounted: str = ""
-    peak_rss_bytes: int = 0
-    replays: list[Replay] = field(default_factory=list)
-    disturbances: tuple[str, ...] = ()
-    process: int = 0  # the one that runs now
-    error: ResdeployError | None = None
-
-    def open(self, lane: Lane, process: int) -> None:
-        """Opens the model and runs it until it gets no faster."""
-        self.process = process
-        opened = lane.open(self.candidate.artifact, self.candidate.execution)
-        self.load_s.append(opened.load_s)
-        self.first_s.append(opened.first_s)
-        self.settings, self.uncounted = dict(opened.settings), opened.uncounted
-        self.query_s = warm_up(lane)
-        if process < REPLAYED:
-            self.replays.append(lane.replay(REPLAY_QUERIES, REPLAY_S))
-        if self.candidate.scope == "jpeg":
-            self._decode(lane)
-        self.lane = lane
-
-    def _decode(self, lane: Lane) -> None:
-        model = self.candidate.artifact.model
-        if not self.candidate.images or model is None or model.preprocessing is None:
-            raise UsageError(
-                f"{self.candidate.label}: timing from files needs images, and a model that says how to preprocess them",
-                fix="Name a folder of JPEG files with --data, and a model exported by resdeploy",
-            )
-        lane.decode(self.candidate.images, model.preprocessing)
-        warm_up(lane)
-        window = lane.block(2, seconds=WARM_WINDOW_S)
-        self.query_s = window.wall_s / len(window.run_s)
-
-    def time_block(self, seconds: float, most: int) -> None:
-        """One block of so long or about `most` queries, after as many as another lane's traces take to fade."""
-        assert self.lane is not None
-        streams = self.candidate.execution.streams
-        least = QUERIES_PER_STREAM * streams if streams > 1 else 1
-        warmup = min(max(1, round(SWITCH_S / self.query_s)), 1000)
-        longest_s = most * self.query_s / streams
-        if self.candidate.scope == "jpeg":  # all files once: files differ, and both sides of a turn must read the same
-            least, longest_s = (
-                max(least, math.ceil(len(self.candidate.images) / self.candidate.execution.batch_size)),
-                0.0,
-            )
-        block = self.lane.block(least, warmup=warmup, seconds=min(seconds, longest_s))
-        self.blocks.append(dataclasses.replace(block, process=self.process))
-        self.peak_rss_bytes = max(self.peak_rss_bytes, self.lane.peak_rss_bytes())
-
-    def measurement(self) -> Measurement:
-        """What has been measured so far."""
-        candidate, artifact = self.candidate, self.candidate.artifact
-        return Measurement(
-            label=candidate.label,
-            model=candidate.model,
-            backend=candidate.backend,
-            precision=artifact.precision,
-            batch_size=candidate.execution.batch_size,
-            scenario=candidate.scenario or ("single-stream" if candidate.execution.streams == 1 else "offline"),
-            scope=candidate.scope,
-            replays=tuple(self.replays),
-            disturbances=self.disturbances,
-            sha256=artifact.sha256,
-            execution=candidate.execution,
-            blocks=tuple(self.blocks),
-            load_s=statistics.median(self.load_s),
-            first_s=statistics.median(self.first_s),
-            peak_rss_bytes=self.peak_rss_bytes,
-            size_bytes=store.size_bytes(Path(artifact.path)),
-            params=artifact.model.params if artifact.model else None,
-            macs=candidate.macs,
-            weights=artifact.weights.source if artifact.weights else None,
-            calibration=artifact.calibration.data if artifact.calibration else None,
-            settings=self.settings,
-            uncounted=self.uncounted,
-        )
-
-    def failure(self) -> Failure:
-        """Why there is no measurement."""
-        assert self.error is not None
-        return failure(self.candidate, self.error)
-
-
-def failure(candidate: Candidate, error: ResdeployError) -> Failure:
-    """The row of a candidate that `error` kept from being measured."""
-    return Failure.of(
-        error,
-        label=candidate.label,
-        model=candidate.model,
-        backend=candidate.backend,
-        precision=candidate.artifact.precision,
-        batch_size=candidate.execution.batch_size,
-    )
-
-
-def warm_up(lane: Lane) -> float:
-    """Runs windows of queries until one is no faster than the best before it; the best window's seconds per query.
-
-    Noise makes windows slower, warming makes them faster: so steadiness is the end of getting faster, not equality.
-    """
-    best_s, spent_s = math.inf, 0.0
-    for _ in range(WARM_WINDOWS):
-        window = lane.block(1, seconds=WARM_WINDOW_S)
-        query_s = statistics.median(window.run_s)
-        spent_s += window.wall_s
-        if query_s > best_s * (1 - WARM_GAIN) or spent_s > WARM_LIMIT_S:
-            return max(min(best_s, query_s), 1e-9)
-        best_s = query_s
-    return best_s
 
 
 def measurement_or_raise(outcome: Measurement | Failure) -> Measurement:
@@ -460,11 +369,7 @@ def measurement_or_raise(outcome: Measurement | Failure) -> Measurement:
     return outcome
 
 
-def _unheard(_label: str) -> None:
-    """Nobody asked which row is next."""
-
-
-def _compared_on_one_backend(entrants: Mapping[str, _Entrant], questions: Sequence[Question]) -> set[str]:
+def _compared_on_one_backend(entrants: Mapping[str, Entrant], questions: Sequence[Question]) -> set[str]:
     """Labels of the rows that a question compares with another on the same backend, both of which were timed."""
     backends = {label: entrant.candidate.backend for label, entrant in entrants.items() if not entrant.error}
     sides = [(one.baseline, one.candidate) for one in questions if {one.baseline, one.candidate} <= backends.keys()]
@@ -472,7 +377,7 @@ def _compared_on_one_backend(entrants: Mapping[str, _Entrant], questions: Sequen
 
 
 @contextlib.contextmanager
-def _recorded(entrant: _Entrant) -> Iterator[None]:
+def _record_failure(entrant: Entrant) -> Iterator[None]:
     """A failure ends the candidate, not the run."""
     try:
         yield
@@ -480,7 +385,7 @@ def _recorded(entrant: _Entrant) -> Iterator[None]:
         entrant.error = e
 
 
-def _raise_if_all_failed(entrants: Sequence[_Entrant]) -> None:
+def _raise_if_all_failed(entrants: Sequence[Entrant]) -> None:
     errors = [entrant.error for entrant in entrants if entrant.error is not None]
     if len(errors) < len(entrants):
         return

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import resdeploy
 from resdeploy import pytest_plugin
 from resdeploy.cli import app
-from resdeploy.measure import interleaved
+from resdeploy.measure import entrant, interleaved
 
 VERBS = vars(typer.main.get_command(app))["commands"]
 # A verb with verbs of its own (`study`) stands for those.
@@ -62,7 +62,7 @@ def test_a_foreign_file_can_be_told_how_it_sees(verb: str) -> None:
 def test_the_queries_after_which_a_row_ends_are_the_harness_own(verb: str) -> None:
     """`--help` cannot load the constants, and so states their product."""
     (duration,) = (param for param in COMMANDS[verb].params if param.name == "duration")
-    assert f"about {interleaved.BLOCKS * interleaved.MAX_QUERIES:,} queries" in duration.help
+    assert f"about {interleaved.BLOCKS * entrant.MAX_QUERIES:,} queries" in duration.help
 
 
 @pytest.mark.parametrize("value", ["0.5", "1.0"])

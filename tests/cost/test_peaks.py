@@ -13,7 +13,7 @@ from resdeploy import backends
 from resdeploy.backends import machine
 from resdeploy.cost import cost, peaks, under_roofs
 from resdeploy.errors import BackendCrash, BackendMissing
-from resdeploy.measure import interleaved
+from resdeploy.measure import entrant, interleaved
 from resdeploy.records import Artifact, Availability, BackendName, Block, Execution, Measurement, Peaks, Roof
 from resdeploy.verbs.bench import BenchPlan
 
@@ -28,7 +28,7 @@ def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path))
     monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)
     monkeypatch.setattr(peaks, "MOST_BYTES", 1 << 20)
-    monkeypatch.setattr(interleaved, "REPLAY_S", 0.01)
+    monkeypatch.setattr(entrant, "REPLAY_S", 0.01)
     run, runs = interleaved.run, []
 
     def shortened(candidates: list[interleaved.Candidate], schedule: interleaved.Schedule, **options: Any) -> object:
@@ -87,7 +87,7 @@ def test_a_chain_that_crashes_without_memory_times_is_raised_as_it_was(monkeypat
     """There are no roofs without the memory's, and what went wrong is said in its own words."""
 
     def run(candidates: list[interleaved.Candidate], *_: object, **__: object) -> tuple[object, ...]:
-        return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+        return tuple(entrant.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
     monkeypatch.setattr(interleaved, "run", run)
     monkeypatch.setattr(peaks, "LEAST_BYTES", 1 << 20)

@@ -10,7 +10,7 @@ import pytest
 from resdeploy.cost import peak_graphs, under_roofs
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendCrash
-from resdeploy.measure import interleaved
+from resdeploy.measure import entrant, interleaved
 from resdeploy.records import Failure, Peaks, Roof
 from resdeploy.verbs.bench import BenchPlan
 from tests.shortly import time_shortly
@@ -46,7 +46,7 @@ def test_a_network_that_cannot_be_timed_is_an_error_and_not_an_empty_row(
     monkeypatch.setenv("RESDEPLOY_CACHE", str(tmp_path / "cache"))
 
     def crashes(candidates: list[interleaved.Candidate], *_: object, **__: object) -> tuple[Failure, ...]:
-        return tuple(interleaved.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
+        return tuple(entrant.failure(candidate, BackendCrash("died of SIGSEGV")) for candidate in candidates)
 
     monkeypatch.setattr(interleaved, "run", crashes)
     onnx.save(peak_graphs.chain(*SHAPE), path := tmp_path / "chain.onnx")

@@ -16,7 +16,7 @@ from resdeploy import store
 from resdeploy.backends.lane import Lane, Opened
 from resdeploy.errors import BackendCrash, BackendMissing, EnvironmentFailure, IntegrityError, OutOfMemory, UsageError
 from resdeploy.graph import cast
-from resdeploy.measure import environment, interleaved, pilot, summary
+from resdeploy.measure import entrant, environment, interleaved, pilot, summary
 from resdeploy.records import (
     Artifact,
     BackendName,
@@ -197,8 +197,8 @@ def test_warm_up_is_bounded_for_a_model_that_never_settles(candidates):
     machine = Machine({"a": lambda n: 0.05 * 0.98**n + 1e-5})
     lane = machine("null")
     lane.open(candidates("a")[0].artifact, Execution())
-    assert interleaved.warm_up(lane) > 0
-    assert machine.now < 2 * interleaved.WARM_LIMIT_S
+    assert entrant.warm_up(lane) > 0
+    assert machine.now < 2 * entrant.WARM_LIMIT_S
 
 
 def test_a_crash_in_the_middle_is_a_row_and_the_others_finish(candidates):
@@ -534,7 +534,7 @@ def test_several_streams_are_the_offline_scenario(candidates):
     )
     assert isinstance(result, Measurement)
     assert result.scenario == "offline"
-    assert min(len(block.run_s) for block in result.blocks) >= 2 * interleaved.QUERIES_PER_STREAM
+    assert min(len(block.run_s) for block in result.blocks) >= 2 * entrant.QUERIES_PER_STREAM
     assert summary.summarise(result).throughput_ips == pytest.approx(2 * 4 / 0.01)
 
 
