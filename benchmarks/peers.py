@@ -266,7 +266,7 @@ def main() -> None:
                 with Lane("torch") as lane:
                     lane.open(candidate.artifact, candidate.execution)
         return
-    with journal.keeping(journal.of_this_run()) as keep:
+    with journal.open_journal(journal.of_this_run()) as keep:
         assert keep is not None
 
         def watch(outcome: Measurement | Failure, done: int, total: int) -> None:

@@ -76,7 +76,7 @@ def _remove_old(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def keeping(
+def open_journal(
     path: Path | None, failures: Sequence[Failure] = ()
 ) -> Iterator[Callable[[Outcome, int, int], None] | None]:
     """Yields what to call after each block; the journal is locked meanwhile, and removed once the run has ended well.

@@ -30,26 +30,26 @@ def of_layers(layers: Iterable[Layer]) -> tuple[Kernels, ...]:
         return ()
     table: dict[Kernels, list[Layer]] = {}
     for layer in executed:
-        table.setdefault(_alike(layer), []).append(layer)
+        table.setdefault(_kernel_of(layer), []).append(layer)
     return tuple(
         dataclasses.replace(kernel, count=len(own), example=_example(own[0]), time_s=_time_s(own))
         for kernel, own in table.items()
     )
 
 
-def _alike(layer: Layer) -> Kernels:
+def _kernel_of(layer: Layer) -> Kernels:
     # Myelin's own kernels (__myl_...) are numbered by their place in the file.
     tactic = "" if layer.tactic.startswith("__") else layer.tactic
     return Kernels(
         kind=layer.kind,
         precision=layer.precision,
-        reads=tuple(sorted(map(_told, (*layer.inputs, *layer.others)))),
-        writes=tuple(map(_told, layer.outputs)),
+        reads=tuple(sorted(map(_spell_port, (*layer.inputs, *layer.others)))),
+        writes=tuple(map(_spell_port, layer.outputs)),
         variant=" ".join(filter(None, (tactic, "activation" if layer.activation else ""))),
     )
 
 
-def _told(port: Port) -> str:
+def _spell_port(port: Port) -> str:
     return f"{port.precision} {'x'.join(map(str, port.shape))}".strip()
 
 
@@ -79,7 +79,7 @@ def compare(before: Sequence[Kernels], after: Sequence[Kernels]) -> str | None:
     words = [
         _in_words(one, counts[one]) for one in sorted(counts, key=lambda one: ("convolution" not in one, -counts[one]))
     ]
-    shapes = list(dict.fromkeys(_called(other) for one, other in pairs if _have_other_shapes(one, other)))
+    shapes = list(dict.fromkeys(_name_of(other) for one, other in pairs if _have_other_shapes(one, other)))
     shown = words[: MOST - bool(shapes)]
     if shapes:
         more = f" and {len(shapes) - EXAMPLES} more" if len(shapes) > EXAMPLES else ""
@@ -173,5 +173,5 @@ def _in_words(difference: str, count: int) -> str:
     return f"{count} {difference.replace('convolution', 'convolutions', 1) if count > 1 else difference}"
 
 
-def _called(kernel: Kernels) -> str:
+def _name_of(kernel: Kernels) -> str:
     return kernel.example or kernel.kind

@@ -132,10 +132,7 @@ def study_depths(
         request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))
         return train.spec_for(networks.resolve(request).spec, train_data)
 
-    trainings = train_networks(
-        spec_of, train_data, test_data, plan.training, depths=plan.depths, seeds=range(plan.seeds),
-        folder=folder, progress=progress, watch=watch,
-    )  # fmt: skip
+    trainings = train_networks(spec_of, train_data, test_data, plan, folder=folder, progress=progress, watch=watch)
     names = dict.fromkeys(training.name for training in trainings)
     return DegradationReport(
         plan=plan,
@@ -149,10 +146,8 @@ def train_networks(
     spec_of: Callable[[str], ModelSpec],
     train_data: Dataset,
     test_data: Dataset,
-    plan: loop.Plan,
+    plan: DegradationPlan,
     *,
-    depths: Sequence[int],
-    seeds: Sequence[int],
     folder: Path,
     progress: Progress | None = None,
     watch: Callable[[Training], None] | None = None,
@@ -166,22 +161,20 @@ def train_networks(
         spec_of: the description of a zoo name.
         train_data: images to learn from.
         test_data: images for the test curve.
-        plan: of every training but its seed.
-        depths: 6n + 2 each.
-        seeds: of weights, order and augmentation.
+        plan: the depths, 6n + 2 each, and how many seeds (of weights, order and augmentation), from 0 on.
         folder: where checkpoints and curves go.
         progress: of the training in hand.
         watch: called after every training.
     """
     trainings: list[Training] = []
-    for seed in seeds:
-        for depth in depths:
+    for seed in range(plan.seeds):
+        for depth in plan.depths:
             for kind in KINDS:
                 zoo.find(f"{kind}{depth}")
                 out = folder / f"{kind}{depth}.{seed}.safetensors"
-                spec, seeded = spec_of(f"{kind}{depth}"), replace(plan, seed=seed)
+                spec, seeded = spec_of(f"{kind}{depth}"), replace(plan.training, seed=seed)
                 _discard_others(out, _settings(spec, train_data, test_data, seeded))
-                if not _is_finished(out, plan.epochs):
+                if not _is_finished(out, seeded.epochs):
                     task = loop.Task(
                         spec=spec, train_data=train_data, test_data=test_data, plan=seeded, out=out, held_out=test_data
                     )

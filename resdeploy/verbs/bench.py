@@ -113,7 +113,7 @@ def bench(
         raise errors[0]
     # Here, not before: making the rows takes minutes, in which a machine does not stay as it was.
     waited = () if plan.wait_quiet_s is None else (lull.wait(plan.wait_quiet_s, progress=progress).note,)
-    with journal.keeping(plan.journal, failures) as keep:
+    with journal.open_journal(plan.journal, failures) as keep:
         outcomes = one_run.time_rows(
             rows,
             interleaved.Schedule(duration_s=plan.duration_s, seed=plan.seed, max_time_s=plan.max_time_s),

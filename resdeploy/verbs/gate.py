@@ -7,7 +7,7 @@ predictions, speed on one interleaved run of the baseline and all candidates (or
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
     )
     if baseline is None:
         return _first_baseline(plan, candidates[0], progress)
-    baseline, answered = _answered(baseline, candidates, plan, progress)
+    baseline, answered = _pair_answers(baseline, candidates, plan, progress)
     judged, notes = _judge(baseline, answered, plan, progress)
     candidates = [one.side for one in answered]
     found = Gate(
@@ -144,7 +144,7 @@ class _Answered:
     accuracy: Verdict
 
 
-def _answered(
+def _pair_answers(
     baseline: GateSide, candidates: Sequence[GateSide], plan: GatePlan, progress: Progress
 ) -> tuple[GateSide, list[_Answered]]:
     """The baseline with its answers, and the candidates with theirs, judged."""
@@ -168,7 +168,7 @@ def _answer_in_order(
     """Models answer images in random order until each candidate is decided."""
     from resdeploy.verbs import answer_in_order  # it brings the image decoder
 
-    shown = [_shown(side, plan) for side in (baseline, *candidates)]
+    shown = [_runnable(side, plan) for side in (baseline, *candidates)]
     found = answer_in_order.answer(shown[0], shown[1:], plan, progress=progress)
     longest = max((one.pair.baseline for one in found), key=lambda seen: len(seen.labels))
     return dataclasses.replace(baseline, predictions=longest), [
@@ -177,7 +177,7 @@ def _answer_in_order(
     ]
 
 
-def _shown(side: GateSide, plan: GatePlan) -> interleaved.Candidate:
+def _runnable(side: GateSide, plan: GatePlan) -> interleaved.Candidate:
     """The built model of a side, as it is shown images."""
     assert side.source is not None
     assert side.backend is not None
@@ -277,37 +277,55 @@ def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, prog
         return one
     from resdeploy.verbs import misread_input
 
-    if found := misread_input.cause(_shown(side, plan), pair, plan.data, progress=progress):
+    if found := misread_input.cause(_runnable(side, plan), pair, plan.data, progress=progress):
         first = dataclasses.replace(first, note=f"{first.note} {found}.")
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
 
 def _notes(baseline: GateSide, candidates: Sequence[GateSide], sight: PreprocessingOverride) -> list[str]:
-    notes = [
-        compares_nothing(side.name)
-        for side in candidates
-        if baseline.backend == side.backend and _content(baseline) == _content(side)
+    """What must be known of the comparison as a whole."""
+    return [
+        *(
+            compares_nothing(side.name)
+            for side in candidates
+            if baseline.backend == side.backend and _content(baseline) == _content(side)
+        ),
+        *_notes_on_sight(baseline, sight),
+        *_notes_on_differences(baseline, candidates),
+        *(note for side in (baseline, *candidates) for note in _notes_on_images(side)),
     ]
+
+
+def _notes_on_sight(baseline: GateSide, sight: PreprocessingOverride) -> list[str]:
+    """That both sides saw images in another way than their files say."""
     asked = {name: value for name, value in dataclasses.asdict(sight).items() if value is not None}
-    if asked and baseline.source is not None:
-        told = ", ".join(f"{name} {value}" for name, value in asked.items())
-        notes.append(f"both sides saw images as the command line says ({told}), whatever their files say")
+    if not asked or baseline.source is None:
+        return []
+    told = ", ".join(f"{name} {value}" for name, value in asked.items())
+    return [f"both sides saw images as the command line says ({told}), whatever their files say"]
+
+
+def _notes_on_differences(baseline: GateSide, candidates: Sequence[GateSide]) -> Iterator[str]:
+    """Where stored answers were made otherwise than those that they are compared with."""
     for side in candidates:
         if baseline.predictions is None or side.predictions is None:
             continue
-        found = pairs.differences(baseline.predictions, side.predictions)
-        if found and (baseline.source is None or side.source is None):
-            notes.append(
+        differences = pairs.differences(baseline.predictions, side.predictions)
+        if differences and (baseline.source is None or side.source is None):
+            yield (
                 f"{side.name} and its stored baseline were not made alike, and part of a drop may come from that: "
-                + "; ".join(found)
+                + "; ".join(differences)
             )
-    for side in (baseline, *candidates):
-        if side.predictions is not None:
-            notes += [f"{side.predictions.data or side.name}: {note}" for note in side.predictions.repeats.notes]
-        origin = side.predictions.origin if side.predictions and side.source is None else None
-        if origin is not None and origin.weights == "random":
-            notes.append(f"{side.name}: predictions of random weights, which say nothing about accuracy")
-    return notes
+
+
+def _notes_on_images(side: GateSide) -> Iterator[str]:
+    """Images that are there more than once, and answers of a network that was never trained."""
+    if side.predictions is None:
+        return
+    yield from (f"{side.predictions.data or side.name}: {note}" for note in side.predictions.repeats.notes)
+    origin = side.predictions.origin
+    if side.source is None and origin is not None and origin.weights == "random":
+        yield f"{side.name}: predictions of random weights, which say nothing about accuracy"
 
 
 def _content(side: GateSide) -> str:

@@ -367,7 +367,7 @@ def test_saved_measurements_and_predictions_name_nothing(canary: Path, monkeypat
         execution=Execution(), blocks=(), weights=NAME,
     )  # fmt: skip
     path = canary.with_name("j.journal")
-    with contextlib.suppress(KeyboardInterrupt), journal.keeping(path) as keep:
+    with contextlib.suppress(KeyboardInterrupt), journal.open_journal(path) as keep:
         assert keep
         keep(row, 0, 0)
         keep(dataclasses.replace(row, blocks=(block,)), 0, 0)

@@ -37,7 +37,7 @@ def cache(tmp_path, monkeypatch):
 
 def cut(path, *outcomes):
     """Keeps these, and ends as Ctrl-C does."""
-    with contextlib.suppress(KeyboardInterrupt), journal.keeping(path) as keep:
+    with contextlib.suppress(KeyboardInterrupt), journal.open_journal(path) as keep:
         assert keep
         for outcome in outcomes:
             keep(outcome, 0, 0)
@@ -55,7 +55,7 @@ def test_a_cut_run_is_read_back_as_it_was(tmp_path):
     outcomes, where = journal.load(path)
     assert outcomes == (FAILURE, grown(3))
     assert where["cpu"]["model"]
-    with journal.keeping(tmp_path / "well") as keep:
+    with journal.open_journal(tmp_path / "well") as keep:
         assert keep
         keep(grown(0), 0, 0)
     assert not (tmp_path / "well").exists()
@@ -78,12 +78,12 @@ def test_a_torn_last_line_is_passed_over_and_a_torn_middle_is_not(tmp_path):
 
 def test_two_runs_at_once_leave_each_other_alone(cache):
     """Each has its own journal: one begins, is cut, or ends well, and the other's blocks stay."""
-    with journal.keeping(journal.of_this_run()) as keep:
+    with journal.open_journal(journal.of_this_run()) as keep:
         assert keep
         keep(grown(0), 0, 0)
         keep(grown(1), 0, 0)
         (first,) = cache.iterdir()
-        with journal.keeping(journal.of_this_run()) as other:
+        with journal.open_journal(journal.of_this_run()) as other:
             assert other
             other(FAILURE, 0, 0)
         assert list(cache.iterdir()) == [first]
@@ -99,7 +99,7 @@ def test_two_runs_at_once_leave_each_other_alone(cache):
 
 def test_what_still_goes_on_is_said_to(cache):
     """Not that it was cut short; and what ends well meanwhile is gone."""
-    with journal.keeping(journal.of_this_run()) as keep:
+    with journal.open_journal(journal.of_this_run()) as keep:
         assert keep
         for outcome in map(grown, range(3)):
             keep(outcome, 0, 0)
@@ -113,14 +113,14 @@ def test_what_still_goes_on_is_said_to(cache):
 
 def test_old_journals_do_not_pile_up(cache):
     """The newest few are kept, and every one that a living run holds, however old."""
-    with journal.keeping(journal.of_this_run()):
+    with journal.open_journal(journal.of_this_run()):
         (held,) = cache.iterdir()
         os.utime(held, (0, 0))
         paths = [journal.of_this_run() for _ in range(journal.KEPT + 3)]
         for age, path in enumerate(reversed(paths)):
             cut(path, FAILURE)
             os.utime(path, (1e9 - age, 1e9 - age))
-        with journal.keeping(journal.of_this_run()):
+        with journal.open_journal(journal.of_this_run()):
             assert set(paths[-journal.KEPT :]) | {held} < set(cache.iterdir())
             assert len(list(cache.iterdir())) == journal.KEPT + 2
 

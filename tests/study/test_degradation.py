@@ -42,9 +42,8 @@ def study(folder: Path, progress: Callable[[str, int, int], None], plan: loop.Pl
     """Networks of 20 and 32 layers, one seed; curves without the times."""
     train, test = (open_dataset("digits", split=split) for split in ("train", "test"))
     train, test = choose(train, 40, 0), choose(test, 10, 0)
-    found = degradation.train_networks(
-        spec_of, train, test, plan, depths=(20, 32), seeds=(0,), folder=folder, progress=progress
-    )
+    both = degradation.DegradationPlan(data="digits", depths=(20, 32), seeds=1, training=plan)
+    found = degradation.train_networks(spec_of, train, test, both, folder=folder, progress=progress)
     return [(t.name, t.seed, [dataclasses.replace(line, seconds=0.0) for line in t.history]) for t in found]
 
 
