@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -20,6 +21,9 @@ from resdeploy import external, store
 from resdeploy.errors import MalformedInput
 from resdeploy.external import MAX_BYTES
 from resdeploy.records import Precision
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
 SMALL = 64  # elements: initialisers that stay, since shapes may depend on their values
@@ -69,6 +73,11 @@ def weightless(model: onnx.ModelProto) -> onnx.ModelProto:
         functions=model.functions,
         metadata_props=model.metadata_props,
     )
+
+
+def is_sound(array: NDArray[Any]) -> bool:
+    """Whether numbers may be in a model: all finite, or a single infinity, the value of a Pad or no bound of a Clip."""
+    return bool(np.isfinite(array).all()) or (array.size == 1 and bool(np.isinf(array).all()))
 
 
 def save_model(model: onnx.ModelProto, out: Path) -> None:
@@ -231,7 +240,7 @@ def _check_values(tensor: onnx.TensorProto, path: Path) -> None:
         ) from e
     if array is None:
         raise MalformedInput(f"tensor {tensor.name!r} of {path} has no values", fix="Export or copy it again")
-    if array.dtype.kind in "fc" and not np.isfinite(array).all():
+    if array.dtype.kind in "fc" and not is_sound(array):
         raise MalformedInput(
             f"tensor {tensor.name!r} of {path} holds NaN or infinity",
             cause="The training diverged, or the file is damaged",

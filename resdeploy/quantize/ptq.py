@@ -238,7 +238,7 @@ def refuse_bad_weights(model: onnx.ModelProto) -> None:
         MalformedInput: there is one.
     """
     for tensor in model.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and not np.isfinite(numpy_helper.to_array(tensor)).all():
+        if tensor.data_type == onnx.TensorProto.FLOAT and not files.is_sound(numpy_helper.to_array(tensor)):
             raise MalformedInput(
                 f"weight {tensor.name} holds NaN or infinity",
                 cause="The training diverged, or the file is damaged",

@@ -1,37 +1,40 @@
-"""Constant folding and batch-norm folding on an onnx-ir graph, in place.
+"""Constant folding on an onnx-ir graph, in place, and the few edits that every pass here is made of.
 
-Folding is our own since the exporters' is either absent or done in float32: here batch norms are folded in
-float64 and rounded once. Values that depend on the batch size alone (`x.view(x.size(0), -1)`) are followed
-symbolically, so that no Shape/Gather/Concat arithmetic is left in the file.
+Values that depend on the batch size alone (`x.view(x.size(0), -1)`) are followed symbolically, so that no
+Shape/Gather/Concat arithmetic is left in the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from resdeploy.errors import MalformedInput
 
-# Marks on nodes, read before the metadata is stripped (`metadata.Removed`).
-NORM, BIASED = "resdeploy.norm", "resdeploy.biased"
-
 Dims = tuple[int | str, ...]  # a shape-like vector: known integers, and names of symbolic dimensions
 Array = NDArray[np.generic]
 
-# Ops worth evaluating: what exporters write around shapes, pads and zero biases. No op that draws or loops.
-_FOLDABLE = frozenset({
-    *("Abs", "Add", "And", "Cast", "CastLike", "Ceil", "Clip", "Concat", "ConstantOfShape", "Div", "Equal", "Expand"),
-    *("Floor", "Gather", "Greater", "Identity", "Less", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Range"),
-    *("ReduceProd", "Reshape", "Shape", "Size", "Slice", "Split", "Sqrt", "Squeeze", "Sub", "Tile", "Transpose"),
-    *("Unsqueeze", "Where"),
+# Operators whose result is not decided by their inputs.
+_DRAWING = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
+# Operators whose result's size follows from values alone: at most so many times their first input's (8 axes).
+_AT_MOST = {"Compress": 1, "NonZero": 8, "Unique": 1}
+# Operators that ONNX's reference computes element by element, in Python.
+_SLOW = frozenset({
+    *("AffineGrid", "AveragePool", "Col2Im", "Conv", "ConvInteger", "ConvTranspose", "DeformConv", "GRU", "GatherND"),
+    *("GridSample", "LRN", "LSTM", "LpPool", "MaxPool", "MaxRoiPool", "MaxUnpool", "NonMaxSuppression", "QLinearConv"),
+    *("RNN", "Resize", "RoiAlign", "STFT", "ScatterElements", "ScatterND", "TfIdfVectorizer", "TopK", "Upsample"),
 })  # fmt: skip
-_GROWING = frozenset({"ConstantOfShape", "Expand", "Range", "Tile"})
-# A 111-byte file can ask Tile for terabytes: results over this are not computed here.
-_MAX_FOLDED_ELEMENTS = 1 << 22
+# A 111-byte file can ask Tile for terabytes, or a product for hours: what is larger is left to the runtime.
+_MAX_FOLDED_ELEMENTS, _MAX_SLOW_ELEMENTS = 1 << 22, 1 << 14
+_MAX_TIMES_LARGEST = 2  # what is computed of larger weights is about as large as they are
+_MAX_PRODUCTS = 1 << 32
+_MOST_IN_SHAPES = 64  # elements of a constant that may be a shape, and so decide one
 
 
 def constant(value: ir.Value | None) -> Array | None:
@@ -82,6 +85,17 @@ def replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
             graph.outputs[index] = new
 
 
+def only_use(value: ir.Value) -> ir.Node | None:
+    """The node that alone reads a value; None where several do or it is the graph's output."""
+    users = {user for user, _ in value.uses()}
+    return users.pop() if len(users) == 1 and not value.is_graph_output() else None
+
+
+def only_maker(value: ir.Value) -> ir.Node | None:
+    """The node that makes a value which one node alone reads; None otherwise."""
+    return value.producer() if only_use(value) is not None else None
+
+
 def fold_constants(graph: ir.Graph, opset: int) -> None:
     """Replaces what is known without running the model; needs inferred shapes."""
     memo: dict[tuple[object, ...], tuple[Array, ...]] = {}
@@ -106,7 +120,7 @@ def fold_constants(graph: ir.Graph, opset: int) -> None:
 
 
 def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Array, ...]]) -> tuple[Array, ...] | None:
-    """The node's results where they are constant."""
+    """The node's results where they are constant, of whatever operator, and not too large."""
     if node.domain:
         return None
     if node.op_type == "Constant":
@@ -114,11 +128,9 @@ def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Ar
     inputs = [constant(v) for v in node.inputs]
     if node.op_type == "CastLike" and inputs[0] is not None and (dtype := operand(node, 1).dtype) is not None:
         return (inputs[0].astype(dtype.numpy()),)
-    if node.op_type not in _FOLDABLE or not inputs:
+    if node.op_type in _DRAWING or not inputs:
         return None
     if any(a is None and v is not None for a, v in zip(inputs, node.inputs, strict=True)):
-        return None
-    if node.op_type in _GROWING and _elements_after(node, inputs) > _MAX_FOLDED_ELEMENTS:
         return None
     key = (
         node.op_type,
@@ -127,7 +139,10 @@ def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Ar
         tuple(id(v) for v, a in zip(node.inputs, inputs, strict=True) if a is not None and a.size >= 1024),
     )
     if key not in memo:
-        memo[key] = _run(node, opset, inputs)
+        results = _run(node, opset, inputs)
+        if results is None:
+            return None
+        memo[key] = results
     return memo[key]
 
 
@@ -139,30 +154,60 @@ def _constant_node(node: ir.Node) -> Array:
     return np.array(attribute.value, dtype=dtype[attribute.name])
 
 
-def _elements_after(node: ir.Node, inputs: list[Array | None]) -> float:
-    first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
-    assert first is not None
-    if node.op_type == "ConstantOfShape":
-        return float(np.prod(first.astype(np.float64)))
-    if node.op_type == "Range":
-        start, limit, delta = (float(np.asarray(a).astype(np.float64)) for a in inputs if a is not None)
-        return abs((limit - start) / delta) if delta else np.inf
-    assert second is not None
-    return first.size * float(np.prod(np.maximum(second.astype(np.float64), 1)))
-
-
-def _run(node: ir.Node, opset: int, inputs: list[Array | None]) -> tuple[Array, ...]:
-    """The node alone, through ONNX's reference implementation."""
+def _run(node: ir.Node, opset: int, inputs: list[Array | None]) -> tuple[Array, ...] | None:
+    """The node alone, through ONNX's reference implementation; None where that is too much, or lacks the operator."""
     values = [None if v is None else ir.Value(name=f"i{k}", type=v.type) for k, v in enumerate(node.inputs)]
     alone = ir.Node("", node.op_type, values, node.attributes.values(), num_outputs=len(node.outputs))
     for k, output in enumerate(alone.outputs):
         output.name = f"o{k}"
     graph = ir.Graph([v for v in values if v is not None], alone.outputs, nodes=[alone], opset_imports={"": opset})
-    for value in (*graph.inputs, *graph.outputs):
+    for value in graph.inputs:
         value.type = value.type or ir.TensorType(ir.DataType.FLOAT)
-    proto = ir.serde.serialize_model(ir.Model(graph, ir_version=8))
     feeds = {f"i{k}": a for k, a in enumerate(inputs) if a is not None}
-    return tuple(np.asarray(a) for a in ReferenceEvaluator(proto).run(None, feeds))
+    proto = ir.serde.serialize_model(ir.Model(graph, ir_version=8))
+    if not _is_bounded(node, proto, feeds):
+        return None
+    try:
+        results = ReferenceEvaluator(proto).run(None, feeds)
+    except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
+        return None  # the runtime that will have the file may know more
+    arrays = tuple(np.asarray(a) for a in results)
+    return None if any(a.dtype == object for a in arrays) else arrays
+
+
+def _is_bounded(node: ir.Node, proto: onnx.ModelProto, feeds: dict[str, Array]) -> bool:
+    """Whether the results, by the sizes that ONNX's own inference gives for these inputs, are not too large."""
+    largest = max(a.size for a in feeds.values())
+    if node.op_type in _AT_MOST:
+        elements: float = _AT_MOST[node.op_type] * largest
+    else:
+        elements = _elements_inferred(proto, feeds)
+    if node.op_type in _SLOW:
+        return max(elements, largest) <= _MAX_SLOW_ELEMENTS
+    if node.op_type in ("Einsum", "Gemm", "MatMul") and elements * max(feeds["i0"].shape, default=1) > _MAX_PRODUCTS:
+        return False
+    return elements <= max(_MAX_FOLDED_ELEMENTS, _MAX_TIMES_LARGEST * largest)
+
+
+def _elements_inferred(proto: onnx.ModelProto, feeds: dict[str, Array]) -> float:
+    """How many elements the results have together; infinitely many where that does not follow from the inputs."""
+    asked = onnx.ModelProto()
+    asked.CopyFrom(proto)
+    for value in asked.graph.input:
+        array = feeds[value.name]
+        dtype = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, dtype, array.shape))
+        if array.size <= _MOST_IN_SHAPES:
+            asked.graph.initializer.append(onnx.numpy_helper.from_array(array, value.name))
+    for value in asked.graph.output:
+        value.ClearField("type")
+    try:
+        results = onnx.shape_inference.infer_shapes(asked, data_prop=True).graph.output
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return math.inf
+    types = [value.type.tensor_type for value in results if value.name]
+    sizes = [[d.dim_value if d.HasField("dim_value") else math.inf for d in t.shape.dim] for t in types]
+    return sum(math.prod(dims) for dims in sizes) if all(t.HasField("shape") for t in types) else math.inf
 
 
 def _follow(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
@@ -242,57 +287,33 @@ def _freeze_reshape(graph: ir.Graph, node: ir.Node, dims: Dims) -> None:
     node.attributes.pop("allowzero", None)
 
 
-def fold_batch_norms(graph: ir.Graph) -> None:
-    """Folds every batch norm that directly follows a convolution into its weights (He et al. 2016, section 3.4).
-
-    With s = gamma / sqrt(variance + epsilon): W' = W s per output channel, b' = (b - mean) s + beta, in float64
-    and rounded once to the weights' type. A batch norm after anything else, or after a convolution whose
-    output is used elsewhere, stays.
-    """
-    for norm in tuple(graph):
-        if norm.domain or norm.op_type != "BatchNormalization":
-            continue
-        conv = operand(norm).producer()
-        parameters = [constant(v) for v in norm.inputs[1:5]]
-        training = norm.attributes.get_int("training_mode", 0)
-        if conv is None or conv.domain or conv.op_type != "Conv" or training or any(p is None for p in parameters):
-            continue
-        bias = constant(conv.inputs[2]) if len(conv.inputs) > 2 and conv.inputs[2] is not None else np.float64(0)
-        weight = constant(conv.inputs[1])
-        if weight is None or bias is None or len(conv.outputs[0].uses()) != 1 or conv.outputs[0].is_graph_output():
-            continue
-        gamma, beta, mean, variance = (np.asarray(p, dtype=np.float64) for p in parameters)
-        epsilon = norm.attributes.get_float("epsilon", 1e-5)
-        scale = gamma / np.sqrt(variance + epsilon)
-        folded_weight = weight.astype(np.float64) * scale.reshape(-1, *[1] * (weight.ndim - 1))
-        folded_bias = (np.asarray(bias, dtype=np.float64) - mean) * scale + beta
-        name = str(operand(conv, 1).name)
-        inputs = (
-            conv.inputs[0],
-            add_constant(graph, name, folded_weight.astype(weight.dtype)),
-            add_constant(graph, f"{name}_bias", folded_bias.astype(weight.dtype)),
-        )
-        conv.metadata_props[NORM] = ""
-        if len(conv.inputs) > 2 and conv.inputs[2] is not None:
-            conv.metadata_props[BIASED] = ""
-        new_node(graph, conv, "Conv", inputs, norm.outputs[0], attributes=tuple(conv.attributes.values()))
-        graph.remove(norm, safe=True)
-        graph.remove(conv, safe=True)
+def insert_node(
+    graph: ir.Graph,
+    origin: ir.Node,
+    op_type: str,
+    inputs: Sequence[ir.Value | None],
+    like: ir.Value,
+    *,
+    attributes: Sequence[ir.Attr] = (),
+) -> ir.Value:
+    """Puts a node before `origin`, with its name and scope; returns its output, of the type and shape of `like`."""
+    node = ir.Node("", op_type, inputs, attributes, name=origin.name, metadata_props=dict(origin.metadata_props))
+    output = node.outputs[0]
+    output.name, output.shape, output.type = f"{like.name}_", like.shape, like.type
+    graph.insert_before(origin, node)
+    return output
 
 
 def new_node(
     graph: ir.Graph,
     origin: ir.Node,
     op_type: str,
-    inputs: tuple[ir.Value | None, ...],
+    inputs: Sequence[ir.Value | None],
     replaces: ir.Value,
     *,
-    attributes: tuple[ir.Attr, ...] = (),
+    attributes: Sequence[ir.Attr] = (),
 ) -> ir.Value:
-    """Puts a node before `origin`, with its name and scope, whose output takes over every use of `replaces`."""
-    node = ir.Node("", op_type, inputs, attributes, name=origin.name, metadata_props=dict(origin.metadata_props))
-    output = node.outputs[0]
-    output.name, output.shape, output.type = f"{replaces.name}_", replaces.shape, replaces.type
-    graph.insert_before(origin, node)
+    """`insert_node` whose output takes over every use of `replaces`."""
+    output = insert_node(graph, origin, op_type, inputs, replaces, attributes=attributes)
     replace(graph, replaces, output)
     return output

@@ -20,7 +20,7 @@ from onnx_ir.passes import common as passes
 import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata
-from resdeploy.graph.canonical import fold, names, opset, rewrite
+from resdeploy.graph.canonical import affine, fold, layout, names, opset, padding, products, rewrite
 from resdeploy.graph.index import Index, copy, opset_version
 
 BATCH = "batch"
@@ -54,9 +54,10 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     fold.fold_constants(graph, version)
     rewrite.drop_made_up_biases(graph, stored)
     passes.RemoveUnusedNodesPass()(work)
-    _simplify(graph)
     opset.downgrade(graph)
+    _simplify(graph)
     passes.RemoveUnusedNodesPass()(work)
+    opset.spell_attributes(graph)
     graph.sort()
     names.rename(graph)
     before = metadata.read_removed(model)
@@ -125,12 +126,18 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
 
 def _simplify(graph: ir.Graph) -> None:
     rewrite.drop_no_ops(graph)
+    rewrite.add_in_pairs(graph)
     rewrite.split_plainly(graph)
     rewrite.merge_slices(graph)
+    products.join(graph)
+    layout.cancel_transposes(graph)
+    padding.make_explicit(graph)
+    padding.take_in(graph)
+    padding.round_down(graph)
     rewrite.pool_globally(graph)
     rewrite.flatten(graph)
-    rewrite.join_gemms(graph)
-    fold.fold_batch_norms(graph)
+    affine.absorb(graph)
+    rewrite.clip_plainly(graph)
 
 
 def _list_removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[str]]:
@@ -141,8 +148,8 @@ def _list_removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[s
         return [str(node.name) for node in graph if node.name in marked.union(earlier)]
 
     return {
-        "norms": names_of_marked(fold.NORM, before.norms),
-        "biased": names_of_marked(fold.BIASED, before.biased),
+        "norms": names_of_marked(affine.NORM, before.norms),
+        "biased": names_of_marked(affine.BIASED, before.biased),
         "pools": names_of_marked(rewrite.POOL, before.pools),
     }
 

@@ -53,6 +53,41 @@ def downgrade(graph: ir.Graph) -> None:
             _respell(graph, node, opset)
 
 
+def spell_attributes(graph: ir.Graph) -> None:
+    """Attributes by name, without those that say what holds anyway; windows of convolutions and pools in full."""
+    for node in graph:
+        if node.domain or not _exists(node.op_type):
+            continue
+        schema = onnx.defs.get_schema(node.op_type, OPSET)
+        said = {
+            name: attribute
+            for name, attribute in node.attributes.items()
+            if not _is_default(attribute, schema.attributes.get(name))
+        }
+        if node.op_type in ("Conv", "MaxPool", "AveragePool") and "auto_pad" not in said:
+            said = _whole_windows(node) | said
+        node.attributes.clear()
+        node.attributes.update({name: said[name] for name in sorted(said)})
+
+
+def _is_default(attribute: ir.Attr, formal: onnx.defs.OpSchema.Attribute | None) -> bool:
+    if formal is None or formal.default_value.type == onnx.AttributeProto.UNDEFINED:
+        return False
+    return bool(ir.serde.deserialize_attribute(formal.default_value).value == attribute.value)
+
+
+def _whole_windows(node: ir.Node) -> dict[str, ir.Attr]:
+    """What ONNX leaves to defaults that depend on the number of axes."""
+    kernel = node.attributes.get_ints("kernel_shape", ())
+    if node.op_type == "Conv":
+        weight = constant(node.inputs[1])
+        kernel = kernel if weight is None else weight.shape[2:]
+    sizes = {"kernel_shape": kernel, "pads": [0] * 2 * len(kernel), "strides": [1] * len(kernel)}
+    if node.op_type != "AveragePool":
+        sizes["dilations"] = [1] * len(kernel)
+    return {name: ir.AttrInt64s(name, list(numbers)) for name, numbers in sizes.items()} if kernel else {}
+
+
 def _exists(op_type: str) -> bool:
     try:
         onnx.defs.get_schema(op_type, OPSET)

@@ -11,7 +11,7 @@ from collections.abc import Collection
 import numpy as np
 import onnx_ir as ir
 
-from resdeploy.graph.canonical.fold import add_constant, constant, new_node, operand, replace
+from resdeploy.graph.canonical.fold import add_constant, constant, insert_node, new_node, only_maker, operand, replace
 
 POOL = "resdeploy.pool"  # a mark on nodes, read before the metadata is stripped (`metadata.Removed`)
 
@@ -24,6 +24,87 @@ def drop_no_ops(graph: ir.Graph) -> None:
                 maker.metadata_props[POOL] = ""
             replace(graph, node.outputs[0], operand(node))
             graph.remove(node, safe=True)
+
+
+def add_in_pairs(graph: ir.Graph) -> None:
+    """Sum, as Caffe2 and MXNet write residual additions, becomes Add: a chain of them for more than two tensors."""
+    for node in tuple(graph):
+        if node.domain or node.op_type != "Sum":
+            continue
+        total = operand(node)
+        for part in node.inputs[1:-1]:
+            total = insert_node(graph, node, "Add", (total, part), node.outputs[0])
+        if len(node.inputs) > 1:
+            new_node(graph, node, "Add", (total, node.inputs[-1]), node.outputs[0])
+        else:
+            new_node(graph, node, "Identity", (total,), node.outputs[0])
+        graph.remove(node, safe=True)
+
+
+def clip_plainly(graph: ir.Graph) -> None:
+    """Bounds written as Max, Min or several in a row become one Clip; one at zero alone is Relu, none is nothing."""
+    for node in tuple(graph):
+        if node.graph is None or (bounds := _bounds(node)) is None:
+            continue
+        (low, high), chain = bounds, [node]
+        while (before := only_maker(_bounded(chain[-1]))) is not None and (inner := _bounds(before)) is not None:
+            low, high = (min(max(bound, low), high) for bound in inner)
+            chain.append(before)
+        image = _bounded(chain[-1])
+        if (low, high) == (-np.inf, np.inf):
+            replace(graph, node.outputs[0], image)
+        elif len(chain) > 1 or not _is_plain_bound(node, low, high):
+            limits = [_limit(graph, image, bound) for bound in (low, high)][: 2 if high < np.inf else 1]
+            relu = (low, high) == (0.0, np.inf)
+            inputs = [image] if relu else [image, *limits]
+            new_node(graph, node, "Relu" if relu else "Clip", inputs, node.outputs[0])
+        else:
+            continue
+        graph.remove(chain, safe=True)
+
+
+def _bounds(node: ir.Node | None) -> tuple[float, float] | None:
+    """The lowest and the highest value that a node lets through, where that is all it does."""
+    if node is None or node.domain:
+        return None
+    if node.op_type == "Relu":
+        return 0.0, np.inf
+    if node.op_type == "Clip":
+        given = [None if v is None else constant(v) for v in (*node.inputs[1:], None, None)[:2]]
+        known = all(a is not None for a, v in zip(given, node.inputs[1:], strict=False) if v is not None)
+        low, high = (_finite_bound(a, sign) for a, sign in zip(given, (-1, 1), strict=True))
+        return (low, high) if known and low <= high else None
+    if node.op_type not in ("Max", "Min") or len(node.inputs) != 2:
+        return None
+    numbers = [a for v in node.inputs if (a := constant(v)) is not None and a.size == 1 and a.dtype.kind == "f"]
+    rank = len(_bounded(node).shape or ())
+    if len(numbers) != 1 or numbers[0].ndim > rank:
+        return None
+    number = float(numbers[0].ravel()[0])
+    return (number, np.inf) if node.op_type == "Max" else (-np.inf, number)
+
+
+def _finite_bound(array: np.ndarray | None, sign: int) -> float:
+    """A bound of Clip; the largest finite number, which older opsets write where there is none, is none."""
+    number = sign * np.inf if array is None else float(array.ravel()[0])
+    return sign * np.inf if sign * number >= np.finfo(np.float32).max else number
+
+
+def _bounded(node: ir.Node) -> ir.Value:
+    """What a node of `_bounds` bounds."""
+    return operand(node, 1 if constant(node.inputs[0]) is not None else 0)
+
+
+def _is_plain_bound(node: ir.Node, low: float, high: float) -> bool:
+    if node.op_type == "Relu":
+        return True
+    absent = [v is None for v in (*node.inputs[1:], None, None)[:2]]
+    return node.op_type == "Clip" and (low, high) != (0.0, np.inf) and absent == [low == -np.inf, high == np.inf]
+
+
+def _limit(graph: ir.Graph, image: ir.Value, bound: float) -> ir.Value | None:
+    dtype = np.float32 if image.dtype is None else image.dtype.numpy()
+    return add_constant(graph, "bound", np.array(bound, dtype)) if np.isfinite(bound) else None
 
 
 def stored_names(graph: ir.Graph) -> frozenset[str]:
@@ -226,41 +307,3 @@ def _joins_all_but_batch(node: ir.Node) -> bool:
     zero_copies = not node.attributes.get_int("allowzero", 0)
     batch_kept = (first == 0 and zero_copies) or (isinstance(shape[0], int) and first == shape[0])
     return (batch_kept and second in (-1, joined)) or (first == -1 and second == joined and joined is not None)
-
-
-def join_gemms(graph: ir.Graph) -> None:
-    """MatMul by a constant matrix plus a constant vector becomes Gemm; every Gemm holds its weights as (out, in)."""
-    for node in tuple(graph):
-        if node.domain or node.op_type not in ("MatMul", "Gemm") or len(operand(node).shape or ()) != 2:
-            continue
-        weight = constant(node.inputs[1])
-        if weight is None or weight.ndim != 2:
-            continue
-        attributes, bias, last = node.attributes, node.inputs[2] if len(node.inputs) > 2 else None, node
-        if node.op_type == "Gemm" and attributes.get_int("transB", 0) != 0:
-            continue
-        if node.op_type == "MatMul":
-            last, bias = _bias_after(node, weight.shape[1])
-        inputs = (node.inputs[0], add_constant(graph, str(operand(node, 1).name), np.ascontiguousarray(weight.T)), bias)
-        others = tuple(a for a in attributes.values() if a.name != "transB")
-        new_node(
-            graph,
-            last,
-            "Gemm",
-            inputs if bias is not None else inputs[:2],
-            last.outputs[0],
-            attributes=(*others, ir.AttrInt64("transB", 1)),
-        )
-        graph.remove([last] if last is node else [last, node], safe=True)
-
-
-def _bias_after(node: ir.Node, width: int) -> tuple[ir.Node, ir.Value | None]:
-    """The Add of a constant vector that alone uses the product, and the vector; else the node itself."""
-    uses = tuple(node.outputs[0].uses())
-    if len(uses) == 1 and not node.outputs[0].is_graph_output():
-        add = uses[0][0]
-        other = next((v for v in add.inputs if v is not node.outputs[0]), None)
-        array = constant(other)
-        if add.op_type == "Add" and not add.domain and array is not None and array.shape == (width,):
-            return add, other
-    return node, None
