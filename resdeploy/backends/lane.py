@@ -199,8 +199,12 @@ class Lane:
         self._ask("decode", paths=[str(path.absolute()) for path in paths], preprocessing=spec)
 
     def predict(self, inputs: NDArray[np.generic]) -> NDArray[np.generic]:
-        """The logits, (N, classes), of any number N of inputs (N, C, H, W); see `predict_all`."""
-        return next(iter(self.predict_all(inputs).values()))
+        """The logits, (N, classes), of any number N of inputs (N, C, H, W); see `predict_all`.
+
+        A classifier that ends in its pooling gives (N, classes, 1, 1): the ones are left out here, for all readers.
+        """
+        logits = next(iter(self.predict_all(inputs).values()))
+        return logits.reshape(logits.shape[:2]) if logits.shape[2:] == (1, 1) else logits
 
     def predict_all(self, inputs: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
         """Every output by name for any number of inputs, run in the opened batch size, the last batch padded.

@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import json
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy as np
 
 from resdeploy import packages, store
 from resdeploy.backends import Tensor, input_shape, installed_version, machine, no_check, no_preparation
-from resdeploy.errors import BackendMissing, MalformedInput
+from resdeploy.errors import BackendMissing, EnvironmentFailure, MalformedInput, ResdeployError
 from resdeploy.records import Artifact, Availability, Execution, Format, Layer, Port, Precision, Target
 
 if TYPE_CHECKING:
@@ -170,9 +171,7 @@ class _Loaded:
         except Exception as e:
             if isinstance(e, MemoryError):
                 raise
-            raise MalformedInput(
-                f"ONNX Runtime refuses {self.path}", cause=" ".join(str(e).split())[:400], fix="Export it again"
-            ) from e
+            raise _refusal(self.path, " ".join(str(e).split())) from e
         # It falls back to the next provider without a word.
         preferred = self.providers[0] if isinstance(self.providers[0], str) else self.providers[0][0]
         if session.get_providers()[0] != preferred:
@@ -256,6 +255,25 @@ class _DeviceSession:
 
     def device_time_s(self) -> float | None:
         return None
+
+
+# What it says of a file that is newer than it, and up to where it reads.
+_NEWER = (
+    ("format version", re.compile(r"Unsupported model IR version: (\d+), max supported IR version: (\d+)")),
+    ("opset", re.compile(r"Opset (\d+) is under development.* is till opset (\d+)")),
+)
+
+
+def _refusal(path: str, words: str) -> ResdeployError:
+    for what, pattern in _NEWER:
+        if found := pattern.search(words):
+            return EnvironmentFailure(
+                f"{path} has {what} {found[1]}, and onnxruntime {installed_version(VENDOR, *PACKAGES)} reads "
+                f"{what} {found[2]} at most",
+                cause="For Python 3.10 there is none newer than 1.23" if sys.version_info < (3, 11) else "",
+                fix="Install a newer onnxruntime, or write the file in opset 17: resdeploy export F.onnx -o F17.onnx",
+            )
+    return MalformedInput(f"ONNX Runtime refuses {path}", cause=words[:400], fix="Export it again")
 
 
 def _dtype(value: Any, path: str) -> str:

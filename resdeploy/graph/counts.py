@@ -17,12 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import onnx
-import onnx.inliner
 from onnx import TensorProto, helper
 
 from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.graph import files, metadata
-from resdeploy.graph.canonical import form, names
+from resdeploy.graph.canonical import form, names, opset
 from resdeploy.graph.index import Index, attribute, copy, image_input, node_name, set_nodes
 from resdeploy.records import Cost, LayerCost, ModelSpec
 
@@ -52,6 +51,8 @@ _FUSED = frozenset({
     *("Constant", "ConstantOfShape", "IsInf", "IsNaN", "NonZero", "Range", "Shape", "Size"),
     *("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
 })  # fmt: skip
+# Operators newer than opset 17 that count as one, not as what ONNX defines them by; of the last it infers no shape.
+_COUNTED_WHOLE = (_FUSED | _KERNELS) - {"GroupNormalization"}
 _OURS = ("", "ai.onnx", "com.microsoft")  # domains whose operators the tables mean
 _QUANTIZING = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE})
@@ -104,7 +105,7 @@ def prepare(model: onnx.ModelProto, spec: ModelSpec) -> Graph:
     """
     if 0 in spec.input_shape:
         raise UsageError(f"{spec.name} takes images of any size, and its costs depend on it", fix="Add --img-size")
-    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    model = opset.expand(model, known=_COUNTED_WHOLE)
     index = Index(model)
     shapes, batch_size = _infer_shapes(model, spec)
     if any(_is_known(node) and not _has_shapes(node, shapes) for node in index.nodes):

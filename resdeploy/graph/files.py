@@ -18,8 +18,9 @@ import onnx
 from onnx import numpy_helper
 
 from resdeploy import external, store
-from resdeploy.errors import MalformedInput
+from resdeploy.errors import EnvironmentFailure, MalformedInput
 from resdeploy.external import MAX_BYTES
+from resdeploy.graph.index import opset_version
 from resdeploy.records import Precision
 
 if TYPE_CHECKING:
@@ -38,8 +39,10 @@ def load_model(path: Path) -> onnx.ModelProto:
         MissingInput: no such file.
         UnsafeInput: `E-EXTDATA` where external data is not a plain file in the model's own folder.
         MalformedInput: not ONNX, truncated, over 2 GB, not valid, or built to mislead (see the head of this file).
+        EnvironmentFailure: of a format or an opset that the installed onnx does not know yet.
     """
     model = _parse(path)
+    _refuse_newer(model, path)
     _check_structure(model, path)
     _load_external_data(model, path)
     for tensor in external.tensors(model):
@@ -116,6 +119,20 @@ def _parse(path: Path) -> onnx.ModelProto:
             f"{path} is not a model: it has no {' and no '.join(missing)}", fix="Export or copy it again"
         )
     return model
+
+
+def _refuse_newer(model: onnx.ModelProto, path: Path) -> None:
+    """Refuses what was written by a newer onnx than the one here."""
+    versions = {
+        "format version": (model.ir_version, onnx.IR_VERSION),
+        "opset": (opset_version(model, 0), onnx.defs.onnx_opset_version()),
+    }
+    for what, (written, known) in versions.items():
+        if written > known:
+            raise EnvironmentFailure(
+                f"{path} has {what} {written}, and onnx {onnx.__version__} reads {what} {known} at most",
+                fix="Install a newer onnx (pip install -U onnx), or export the model in an older opset",
+            )
 
 
 def _check_structure(model: onnx.ModelProto, path: Path) -> None:

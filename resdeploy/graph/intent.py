@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import onnx
 
 from resdeploy.graph.index import Index, by_name, copy, node_name, set_nodes
-from resdeploy.graph.qdq_placement import PAIR, TRANSPARENT
+from resdeploy.graph.qdq_placement import AVERAGES, PAIR, TRANSPARENT
 from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
 FLOATS: Mapping[int, str] = {
@@ -121,7 +121,11 @@ def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
 
 def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
     reads_input = node.input[0] not in index.producer and node.input[0] not in index.initializers
-    return reads_input or node.output[0] in index.outputs
+    output = node.output[0]
+    # Logits that are pooled last stay in float, and so does that pooling.
+    while (reader := index.only_reader(output)) is not None and reader.op_type in TRANSPARENT | AVERAGES:
+        output = reader.output[0]
+    return reads_input or output in index.outputs
 
 
 def _is_dequantized(index: Index, tensor: str) -> bool:

@@ -37,7 +37,8 @@ def spec_of(model: onnx.ModelProto, path: Path) -> ModelSpec:
     (`Execution.input_shape` fixes it).
 
     Raises:
-        MalformedInput: not an image classifier (N, C, H, W) -> (N, classes), or the metadata cannot be read.
+        MalformedInput: not an image classifier (N, C, H, W) -> (N, classes) or (N, classes, 1, 1), or metadata that
+            cannot be read.
     """
     for prop in model.metadata_props:
         if prop.key == SPEC_KEY:
@@ -96,13 +97,13 @@ def _image(model: onnx.ModelProto, path: Path) -> tuple[int, int, int]:
 def _classes(model: onnx.ModelProto, path: Path) -> int:
     outputs = list(model.graph.output)
     dims = _dims(outputs[0]) if len(outputs) == 1 else None
-    if len(outputs) == 1 and (dims is None or dims[-1:] == [0]):
+    if len(outputs) == 1 and (dims is None or 0 in dims[1:]):
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         dims = _dims(inferred.graph.output[0])
-    if dims is None or len(dims) != 2 or dims[1] < 1:
+    if dims is None or len(dims) not in (2, 4) or dims[1] < 1 or dims[2:] not in ([], [1, 1]):
         listing = ", ".join(f"{v.name} {_dims(v)}" for v in outputs)
         raise MalformedInput(
-            f"{path} is not a classifier: one output (N, classes) is expected, found {listing}",
+            f"{path} is not a classifier: one output (N, classes) or (N, classes, 1, 1) is expected, found {listing}",
             fix="Export the classifier alone, without auxiliary heads or a softmax over positions",
         )
     return dims[1]

@@ -226,7 +226,11 @@ def _result(index: Index, node: onnx.NodeProto) -> str | None:
     """What a node and the activation fused into it produce; None for an output of the graph, which stays float."""
     follower = index.only_reader(node.output[0])
     tensor = node.output[0] if follower is None or follower.op_type not in ACTIVATIONS else follower.output[0]
-    return str(tensor) if index.readers[tensor] else None
+    reader, read = index.only_reader(tensor), tensor
+    while reader is not None and _moves(index, reader):  # a Flatten of what is pooled last
+        read = reader.output[0]
+        reader = index.only_reader(read)
+    return str(tensor) if index.readers[read] else None
 
 
 def range_source(index: Index, tensor: str) -> str:

@@ -234,7 +234,7 @@ def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
 
 
 def _check_classes(output: Tensor, dataset: Dataset, candidate: Candidate) -> None:
-    if len(output.shape) != 2:
+    if output.shape[2:] not in ((), (1, 1)):
         raise UsageError(
             f"{candidate.model} gives an output of shape {list(output.shape)}, not (images, classes)",
             fix="Give a classifier",

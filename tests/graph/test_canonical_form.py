@@ -272,12 +272,6 @@ def test_scopes_in_a_file_are_read_as_text(scopes: str, name: str) -> None:
     assert form.canonicalise(model).graph.node[0].name.startswith(name)
 
 
-def test_an_operator_newer_than_opset_17_is_refused_by_name() -> None:
-    """What has no equal in opset 17 is named."""
-    with pytest.raises(MalformedInput, match=r"'g' \(Gelu"):
-        form.canonicalise(graph_model([helper.make_node("Gelu", ["x"], ["y"], name="g")], {}, opset=20))
-
-
 @st.composite
 def residual_nets(draw: st.DrawFn) -> onnx.ModelProto:
     """Small random residual networks in the spellings of several exporters."""

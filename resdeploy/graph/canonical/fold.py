@@ -237,6 +237,12 @@ def _shape(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
     return named[node.attributes.get_int("start", 0) : node.attributes.get_int("end", len(dims))]
 
 
+def _size(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
+    """How long the vector is: the rank of a tensor of which it is the shape."""
+    dims = _dims_of(node.inputs[0], known)
+    return None if dims is None else (len(dims),)
+
+
 def _gather(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
     dims, indices = _dims_of(node.inputs[0], known), constant(node.inputs[1])
     if dims is None or indices is None or indices.ndim > 1:
@@ -269,6 +275,7 @@ def _same(node: ir.Node, known: dict[ir.Value, Dims]) -> Dims | None:
 
 _FOLLOWED: dict[str, Callable[[ir.Node, dict[ir.Value, Dims]], Dims | None]] = {
     "Shape": _shape,
+    "Size": _size,
     "Gather": _gather,
     "Slice": _slice,
     "Concat": _concat,

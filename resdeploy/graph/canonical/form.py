@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 
 import onnx
-import onnx.inliner
 import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
@@ -40,7 +39,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     Raises:
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
     """
-    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    model = opset.expand(model)
     version = opset_version(model, opset.OPSET)
     if version < opset.OPSET:
         model, version = opset.upgrade(model), opset.OPSET
@@ -136,6 +135,7 @@ def _simplify(graph: ir.Graph) -> None:
     padding.round_down(graph)
     rewrite.pool_globally(graph)
     rewrite.flatten(graph)
+    rewrite.flatten_logits(graph)
     affine.absorb(graph)
     rewrite.clip_plainly(graph)
 

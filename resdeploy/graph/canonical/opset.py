@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
+
 import numpy as np
 import onnx
+import onnx.inliner
 import onnx.version_converter
 import onnx_ir as ir
 
 from resdeploy.errors import MalformedInput
+from resdeploy.graph import files
 from resdeploy.graph.canonical.fold import add_constant, constant, operand
+from resdeploy.graph.index import copy, opset_version, set_nodes
 
 OPSET = 17
 IR_VERSION = 8  # the format version that came with opset 17
@@ -16,8 +21,76 @@ IR_VERSION = 8  # the format version that came with opset 17
 # Attributes newer than opset 17 that mean "as before" at this value (ONNX operator changelog).
 _DEFAULTS = {
     "saturate": 1, "num_outputs": None, "dilations": (1, 1), "antialias": 0, "keep_aspect_ratio_policy": "stretch",
-    "noop_with_empty_axes": 0, "round_mode": "up",
+    "noop_with_empty_axes": 0, "round_mode": "up", "ceil_mode": 0, "mode": "DCR", "stash_type": 1,
 }  # fmt: skip
+
+
+def expand(model: onnx.ModelProto, *, known: Collection[str] = ()) -> onnx.ModelProto:
+    """The graph with functions written out: the file's own, and operators newer than opset 17 that ONNX defines so.
+
+    Their bodies are onnx's own (`OpSchema`), in whatever opset the model has, so that any operator that a later opset
+    defines by older ones (Gelu, GroupNormalization, Mish, RMSNormalization, ...) is read without being known here. A
+    node's expansion keeps its name. `model` is left alone.
+
+    Args:
+        model: of any opset.
+        known: operators that stay although opset 17 has none of their name.
+
+    Raises:
+        MalformedInput: onnx cannot write out such an operator, since a type that its body depends on is not known.
+    """
+    model = onnx.inliner.inline_local_functions(model) if model.functions else model
+    version = opset_version(model, OPSET)
+    newer = {n.op_type for n in model.graph.node if n.domain in ("", "ai.onnx") and n.op_type not in known}
+    newer = {op for op in newer if version > OPSET and not _exists(op) and _is_function(op, version)}
+    if not newer:
+        return model
+    try:
+        written = onnx.inliner.inline_selected_functions(
+            _with_types(model, newer), [("", op) for op in sorted(newer)], inline_schema_functions=True
+        )
+    except Exception as e:  # onnx's C++ raises RuntimeError's own kin
+        raise MalformedInput(
+            f"{', '.join(sorted(newer))} of opset {version} cannot be written out in older operators: {e}",
+            fix="Export the model again with opset 18 or lower",
+        ) from e
+    result = copy(model)
+    set_nodes(result.graph, _named_as_before(model.graph.node, written.graph.node))
+    return result
+
+
+def _with_types(model: onnx.ModelProto, functions: Collection[str]) -> onnx.ModelProto:
+    """A copy, large weights left out, that says the type of every tensor, as the bodies of functions need it.
+
+    onnx infers nothing of the outputs of some of them; they have the type of the first input.
+    """
+    light = files.weightless(model)
+    guess = copy(light)
+    for node in guess.graph.node:
+        if node.op_type in functions and not onnx.defs.get_schema(node.op_type).has_type_and_shape_inference_function:
+            same = onnx.NodeProto(op_type="Identity", input=node.input[:1], output=node.output[:1])
+            node.CopyFrom(same)
+    guess = onnx.shape_inference.infer_shapes(guess, data_prop=True)
+    small = (onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in light.graph.initializer)
+    del light.graph.value_info[:]
+    light.graph.value_info.extend([*guess.graph.value_info, *small])
+    return light
+
+
+def _named_as_before(nodes: Iterable[onnx.NodeProto], written: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, of which some are written out, each of those under the name and in the scope of what it is part of."""
+    parts = iter(written)
+    for node in nodes:
+        outputs = {name for name in node.output if name}
+        while outputs:
+            part = next(parts)
+            outputs -= set(part.output)
+            if part.op_type != node.op_type and node.name:
+                scope, slash, _ = node.name.rpartition("/")
+                part.name = f"{scope}/{part.op_type}" if slash else f"{node.name}.{part.op_type.lower()}"
+                del part.metadata_props[:]
+                part.metadata_props.extend(node.metadata_props)
+            yield part
 
 
 def upgrade(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -94,6 +167,15 @@ def _exists(op_type: str) -> bool:
     except onnx.defs.SchemaError:
         return False
     return True
+
+
+def _is_function(op_type: str, opset: int) -> bool:
+    """Whether ONNX defines the operator by others; some bodies are made for a node's attributes and types."""
+    try:
+        schema = onnx.defs.get_schema(op_type, opset)
+    except onnx.defs.SchemaError:
+        return False
+    return bool(schema.has_function or schema.has_context_dependent_function)
 
 
 def _refuse(node: ir.Node, opset: int) -> None:

@@ -290,6 +290,19 @@ def flatten(graph: ir.Graph) -> None:
         graph.remove(node, safe=True)
 
 
+def flatten_logits(graph: ir.Graph) -> None:
+    """Logits (N, classes, 1, 1), of a classifier that ends in its pooling, become (N, classes)."""
+    logits = graph.outputs[0]
+    maker, shape = logits.producer(), logits.shape
+    if maker is None or shape is None or len(shape) != 4 or tuple(shape[2:]) != (1, 1):
+        return
+    flat = ir.Node("", "Flatten", [logits], [ir.AttrInt64("axis", 1)], name="flatten")
+    flat.outputs[0].name, flat.outputs[0].type = f"{logits.name}_flat", logits.type
+    flat.outputs[0].shape = ir.Shape(shape[:2])
+    graph.insert_after(maker, flat)
+    graph.outputs[0] = flat.outputs[0]
+
+
 def _joins_all_but_batch(node: ir.Node) -> bool:
     shape = operand(node).shape
     if shape is None or len(shape) < 2:
