@@ -273,7 +273,10 @@ def _refusal(path: str, words: str) -> ResdeployError:
                 cause="For Python 3.10 there is none newer than 1.23" if sys.version_info < (3, 11) else "",
                 fix="Install a newer onnxruntime, or write the file in opset 17: resdeploy export F.onnx -o F17.onnx",
             )
-    return MalformedInput(f"ONNX Runtime refuses {path}", cause=words[:400], fix="Export it again")
+    # Of FP64 and BF16 it has few operators.
+    unwritten = "NOT_IMPLEMENTED" in words
+    fix = "Write it in FP32: resdeploy export F.onnx -o F32.onnx" if unwritten else "Export it again"
+    return MalformedInput(f"ONNX Runtime refuses {path}", cause=words[:400], fix=fix)
 
 
 def _dtype(value: Any, path: str) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
+from resdeploy import vocabulary
 from resdeploy.cli import console
-from resdeploy.errors import UsageError, refuse
+from resdeploy.errors import UnknownName, UsageError, refuse
 from resdeploy.registered_backends import PREFERENCE
 
 if TYPE_CHECKING:
@@ -217,6 +218,22 @@ def precisions(text: str) -> tuple[records.Precision, ...]:
     if not set(names) <= set(PRECISIONS):
         raise UsageError(f"--precision takes {', '.join(PRECISIONS)}, not {text!r}")
     return tuple(name for name in PRECISIONS if name in names)
+
+
+def targets(text: str) -> tuple[records.Target, ...]:
+    """Comma-separated targets of `--target`.
+
+    Raises:
+        UnknownName: another word.
+    """
+    parts = tuple(part.strip() for part in text.split(","))
+    for part in parts:
+        if part not in get_args(vocabulary.Target):
+            raise UnknownName(
+                f"--target takes {', '.join(get_args(vocabulary.Target))}, not {part!r}",
+                fix="Write --target onnxruntime, or --target openvino,onnxruntime for one file that serves both",
+            )
+    return tuple(each for each in get_args(vocabulary.Target) if each in parts)
 
 
 def sight(

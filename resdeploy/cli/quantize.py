@@ -12,7 +12,8 @@ def quantize(
     model: options.Model,
     precision: Annotated[Literal["fp16", "bf16", "int8"], typer.Option(help="What to make.")] = "int8",
     target: Annotated[
-        Literal["tensorrt", "openvino", "onnxruntime"], typer.Option(help="Whose fusion rules Q/DQ follows.")
+        str,
+        typer.Option(help="Whose fusion rules Q/DQ follows: tensorrt, openvino or onnxruntime; openvino,onnxruntime."),
     ] = "openvino",
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
@@ -48,6 +49,7 @@ def quantize(
     resdeploy quantize r56.onnx --calib-data cifar10/train --data cifar10/test --max-drop 0.3
     """
     from resdeploy.deploy import calibration, export, model_string, pixel_input
+    from resdeploy.graph import qdq_placement
     from resdeploy.measure import environment
     from resdeploy.report import mixed
     from resdeploy.verbs import quantize
@@ -65,6 +67,7 @@ def quantize(
         seed=seed,
         force=force,
     )
+    form = qdq_placement.form_for(options.targets(target))
     out = output or model_string.beside(model, f".{precision}.onnx")
     wanted = quantize.QuantizeGoal(
         sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence, max_time_s=max_time
@@ -74,7 +77,7 @@ def quantize(
         source = export.to_onnx(request, progress=progress)
         if input_type == "uint8":
             source = pixel_input.uint8_input(source)
-        done = quantize.quantize(source, precision, target, plan, out, wanted, progress=progress)
+        done = quantize.quantize(source, precision, form, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)
     if done.candidates:

@@ -87,7 +87,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
 
 
 def _foreign_onnx(path: Path) -> Artifact:
-    from resdeploy.graph import files, metadata
+    from resdeploy.graph import dtypes, files, metadata
 
     model = files.load_model(path)
     return Artifact(
@@ -97,6 +97,7 @@ def _foreign_onnx(path: Path) -> Artifact:
         sha256=store.digest(path),
         model=metadata.spec_of(model, path),
         weights=Weights(source=path.name),
+        notes=("its weights are FP64: what is made of it is FP32",) if dtypes.holds_double(model) else (),
     )
 
 

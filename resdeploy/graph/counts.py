@@ -70,7 +70,11 @@ _LIKE = {
     "QLinearAdd": ("Add", slice(0, 4, 3)),
     "QLinearMul": ("Mul", slice(0, 4, 3)),
     "QGemm": ("Gemm", slice(0, 4, 3)),
+    "FusedConv": ("Conv", slice(3)),
+    "FusedGemm": ("Gemm", slice(3)),
 }
+# Their pairs of 16 bits, and of opsets before ONNX had per-channel scales.
+_LIKE |= {op: (op, slice(None)) for op in ("QuantizeLinear", "DequantizeLinear")}
 _LIKE |= {f"QLinear{op}": (op, slice(1)) for op in ("AveragePool", "GlobalAveragePool", "LeakyRelu", "Sigmoid")}
 _LIKE |= {"QLinearConcat": ("Concat", slice(2, None, 3))}
 _BLOCK = re.compile(r"(?P<block>(?P<stage>[A-Za-z_]\w*)\.\d+)\.")

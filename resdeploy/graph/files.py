@@ -20,7 +20,8 @@ from onnx import numpy_helper
 from resdeploy import external, store
 from resdeploy.errors import EnvironmentFailure, MalformedInput
 from resdeploy.external import MAX_BYTES
-from resdeploy.graph.index import opset_version
+from resdeploy.graph import dtypes
+from resdeploy.graph.index import Index, opset_version
 from resdeploy.records import Precision
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 MAX_FUNCTIONS = 256  # onnx's C++ passes recurse over function calls: thousands of nested ones overflow the stack
 SMALL = 64  # elements: initialisers that stay, since shapes may depend on their values
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft", "pkg.onnxscript.torch_lib", "pkg.torch"})
+_WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _VALUE_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "raw_data", "double_data", "uint64_data")
 
 
@@ -47,6 +49,7 @@ def load_model(path: Path) -> onnx.ModelProto:
     _load_external_data(model, path)
     for tensor in external.tensors(model):
         _check_values(tensor, path)
+    dtypes.fill_sparse(model, path)  # the checker's inference of shapes knows no sparse operand
     try:
         onnx.checker.check_model(weightless(model), full_check=True)  # the rest is looked at above
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError) as e:
@@ -99,11 +102,16 @@ def save_model(model: onnx.ModelProto, out: Path) -> None:
 
 
 def precision_of(model: onnx.ModelProto) -> Precision:
-    """The precision that the graph itself states: by its quantizers, else by the type of its weights."""
+    """The precision that the graph itself states: by its quantizers, else by the type that its weights are used in.
+
+    Weights that are stored in half precision and cast before they are multiplied with are FP32's.
+    """
     operators = {node.op_type for node in model.graph.node}
     if "QuantizeLinear" in operators or "QLinearConv" in operators:
         return "int8"
-    types = {tensor.data_type for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    index = Index(model)
+    weights = (node.input[1] for node in index.nodes if node.op_type in _WEIGHTED)
+    types = {index.type_of_constant(name) for name in weights if name in index.constants}
     if onnx.TensorProto.FLOAT16 in types:
         return "fp16"
     return "bf16" if onnx.TensorProto.BFLOAT16 in types else "fp32"
@@ -149,6 +157,13 @@ def _check_structure(model: onnx.ModelProto, path: Path) -> None:
             raise MalformedInput(
                 f"node {name!r} of {path} is an EPContext: compiled code for one device hidden in an ONNX file",
                 fix="Use the ONNX file that it was compiled from",
+            )
+        if node.domain == "com.microsoft.nchwc":
+            raise MalformedInput(
+                f"node {name!r} of {path} is {node.op_type} of {node.domain}: ONNX Runtime has optimised this file for "
+                "one kind of CPU",
+                cause="SessionOptions.optimized_model_filepath writes such files, and no other program reads them",
+                fix="Use the ONNX file that it was made from: every command here optimises what it runs",
             )
         if node.domain not in domains:
             raise MalformedInput(

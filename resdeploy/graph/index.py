@@ -64,6 +64,19 @@ class Index:
             return None
         return next((a.t for a in node.attribute if a.name == "value"), None)
 
+    def type_of_constant(self, tensor: str) -> int:
+        """The type (of `TensorProto`) that a constant is read in: of the last cast, else of what is stored."""
+        node = self.maker(tensor)
+        while node is not None and node.op_type not in ("Constant", "Cast", "DequantizeLinear"):
+            tensor = next(iter(node.input), "")
+            node = self.maker(tensor)
+        if node is not None and node.op_type == "Cast":
+            return attribute(node, "to", onnx.TensorProto.UNDEFINED)
+        if node is not None and node.op_type == "DequantizeLinear":
+            return self.type_of_constant(node.input[1])
+        stored = self.value(tensor)
+        return onnx.TensorProto.UNDEFINED if stored is None else stored.data_type
+
     def array(self, tensor: str) -> NDArray[Any]:
         """The numbers behind the name of a constant that is known to be stored."""
         stored = self.value(tensor)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from resdeploy.graph.index import Index, by_name, copy, node_name, set_nodes
+from resdeploy.graph.index import Index, by_name, copy, input_name, node_name, set_nodes
 from resdeploy.graph.qdq_placement import AVERAGES, PAIR, TRANSPARENT
 from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
@@ -21,6 +21,8 @@ FLOATS: Mapping[int, str] = {
     onnx.TensorProto.FLOAT16: "fp16",
     onnx.TensorProto.BFLOAT16: "bf16",
 }
+INTEGERS = ("int8", "int16")
+_SIXTEEN_BITS = (onnx.TensorProto.INT16, onnx.TensorProto.UINT16)
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
@@ -35,6 +37,12 @@ class Intent:
     nodes: frozenset[str]  # all that compute from the graph's inputs, Q/DQ and casts left out
     pairs: frozenset[str]  # all Q/DQ nodes
     edges: frozenset[str]  # those at the graph's own inputs and outputs, which no placement does without
+
+    @property
+    def quantized_convolutions(self) -> frozenset[str]:
+        """Those that ask for integers, of 8 or of 16 bits."""
+        adds = {block.add for block in self.blocks}
+        return frozenset(name for name, wide in self.asked.items() if wide in INTEGERS and name not in adds)
 
 
 def kernel_starts(intent: Intent) -> dict[str, str]:
@@ -128,28 +136,26 @@ def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
     return reads_input or output in index.outputs
 
 
-def _is_dequantized(index: Index, tensor: str) -> bool:
-    """Whether a tensor holds quantized values: OpenVINO's placement has the pair before a pooling, not after it."""
+def _dequantizer(index: Index, tensor: str) -> onnx.NodeProto | None:
+    """What makes a tensor hold quantized values: OpenVINO's placement has the pair before a pooling, not after it."""
     node = index.maker(tensor)
     while node is not None and (node.op_type == "Cast" or node.op_type in TRANSPARENT):
         node = index.maker(node.input[0])
-    return node is not None and node.op_type == "DequantizeLinear"
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
 
 
 def _precision_of_weighted(index: Index, node: onnx.NodeProto) -> str:
-    if all(_is_dequantized(index, name) for name in node.input[:2]):
-        return "int8"
-    tensor = node.input[1]
-    while (maker := index.maker(tensor)) is not None and maker.op_type in (*PAIR, "Cast"):
-        tensor = maker.input[0]
-    stored = index.value(tensor)
-    return FLOATS.get(stored.data_type, "fp32") if stored is not None else "fp32"
+    makers = [_dequantizer(index, name) for name in node.input[:2]]
+    if None not in makers:
+        zeros = (index.value(input_name(maker, 2)) for maker in makers if maker is not None)
+        return "int16" if any(zero is not None and zero.data_type in _SIXTEEN_BITS for zero in zeros) else "int8"
+    return FLOATS.get(index.type_of_constant(node.input[1]), "fp32")
 
 
 def _precision_of_add(index: Index, add: onnx.NodeProto, convolution: str) -> str:
     """What a residual Add asks for, given what its convolution does."""
-    if not any(_is_dequantized(index, name) for name in add.input):
-        return convolution if convolution != "int8" else "fp32"
+    if not any(_dequantizer(index, name) for name in add.input):
+        return convolution if convolution not in INTEGERS else "fp32"
     output = add.output[0]
     for _ in range(2):  # the sum, then what the activation makes of it
         readers = [index.nodes[i] for i in index.readers.get(output, ())]

@@ -55,6 +55,9 @@ from resdeploy.records import Target
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+# The placement whose files run in INT8 in all of several runtimes (docs/matrix.md): OpenVINO takes in all that ONNX
+# Runtime needs, while of OpenVINO's own form ONNX Runtime leaves convolutions in float. TensorRT takes no zero point.
+_SERVES: Mapping[frozenset[Target], Target] = {frozenset({"openvino", "onnxruntime"}): "onnxruntime"}
 # Per-axis scales of DequantizeLinear came with opset 13; TensorRT 8.6 reads 17 at most.
 MIN_OPSET = 13
 # Operators that only move values: what goes in quantized comes out with the same scale.
@@ -116,6 +119,24 @@ class Weight:
         """The numbers that are multiplied with, the scale along `axis`."""
         others = [i for i in range(self.values.ndim) if i != axis]
         return self.values.astype(np.float32) * np.expand_dims(self.scale, others)
+
+
+def form_for(targets: Collection[Target]) -> Target:
+    """Whose placement one file follows that is to be INT8 in each of these runtimes.
+
+    Raises:
+        UsageError: no form is.
+    """
+    together = frozenset(targets)
+    if len(together) == 1:
+        return next(iter(together))
+    if together not in _SERVES:
+        raise UsageError(
+            f"no form of Q/DQ is INT8 in all of {', '.join(sorted(together))}",
+            cause="TensorRT takes symmetric activations alone, which ONNX Runtime computes in float",
+            fix="Write a file for each: --target tensorrt, and --target openvino,onnxruntime",
+        )
+    return _SERVES[together]
 
 
 def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] = ()) -> Placement:

@@ -124,9 +124,18 @@ def _take_pairs(
     return pairs
 
 
+def convolutions(layers: Iterable[Layer]) -> tuple[Layer, ...]:
+    """The layers that convolve, by the runtime's word for what they do."""
+    return tuple(layer for layer in layers if layer.role == "compute" and _convolves(layer.kind))
+
+
+def _convolves(kind: str) -> bool:
+    return re.search("conv(?!ert)", kind, re.IGNORECASE) is not None
+
+
 def _operation(kernel: Kernels) -> str:
     """What it does, in the runtime's word without the code that does it; convolutions have many names."""
-    if re.search("conv(?!ert)", kernel.kind, re.IGNORECASE):
+    if _convolves(kernel.kind):
         return "convolution"
     return kernel.kind.partition(":")[0]
 

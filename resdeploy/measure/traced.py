@@ -51,19 +51,22 @@ def look_into(measurement: Measurement, candidate: Candidate, trace: Trace, *, k
 
 
 def _arithmetic(candidate: Candidate, trace: Trace) -> tuple[str, ...]:
-    """Notes on a half-precision file whose convolutions run in another precision, as a traced lane's kernels show.
+    """Notes on a file whose convolutions run in another precision than it has, as a traced lane's kernels show.
 
     Backends do so silently: in FP32 on CPUs without half-precision arithmetic (the file is smaller, the time FP32's),
     and OpenVINO computes an FP16 file in BF16 where the CPU has that alone, with three bits less of each value.
     """
     stored = candidate.artifact.precision
-    if stored not in ("fp16", "bf16"):
+    if stored == "fp32":
         return ()
     layers = trace.layers(candidate)
     if isinstance(layers, ResdeployError):
         return (f"in which precision it computes could not be seen: {layers.what}",)
-    convolutions = [layer for layer in layers if layer.kind.startswith("Conv")]
+    convolutions = kernels.convolutions(layers)
     executed = collections.Counter(layer.precision for layer in convolutions)
+    if stored == "int8":
+        words = f"{executed['int8']} of {len(convolutions)} convolutions in INT8 by {candidate.backend} on this machine"
+        return (words,) if executed["int8"] < len(convolutions) else ()
     return tuple(
         f"stored in {stored.upper()}, computed in {precision.upper()} by {candidate.backend} on this machine "
         f"({executed[precision]} of {len(convolutions)} convolutions)"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from resdeploy import backends
 from resdeploy.deploy import executed, model_string
-from resdeploy.graph import files, intent
+from resdeploy.graph import files, int8_losses, intent
 from resdeploy.judge import fusion
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Artifact, Audit, Precision
@@ -23,13 +24,18 @@ def audit_candidate(
         against: the ONNX file that a compiled source was made from; None: unknown.
         asked: the precision asked for; None: what the source is in.
     """
-    return fusion.judge(
+    target = backends.load(candidate.backend).TARGET
+    graph = against or (source.path if source.format == "onnx" else None)
+    model = None if graph is None else files.load_model(Path(graph))
+    found = fusion.judge(
         f"{model_string.stem(source.path)} on {candidate.backend}",
         executed.layers_of(candidate),
-        intent=intent_of(against or (source.path if source.format == "onnx" else None)),
+        intent=None if model is None else intent.of(model),
         asked=asked or source.precision,
-        target=backends.load(candidate.backend).TARGET,
+        target=target,
     )
+    lost = () if model is None else int8_losses.reasons(model, target)
+    return dataclasses.replace(found, notes=(*found.notes, *lost))
 
 
 def intent_of(graph: str | None) -> intent.Intent | None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from resdeploy import backends
 from resdeploy.backends import choose, lane, machine
-from resdeploy.deploy import candidates, model_string
+from resdeploy.deploy import candidates, executed, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendMissing, ResdeployError, UsageError, refuse
@@ -218,6 +218,7 @@ def _row(
         scope=plan.scope,
         images=images,
     )
+    executed.warn_of_float(source, candidate)
     return one_run.Row(source=source, candidate=candidate, baselines=cell.baselines)
 
 

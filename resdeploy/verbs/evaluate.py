@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.deploy import candidates
+from resdeploy.deploy import candidates, executed
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.measure import run_images
@@ -42,6 +42,7 @@ def evaluate(request: Request, plan: EvalPlan, calibration: CalibrationPlan, *, 
     backend = candidates.pick_backend(request, plan.backend, plan.precision)
     source = candidates.source_for(request, backend, plan.precision, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
+    executed.warn_of_float(source, candidate)
     predictions = run_images.predict_test_split(
         candidate, plan.data, skip_bad=plan.skip_bad, keep_logits=plan.keep_logits, progress=progress
     )

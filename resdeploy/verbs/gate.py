@@ -13,7 +13,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.backends import choose
-from resdeploy.deploy import calibration, model_string
+from resdeploy.deploy import calibration, executed, model_string
 from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.judge import accuracy, hints, pairs
@@ -113,8 +113,9 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
     name = pick_backend(request, backend, None)
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
+    shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
+    executed.warn_of_float(source, shown)
     if plan.data is not None and not plan.sequential:
-        shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
         predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
     return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)

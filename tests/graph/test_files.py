@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput, MissingInput, NotWritable, UnsafeInput
-from resdeploy.graph import files, metadata
+from resdeploy.graph import dtypes, files, metadata
 from tests.opens import watched
 from tests.test_external import EVERYWHERE, VALUES, Make, in_initializer, outside
 
@@ -120,7 +120,9 @@ def test_external_data_beside_the_model_is_read(tmp_path: Path, make: Make) -> N
     with watched(tmp_path / "w.bin") as opened:
         model = files.load_model(path)
     assert opened
-    assert model.SerializeToString() == make(numpy_helper.from_array(VALUES, "w")).SerializeToString()
+    inside = make(numpy_helper.from_array(VALUES, "w"))
+    dtypes.fill_sparse(inside, path)
+    assert model.SerializeToString() == inside.SerializeToString()
 
 
 @pytest.mark.parametrize("make", EVERYWHERE)

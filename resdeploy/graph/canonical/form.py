@@ -18,7 +18,7 @@ from onnx_ir.passes import common as passes
 
 import resdeploy
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import files, metadata
+from resdeploy.graph import dtypes, files, metadata
 from resdeploy.graph.canonical import affine, fold, layout, names, opset, padding, products, rewrite
 from resdeploy.graph.index import Index, copy, opset_version
 
@@ -39,7 +39,8 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     Raises:
         MalformedInput: several inputs or outputs, control flow, or an operator that opset 17 cannot express.
     """
-    model = opset.expand(model)
+    model = opset.expand(dtypes.to_single(model))
+    _refuse_optimised(model)
     version = opset_version(model, opset.OPSET)
     if version < opset.OPSET:
         model, version = opset.upgrade(model), opset.OPSET
@@ -82,6 +83,18 @@ def _read(model: onnx.ModelProto) -> ir.Model:
             cause="Sparse tensors and a few rare types are ONNX, and no graph here is made of them",
             fix="Export it again with dense constants",
         ) from e
+
+
+def _refuse_optimised(model: onnx.ModelProto) -> None:
+    """Operators of ONNX Runtime alone, whose definitions onnx does not have."""
+    foreign = [node for node in model.graph.node if node.domain == "com.microsoft"]
+    if foreign:
+        raise MalformedInput(
+            f"node {foreign[0].name!r} is {foreign[0].op_type} of com.microsoft: ONNX Runtime has optimised this file",
+            cause="Its fused operators are known to ONNX Runtime alone",
+            fix="Use the ONNX file that it was made from; cost, and bench, eval and audit with --backend onnxruntime, "
+            "read this one",
+        )
 
 
 def _check_interface(graph: ir.Graph) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -172,7 +173,7 @@ def _exists(op_type: str) -> bool:
 def _is_function(op_type: str, opset: int) -> bool:
     """Whether ONNX defines the operator by others; some bodies are made for a node's attributes and types."""
     try:
-        schema = onnx.defs.get_schema(op_type, opset)
+        schema: Any = onnx.defs.get_schema(op_type, opset)  # whose stubs know neither property
     except onnx.defs.SchemaError:
         return False
     return bool(schema.has_function or schema.has_context_dependent_function)
