@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from resdeploy import scratch, store
-from resdeploy.deploy import model_files, networks, reuse
+from resdeploy.deploy import model_files, networks, reuse, rewriting
 from resdeploy.deploy.model_string import CompiledFile, OnnxFile, Request
 from resdeploy.errors import UsageError
 from resdeploy.records import (
@@ -74,6 +74,7 @@ def _write_canonical(source: Artifact, out: Path) -> Artifact:
     if source.precision != "fp32":
         raise UsageError(f"{source.path} is {source.precision} already", fix="Name the FP32 file it was made from")
     model = form.canonicalise(files.load_model(Path(source.path)))
+    notes = rewriting.refuse_other_function(source, list(comparison_images(source, None)))
     metadata.attach(model, source.model)
 
     def make(path: Path) -> Artifact:
@@ -81,6 +82,7 @@ def _write_canonical(source: Artifact, out: Path) -> Artifact:
         return store.derive(
             source,
             path,
+            notes=(*source.notes, *notes),
             tools=reuse.versions("onnx"),
         )
 
@@ -88,9 +90,19 @@ def _write_canonical(source: Artifact, out: Path) -> Artifact:
 
 
 def comparison_images(artifact: Artifact, data: str | None) -> NDArray[Any]:
-    """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra."""
+    """A few inputs to compare two models on: real ones where the user has some, else images with natural spectra.
+
+    Noise for a file that does not say how it sees images, where there are none.
+    """
     from resdeploy.data import datasets
 
+    assert artifact.model is not None
+    if data is None and artifact.model.preprocessing is None:
+        random, (channels, height, width) = np.random.default_rng(0), artifact.model.input_shape
+        # Each image has a tint of its own: a network gives nearly the same logits for all images of plain noise.
+        tints = random.standard_normal((CHECK_IMAGES, channels, 1, 1), np.float32)
+        noise: NDArray[Any] = tints + random.standard_normal((CHECK_IMAGES, channels, height, width), np.float32)
+        return noise
     images = datasets.open_dataset(data or f"synthetic:{CHECK_IMAGES}", need_labels=False)
     some = images.subset(range(min(CHECK_IMAGES, len(images))))
     return next(iter(datasets.batches(some, model_files.preprocessing_of(artifact), CHECK_IMAGES))).inputs

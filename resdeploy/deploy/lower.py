@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from resdeploy import store
-from resdeploy.deploy import calibration, export, reuse
+from resdeploy.deploy import calibration, export, reuse, rewriting
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
@@ -35,7 +35,8 @@ def lower(
 
     Raises:
         UsageError: the file is in a low precision already, or INT8 without calibration images.
-        OutputLost: its output has nothing to do with the source's (`quantize.fidelity`); nothing is written.
+        OutputLost: its output has nothing to do with the source's (`quantize.fidelity`), or the source computes
+            something else once it is rewritten; nothing is written.
     """
     from resdeploy.quantize import fidelity
 
@@ -48,11 +49,13 @@ def lower(
         )
 
     def make(path: Path) -> Artifact:
+        notes = rewriting.refuse_other_function(source, images_to_compare(source, plan))
         if precision == "int8":
             assert target is not None  # a backend without one does not accept INT8
             record = _write_int8(source, target, plan, path, progress)
         else:
             record = _write_half(source, precision, plan, path, progress)
+        record = dataclasses.replace(record, notes=(*record.notes, *notes))
         if out is not None:  # the cache keeps a lost file: who forces it, or trains it further, need not make it again
             fidelity.refuse_lost(record, force=plan.force)
         return record
@@ -87,7 +90,7 @@ def _write_half(
         images = calibration.calibration_inputs(source, plan)
         keep = overflow.find_overflowing(model, images, total=plan.samples, progress=progress)
     half = cast.to_half(model, precision, keep=keep)
-    like = fidelity.compare_half(model, half, _images_to_compare(source, plan))
+    like = fidelity.compare_half(model, half, images_to_compare(source, plan))
     in_fp32 = cast.nodes_in_fp32(half)
     files.save_model(half, path)
     return store.derive(
@@ -105,16 +108,11 @@ def _write_half(
     )
 
 
-def _images_to_compare(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:
+def images_to_compare(source: Artifact, plan: calibration.CalibrationPlan) -> list[NDArray[Any]]:
     """Some images to compare a file with its source on: of those given, else a few synthetic ones, or noise."""
     from resdeploy.quantize import fidelity
 
     assert source.model is not None
-    if plan.data is None and source.model.preprocessing is None:
-        random, (channels, height, width) = np.random.default_rng(0), source.model.input_shape
-        # Each image has a tint of its own: a network gives nearly the same logits for all images of plain noise.
-        tints = random.standard_normal((export.CHECK_IMAGES, channels, 1, 1), np.float32)
-        return list(tints + random.standard_normal((export.CHECK_IMAGES, channels, height, width), np.float32))
     if plan.data is None:
         return list(export.comparison_images(source, None))
     most = fidelity.images_to_compare(int(np.prod(source.model.input_shape)))

@@ -153,7 +153,8 @@ def snr_db(source: NDArray[Any], lowered: NDArray[Any]) -> float | None:
     signal, noise = (float(np.square(_subtract_mean(values)).sum()) for values in (r, r - g))
     if signal <= ALIKE * float(np.square(r).sum()):
         return None
-    return float(np.clip(10 * np.log10(signal / max(noise, np.finfo(float).tiny)), -LIMIT_DB, LIMIT_DB))
+    with np.errstate(over="ignore"):  # no noise at all
+        return float(np.clip(10 * np.log10(np.divide(signal, max(noise, np.finfo(float).tiny))), -LIMIT_DB, LIMIT_DB))
 
 
 def _subtract_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -14,11 +14,13 @@ from onnx import numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import files, qdq_placement
+from resdeploy.graph import counts, files, qdq_placement
 from resdeploy.graph.canonical import form
 from resdeploy.graph.index import Index, attribute, by_name
 from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Effort, Likeness, Progress, Target
+
+MUCH_IN_FLOAT = 0.1  # of the MACs: what is left in FP32 is then said first, in one sentence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -294,10 +296,29 @@ def importance(model: onnx.ModelProto, placement: qdq_placement.Placement) -> di
     return {tensor: energies.get(tensor, np.ones(1)) for tensor in placement.observed}
 
 
+def _left_in_float(placement: qdq_placement.Placement, seen: Calibrated) -> list[str]:
+    """What is not quantized: operator by operator, or in one sentence where it is much of the network's arithmetic."""
+    kept = placement.kept_float
+    if not kept or seen.source.model is None:
+        return [f"{node} is not quantized: {why}" for node, why in kept.items()]
+    macs = {layer.name: layer.macs for layer in counts.count(seen.model, seen.source.model).layers if layer.macs}
+    share = sum(macs.get(node, 0) for node in kept) / max(sum(macs.values()), 1)
+    if share <= MUCH_IN_FLOAT:
+        return [f"{node} is not quantized: {why}" for node, why in kept.items()]
+    total = len(kept) + len(placement.weights)
+    reasons = "; ".join(f"{why}: {', '.join(_first(why, kept))}" for why in dict.fromkeys(kept.values()))
+    return [f"{len(kept)} of {total} layers stay FP32, {100 * share:.0f} % of the arithmetic ({reasons})"]
+
+
+def _first(why: str, kept: Mapping[str, str], most: int = 3) -> list[str]:
+    nodes = [node for node, other in kept.items() if other == why]
+    return [*nodes[:most], *([f"{len(nodes) - most} more"] if len(nodes) > most else [])]
+
+
 def notes(placement: qdq_placement.Placement, seen: Calibrated, *, portable: bool) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     lines = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
-    lines += [f"{node} is not quantized: {why}" for node, why in placement.kept_float.items()]
+    lines = [*_left_in_float(placement, seen), *lines]
     if portable:
         lines.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
     elif placement.target != "tensorrt":

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resdeploy import backends, scratch, store
-from resdeploy.deploy import build, calibration, candidates, lower
+from resdeploy.deploy import build, calibration, candidates, lower, rewriting
 from resdeploy.errors import UsageError, refuse
 from resdeploy.judge import pairs
 from resdeploy.measure import run_images
@@ -119,6 +119,7 @@ def quantize(
     store.probe(out)
     if wanted.max_drop_pp is not None:
         backends.require(backends.load(target).available(), target)
+    rewriting.refuse_other_function(source, lower.images_to_compare(source, plan))
     seen = calibration.calibrate(source, target, plan, progress=progress)
     if wanted.max_drop_pp is not None:
         return _search(seen, plan, wanted, out, progress)
