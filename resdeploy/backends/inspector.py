@@ -40,8 +40,9 @@ TACTICS = (
     (re.compile(r"(?:^|_)f16f16|hmma|h884|h16816|s16816|(?:^|_)fp16", re.IGNORECASE), "fp16"),
     (re.compile(r"(?:^|_)f32f32|sgemm|scudnn|tf32", re.IGNORECASE), "fp32"),
 )
-METADATA = re.compile(r"\[ONNX Layer: ([^\]\x1e\x1f]+)\]")
-FREE = ("noop", "constant")
+METADATA = re.compile(r"\[ONNX Layer: ((?:(?!\[ONNX Layer: )[^\x1e\x1f])+)\]")  # a name may hold brackets
+# Nothing is computed: signals between streams, and arithmetic on shapes.
+FREE = ("noop", "constant", "signal", "wait", "shape_call")
 UNKNOWN = "unknown"
 LONGEST_NAME = 65_536  # characters; TensorRT joins hundreds of nodes in a name, not thousands
 
@@ -138,7 +139,7 @@ def _layer(document: str | Mapping[str, Any]) -> Layer:
         activation=activation or bool(_get(document, "HasReLU")),
         inputs=inputs,
         outputs=outputs,
-        others=_weights(_get(document, "Weights")),
+        others=_weights(_get(document, "Weights")) or _ports(_list(document, "Constants")),
         tactic=tactic,
     )
 
