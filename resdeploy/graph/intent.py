@@ -2,17 +2,18 @@
 
 Q/DQ pairs, casts and batch normalisations are looked through, so that an INT8 graph has the blocks of the FP32 graph it
 was made from. A convolution asks for INT8 where both its data and its weight come out of a DequantizeLinear; a residual
-Add where one of its operands does and its result goes into a QuantizeLinear. All else asks for the type of its tensors.
+Add where one of its operands does and its result goes into a QuantizeLinear. All else asks for the type of its tensors:
+what a DequantizeLinear gives is of its scale's type.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import onnx
 
-from resdeploy.graph.index import Index, by_name, copy, input_name, node_name, set_nodes
+from resdeploy.graph.index import Index, attribute, by_name, copy, input_name, node_name, set_nodes
 from resdeploy.graph.qdq_placement import AVERAGES, PAIR, TRANSPARENT
 from resdeploy.graph.residual import ACTIVATIONS, CONVOLUTIONS, ResidualBlock, find_blocks
 
@@ -37,6 +38,9 @@ class Intent:
     nodes: frozenset[str]  # all that compute from the graph's inputs, Q/DQ and casts left out
     pairs: frozenset[str]  # all Q/DQ nodes
     edges: frozenset[str]  # those at the graph's own inputs and outputs, which no placement does without
+    casts: frozenset[str] = frozenset()  # nodes that only convert between types
+    # Convolution or residual Add -> the quantizers of what it gives, its activation included.
+    requantizers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def quantized_convolutions(self) -> frozenset[str]:
@@ -77,13 +81,11 @@ def of(model: onnx.ModelProto) -> Intent:
     nodes = by_name(index.nodes)
     asked = {name: _precision_of_weighted(index, node) for name, node in nodes.items() if node.op_type in CONVOLUTIONS}
     asked |= dict.fromkeys((name for name, node in nodes.items() if node.op_type in INTEGER_CONVOLUTIONS), "int8")
-    asked |= {
-        block.add: _precision_of_add(index, nodes[block.add], asked.get(block.last_conv or "", "fp32"))
-        for block in blocks
-    }
+    asked |= {block.add: _precision_of_add(index, nodes[block.add]) for block in blocks}
     producers = {tensor: node_name(inner.nodes[i]) for tensor, i in inner.producer.items()}
     producers |= {twin: producers[source] for twin, source in twins.items() if source in producers}
     pairs = frozenset(name for name, node in nodes.items() if node.op_type in PAIR)
+    casts = frozenset(name for name, node in nodes.items() if node.op_type == "Cast")
     return Intent(
         blocks=blocks,
         asked=asked,
@@ -92,12 +94,12 @@ def of(model: onnx.ModelProto) -> Intent:
         },
         producers=producers,
         nodes=frozenset(
-            name
-            for name, node in nodes.items()
-            if name not in pairs and node.op_type != "Cast" and node.output[0] not in index.constants
+            name for name, node in nodes.items() if name not in pairs | casts and node.output[0] not in index.constants
         ),
         pairs=pairs,
         edges=frozenset(name for name in pairs if _at_edge(index, nodes[name])),
+        casts=casts,
+        requantizers={name: _requantizers(index, nodes[name]) for name in asked},
     )
 
 
@@ -127,6 +129,19 @@ def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
     return followers
 
 
+def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
+    """The quantizers of what a node gives once its batch normalisation and activation have run."""
+    tensors = [node.output[0]]
+    for tensor in tensors:  # grows
+        readers = [index.nodes[i] for i in index.readers.get(tensor, ())]
+        tensors += [reader.output[0] for reader in readers if reader.op_type == "Cast"]
+        follower = index.only_reader(tensor)
+        if follower is not None and follower.op_type in (*ACTIVATIONS, "BatchNormalization"):
+            tensors.append(follower.output[0])
+    readers = [index.nodes[i] for tensor in tensors for i in index.readers.get(tensor, ())]
+    return tuple(node_name(reader) for reader in readers if reader.op_type == "QuantizeLinear")
+
+
 def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
     reads_input = node.input[0] not in index.producer and node.input[0] not in index.initializers
     output = node.output[0]
@@ -152,10 +167,11 @@ def _precision_of_weighted(index: Index, node: onnx.NodeProto) -> str:
     return FLOATS.get(index.type_of_constant(node.input[1]), "fp32")
 
 
-def _precision_of_add(index: Index, add: onnx.NodeProto, convolution: str) -> str:
-    """What a residual Add asks for, given what its convolution does."""
+def _precision_of_add(index: Index, add: onnx.NodeProto) -> str:
+    """What a residual Add asks for."""
+    floats = next(filter(None, (_float_type(index, name) for name in add.input)), "fp32")
     if not any(_dequantizer(index, name) for name in add.input):
-        return convolution if convolution not in INTEGERS else "fp32"
+        return floats
     output = add.output[0]
     for _ in range(2):  # the sum, then what the activation makes of it
         readers = [index.nodes[i] for i in index.readers.get(output, ())]
@@ -165,4 +181,17 @@ def _precision_of_add(index: Index, add: onnx.NodeProto, convolution: str) -> st
         if follower is None or follower.op_type not in ACTIVATIONS:
             break
         output = follower.output[0]
-    return "fp32"
+    return floats
+
+
+def _float_type(index: Index, tensor: str) -> str | None:
+    """The type of a tensor of floats, from the nearest weight, scale or cast behind it; None where none tells."""
+    node = index.maker(tensor)
+    while node is not None:
+        if node.op_type == "Cast":
+            return FLOATS.get(attribute(node, "to", 0))
+        known = [stored for name in node.input if (stored := index.value(name)) and stored.data_type in FLOATS]
+        if known:
+            return FLOATS[known[0].data_type]
+        node = index.maker(node.input[0]) if node.input else None
+    return None

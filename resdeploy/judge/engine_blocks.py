@@ -22,6 +22,7 @@ CONV = re.compile(r"(?:^|[/._])(?:conv|gemm|matmul)[^/+]*$", re.IGNORECASE)
 ACTIVATION = re.compile(r"(?:^|[/._])(?:relu|clip)[^/+]*$", re.IGNORECASE)
 WEIGHT = re.compile(r"(.+)\.weight$")
 PAIR = re.compile(r"(?:^|[/._])(?:de)?quantizelinear[^/+]*$", re.IGNORECASE)
+CAST = re.compile(r"(?:^|[/._])cast(?:_\d+)*$", re.IGNORECASE)
 LONGEST_WALK = 12  # layers; a bottleneck's main branch has three
 
 
@@ -31,7 +32,7 @@ def is_convolution(layer: Layer) -> bool:
         return False
     if any(re.search(r"(?:^|[/._])(?:gemm|matmul|fc)(?:[._]|$|_\d)", part, re.IGNORECASE) for part in layer.sources):
         return False
-    return "conv" in layer.kind.lower() or any(
+    return any(word in layer.kind.lower() for word in ("conv", "correlation")) or any(
         re.search(r"(?:^|[/._])conv[^/]*$", p, re.IGNORECASE) for p in layer.sources
     )
 
@@ -95,6 +96,7 @@ def intent_of(layers: Sequence[Layer]) -> Intent:
         nodes=frozenset(part for layer in layers for part in layer.sources),
         pairs=frozenset(part for layer in layers for part in layer.sources if PAIR.search(part)),
         edges=frozenset(),
+        casts=frozenset(part for layer in layers for part in layer.sources if CAST.search(part)),
     )
 
 

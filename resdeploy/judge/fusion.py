@@ -14,18 +14,16 @@ a network does not have (residual adds in a plain one) is left out and noted, wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, cast
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import cast
 
 from resdeploy.errors import MalformedInput
 from resdeploy.graph.intent import Intent, computed_nodes, kernel_starts
 from resdeploy.graph.residual import ResidualBlock
-from resdeploy.judge import engine_blocks
+from resdeploy.judge import engine_blocks, generated, traffic
 from resdeploy.judge.engine_blocks import is_convolution
+from resdeploy.judge.remedies import UNKNOWN, Finding, Remedies, widest
 from resdeploy.records import Audit, BlockAudit, Check, Layer, Precision, State, Target, Verdict
-
-WIDTH = {"int8": 1, "uint8": 1, "fp8": 1, "fp16": 2, "bf16": 2, "fp32": 4}
-UNKNOWN = "unknown"
 
 
 def judge(
@@ -36,6 +34,7 @@ def judge(
     asked: Precision | None = None,
     bindings: Sequence[str] = (),
     target: Target | None = "tensorrt",
+    placed_for: Target | None = None,
 ) -> Audit:
     """Audits executed layers.
 
@@ -46,6 +45,7 @@ def judge(
         asked: the precision the model was to run in; None: INT8 where any convolution runs in it, else the commonest.
         bindings: the engine's inputs and outputs: a Q/DQ kernel there is no fault of the placement.
         target: whose fusion rules the runtime follows (`Backend.TARGET`): remedies differ.
+        placed_for: the runtime for which the model's Q/DQ were placed; None: unknown, or it has none.
 
     Raises:
         MalformedInput: the layers are not of that graph.
@@ -55,11 +55,13 @@ def judge(
         asked = _infer_precision(layers)
         notes.append(f"asked for: taken to be {asked} from what most convolutions run in; --precision says otherwise")
     graphless = intent is None
+    settled = _settle(layers, intent)
     if intent is None:
-        layers = engine_blocks.name_sums(layers)
-        intent = engine_blocks.intent_of(layers)
-    layers = [_recognise_quantizer(layer, intent) for layer in layers]
-    view = _View(layers, intent, asked, target)
+        settled = dataclasses.replace(settled, layers=engine_blocks.name_sums(settled.layers))
+        intent = engine_blocks.intent_of(settled.layers)
+    layers = [generated.recognise(layer, intent) for layer in settled.layers]
+    remedies = Remedies(layers=layers, asked=asked, target=target, placed_for=placed_for, against_graph=not graphless)
+    view = _View(layers, settled.finishers, intent, remedies)
     if not graphless:
         view.refuse_another_graph(subject)
     blocks = tuple(view.audit(block) for block in intent.blocks)
@@ -77,31 +79,30 @@ def judge(
         blocks=blocks,
         layers=tuple(layers),
         superfluous=superfluous,
+        kernels=len(traffic.kernels(layers)),
+        activation_bytes=traffic.activation_bytes(layers),
         notes=tuple(notes),
     )
 
 
-def widest(precisions: Sequence[str]) -> str:
-    """The widest of these types; unknown where one is not a type that CNNs compute in, or there are none."""
-    if not precisions or any(precision not in WIDTH for precision in precisions):
-        return UNKNOWN
-    return max(precisions, key=WIDTH.__getitem__).replace("uint8", "int8")
-
-
-def _recognise_quantizer(layer: Layer, intent: Intent) -> Layer:
-    """The layer, known for a Q/DQ kernel where all that it names are such nodes: not every runtime says so itself."""
-    if layer.role == "compute" and layer.kind and layer.sources and intent.pairs.issuperset(layer.sources):
-        return dataclasses.replace(layer, role="qdq")
-    return layer
+def _settle(layers: Sequence[Layer], intent: Intent | None) -> generated.Settled:
+    """Each layer with what it runs alone; without a graph what computes is known by its name."""
+    if intent is not None:
+        return generated.settle(layers, {*intent.followers}, intent.nodes)
+    written = [layer for layer in layers if not generated.is_generated(layer)]
+    convolutions = {engine_blocks.conv_name(layer) for layer in written if is_convolution(layer)}
+    names = {part for layer in written for part in layer.sources}
+    return generated.settle(layers, convolutions, {name for name in names if not engine_blocks.PAIR.search(name)})
 
 
 class _View:
     """Which layer runs which node."""
 
-    def __init__(self, layers: Sequence[Layer], intent: Intent, asked: str, target: Target | None) -> None:
-        self.layers, self.intent, self.asked, self.target = layers, intent, asked, target
-        option = f" --target {target}" if target else ""
-        self.quantize = f"resdeploy quantize F.onnx{option} --calib-data DIR"
+    def __init__(
+        self, layers: Sequence[Layer], finishers: Mapping[str, tuple[int, ...]], intent: Intent, remedies: Remedies
+    ) -> None:
+        self.layers, self.finishers, self.intent, self.remedies = layers, finishers, intent, remedies
+        self.asked = remedies.asked
         before = kernel_starts(intent)
         self.nodes: list[tuple[str, ...]] = [self._nodes_of(layer, before) for layer in layers]
         self.homes: dict[str, list[int]] = {}
@@ -109,8 +110,15 @@ class _View:
             for node in nodes:
                 self.homes.setdefault(node, []).append(i)
         self._place_unnamed_sums()
+        self.quantizers: dict[str, list[int]] = {}
+        for i, layer in enumerate(layers):
+            for name in intent.pairs.intersection(layer.sources):
+                self.quantizers.setdefault(name, []).append(i)
+        finishing = {i for places in finishers.values() for i in places}
         self.unattributed = [
-            layer for layer, nodes in zip(layers, self.nodes, strict=True) if layer.role == "compute" and not nodes
+            layer
+            for i, (layer, nodes) in enumerate(zip(layers, self.nodes, strict=True))
+            if layer.role == "compute" and not nodes and i not in finishing
         ]
 
     def _nodes_of(self, layer: Layer, before: Mapping[str, str]) -> tuple[str, ...]:
@@ -164,41 +172,95 @@ class _View:
 
         A layer of its own would be listed. Where every kernel is accounted for, one that is not listed ran inside.
         """
-        if home := self.home(node):
-            return home is into
+        if places := self.homes.get(node):
+            return self.layers[places[0]] is into if len(places) == 1 else None
         if into.activation:
             return True
         return None if self.unattributed else True
 
+    def is_requantized(self, quantizer: str, into: Layer) -> bool | None:
+        """Whether a quantizer ran inside `into`, by its name, else by what `into` writes; None where neither tells."""
+        if places := self.quantizers.get(quantizer):
+            return self.layers[places[0]] is into if len(places) == 1 else None
+        written = widest([port.precision for port in into.outputs])
+        return None if written == UNKNOWN else written == "int8"
+
     def audit(self, block: ResidualBlock) -> BlockAudit:
         adder = self.home(block.add)
-        convs = [(conv, self.home(conv)) for conv in block.convs]
-        if block.projection:
-            convs.append((block.projection, self.home(block.projection)))
-        members = self._members(block)
+        convs = {conv: self.home(conv) for conv in (*block.convs, block.projection) if conv}
+        states = self._states_of_followers(block, adder, convs)
+        members, run = self._members(block), self._kernels(block)
         result = BlockAudit(
             name=engine_blocks.block_name(block, members),
             fused=None,
             precision=UNKNOWN if adder is None else _sum_precision(adder),
             asked=self.intent.asked.get(block.add, self.asked),
-            conv_precisions=tuple(home.precision if home else UNKNOWN for _, home in convs),
+            conv_precisions=tuple(home.precision if home else UNKNOWN for home in convs.values()),
             executed_as=tuple(self._describe(layer) for layer in members),
             reformats=tuple(layer.name for layer in self._conversions_around(members)),
+            inside=self._inside(block, adder, convs, states),
+            kernels=len(run),
+            activation_bytes=traffic.activation_bytes(run),
             time_s=_total_time(members),
         )
-        return dataclasses.replace(result, **self._finding(block, adder, dict(convs), result))
+        fused, finding = self._finding(block, adder, convs, states, result)
+        return dataclasses.replace(result, fused=fused, reason=finding.reason, remedy=finding.remedy)
 
-    def _members(self, block: ResidualBlock) -> list[Layer]:
+    def _states_of_followers(
+        self, block: ResidualBlock, adder: Layer | None, convs: Mapping[str, Layer | None]
+    ) -> dict[str, bool | None]:
+        """Of each activation and batch normalisation of a block, whether it ran inside what it follows."""
+        followers = [(node, home) for conv, home in convs.items() for node in self.intent.followers.get(conv, ())]
+        followers += [(block.relu, adder)] if block.relu else []
+        return {node: None if home is None else self.is_absorbed(node, home) for node, home in followers}
+
+    def _inside(
+        self,
+        block: ResidualBlock,
+        adder: Layer | None,
+        convs: Mapping[str, Layer | None],
+        states: Mapping[str, bool | None],
+    ) -> dict[str, bool | None]:
+        """Whether all that a block has of each kind ran inside its convolutions."""
+        known = adder is not None and None not in convs.values()
+        fused = any(home is adder for home in convs.values()) if known else None
+        ends = {**convs, block.add: adder}
+        requantized = [
+            None if home is None else self.is_requantized(name, home) and (home is not adder or fused)
+            for node, home in ends.items()
+            for name in self.intent.requantizers.get(node, ())
+        ]
+        activations = [state if node != block.relu else state and fused for node, state in states.items()]
+        return {
+            "bias": _all([None if home is None else conv not in self.finishers for conv, home in convs.items()]),
+            **({"activation": _all(activations)} if activations else {}),
+            "sum": fused,
+            **({"requantization": _all(requantized)} if requantized else {}),
+        }
+
+    def _places(self, block: ResidualBlock) -> set[int]:
         names = [*block.convs, block.projection, block.add, block.relu]
         for conv in (*block.convs, block.projection):
             names += self.intent.followers.get(conv or "", ())
         places = {i for name in names if name for i in self.homes.get(name, ())}
-        return [self.layers[i] for i in sorted(places)]
+        return places | {i for name in names if name for i in self.finishers.get(name, ())}
+
+    def _members(self, block: ResidualBlock) -> list[Layer]:
+        return [self.layers[i] for i in sorted(self._places(block))]
+
+    def _kernels(self, block: ResidualBlock) -> list[Layer]:
+        """The members, and the kernels that do nothing but quantize what they give."""
+        ends = (*block.convs, block.projection, block.add)
+        quantizers = [name for end in ends for name in self.intent.requantizers.get(end or "", ())]
+        apart = {i for name in quantizers for i in self.quantizers.get(name, ())}
+        return [self.layers[i] for i in sorted(self._places(block) | apart)]
 
     def _describe(self, layer: Layer) -> str:
         nodes = self.nodes[next(i for i, other in enumerate(self.layers) if other is layer)]
         names = [node for node in nodes if not engine_blocks.WEIGHT.match(node) and "QuantizeLinear" not in node]
-        return f"{' + '.join(names) or layer.name} [{layer.precision}]"
+        written = widest([port.precision for port in layer.outputs])
+        to = "" if written in (UNKNOWN, layer.precision) else f" -> {written}"
+        return f"{' + '.join(names) or layer.name} [{layer.precision}{to}]"
 
     def _conversions_around(self, members: Sequence[Layer]) -> list[Layer]:
         """The conversions that only serve these layers: they read what these write, or write what these read."""
@@ -212,79 +274,27 @@ class _View:
         ]
 
     def _finding(
-        self, block: ResidualBlock, adder: Layer | None, convs: dict[str, Layer | None], audit: BlockAudit
-    ) -> dict[str, Any]:
-        """Whether the block is fused, else the reason and the remedy."""
+        self,
+        block: ResidualBlock,
+        adder: Layer | None,
+        convs: Mapping[str, Layer | None],
+        states: Mapping[str, bool | None],
+        audit: BlockAudit,
+    ) -> tuple[bool | None, Finding]:
+        """Whether the block is fused, and if it is not as asked, the reason and the remedy."""
         if adder is None:
-            return {
-                "reason": f"no kernel says that it computes {block.add}",
-                "remedy": "Build with resdeploy build, which asks for detailed layer information; add --against F.onnx",
-            }
+            return None, self.remedies.for_silence(block.add)
         if missing := [name for name, home in convs.items() if home is None]:
-            return {"reason": f"no single kernel says that it computes {', '.join(missing)}"}
+            return None, Finding(reason=f"no single kernel says that it computes {', '.join(missing)}")
         if not any(home is adder for home in convs.values()):
-            return {"fused": False, **self._explain_unfused(block, adder)}
-        followers = [(node, home) for conv, home in convs.items() for node in self.intent.followers.get(conv, ())]
-        followers += [(block.relu, adder)] if block.relu else []
-        states = {node: self.is_absorbed(node, home) for node, home in followers if home is not None}
+            return False, self.remedies.for_unfused_sum(block, adder)
         apart = [node for node, state in states.items() if state is False]
-        if apart:
-            return {
-                "fused": False,
-                "reason": f"{', '.join(apart)} runs as a kernel of its own",
-                "remedy": "Look for another reader of the tensor before it: one output for two readers is not fused",
-            }
+        unfinished = [conv for conv in convs if conv in self.finishers]
+        if apart or unfinished:
+            return False, self.remedies.for_parts_apart(apart, unfinished)
         if unsure := [node for node, state in states.items() if state is None]:
-            return {"reason": f"no kernel says that it computes {', '.join(unsure)}"}
-        return {"fused": True, **self._explain_width(adder, audit)}
-
-    def _explain_unfused(self, block: ResidualBlock, adder: Layer) -> dict[str, Any]:
-        if self.target == "onnxruntime" and adder.kind == "QLinearAdd":
-            return {
-                "reason": "ONNX Runtime adds 8-bit tensors in a kernel of its own, QLinearAdd",
-                "remedy": "OpenVINO and TensorRT have a fused one: --backend openvino or tensorrt",
-            }
-        if block.last_conv is None:
-            return {"reason": "its main branch does not end in a convolution, which alone could take the sum in"}
-        if all(port.precision == "int8" for port in adder.inputs) and adder.inputs and self.target == "tensorrt":
-            return {
-                "reason": "both operands are quantized, so that the convolution ends before the sum",
-                "remedy": f"Q/DQ belongs on the skip branch alone: {self.quantize}",
-            }
-        return {
-            "reason": f"its sum is a kernel of its own ({adder.kind or 'kind unknown'})",
-            "remedy": f"Quantize it for this runtime: {self.quantize}"
-            if self.asked == "int8"
-            else "Another runtime may fuse it: compare with --backend",
-        }
-
-    def _explain_width(self, adder: Layer, audit: BlockAudit) -> dict[str, Any]:
-        """Why a fused sum ran in another precision than asked."""
-        if audit.precision in (audit.asked, UNKNOWN):
-            return {}
-        if adder.precision == audit.precision:
-            reason = f"its kernel computes in {adder.precision}"
-        else:
-            words = [f"its kernel multiplies in {adder.precision}"]
-            for port in (p for p in adder.inputs[1:] if widest([p.precision]) == audit.precision):
-                makers = [x.name for x in self.layers if x.role == "qdq" and port.name in {p.name for p in x.outputs}]
-                words.append(f"reads its skip in {audit.precision}{f' from {makers[0]}' if makers else ''}")
-            for port in adder.outputs:
-                if widest([port.precision]) == audit.precision:
-                    readers = [x.name for x in self.layers if port.name and port.name in {p.name for p in x.inputs}]
-                    words.append(f"writes its sum in {audit.precision}{f' for {readers[0]}' if readers else ''}")
-            reason = ", ".join(words)
-        if audit.asked == "int8":
-            return {"reason": reason, "remedy": f"Quantize the skip branch and what reads the sum: {self.quantize}"}
-        if self.target in ("openvino", "onnxruntime"):
-            return {
-                "reason": reason,
-                "remedy": f"This runtime computes no {audit.asked} on this machine: ask for fp32 or int8",
-            }
-        return {
-            "reason": reason,
-            "remedy": f"Cast the graph itself: resdeploy quantize F.onnx --precision {audit.asked}",
-        }
+            return None, Finding(reason=f"no kernel says that it computes {', '.join(unsure)}")
+        return True, self.remedies.for_width(adder, audit)
 
     def convolution_checks(self, superfluous: Sequence[Layer]) -> list[Check]:
         """Whether each convolution ran in the precision asked for, took its activation in, and needs no Q/DQ kernel."""
@@ -293,8 +303,9 @@ class _View:
         checks = [self._check_precisions(precisions, homes)]
         if self.asked == "int8":
             checks.append(self._check_int8_outputs([home for home in homes.values() if home is not None]))
-            checks.append(_check_superfluous(superfluous, [layer for layer in self.layers if layer.kind]))
-        return [*checks, *self._check_followers(homes)]
+            silent = [layer for layer in self.unattributed if generated.is_generated(layer)]
+            checks.append(_check_superfluous(superfluous, [x for x in self.layers if x.kind], silent))
+        return [*checks, *self._check_finished(homes), *self._check_followers(homes)]
 
     def _precisions_asked(self) -> dict[str, str]:
         """What each convolution was to run in."""
@@ -333,6 +344,14 @@ class _View:
         unsure = [node for node, state in states.items() if state is None]
         return [_check_all("activations inside their convolution", len(states), apart, unsure, "activations")]
 
+    def _check_finished(self, homes: Mapping[str, Layer | None]) -> list[Check]:
+        """Whether bias and scales ran inside their convolution, where the compiler may leave them to a later kernel."""
+        if not self.intent.producers or not any(generated.is_generated(layer) for layer in self.layers):
+            return []
+        apart = [(conv, "a kernel of its own") for conv in homes if conv in self.finishers]
+        unsure = [conv for conv, home in homes.items() if home is None]
+        return [_check_all("biases inside their convolution", len(homes), apart, unsure, "convolutions")]
+
     def _check_int8_outputs(self, convolutions: Sequence[Layer]) -> Check:
         """INT8 convolutions that write floats: what reads them moves two or four times the bytes."""
         quantized = [layer for layer in convolutions if layer.precision == "int8"]
@@ -345,7 +364,7 @@ class _View:
                     (f"{layer.name}{f' (for {readers[0]})' if readers else ''}", f"writes {wide[0].precision}")
                 )
         unsure = [x.name for x in quantized if not x.outputs or any(p.precision == UNKNOWN for p in x.outputs)]
-        nothing = f"no convolution is known to run in INT8; quantize for this runtime: {self.quantize}"
+        nothing = f"no convolution is known to run in INT8. {self.remedies.place_anew}"
         return _check_all(
             "INT8 convolutions that write INT8", len(quantized), words, unsure, "convolutions", nothing=nothing
         )
@@ -403,16 +422,23 @@ def _check_all(
     )  # fmt: skip
 
 
-def _check_superfluous(layers: Sequence[Layer], with_kind: Sequence[Layer]) -> Check:
-    """None of the layers whose kind the runtime tells may only quantize."""
+def _check_superfluous(layers: Sequence[Layer], with_kind: Sequence[Layer], silent: Sequence[Layer]) -> Check:
+    """None of the layers whose kind the runtime tells may only quantize; `silent` ones may."""
     time_s = _total_time(layers)
     took = f", {time_s * 1e3:.3g} ms" if time_s else ""
-    note = f"{_list_first([layer.name for layer in layers])} run as kernels{took}" if layers else ""
-    nothing = "" if with_kind else "no kernel says what it does; build with resdeploy build, which asks for it"
+    words = [f"{_list_first([layer.name for layer in layers])} run as kernels{took}"] if layers else []
+    words += [f"not known: {_list_first([layer.name for layer in silent])}"] if silent else []
+    words += [] if with_kind else ["no kernel says what it does; build with resdeploy build, which asks for it"]
     return Check(
         name="Q/DQ left over as kernels", limit=0.0, observed=float(len(layers)), interval=None,
-        state=_state(len(with_kind), len(layers)), unit="kernels", note=note or nothing,
+        state=_state(len(with_kind), len(layers), len(silent)), unit="kernels", note="; ".join(words),
     )  # fmt: skip
+
+
+def _all(states: Iterable[bool | None]) -> bool | None:
+    """Whether all hold: one that does not decides, one that is not known leaves it open."""
+    found = set(states)
+    return False if False in found else None if None in found else True
 
 
 def _list_first(words: Sequence[str], most: int = 6) -> str:

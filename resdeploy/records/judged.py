@@ -217,6 +217,10 @@ class BlockAudit:
     conv_precisions: tuple[str, ...]
     executed_as: tuple[str, ...]  # kernels in order: `layer1.0.conv2 + layer1.0.add + layer1.0.relu2 [int8]`
     reformats: tuple[str, ...] = ()  # kernels that only convert what this block reads or writes
+    # Whether all that the block has of these ran inside its convolutions: bias, activation, sum, requantization.
+    inside: Mapping[str, bool | None] = field(default_factory=dict)
+    kernels: int = 0  # that run any of it, requantization included
+    activation_bytes: int | None = None  # that these read and write; None: a size or type is not told
     time_s: float | None = None
     reason: str = ""
     remedy: str = ""
@@ -232,6 +236,8 @@ class Audit:
     blocks: tuple[BlockAudit, ...]
     layers: tuple[Layer, ...]
     superfluous: tuple[Layer, ...]  # Q/DQ kernels that a better placement does without
+    kernels: int = 0
+    activation_bytes: int | None = None  # that all kernels read and write; None: a size or type is not told
     notes: tuple[str, ...] = ()
 
     @property

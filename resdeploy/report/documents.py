@@ -213,8 +213,18 @@ def audit(result: Audit, environment: Environment) -> Json:
         superfluous=[layer.name for layer in result.superfluous],
         layers=[_layer_row(layer) for layer in result.layers],
         time_ms=ms(result.time_s),
-        notes=[*result.notes, *remedies],
+        kernels=result.kernels,
+        activation_bytes=result.activation_bytes,
+        notes=[*_traffic(result), *result.notes, *remedies],
     )
+
+
+def _traffic(result: Audit) -> list[str]:
+    """How many kernels there are and what they move, in a sentence; none where that is not told."""
+    if result.activation_bytes is None:
+        return []
+    moved = f"{result.kernels} kernels read and write {result.activation_bytes / 1e6:.1f} MB of activations"
+    return [f"{moved}, each tensor as often as a kernel does, weights left out"]
 
 
 def _block_row(block: BlockAudit) -> Json:
@@ -227,6 +237,9 @@ def _block_row(block: BlockAudit) -> Json:
         "conv_precisions": list(block.conv_precisions),
         "executed_as": list(block.executed_as),
         "reformats": list(block.reformats),
+        "inside": dict(block.inside),
+        "kernels": block.kernels,
+        "activation_bytes": block.activation_bytes,
         "time_ms": ms(block.time_s),
         "reason": block.reason,
         "remedy": block.remedy,

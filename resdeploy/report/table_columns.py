@@ -414,6 +414,8 @@ _AUDIT = Table(
         Column("asked", "asked"),
         Column("ran as", "executed_as"),
         Column("converted by", "reformats"),
+        Column("kernels", "kernels", "count"),
+        Column("MB", "activation_bytes", "megabytes"),
         Column("ms", "time_ms", "ms"),
         Column("because", "reason"),
     ),

@@ -30,12 +30,22 @@ def audit_candidate(
     found = fusion.judge(
         f"{model_string.stem(source.path)} on {candidate.backend}",
         executed.layers_of(candidate),
-        intent=None if model is None else intent.of(model),
+        intent=_intent_as_built(source, candidate, against),
         asked=asked or source.precision,
         target=target,
+        placed_for=source.target,
     )
     lost = () if model is None else int8_losses.reasons(model, target)
     return dataclasses.replace(found, notes=(*found.notes, *lost))
+
+
+def _intent_as_built(source: Artifact, candidate: Candidate, against: str | None) -> intent.Intent | None:
+    """What the graph that the backend builds from asks for: TensorRT's is in FP16 around its Q/DQ."""
+    graph = dataclasses.replace(source, path=against, format="onnx") if against else source
+    if graph.format != "onnx":
+        return None
+    with backends.load(candidate.backend).prepare(graph, candidate.execution) as (prepared, _):
+        return intent_of(prepared.path)
 
 
 def intent_of(graph: str | None) -> intent.Intent | None:
