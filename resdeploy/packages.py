@@ -24,6 +24,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "cuda-bindings", "nvidia-ml-py"),
+    "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
     "cuda": ("cuda-bindings",),
     "cuda.bindings": ("cuda-bindings",),
     "pynvml": ("nvidia-ml-py",),

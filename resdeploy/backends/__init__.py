@@ -104,6 +104,8 @@ class Backend(Protocol):
     FORMAT: Format
     # How files in FORMAT end; `build` writes the first.
     SUFFIXES: tuple[str, ...]
+    # How such a file begins, where other backends' files end alike; b"" for most.
+    TAG: bytes
     # Whether a file in FORMAT is a program: one that was downloaded runs only where the user says that it may.
     PROGRAM: bool
     # Whether other tools make compiled files that it runs: what such a file does not tell, the command line asks for.
@@ -112,8 +114,8 @@ class Backend(Protocol):
     ACCEPTS: frozenset[Precision]
     # Whose fusion rules INT8 follows, and whose remedies an audit names; None: it runs no Q/DQ graph of ours.
     TARGET: Target | None
-    # Those fields of `Execution` that not all backends know (`engine`, `provider`, `compiled`, `memory_pattern`)
-    # and it does.
+    # Those fields of `Execution` (`provider`, `compiled`, `memory_pattern`) and of its `engine` that not all backends
+    # know and it does.
     HEEDS: frozenset[str]
 
     def available(self) -> Availability:
@@ -165,7 +167,7 @@ def load(name: str) -> Backend:
     """
     if name not in BACKENDS:
         raise UnknownName(f"there is no backend {name!r}", fix=f"Choose one of: auto, {', '.join(BACKENDS)}")
-    module: Any = importlib.import_module(f"{__name__}.{name}")
+    module: Any = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
     return cast("Backend", module)
 
 
@@ -228,11 +230,11 @@ def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execut
     return sizes
 
 
-def require(availability: Availability, name: str) -> None:
-    """Nothing where the backend is available.
+def require(availability: Availability, name: str, *, running: bool = True) -> None:
+    """Nothing where the backend is available; without `running`, where it builds although it cannot run.
 
     Raises:
         BackendMissing: with the reason and the command that would change it.
     """
-    if not availability.ok:
+    if not (availability.ok or (availability.builds and not running)):
         raise BackendMissing(f"backend {name} cannot run here: {availability.reason}", fix=availability.install)

@@ -37,12 +37,13 @@ def unable(name: str, precision: Precision) -> tuple[bool, str, str]:
     )
 
 
-def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
+def pick(name: str, precision: Precision, *, running: bool = True) -> tuple[BackendName, str]:
     """A backend that is here and runs `precision`, and why this one.
 
     Args:
         name: a backend's, or `auto`: the first of `PREFERENCE` that will do.
         precision: of the model to run.
+        running: whether it is to run; else one that is named need only build here.
 
     Raises:
         UnknownName: no such backend.
@@ -51,7 +52,7 @@ def pick(name: str, precision: Precision) -> tuple[BackendName, str]:
     """
     if name != "auto":
         module = backends.load(name)
-        backends.require(module.available(), name)
+        backends.require(module.available(), name, running=running)
         refuse(unable(name, precision))
         return cast("BackendName", name), "as asked"
     reasons: list[str] = []

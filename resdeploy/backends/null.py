@@ -37,6 +37,7 @@ PACKAGES: tuple[str, ...] = ()
 SOURCE: Format = "onnx"
 FORMAT: Format = "onnx"
 SUFFIXES: tuple[str, ...] = (".onnx",)
+TAG = b""
 PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset(PRECISIONS)
 TARGET: Target | None = "onnxruntime"

@@ -34,6 +34,7 @@ PACKAGES: tuple[str, ...] = ("onnxruntime", "onnxruntime-gpu")
 SOURCE: Format = "onnx"
 FORMAT: Format = "onnx"
 SUFFIXES: tuple[str, ...] = (".onnx",)
+TAG = b""
 PROGRAM = FOREIGN = False
 # No BF16: its CPU kernels have no bfloat16 convolution.
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})

@@ -27,6 +27,7 @@ PACKAGES: tuple[str, ...] = ("openvino",)
 SOURCE: Format = "onnx"
 FORMAT: Format = "openvino"
 SUFFIXES: tuple[str, ...] = (".xml",)
+TAG = b""
 PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
 TARGET: Target | None = "openvino"

@@ -7,17 +7,17 @@ goes into the cache, and only what its owner vouches for comes here.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
-import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resdeploy import packages, store
-from resdeploy.backends import cuda, installed_version, no_check, require, trt_builder
+from resdeploy.backends import cuda, installed_version, no_check, plan_header, require, trt_builder, trt_log
 from resdeploy.errors import EnvironmentFailure, IntegrityError
-from resdeploy.records import Artifact, Availability, Execution, Format, Precision, Target
+from resdeploy.records import Artifact, Availability, EngineOptions, Execution, Format, Precision, Target
 
 if TYPE_CHECKING:
     from resdeploy.backends import Loaded
@@ -28,10 +28,11 @@ PACKAGES: tuple[str, ...] = (*DISTRIBUTIONS, "cuda-bindings")
 SOURCE: Format = "onnx"
 FORMAT: Format = "engine"
 SUFFIXES: tuple[str, ...] = (".engine", ".plan")
+TAG = plan_header.TENSORRT
 PROGRAM = FOREIGN = True
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "int8"})
 TARGET: Target | None = "tensorrt"
-HEEDS = frozenset({"engine"})
+HEEDS = frozenset(field.name for field in dataclasses.fields(EngineOptions)) - {"targets"}
 check = no_check
 
 UNKNOWN_VERSION = "unknown"  # `backends.installed_version` of a package without metadata
@@ -40,8 +41,6 @@ DRIVER_HINT = "Install NVIDIA's driver, and in a container start it with --gpus 
 REFIT = "Put them back: resdeploy build F.onnx --backend tensorrt --refit-from THIS.engine -o WHOLE.engine"
 # CUDA major that each TensorRT major's wheels are built for, at the least.
 CUDA_NEEDED = {8: 11, 10: 12, 11: 13}
-# Bytes of a plan: its tag, and from version 10 the version that wrote it (NVIDIA's samples/common/sampleEngines.cpp).
-TAG, VERSION_AT = b"ftrt", 24
 
 
 def available() -> Availability:
@@ -147,12 +146,12 @@ def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
 def _build_or_refit(trt: Any, source: Artifact, execution: Execution) -> trt_builder.Built:
     refit_from = execution.engine.refit_from
     if refit_from is None:
-        return trt_builder.build(trt, _log(trt), source, execution)
+        return trt_builder.build(trt, trt_log.logger(trt), source, execution)
     from resdeploy.backends import trt_refit
 
     with store.disk_errors(Path(refit_from)):
         plan = Path(refit_from).read_bytes()
-    return trt_refit.refit(trt, _log(trt), plan, refit_from, source)
+    return trt_refit.refit(trt, trt_log.logger(trt), plan, refit_from, source)
 
 
 @contextlib.contextmanager
@@ -175,7 +174,8 @@ def open(built: Artifact, execution: Execution, *, trace: bool = False) -> Itera
     from resdeploy.backends import trt_runner
 
     _refuse_strangers(built, plan, str(trt.__version__))
-    engine = trt_runner.deserialize(trt, _log(trt), plan, built.path, host_code=_version_compatible(built))
+    log = trt_log.logger(trt)
+    engine = trt_runner.deserialize(trt, log, plan, built.path, host_code=_version_compatible(built))
     with contextlib.closing(trt_runner.Loaded(trt, engine, execution, trace=trace)) as loaded:
         yield loaded
 
@@ -188,34 +188,10 @@ def _refuse_strangers(built: Artifact, plan: bytes, version: str) -> None:
         raise EnvironmentFailure(f"{built.path} was built for {built.machine}; this machine has {device}", fix=again)
     if any("stripped" in note for note in built.notes):
         raise EnvironmentFailure(f"{built.path} was built without its weights and cannot run as it is", fix=REFIT)
-    writer = built.tools.get("tensorrt") or _writer(plan)
+    writer = built.tools.get("tensorrt") or plan_header.version(plan)
     if not _version_compatible(built) and writer and major_of(writer) != major_of(version):
         raise EnvironmentFailure(f"{built.path} was written by TensorRT {writer}; this is {version}", fix=again)
 
 
 def _version_compatible(built: Artifact) -> bool:
     return built.tools.get("version_compatible") == "yes"
-
-
-def _writer(plan: bytes) -> str:
-    """The version in a plan's header, "" where there is none to be recognised."""
-    numbers = tuple(plan[VERSION_AT : VERSION_AT + 3])
-    return ".".join(map(str, numbers)) if plan[:4] == TAG and numbers and numbers[0] in CUDA_NEEDED else ""
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for our messages; they and warnings go to stderr, whose tail the parent keeps."""
-
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, msg: str) -> None:
-            serious = (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR)
-            if severity in serious:
-                self.errors.append(" ".join(msg.split()))
-            if severity in (*serious, trt.ILogger.WARNING):
-                print(f"[TensorRT] {msg}", file=sys.stderr)  # noqa: T201
-
-    return Log()

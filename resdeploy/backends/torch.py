@@ -30,6 +30,7 @@ PACKAGES: tuple[str, ...] = ("torch",)
 SOURCE: Format = "checkpoint"
 FORMAT: Format = "checkpoint"
 SUFFIXES: tuple[str, ...] = (".safetensors",)
+TAG = b""
 PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16"})
 TARGET: Target | None = None

@@ -1,4 +1,4 @@
-"""Building an engine: one path for TensorRT 8.6, 10.x and 11.x.
+"""Building an engine: one path for TensorRT 8.6, 10.x and 11.x, and for TensorRT-RTX 1.7, whose API is that of 11.
 
 Only names that all of them have are used, but for those in `CAPABILITIES`, which are looked for with hasattr; `doctor`
 prints what was found. Precision is in the graph: where the version knows strongly typed networks (9.1 and later) the
@@ -38,6 +38,7 @@ CAPABILITIES: Mapping[str, tuple[str, str]] = {
 }
 # cuBLAS and cuDNN are off, as TensorRT 10 has them by default: CNN classifiers gain nothing and load 1 GB.
 TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+LAST_RESORT = "--opt-level 0 finds a first working engine"
 WORDS_ABOUT_MEMORY = ("out of memory", "outofmemory", "insufficient memory")
 
 
@@ -55,14 +56,15 @@ class Built:
     notes: tuple[str, ...]
 
 
-def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
+def build(trt: Any, log: Any, source: Artifact, execution: Execution, *, last_resort: str = LAST_RESORT) -> Built:
     """Builds an engine from an ONNX file, which must hold its precision already.
 
     Args:
         trt: the tensorrt module.
-        log: an `ILogger` with `errors`, the texts of what it was told.
+        log: as `trt_log.logger` makes it.
         source: the ONNX file, lowered for this version.
         execution: batch and image size, and the builder's options.
+        last_resort: what may help where the builder gives up.
 
     Raises:
         MalformedInput: the parser refuses the file; the node is named.
@@ -85,7 +87,7 @@ def build(trt: Any, log: Any, source: Artifact, execution: Execution) -> Built:
             config.progress_monitor = _monitor(trt)
         plan = builder.build_serialized_network(network, config)
         if plan is None:
-            raise _build_failure(log, source)
+            raise _build_failure(log, source, last_resort)
     if options.strip:
         notes.append("its weights are stripped: build --refit-from puts them back before it runs")
     facts = {
@@ -109,7 +111,7 @@ def _parse(trt: Any, log: Any, network: Any, path: str) -> None:
         return
     problems = parser_errors(parser) or log.errors[-1:]
     raise MalformedInput(
-        f"TensorRT {trt.__version__} cannot read {path}: {'; '.join(problems) or 'it does not say why'}",
+        f"{log.product} {trt.__version__} cannot read {path}: {'; '.join(problems) or 'it does not say why'}",
         cause="An operator, an opset or an attribute that this version does not know",
         fix="Export it again with resdeploy export, which writes opset 17 in a form that TensorRT 8.6 to 11 read",
     )
@@ -134,6 +136,10 @@ def _configure(trt: Any, config: Any, source: Artifact, options: EngineOptions, 
     if options.level is not None:
         config.builder_optimization_level = options.level
     config.set_tactic_sources(_tactics(trt, options.tactics or TACTICS))
+    if options.targets:
+        config.num_compute_capabilities = len(options.targets)
+    for number, name in enumerate(options.targets):
+        config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), number)
     if able["profile sharing"]:  # several streams over one profile; a matter of course in 11
         config.set_preview_feature(trt.PreviewFeature.PROFILE_SHARING_0806, True)
     if not able["strongly typed networks"]:
@@ -218,16 +224,18 @@ def _monitor(trt: Any) -> Any:
     return Monitor()
 
 
-def _build_failure(log: Any, source: Artifact) -> Exception:
+def _build_failure(log: Any, source: Artifact, last_resort: str) -> Exception:
     words = " | ".join(log.errors[-4:])
     if any(word in words.lower() for word in WORDS_ABOUT_MEMORY):
         return OutOfMemory(
-            f"TensorRT ran out of memory building {source.path}", cause=words, fix="Use a smaller batch or --workspace"
+            f"{log.product} ran out of memory building {source.path}",
+            cause=words,
+            fix="Use a smaller batch or --workspace",
         )
     return BackendCrash(
-        f"TensorRT could not build {source.path}",
+        f"{log.product} could not build {source.path}",
         cause=words or "It does not say why",
-        fix="Read the lines above; --opt-level 0 finds a first working engine",
+        fix=f"Read the lines above; {last_resort}",
     )
 
 
@@ -236,7 +244,7 @@ def _timing_cache(config: Any, path: Path, notes: list[str]) -> Iterator[None]:
     """Measured kernel times from earlier builds; what this build adds is merged into the file at the end.
 
     Writers wait for each other and read the file again before they merge, so that nothing is lost; readers see a whole
-    file. One that TensorRT refuses (another version or GPU) is set aside under another name, and the build goes on.
+    file. One that does not fit (another version or GPU) is set aside under another name, and the build goes on.
     """
     with locks.hold(path.with_name(path.name + ".lock"), "the timing cache of TensorRT"):
         cache = _load_cache(config, path, notes)
@@ -253,13 +261,22 @@ def _timing_cache(config: Any, path: Path, notes: list[str]) -> Iterator[None]:
 
 
 def _load_cache(config: Any, path: Path, notes: list[str]) -> Any:
-    data = path.read_bytes() if path.is_file() else b""
+    """The cache in a file, or an empty one.
+
+    Of a file that does not fit some versions make None or raise; others, from 11 on at the latest, warn and make an
+    empty cache, which tells nothing but by being empty where the file is not.
+    """
+    data, empty = path.read_bytes() if path.is_file() else b"", config.create_timing_cache(b"")
     with contextlib.suppress(Exception):  # a damaged cache is no reason not to build
         cache = config.create_timing_cache(data)
-        if cache is not None:
+        if cache is not None and (not data or data == (held := _content(cache)) or held != _content(empty)):
             return cache
     _set_aside(path, notes)
-    return config.create_timing_cache(b"")
+    return empty
+
+
+def _content(cache: Any) -> bytes:
+    return bytes(cache.serialize())
 
 
 def _set_aside(path: Path, notes: list[str]) -> None:

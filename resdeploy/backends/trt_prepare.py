@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from resdeploy import cache, places, scratch, store
 from resdeploy.backends import origin
@@ -27,14 +28,34 @@ def prepare(
         MalformedInput: the parser refuses a node, which is named.
         UsageError: `source` is not what the engine to be refitted was built for.
     """
-    from resdeploy.graph import cast, files, for_tensorrt
-
     if execution.engine.refit_from is not None:
         _refuse_misfit(source, Path(execution.engine.refit_from))
     options = dataclasses.replace(execution.engine, timing_cache=_timing_cache(execution, version, device))
     execution = dataclasses.replace(execution, engine=options)
+    with lowered_for(source, major) as lowered_source:
+        yield lowered_source, execution
+
+
+@contextlib.contextmanager
+def lowered_for(
+    source: Artifact, major: int, *, examine: Callable[[Any], object] = lambda _: None
+) -> Iterator[Artifact]:
+    """The ONNX file lowered for a major version of TensorRT, as long as the context is open.
+
+    Args:
+        source: the file.
+        major: the version.
+        examine: looks at the graph as it will be built, and may refuse it.
+
+    Raises:
+        MalformedInput: the graph cannot be lowered; or, from within the context, the parser refuses a node, which is
+            then named as `source` has it.
+    """
+    from resdeploy.graph import cast, files, for_tensorrt
+
     model = files.load_model(Path(source.path))
     lowered = for_tensorrt.lower(model, major)
+    examine(lowered)
     with scratch.folder() as folder:
         lowered_source = source
         if lowered is not model:
@@ -44,7 +65,7 @@ def prepare(
             notes = (f"in FP32, scales or weights do not fit FP16: {', '.join(in_fp32)}",) if in_fp32 else ()
             lowered_source = dataclasses.replace(source, path=str(path), notes=(*source.notes, *notes))
         try:
-            yield lowered_source, execution
+            yield lowered_source
         except MalformedInput as e:
             what = NUMBERED.sub(
                 lambda m: for_tensorrt.node_at(lowered, int(m[1])), e.what.replace(lowered_source.path, source.path)

@@ -263,7 +263,7 @@ class Worker:
     def __init__(self, backend: str, folder: Path, counters: perf.Counters | None = None) -> None:
         self.counters = counters
         self.backend, self.folder = backends.load(backend), folder
-        backends.require(self.backend.available(), backend)
+        backends.require(self.backend.available(), backend, running=False)  # `open` asks for more
         if self.backend.VENDOR:
             # Now, so that its import is in no measured time.
             packages.load(self.backend.VENDOR)
@@ -376,7 +376,8 @@ def _artifact(document: dict[str, Any]) -> Artifact:
 def _execution(document: dict[str, Any]) -> Execution:
     shape, engine = document["input_shape"], document["engine"]
     pair = engine["batch_range"]
-    options = EngineOptions(**engine | {"batch_range": pair and tuple(pair), "tactics": tuple(engine["tactics"])})
+    tuples = {"batch_range": pair and tuple(pair), "tactics": tuple(engine["tactics"])}
+    options = EngineOptions(**engine | tuples | {"targets": tuple(engine["targets"])})
     return Execution(**document | {"input_shape": shape and tuple(shape), "engine": options})
 
 

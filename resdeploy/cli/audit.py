@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, engine, options
 from resdeploy.cli.gate import EXIT
 
 
@@ -19,6 +19,7 @@ def audit(
     backend: options.Backend = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=1, help="Images per query.")] = 1,
     threads: options.Threads = None,
+    targets: engine.Targets = "",
     weights: options.Weights = "random",
     calib_data: options.CalibData = None,
     img_size: options.ImgSize = None,
@@ -40,7 +41,13 @@ def audit(
 
     request = options.request(model, options.sight(img_size), weights=weights, seed=seed, trust_engine=trust_engine)
     plan = audit.AuditPlan(
-        times=times, against=against, backend=backend, precision=precision, batch_size=batch_size, threads=threads
+        times=times,
+        against=against,
+        backend=backend,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        targets=engine.names_in(targets),
     )
     calibration = CalibrationPlan(data=calib_data, seed=seed)
     with console.progress(quiet=quiet) as progress:

@@ -25,6 +25,7 @@ def build(
     strip_weights: engine.Strip = False,
     refit_from: engine.RefitFrom = None,
     timing_cache: engine.TimingCache = True,
+    targets: engine.Targets = "",
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -33,20 +34,21 @@ def build(
 
     Examples: resdeploy build r50.int8.onnx --backend openvino -o r50.xml
     · resdeploy build r50.int8.onnx --backend tensorrt -b 128 --max-batch 256
+    · resdeploy build r50.fp16.onnx --backend tensorrt-rtx --targets sm86,sm89,sm120
     """
     from resdeploy.backends import choose
 
     built_with = engine.options(
         batch_size, min_batch, max_batch, workspace, opt_level, tactics, version_compatible, hardware_compatible, refit,
-        strip_weights, refit_from, timing_cache,
+        strip_weights, refit_from, timing_cache, targets,
     )  # fmt: skip
     if backend != "auto":  # what cannot run here is said before long work, and before its imports
-        engine.refuse_ignored(built_with, choose.pick(backend, "fp32")[0])
+        engine.refuse_ignored(built_with, choose.pick(backend, "fp32", running=False)[0])
     from resdeploy.deploy import build, candidates, export, model_string
 
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
-        name, why = choose.pick(backend, source.precision)
+        name, why = choose.pick(backend, source.precision, running=False)
         console.note(f"{name}: {why}", quiet=quiet)
         engine.refuse_ignored(built_with, name)
         execution = candidates.execution_for(source, batch_size=batch_size, threads=threads)

@@ -1,4 +1,4 @@
-"""Options of TensorRT's builder, for the commands that build engines."""
+"""Options of the builders of TensorRT and TensorRT-RTX, for the commands that build engines."""
 
 from __future__ import annotations
 
@@ -48,6 +48,27 @@ TimingCache = Annotated[
         "--timing-cache/--no-timing-cache", help="Share kernel times between builds.", rich_help_panel=_ENGINE
     ),
 ]
+Targets = Annotated[
+    str,
+    typer.Option(
+        help="GPUs to compile for, of tensorrt-rtx: a list such as sm86,sm89,sm120; default: SM80 and later.",
+        rich_help_panel=_ENGINE,
+    ),
+]
+# What each of `EngineOptions` is called here.
+_NAMES = {
+    "batch_range": "--min-batch, --max-batch",
+    "workspace_mib": "--workspace",
+    "level": "--opt-level",
+    "tactics": "--tactics",
+    "version_compatible": "--version-compatible",
+    "hardware_compatible": "--hardware-compatible",
+    "refit": "--refit",
+    "strip": "--strip-weights",
+    "refit_from": "--refit-from",
+    "timing_cache": "--no-timing-cache",
+    "targets": "--targets",
+}
 
 
 def options(
@@ -63,6 +84,7 @@ def options(
     strip_weights: bool,
     refit_from: Path | None,
     timing_cache: bool,
+    targets: str,
 ) -> EngineOptions:
     """The `EngineOptions` that these options describe."""
     from resdeploy.records import EngineOptions
@@ -71,14 +93,20 @@ def options(
         batch_range=(min_batch or batch_size, max_batch or batch_size) if min_batch or max_batch else None,
         workspace_mib=workspace,
         level=opt_level,
-        tactics=tuple(name.strip() for name in tactics.split(",") if name.strip()),
+        tactics=names_in(tactics),
         version_compatible=version_compatible,
         hardware_compatible=cast("Any", hardware_compatible.replace("-", "_")),
         refit=refit,
         strip=strip_weights,
         refit_from=None if refit_from is None else str(refit_from.absolute()),
         timing_cache=None if timing_cache else "",
+        targets=names_in(targets),
     )
+
+
+def names_in(text: str) -> tuple[str, ...]:
+    """The names in a list with commas, lower case, each once."""
+    return tuple(dict.fromkeys(name.strip().lower() for name in text.split(",") if name.strip()))
 
 
 def refuse_ignored(options: EngineOptions, backend: BackendName) -> None:
@@ -86,13 +114,18 @@ def refuse_ignored(options: EngineOptions, backend: BackendName) -> None:
     from resdeploy import backends
     from resdeploy.errors import refuse
     from resdeploy.records import EngineOptions
+    from resdeploy.registered_backends import PREFERENCE
 
+    heeds, default = backends.load(backend).HEEDS, EngineOptions()
     others = dataclasses.replace(options, refit_from=None, timing_cache=None)
+    given = [field for field in _NAMES if getattr(options, field) != getattr(default, field)]
+    ignored = [_NAMES[field] for field in given if field not in heeds]
+    able = [name for name in PREFERENCE if all(field in backends.load(name).HEEDS for field in given)]
     refuse(
         (
-            "engine" not in backends.load(backend).HEEDS and options != EngineOptions(),
-            f"options of the builder are TensorRT's, and {backend} has none of them",
-            "Leave them out, or add --backend tensorrt",
+            ignored,
+            f"{', '.join(ignored)}: without effect on backend {backend}",
+            f"Leave out what has none{', or add --backend ' + able[0] if able else ''}",
         ),
         (
             options.refit_from is not None and others != EngineOptions(),

@@ -34,17 +34,18 @@ def cost_of(artifact: Artifact) -> Cost:
     return counts.count(files.load_model(Path(artifact.path)), artifact.model)
 
 
-def pick_backend(request: Request, asked: str, precision: Precision | None) -> BackendName:
+def pick_backend(request: Request, asked: str, precision: Precision | None, *, running: bool = True) -> BackendName:
     """The backend `asked` for; `auto` is the one that built a compiled file, else the first here that will do.
 
-    Without a precision it is one for that of the file.
+    Without a precision it is one for that of the file. Where nothing is to run (`running`), it need only build here.
 
     Raises:
         UnknownName, UsageError, BackendMissing: as `choose.pick`.
     """
     if asked != "auto":
-        return choose.pick(asked, precision or "fp32")[0]
-    return choose.pick(request.compiler or asked, precision or precision_of(request) or "fp32")[0]
+        return choose.pick(asked, precision or "fp32", running=running)[0]
+    precision = precision or precision_of(request) or "fp32"
+    return choose.pick(request.compiler or asked, precision, running=running)[0]
 
 
 def precision_of(request: Request) -> Precision | None:

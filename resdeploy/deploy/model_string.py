@@ -1,4 +1,7 @@
-"""MODEL on the command line: what it names, and how the model is to see images. Nothing is opened here."""
+"""MODEL on the command line: what it names, and how the model is to see images.
+
+Nothing is opened here, but for the first bytes of a file whose suffix several compilers give.
+"""
 
 from __future__ import annotations
 
@@ -64,9 +67,8 @@ class CompiledFile:
 Model = ZooName | ForeignName | CheckpointFile | OnnxFile | CompiledFile
 
 
-@functools.cache
 def classify(model: str) -> Model:
-    """What a MODEL on the command line names, by its spelling alone; a URL counts as a name, and there is none such."""
+    """What a MODEL on the command line names, as `format_of` tells; a URL counts as a name, and there is none such."""
     form = format_of(model)
     if form is None:
         return ForeignName(model) if ":" in model else ZooName(model)
@@ -77,15 +79,33 @@ def classify(model: str) -> Model:
 
 
 @functools.cache
-def _formats() -> dict[str, Format]:
-    """The format of every suffix."""
-    compiled = {suffix: module.FORMAT for module in map(backends.load, BACKENDS) for suffix in module.SUFFIXES}
-    return {**compiled, **FORMATS}
+def _formats() -> dict[str, dict[bytes, Format]]:
+    """The formats of every suffix, by how their files begin."""
+    found: dict[str, dict[bytes, Format]] = {}
+    for module in map(backends.load, BACKENDS):
+        for suffix in module.SUFFIXES:
+            found.setdefault(suffix, {}).setdefault(module.TAG, module.FORMAT)
+    return found | {suffix: {b"": form} for suffix, form in FORMATS.items()}
 
 
 def format_of(name: str) -> Format | None:
-    """The format that a file name's suffix states; None for the name of a network, and for a URL."""
-    return _formats().get(Path(name).suffix.lower()) if not re.match(r"(timm|torchvision):|\w+://", name) else None
+    """The format that a file name's suffix states; None for the name of a network, and for a URL.
+
+    Where compilers share a suffix, the file's first bytes tell; one that is not there yet is the first compiler's.
+    """
+    if re.match(r"(timm|torchvision):|\w+://", name):
+        return None
+    forms = _formats().get(Path(name).suffix.lower(), {})
+    head = _head(Path(name)) if len(forms) > 1 else b""
+    return next((form for tag, form in forms.items() if head.startswith(tag)), next(iter(forms.values()), None))
+
+
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(16)
+    except OSError:
+        return b""
 
 
 def refuse_missing(requests: Iterable[Request]) -> None:

@@ -135,6 +135,7 @@ class Artifact:
     notes: tuple[str, ...] = ()  # what a reader must know: kept-float layers, unfusable blocks, reduced range
     likeness: Likeness | None = None  # None: no low-precision file, or one that resdeploy did not make
     tools: Mapping[str, str] = field(default_factory=dict)  # package -> version
+    layers: tuple[Layer, ...] = ()  # as its compiler listed them while it built; (): an opened model tells them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +153,7 @@ class EngineOptions:
     strip: bool = False
     refit_from: str | None = None  # an engine to be given the source's weights, in place of a build
     timing_cache: str | None = None  # its file
+    targets: tuple[str, ...] = ()  # GPUs to compile for, such as sm89; (): the compiler's own choice. TensorRT-RTX only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +179,7 @@ class Availability:
     """Whether a backend can run here; if not, why, and the command that would change it."""
 
     ok: bool
+    builds: bool = False  # although it cannot run here, it builds here, and tells what it built
     version: str | None = None
     reason: str = ""
     install: str = ""

@@ -316,7 +316,10 @@ def doctor(
     survey: Mapping[BackendName, Availability], environment: Environment, engine: Mapping[str, bool] | None = None
 ) -> Json:
     """`doctor`: what each backend says, the machine, and what the TensorRT that is installed can do."""
-    rows = [{"backend": name, **dataclasses.asdict(found)} for name, found in survey.items()]
+    rows = [
+        {"backend": name, **dataclasses.asdict(found), "builds": found.ok or found.builds}
+        for name, found in survey.items()
+    ]
     able = [{"name": name, "has": has} for name, has in (engine or {}).items()]
     machine = [{"name": k, "value": v} for k, v in _facts(environment)]
     return document("doctor", environment, rows, machine=machine, tensorrt=able)

@@ -314,6 +314,7 @@ _DOCTOR = Table(
     (
         _BACKEND,
         Column("usable", "ok", "flag"),
+        Column("builds", "builds", "flag"),
         Column("version", "version"),
         Column("devices", "devices"),
         Column("why not", "reason"),

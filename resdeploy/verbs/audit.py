@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,9 +11,9 @@ from resdeploy.backends import inspector
 from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
-from resdeploy.errors import MissingInput, UsageError
+from resdeploy.errors import MissingInput, UsageError, refuse
 from resdeploy.judge import fusion
-from resdeploy.records import Audit, Precision, Progress
+from resdeploy.records import Audit, EngineOptions, Precision, Progress
 from resdeploy.verbs.audit_candidate import audit_candidate, intent_of
 
 
@@ -26,6 +27,7 @@ class AuditPlan:
     precision: Precision | None = None  # asked for; None: what the model is
     batch_size: int = 1
     threads: int | None = None
+    targets: tuple[str, ...] = ()  # GPUs that TensorRT-RTX compiles for; (): its own choice
 
 
 def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, progress: Progress) -> Audit:
@@ -33,19 +35,31 @@ def audit(request: Request, plan: AuditPlan, calibration: CalibrationPlan, *, pr
 
     Raises:
         MalformedInput: JSON that is not an inspector's, or a profile of another engine.
-        UsageError: `times` for a model that is run, which times itself.
+        UsageError: `times` for a model that is run, which times itself; `targets` for what is built already, or for a
+            backend without such.
     """
     if request.model.lower().endswith(".json"):
+        _refuse_targets(plan, request.model)
         return _audit_saved(Path(request.model), plan)
     if plan.times is not None:
         raise UsageError("--times belongs to saved inspector JSON", fix="Leave it out: a model that runs is timed")
     compiler = request.compiler
-    backend = candidates.pick_backend(request, "auto" if compiler else plan.backend, plan.precision)
+    backend = candidates.pick_backend(request, "auto" if compiler else plan.backend, plan.precision, running=False)
+    if compiler is not None or "targets" not in backends.load(backend).HEEDS:
+        _refuse_targets(plan, f"{request.model} on {backend}")
     # A compiled file's record says in which precision it is; what is asked for may be another, and is then not found.
     asked = plan.precision if compiler is None or backends.load(compiler).FOREIGN else None
     source = candidates.source_for(request, backend, asked, calibration, progress=progress)
-    candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
+    execution = candidates.execution_for(source, batch_size=plan.batch_size, threads=plan.threads)
+    execution = dataclasses.replace(execution, engine=EngineOptions(targets=plan.targets))
+    candidate = candidates.candidate(source, backend, execution=execution)
     return audit_candidate(source, candidate, against=plan.against, asked=plan.precision)
+
+
+def _refuse_targets(plan: AuditPlan, subject: str) -> None:
+    refuse(
+        (plan.targets, f"--targets has no effect on {subject}", "Leave it out, or build with --backend tensorrt-rtx")
+    )
 
 
 def _audit_saved(path: Path, plan: AuditPlan) -> Audit:

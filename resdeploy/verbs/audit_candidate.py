@@ -35,8 +35,10 @@ def audit_candidate(
         target=target,
         placed_for=source.target,
     )
+    known = source.notes if source.format == "onnx" else ()
+    of_build = (note for note in candidate.artifact.notes if note not in known)  # for which GPUs it is, say
     lost = () if model is None else int8_losses.reasons(model, target)
-    return dataclasses.replace(found, notes=(*found.notes, *lost))
+    return dataclasses.replace(found, notes=(*found.notes, *of_build, *lost))
 
 
 def _intent_as_built(source: Artifact, candidate: Candidate, against: str | None) -> intent.Intent | None:

@@ -73,7 +73,7 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
         return GateRun(gate=found)
     if len(plan.backends) > 1 and not all(map(is_saved, (plan.baseline, *plan.candidates))):
         # `auto` beside the backend that it picks is one candidate, not two.
-        picked = dict.fromkeys(choose.pick(name, "fp32")[0] for name in plan.backends)
+        picked = dict.fromkeys(choose.pick(name, "fp32", running=_runs(plan))[0] for name in plan.backends)
         plan = dataclasses.replace(plan, backends=tuple(picked))
     first = plan.update_baseline and not Path(plan.baseline).exists()
     baseline = None if first else _side(plan.baseline, plan.backends[0], plan, progress)
@@ -110,7 +110,7 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = _request(given, plan)
-    name = pick_backend(request, backend, None)
+    name = pick_backend(request, backend, None, running=_runs(plan))
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
     shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
@@ -119,6 +119,11 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
         predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)
     return GateSide(name=model_string.stem(given), given=given, source=source, backend=name, predictions=predictions)
+
+
+def _runs(plan: GatePlan) -> bool:
+    """Whether anything is to run: sizes and fusion can be told of what is only built."""
+    return plan.data is not None or plan.limits.of_runs
 
 
 def _request(given: str, plan: GatePlan) -> Request:

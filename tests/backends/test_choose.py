@@ -24,7 +24,7 @@ def test_survey_imports_no_vendor() -> None:
         "import sys; from resdeploy.backends import choose; from resdeploy.registered_backends import BACKENDS;"
         "assert tuple(choose.survey()) == BACKENDS;"
         "print([m for m in sys.modules if m.split('.')[0] in"
-        " {'torch','onnx','onnxruntime','openvino','tensorrt','pydantic','numpy.linalg'}])"
+        " {'torch','onnx','onnxruntime','openvino','tensorrt','tensorrt_rtx_bindings','pydantic','numpy.linalg'}])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -32,7 +32,7 @@ def test_survey_imports_no_vendor() -> None:
 
 def test_survey_without_vendors_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every missing backend names its package and a command; null is always here."""
-    hide(monkeypatch, "torch", "onnxruntime", "openvino", "tensorrt")
+    hide(monkeypatch, "torch", "onnxruntime", "openvino", "tensorrt", "tensorrt_rtx_bindings")
     found = choose.survey()
     assert found.pop("null").ok
     for name, availability in found.items():

@@ -8,6 +8,7 @@ import re
 import typing
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter
@@ -42,9 +43,11 @@ def test_a_backend_has_every_fact_of_its_type_and_every_function(name: str) -> N
 def test_a_compiled_format_has_one_backend() -> None:
     """So that a file tells which one runs it."""
     compiled = [m for m in map(backends.load, BACKENDS) if m.FORMAT != m.SOURCE]
-    assert len({m.FORMAT for m in compiled}) == len({s for m in compiled for s in m.SUFFIXES[:1]}) == len(compiled)
-    assert [backends.compiler_of(form) for form in ("engine", "openvino", "onnx", "checkpoint", None)] == [
+    assert len({m.FORMAT for m in compiled}) == len({(m.SUFFIXES[0], m.TAG) for m in compiled}) == len(compiled)
+    forms: tuple[Any, ...] = ("engine", "tensorrt-rtx", "openvino", "onnx", "checkpoint", None)
+    assert [backends.compiler_of(form) for form in forms] == [
         "tensorrt",
+        "tensorrt-rtx",
         "openvino",
         None,
         None,

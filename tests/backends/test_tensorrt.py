@@ -332,17 +332,31 @@ def test_timing_caches_are_merged_not_overwritten(bench: Bench) -> None:
     assert len((bench.folder / "timing.cache").read_text().splitlines()) == 3  # the head, and one kernel each
 
 
-@pytest.mark.parametrize("left", [b"8.6.0 Double GPU\nx", b"\xff\x00 damaged"])
-def test_an_unfit_timing_cache_is_set_aside(bench: Bench, left: bytes) -> None:
-    bench.use("10.3.0", execute=False)
+@pytest.mark.parametrize("left", [b"9.9.0 Double GPU\nx", b"\xff\x00 damaged"])
+@pytest.mark.parametrize("version", ["8.6.0", "10.3.0", "11.4.0"])
+def test_an_unfit_timing_cache_is_set_aside(bench: Bench, version: str, left: bytes) -> None:
+    """Whether the version makes none of it, or an empty one with a warning alone."""
+    double = bench.use(version, execute=False)
     (bench.folder / "timing.cache").write_bytes(left)
     built = tensorrt.build(
-        bench.source(model_of("fp32"), "fp32", 10), execution(bench.folder), bench.folder / "e.engine"
+        bench.source(model_of("fp32"), "fp32", double.major), execution(bench.folder), bench.folder / "e.engine"
     )
     aside = list(bench.folder.glob("*.incompatible"))
     assert [path.read_bytes() for path in aside] == [left]
     assert "set aside" in " ".join(built.notes)
-    assert (bench.folder / "timing.cache").read_text().startswith("10.3.0")
+    assert (bench.folder / "timing.cache").read_text().startswith(version)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_empty_timing_cache_fits(bench: Bench, version: str) -> None:
+    """A file that holds no kernels, or nothing at all, is no reason to set anything aside."""
+    double = bench.use(version, execute=False)
+    for held in (b"", f"{version} Double GPU\n".encode()):
+        (bench.folder / "timing.cache").write_bytes(held)
+        source = bench.source(model_of("fp32"), "fp32", double.major)
+        built = tensorrt.build(source, execution(bench.folder), bench.folder / "e.engine")
+        assert not built.notes
+        assert not list(bench.folder.glob("*.incompatible"))
 
 
 # Options and sizes

@@ -94,7 +94,7 @@ def test_it_is_benched_beside_others(resdeploy: Run) -> None:
     assert [row["backend"] for row in document["results"]] == ["toy", "onnxruntime"]
     assert all(row["latency_ms"]["p50"] > 0 for row in document["results"])
     assert document["environment"]["packages"]["onnx"] == onnx.__version__
-    assert "onnxruntime, toy or torch" in " ".join(resdeploy("bench", "--help").stdout.replace("│", " ").split())
+    assert "onnxruntime, toy, torch or" in " ".join(resdeploy("bench", "--help").stdout.replace("│", " ").split())
 
 
 def test_its_kernels_are_audited(resdeploy: Run) -> None:

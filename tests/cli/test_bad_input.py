@@ -79,7 +79,7 @@ def test_what_cannot_be_done_is_refused_before_a_model_is_looked_for(
         ),
         (
             "build no.onnx --backend onnxruntime --refit-from e.engine --refit",
-            "options of the builder are TensorRT's",
+            "--refit, --refit-from: without effect on backend onnxruntime. Leave out what has none",
             "--refit-from builds nothing",
         ),
         (

@@ -29,7 +29,7 @@ def test_auto_is_the_backend_that_built_the_file(
     model: str, asked: str, picked: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is the best here otherwise; a backend that was named is that one."""
-    monkeypatch.setattr(choose, "pick", lambda name, _precision: (name, "as asked"))
+    monkeypatch.setattr(choose, "pick", lambda name, _precision, running: (name, "as asked"))
     assert candidates.pick_backend(Request(model=model), asked, None) == picked
 
 
@@ -38,7 +38,7 @@ def test_auto_is_a_backend_for_the_precision_of_the_file(
     recorded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As the record tells it, or the graph where there is none; one that cannot be opened counts as FP32."""
-    monkeypatch.setattr(choose, "pick", lambda _name, precision: (f"one for {precision}", "the best here"))
+    monkeypatch.setattr(choose, "pick", lambda _name, precision, running: (f"one for {precision}", "the best here"))
     path = tmp_path / "m.onnx"
     onnx.save(tiny_network() if recorded else cast.to_half(tiny_network(), "bf16"), path)
     if recorded:

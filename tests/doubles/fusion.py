@@ -155,15 +155,15 @@ def _layer(name: str, kind: str, inputs: list[Any], outputs: list[Any], origin: 
     return {"Name": name, "LayerType": kind, "Inputs": inputs, "Outputs": outputs, **extra}
 
 
-def schema(found: list[dict[str, Any]], bindings: list[str], major: int) -> dict[str, Any]:
-    """The layers as a version's inspector prints them."""
+def schema(found: list[dict[str, Any]], bindings: dict[str, str], major: int) -> dict[str, Any]:
+    """The layers as a version's inspector prints them; `bindings` are inputs and outputs with their types."""
     if major < 10:
-        return {"Layers": found, "Bindings": bindings}
+        return {"Layers": found, "Bindings": list(bindings)}
     told = [
         layer | {"Metadata": "\x1e".join(f"[ONNX Layer: {p}]" for p in layer["Name"].split(" + "))} for layer in found
     ]
     if major < 11:
-        return {"Layers": told, "Bindings": bindings}
+        return {"Layers": told, "Bindings": list(bindings)}
     for layer in told:
         for side in ("Inputs", "Outputs"):
             layer[side] = [
@@ -171,7 +171,8 @@ def schema(found: list[dict[str, Any]], bindings: list[str], major: int) -> dict
                 | {"Format": t["Format/Datatype"], "Datatype": t["Format/Datatype"]}
                 for t in layer[side]
             ]
-    return {"Layers": told, "I/O Tensors": [{"Name": name} for name in bindings]}
+    # A tensor's type is its `Datatype` in a layer, and its `DataType` here (strings of libnvinfer_lean 11.4).
+    return {"Layers": told, "I/O Tensors": [{"Name": name, "DataType": kind} for name, kind in bindings.items()]}
 
 
 def compute(engine: Any, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:

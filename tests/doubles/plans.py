@@ -73,5 +73,5 @@ def serialize(double: Double, engine: Any, config: Any) -> Any:
 def plan(double: Double, head: Mapping[str, Any], model: onnx.ModelProto) -> Any:
     text = json.dumps(head).encode()
     numbers = bytes(int(part) for part in double.version.split("."))
-    plan = b"ftrt" + bytes(20) + numbers + bytes(1) + len(text).to_bytes(8, "little") + text
+    plan = double.tag + bytes(20) + numbers.ljust(4, b"\0") + len(text).to_bytes(8, "little") + text
     return Memory(plan + model.SerializeToString())

@@ -46,6 +46,9 @@ class Double:
         execute: whether engines compute (ONNX Runtime) or answer zeros.
     """
 
+    tag = b"ftrt"  # of its plans
+    gives_up = ""  # what the builder says instead of building
+
     def __init__(self, version: str, without: tuple[str, str] | None = None, *, execute: bool = True) -> None:
         self.version, self.major, self.execute = version, int(version.split(".")[0]), execute
         self.used: set[tuple[str, str]] = set()
@@ -59,6 +62,10 @@ class Double:
             enum = [value for value in found["enum"] if (name, value) != without]
             self.classes[name] = _enum(self, name, enum) if found["enum"] else _class(self, name, members)
         self.module: Any = _Module(self)
+
+    def tell(self, layers: list[dict[str, Any]]) -> str:
+        """What a VERBOSE logger hears of a build."""
+        return "Disabling unused tactic source"
 
     def make(self, kind: str, /, **state: Any) -> Any:
         """An instance that only the library itself can make."""
@@ -230,10 +237,16 @@ def _flag(double: Double, config: Any, flag: _Enumerator) -> None:
 
 
 def _timing_cache(double: Double, config: Any, data: bytes) -> Any:
-    """A cache is a list of kernels for one version and GPU; others, and damaged ones, are refused."""
+    """A cache is a list of kernels for one version and GPU; of others, and of damaged ones, 8.6 makes none.
+
+    Later ones make an empty one and warn of it, as TensorRT-RTX 1.7.1.116 does, whose words are in TensorRT 11 too.
+    """
     text = bytes(data).decode(errors="replace") or f"{double.version} {GPU}\n"
     if not text.startswith(f"{double.version} {GPU}\n"):
-        return None
+        if double.major == 8:
+            return None
+        _log(double, config._own["logger"], "WARNING", "Failed to deserialize timing cache. Returning an empty one.")
+        text = ""
     return double.make("ITimingCache", kernels=set(text.splitlines()[1:]))
 
 
@@ -257,6 +270,9 @@ def _build(double: Double, builder: Any, network: Any, config: Any) -> Any:
     if quantized and not typed and "INT8" not in flags:
         _log(double, logger, "ERROR", "Q/DQ layers need the INT8 flag")
         return None
+    if double.gives_up:
+        _log(double, logger, "ERROR", double.gives_up)
+        return None
     if monitor := config._own.get("progress_monitor"):
         monitor.phase_start("Building Engine", None, 2)
         for step in (0, 1):
@@ -277,6 +293,7 @@ def _build(double: Double, builder: Any, network: Any, config: Any) -> Any:
         "stripped": "STRIP_PLAN" in flags,
         "refittable": bool(flags & {"REFIT", "REFIT_IDENTICAL"}),
     }
+    _log(double, logger, "VERBOSE", double.tell(head["layers"]))
     return plans.plan(double, head, plans.stripped(model) if head["stripped"] else model)
 
 
@@ -290,7 +307,7 @@ def _add_profile(double: Double, config: Any, profile: Any) -> int:
 
 
 def _deserialize(double: Double, runtime: Any, plan: bytes) -> Any:
-    if plan[:4] != b"ftrt":
+    if plan[:4] != double.tag:
         _log(double, runtime._own["arguments"][0], "ERROR", "magicTag does not match")
         return None
     size = int.from_bytes(plan[28:36], "little")
@@ -376,13 +393,15 @@ def _run(double: Double, context: Any, stream_handle: int) -> bool:
 def _information(double: Double, inspector: Any, form: Any) -> str:
     assert form.name == "JSON"
     engine = inspector._own["engine"]
-    names = [value.name for value in _tensors(engine)]
-    return json.dumps(fusion.schema(engine._own["head"]["layers"], names, double.major))
+    types = {value.name: _dtype(double, engine, value.name).name for value in _tensors(engine)}
+    return json.dumps(fusion.schema(engine._own["head"]["layers"], types, double.major))
 
 
 METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("Builder", "create_network"): _create_network,
-    ("Builder", "create_builder_config"): lambda double, self: double.make("IBuilderConfig"),
+    ("Builder", "create_builder_config"): lambda double, self: double.make(
+        "IBuilderConfig", logger=self._own["arguments"][0]
+    ),
     ("Builder", "create_optimization_profile"): lambda double, self: double.make("IOptimizationProfile"),
     ("Builder", "build_serialized_network"): _build,
     ("OnnxParser", "parse_from_file"): _parse,
@@ -396,6 +415,7 @@ METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("IBuilderConfig", "set_memory_pool_limit"): lambda double, self, pool, pool_size: None,
     ("IBuilderConfig", "set_tactic_sources"): lambda double, self, tactic_sources: True,
     ("IBuilderConfig", "set_preview_feature"): lambda double, self, feature, enable: None,
+    ("IBuilderConfig", "set_compute_capability"): lambda double, self, compute_capability, idx: None,
     ("IBuilderConfig", "create_timing_cache"): _timing_cache,
     ("IBuilderConfig", "set_timing_cache"): _use_cache,
     ("IBuilderConfig", "get_timing_cache"): lambda double, self: self._own["cache"],
@@ -403,7 +423,7 @@ METHODS: dict[tuple[str, str], Callable[..., Any]] = {
     ("IOptimizationProfile", "set_shape"): _profile_shape,
     ("ITimingCache", "combine"): _combine,
     ("ITimingCache", "serialize"): lambda double, self: plans.Memory(
-        "\n".join([f"{double.version} {GPU}", *sorted(self._own["kernels"])]).encode()
+        "".join(f"{line}\n" for line in (f"{double.version} {GPU}", *sorted(self._own["kernels"]))).encode()
     ),
     ("Runtime", "deserialize_cuda_engine"): _deserialize,
     ("OnnxParserRefitter", "refit_from_file"): plans.refit,

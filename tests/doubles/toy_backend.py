@@ -25,13 +25,12 @@ PACKAGES: tuple[str, ...] = ("onnx",)
 SOURCE: Format = "onnx"
 FORMAT: Format = "toy"  # what `build` writes: TAG and the ONNX file
 SUFFIXES: tuple[str, ...] = (".toy",)
+TAG = b"toy\n"
 PROGRAM = FOREIGN = False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "int8"})
 TARGET: Target | None = "onnxruntime"
 HEEDS: frozenset[str] = frozenset()
 prepare = no_preparation
-
-TAG = b"toy\n"
 
 
 def available() -> Availability:
