@@ -15,7 +15,6 @@ from resdeploy.records import Artifact, Execution
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import onnx
     from numpy.typing import NDArray
 
 # Of the largest logit. Rewriting is exact but for the order of sums, which moves FP32 logits by some 1e-6.
@@ -56,7 +55,7 @@ def refuse_other_function(source: Artifact, images: Sequence[NDArray[Any]]) -> t
     return ()
 
 
-def _logits(path: Path, model: onnx.ModelProto, images: NDArray[Any]) -> NDArray[Any]:
+def _logits(path: Path, model: Any, images: NDArray[Any]) -> NDArray[Any]:
     """From ONNX Runtime, in the batch size that the file is fixed to."""
     from resdeploy.graph.index import image_input
 
