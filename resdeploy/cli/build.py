@@ -49,7 +49,8 @@ def build(
     with console.progress(quiet=quiet) as progress:
         source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision, running=False)
-        console.note(f"{name}: {why}", quiet=quiet)
+        if backend == "auto":
+            console.tell_choice(name, why, quiet=quiet)
         engine.refuse_ignored(built_with, name)
         execution = candidates.execution_for(source, batch_size=batch_size, threads=threads)
         execution = dataclasses.replace(execution, engine=built_with)

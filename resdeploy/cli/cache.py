@@ -34,6 +34,7 @@ def cache(
 @app.command()
 def verify(
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

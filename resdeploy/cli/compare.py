@@ -18,6 +18,7 @@ def compare(
     ] = vocabulary.NOISE_PCT,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

@@ -19,13 +19,16 @@ from resdeploy import packages
 from resdeploy.errors import DiskFull, EnvironmentFailure, OutOfMemory, ResdeployError, UsageError
 
 if TYPE_CHECKING:
+    from rich.live import Live
     from rich.progress import Progress as Bars
 
     from resdeploy.measure.interleaved import Starting, Watch
-    from resdeploy.records import Artifact, Failure, Measurement, Precision, Progress
+    from resdeploy.records import Artifact, BackendName, Failure, Measurement, Precision, Progress
 
 verbosity = 0  # how often -v was given
 silent = False  # whether -q was
+wide = False  # whether --wide was
+view: Live | None = None  # what is drawn on the terminal now
 
 # What a terminal or a log without UTF-8 shows of our signs; of others the escape.
 PLAIN = {
@@ -104,6 +107,13 @@ def set_silent(quiet: bool) -> bool:
     return quiet
 
 
+def set_wide(wanted: bool) -> bool:
+    """Keeps what `--wide` says, for `emit`."""
+    global wide
+    wide = wanted
+    return wanted
+
+
 class _WarningHandler(logging.Handler):
     """Shows warnings on stderr: a file that is made again, a lock that is waited for."""
 
@@ -114,6 +124,7 @@ class _WarningHandler(logging.Handler):
 def show_warnings() -> None:
     """From now on shows what the rooms below log; only `cli` prints."""
     set_silent(False)
+    set_wide(False)
     logging.getLogger("resdeploy").handlers[:] = [_WarningHandler(logging.WARNING)]
 
 
@@ -124,10 +135,18 @@ def note(message: str, *, quiet: bool = False) -> None:
 
 
 def say(message: str) -> None:
-    """Words on stderr, in which a file's name cannot move the cursor or give a CI runner a command."""
-    from resdeploy.report.render import inert
+    """Words on stderr, in which a file's name cannot move the cursor or give a CI runner a command.
 
-    _to_stderr("\n".join(map(inert, message.split("\n"))) + "\n")
+    On a terminal lines end between words; in a log a sentence is a line, which can be searched for.
+    """
+    from resdeploy.report.plain_text import fold, inert
+
+    width = shutil.get_terminal_size().columns if sys.stderr is not None and sys.stderr.isatty() else None
+    text = "\n".join(line for part in message.split("\n") for line in fold(inert(part), width))
+    if view is None:
+        _to_stderr(text + "\n")
+    else:  # above what it draws
+        view.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _to_stderr(text: str) -> None:
@@ -150,7 +169,7 @@ def name_program(model: str) -> None:
 
 
 def chosen(backend: str, precisions: Iterable[Precision | None], *, quiet: bool = False) -> None:
-    """Says which backend `auto` stands for in these precisions and why; nothing where the person has named one.
+    """Says which backend `auto` stands for in these precisions; nothing where the person has named one.
 
     Raises:
         BackendMissing: none is here.
@@ -158,8 +177,16 @@ def chosen(backend: str, precisions: Iterable[Precision | None], *, quiet: bool 
     from resdeploy.backends import choose
 
     if "auto" in backend.split(","):
-        for name, why in dict.fromkeys(choose.pick("auto", precision or "fp32") for precision in precisions):
-            note(f"backend {name}: {why}", quiet=quiet)
+        for precision in dict.fromkeys(precision or "fp32" for precision in precisions):
+            tell_choice(*choose.pick("auto", precision), quiet=quiet)
+
+
+def tell_choice(backend: BackendName, why: str, *, quiet: bool = False) -> None:
+    """Names the backend that was chosen and its version; `-v` says why this one."""
+    from resdeploy import backends
+
+    version = backends.load(backend).available().version
+    note(f"{backend} {version} (auto{f': {why}' if verbosity else ''})", quiet=quiet)
 
 
 def announce(*artifacts: Artifact, quiet: bool = False) -> None:
@@ -192,10 +219,10 @@ def wrote(artifact: Artifact, *, quiet: bool = False) -> None:
 
 def _facts(artifact: Artifact) -> str:
     from resdeploy import store
+    from resdeploy.report import sentences
 
     size_mb = store.size_bytes(Path(artifact.path)) / 1e6
-    checks = (f"{n} {x:,.0f}" if x.is_integer() else f"{n} {x:.3g}" for n, x in artifact.checks.items())
-    return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *checks))
+    return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *sentences.checked(artifact)))
 
 
 def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quiet: bool = False) -> None:
@@ -205,7 +232,7 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quie
 
     tty = output is None and sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if tty else None
-    text = render.render(document, fmt, width=width, color=tty and "NO_COLOR" not in os.environ)
+    text = render.render(document, fmt, width=width, wide=wide, color=tty and "NO_COLOR" not in os.environ)
     if output is None:
         _to_stdout(text if text.endswith("\n") else text + "\n")
     else:
@@ -334,19 +361,19 @@ def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None, Start
     from rich.table import Table
     from rich.text import Text
 
-    from resdeploy.report.render import inert
+    from resdeploy.report.plain_text import inert
 
     rows: dict[str, tuple[str, str, str]] = {}
     current = ""
     shown = bars()
     tasks: dict[str, Any] = {}
-    with Live(shown, console=Console(stderr=True), transient=True) as view:
+    with Live(shown, console=Console(stderr=True), transient=True) as drawn, _notes_above(drawn):
 
         def draw() -> None:
             table = Table("", "running", "blocks", "median ms", "images/s", box=None, pad_edge=False)
             for label, cells in rows.items():
                 table.add_row(">" if label == current else "", Text(inert(label)), *cells)
-            view.update(Group(table, shown) if rows else shown)
+            drawn.update(Group(table, shown) if rows else shown)
 
         def report(what: str, done: int, total: int) -> None:
             _advance(shown, tasks, what, done, total)
@@ -363,6 +390,17 @@ def live(*, quiet: bool = False) -> Iterator[tuple[Progress, Watch | None, Start
             draw()
 
         yield report, watch, starting
+
+
+@contextlib.contextmanager
+def _notes_above(drawn: Live) -> Iterator[None]:
+    """While something is drawn on the terminal, notes are printed by it, or they would stand in its midst."""
+    global view
+    view = drawn
+    try:
+        yield
+    finally:
+        view = None
 
 
 def _so_far(outcome: Measurement | Failure) -> tuple[str, str, str]:
@@ -391,7 +429,7 @@ def bars() -> Bars:
 
 def _advance(shown: Bars, tasks: dict[str, Any], what: str, done: int, total: int) -> None:
     if what not in tasks:
-        from resdeploy.report.render import inert
+        from resdeploy.report.plain_text import inert
 
         tasks[what] = shown.add_task(inert(what), total=total)
     shown.update(tasks[what], completed=done, total=total)
@@ -410,5 +448,5 @@ def progress(*, quiet: bool = False) -> Iterator[Progress]:
 
     shown = bars()
     tasks: dict[str, Any] = {}
-    with Live(shown, console=Console(stderr=True), transient=True):
+    with Live(shown, console=Console(stderr=True), transient=True) as drawn, _notes_above(drawn):
         yield lambda what, done, total: _advance(shown, tasks, what, done, total)

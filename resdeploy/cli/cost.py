@@ -62,6 +62,7 @@ def cost(
     img_size: options.ImgSize = None,
     per_layer: Annotated[bool, typer.Option("--per-layer", help="One row per layer.")] = False,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

@@ -36,6 +36,7 @@ def evaluate(
     trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -89,5 +90,9 @@ def evaluate(
             console.announce(results[-1].source, quiet=quiet)
     if predictions is not None:
         prediction_files.save(results[0].predictions, predictions)
-    rows = [(r.predictions, prediction_files.score(r.predictions), r.backend, r.source.precision) for r in results]
+    names = model_string.names(requests)
+    rows = [
+        (names[request], r.predictions, prediction_files.score(r.predictions), r.backend, r.source.precision)
+        for request, r in zip(requests, results, strict=True)
+    ]
     console.emit(documents.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)

@@ -89,6 +89,7 @@ def gate(
         ),
     ] = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

@@ -19,6 +19,7 @@ def models(
         Path | None, typer.Option(help="With --chart: a saved `bench` whose latencies these are.")
     ] = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     verbose: options.Verbose = 0,
 ) -> None:

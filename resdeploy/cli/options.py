@@ -144,6 +144,16 @@ Format = Annotated[
     Literal["table", "json", "csv", "md"],
     typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
 ]
+Wide = Annotated[
+    bool,
+    typer.Option(
+        "--wide",
+        is_eager=True,
+        help="Tables with all columns, however long their lines are.",
+        callback=console.set_wide,
+        rich_help_panel=_OUTPUT,
+    ),
+]
 Output = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File to write to.", callback=writable, rich_help_panel=_OUTPUT),

@@ -40,6 +40,7 @@ def prune(
     std: options.Std = None,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:

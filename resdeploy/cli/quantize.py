@@ -28,6 +28,7 @@ def quantize(
     weights: options.Weights = "random",
     classes: options.Classes = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     input_type: options.Input = "float32",
     img_size: options.ImgSize = None,

@@ -15,6 +15,7 @@ def run(
         Path | None, typer.Option("--folder", help="Where the files go; default: runs/NAME.", show_default=False)
     ] = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

@@ -13,6 +13,7 @@ def show(
         Path | None, typer.Argument(metavar="[FILE]", help="A saved JSON result, or the journal of a bench.")
     ] = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     verbose: options.Verbose = 0,
 ) -> None:

@@ -33,6 +33,7 @@ def degradation(
     ),
     threads: options.Threads = None,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
@@ -70,6 +71,7 @@ def lesion(
     img_size: options.ImgSize = None,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

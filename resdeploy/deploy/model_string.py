@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -122,6 +122,15 @@ def refuse_missing(requests: Iterable[Request]) -> None:
             zoo.find(named.name)
         elif not isinstance(named, ForeignName) and not named.path.is_file():
             raise MissingInput(f"there is no file {request.model}", fix="Check the path")
+
+
+def names(requests: Sequence[Request]) -> dict[Request, str]:
+    """A name for each model: its stem, or all that was typed where stems are equal."""
+    stems = [stem(request.model) for request in dict.fromkeys(requests)]
+    return {
+        request: stem if stems.count(stem) == 1 else request.model
+        for request, stem in zip(dict.fromkeys(requests), stems, strict=True)
+    }
 
 
 def stem(model: str) -> str:

@@ -227,7 +227,7 @@ def _record(seen: Calibrated, rounded: rounding.Rounding, like: Likeness, out: P
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
             **fidelity.checks(like),
         },
-        notes=(*source.notes, *notes(placement, seen, portable=portable), *fidelity.notes(like)),
+        notes=(*source.notes, *notes(placement, seen), *fidelity.notes(like)),
         likeness=like,
         tools={"onnx": onnx.__version__, "numpy": np.__version__},
     )
@@ -315,14 +315,10 @@ def _first(why: str, kept: Mapping[str, str], most: int = 3) -> list[str]:
     return [*nodes[:most], *([f"{len(nodes) - most} more"] if len(nodes) > most else [])]
 
 
-def notes(placement: qdq_placement.Placement, seen: Calibrated, *, portable: bool) -> tuple[str, ...]:
+def notes(placement: qdq_placement.Placement, seen: Calibrated) -> tuple[str, ...]:
     """What a reader of the artifact must know."""
     lines = [f"residual addition {add} cannot be fused in INT8: {why}" for add, why in placement.unfusable.items()]
     lines = [*_left_in_float(placement, seen), *lines]
-    if portable:
-        lines.append(f"weights in [-{ranges.REDUCED_RANGE}, {ranges.REDUCED_RANGE}]: exact on CPUs without VNNI")
-    elif placement.target != "tensorrt":
-        lines.append("weights in [-127, 127]: x86 CPUs without VNNI saturate, and need a file made with --portable")
     high = seen.calibration.effort == "high"
     if any(seen.calibration.methods[name] == "exact" for name in placement.observed):
         lines.append("the input is quantized exactly, as pixels; its padding border by at most half a pixel value off")

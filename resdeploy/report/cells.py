@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+# name: says which row this is; common: stands above the table where all rows share it, and tells them apart elsewhere;
+# reason: a sentence, which stands below the table; program: in CSV alone.
+Role = Literal["value", "name", "common", "reason", "program"]
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, where its value lies in a row (`latency_ms.p50`), how it is written."""
+    """A column: its title, where its value lies in a row (`latency_ms.p50`), how it is written, what it is for."""
 
     title: str
     path: str
     kind: str = "text"
     ci: str = ""  # where its interval lies
+    role: Role = "value"
+    rank: int = 0  # 0: always shown to a person; else the higher, the sooner there is no room for it
+    ci_rank: int = 0  # likewise of its interval
+    older: str = ""  # where the value lies in documents that have no `path` yet
 
     def of(self, row: Mapping[str, Any]) -> Any:
         """The value, or None."""
-        return _look(row, self.path)
+        value = _look(row, self.path)
+        return _look(row, self.older) if value is None and self.older else value
 
     def interval_of(self, row: Mapping[str, Any]) -> tuple[float, float] | None:
         """The interval, or None."""
@@ -50,7 +59,7 @@ def _look(row: Mapping[str, Any], path: str) -> Any:
 
 
 WRITERS: Mapping[str, Callable[[Any], str]] = {
-    "text": lambda v: v if isinstance(v, str) else "; ".join(map(str, v)),
+    "text": lambda v: "; ".join(map(str, v)) if isinstance(v, list | tuple) else str(v),
     "flag": lambda v: "yes" if v else "no",
     "count": lambda v: f"{v:,}",
     "millions": lambda v: f"{v / 1e6:.2f} M",

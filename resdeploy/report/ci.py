@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from resdeploy.report.render import inert, markdown, render
+from resdeploy.report.plain_text import inert
+from resdeploy.report.render import markdown, render
 
 Document = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -140,7 +141,8 @@ def error_command(message: str) -> str:
 
 
 def _data(text: str) -> str:
-    return inert(text).replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+    quiet = re.sub(":(?=:)", ": ", inert(text))  # inside a command `::` ends its properties
+    return quiet.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
 def _property(text: str) -> str:

@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from resdeploy.vocabulary import OnInconclusive
 
 SCHEMA_VERSION = 1
-ROW_IDENTITY = ("model", "backend", "precision", "batch_size", "threads", "streams")
 EFFECTS = ("right to wrong", "wrong to right", "wrong to other")
 
 Environment = Mapping[str, Any]
@@ -86,7 +85,6 @@ def bench(
     """`bench`: one row per candidate, and the speed-ups; `notes` are of the whole run."""
     outcomes, comparisons = tuple(outcomes), tuple(comparisons)
     rows = [bench_row(outcome) for outcome in outcomes]
-    _tell_apart(rows)
     compared = [comparison_row(comparison) for comparison in comparisons]
     return document(
         "bench",
@@ -103,21 +101,17 @@ def kernel_notes(comparisons: Iterable[Comparison]) -> list[str]:
     return [note for comparison in comparisons if (note := sentences.kernels(comparison)) is not None]
 
 
-def _tell_apart(rows: list[Json]) -> None:
-    """All show their labels where no other column tells some of them apart."""
-    alike = len({tuple(row.get(key) for key in ROW_IDENTITY) for row in rows}) < len(rows)
-    for row in rows:
-        row["row"] = row["label"] if alike else None
-
-
-def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precision]], environment: Environment) -> Json:
-    """`eval`: accuracies in percent, with 95 % intervals."""
+def evaluation(
+    results: Iterable[tuple[str, Predictions, Score, BackendName, Precision]], environment: Environment
+) -> Json:
+    """`eval`: accuracies in percent, with 95 % intervals, each with the name that its file has."""
     rows = []
     notes = []
-    for predictions, score, backend, precision in results:
+    for name, predictions, score, backend, precision in results:
         rows.append(
             {
                 "model": predictions.model,
+                "name": name,
                 "backend": backend,
                 "precision": precision,
                 **score_row(score),
@@ -130,7 +124,7 @@ def evaluation(results: Iterable[tuple[Predictions, Score, BackendName, Precisio
                 "repeats": dataclasses.asdict(predictions.repeats),
             }
         )
-        notes += [f"{predictions.model}: could not read {name}" for name in predictions.unreadable]
+        notes += [f"{name}: could not read {image}" for image in predictions.unreadable]
         notes += [f"{predictions.data}: {note}" for note in predictions.repeats.notes]
     return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
 
@@ -169,7 +163,8 @@ def gate(found: Gate, environment: Environment, *, on_inconclusive: OnInconclusi
             effects = Counter[str](flip.effect for flip in one.flips)
             counts = {effect.replace(" ", "_"): effects[effect] for effect in EFFECTS}
             flips.append({"candidate": name, **counts, "unchanged": one.unchanged})
-        flipped.append([_flip_row(name, flip) for flip in one.flips])
+        names = {drop.label: drop.name for drop in one.classes}
+        flipped.append([_flip_row(name, flip, names) for flip in one.flips])
         classes += [{"candidate": name, **vars(drop), "drop_pp": drop.drop_pp} for drop in one.classes]
     return document(
         "gate",
@@ -351,7 +346,6 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
             if drop is not None:
                 found |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
         results.append(found)
-    _tell_apart(results)
     return document(
         "run",
         environment,
@@ -384,13 +378,16 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     return [*notes, *_unsteady_note(rows)]
 
 
-def _flip_row(candidate: str, flip: Flip) -> Json:
+def _flip_row(candidate: str, flip: Flip, names: Mapping[int, str]) -> Json:
     return {
         "candidate": candidate,
         "image": flip.image,
         "label": flip.label,
+        "label_name": names.get(flip.label) or None,
         "baseline": flip.baseline,
+        "baseline_name": names.get(flip.baseline) or None,
         "candidate_class": flip.candidate,
+        "candidate_name": names.get(flip.candidate) or None,
         "effect": flip.effect,
     }
 

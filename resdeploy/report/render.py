@@ -11,30 +11,39 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
+
+from rich.cells import cell_len
 
 from resdeploy import backends, store
 from resdeploy.errors import MalformedInput, UnknownName
 from resdeploy.registered_backends import BACKENDS
 from resdeploy.report.cells import Column, Table, format_cell
+from resdeploy.report.layout import GAP, Layout, Strip, arrange, is_worth_showing
+from resdeploy.report.plain_text import fold, inert
 from resdeploy.report.table_columns import TABLES
 
 Form = Literal["table", "json", "csv", "md"]
 Document = Mapping[str, Any]
 
 _FORMULA = tuple("=+-@\t\r＝＋－＠")
-_STYLES = {"pass": "green", "fail": "bold red", "inconclusive": "yellow", "no": "bold red", "INVALID": "bold red"}
+BOLD, GREEN, YELLOW, RED = "1", "32", "33", "1;31"  # ECMA-48, select graphic rendition
+_STYLES = {"pass": GREEN, "fail": RED, "inconclusive": YELLOW, "no": RED, "INVALID": RED}
+PIPED = 120  # columns where no terminal says how many there are: a log is read in a window
 
 
-def render(document: Document, form: str = "table", *, width: int | None = None, color: bool = False) -> str:
+def render(
+    document: Document, form: str = "table", *, width: int | None = None, wide: bool = False, color: bool = False
+) -> str:
     """The document as text that ends with a newline.
 
     Args:
         document: what a function of `resdeploy.report.documents` made.
         form: `table` for people, `json` (everything), `csv` (the results, one header line), `md`.
-        width: columns of the terminal, where cells fold; None: as wide as needed, for files and pipes.
+        width: columns of the terminal; None: there is none, and lines have at most `PIPED`.
+        wide: tables with all columns, however long their lines are then.
         color: whether tables may hold ANSI colours.
 
     Raises:
@@ -45,9 +54,9 @@ def render(document: Document, form: str = "table", *, width: int | None = None,
     if form == "csv":
         return _csv(document)
     if form == "md":
-        return _paragraphs(document, _markdown_table, markdown)
+        return _markdown(document)
     if form == "table":
-        return _paragraphs(document, lambda table, rows: _text_table(table, rows, width, color), inert)
+        return _text(document, None if wide else width or PIPED, color)
     raise UnknownName(f"there is no format {form!r}", fix=f"Choose one of: {', '.join(get_args(Form))}")
 
 
@@ -71,13 +80,6 @@ def to_json(document: Document) -> str:
     # A line break never occurs inside a JSON string, so only arrays match.
     text = re.sub(r"\[\n\s+([-+.\deE,\s]+?)\n\s*\]", lambda m: "[" + " ".join(m[1].split()) + "]", text)
     return text.replace("##[", r"\u0023#[") + "\n"
-
-
-def inert(text: str) -> str:
-    """Text that no terminal, log viewer or CI runner acts upon; whatever is not printable is shown escaped."""
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
-    # Inside a word too, as in `torchvision::nms`: a terminal that breaks its lines may begin one there.
-    return re.sub(r":(?=:)", ": ", shown).replace("##[", "## [")
 
 
 def markdown(text: str) -> str:
@@ -121,20 +123,45 @@ def _csv_cell(value: Any) -> str:
     return "'" + words if words.lstrip().startswith(_FORMULA) else words
 
 
-def _paragraphs(
-    document: Document, draw: Callable[[Table, Sequence[Mapping[str, Any]]], str], safe: Callable[[str], str]
-) -> str:
-    """The answers, the tables, then what must be said about the results, then where they were obtained."""
-    filled = ((table, _rows(document, table)) for table in TABLES[document["command"]])
-    parts = ["\n".join(safe(answer) for answer in answers)] if (answers := document.get("answers")) else []
-    parts += [draw(table, rows[: table.most]) + _more(table, rows) for table, rows in filled if rows]
+def _text(document: Document, width: int | None, color: bool) -> str:
+    """The verdict, the answers, the tables, then what must be said about the results and where they were obtained."""
+    parts = [_styled(line, _STYLES.get(document["verdict"], ""), color) for line in _verdict(document)]
+    if answers := document.get("answers"):
+        parts.append("\n".join(line for answer in answers for line in fold(inert(answer), width, "  ")))
+    left_out: dict[str, None] = {}
+    for table, rows in _filled(document):
+        layout = arrange(table, rows[: table.most], width)
+        left_out |= dict.fromkeys(layout.left_out)
+        parts.append(_text_table(layout, table.title, width, color) + _more(table, rows))
+    if left_out:
+        parts.append("\n".join(fold(f"No room for: {', '.join(left_out)}. --wide shows all.", width)))
     if notes := document.get("notes"):
-        parts.append("\n".join(f"- {safe(note)}" for note in notes))
-    if verdict := document.get("verdict"):
-        parts.append(f"Verdict: {safe(verdict).upper()}")
+        parts.append("\n".join(line for note in notes for line in fold(f"- {inert(note)}", width, "  ")))
     if where := _where(document.get("environment") or {}):
-        parts.append(safe(where))
+        parts.append("\n".join(fold(inert(where), width)))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown(document: Document) -> str:
+    """As `_text`, in Markdown, with all columns."""
+    parts = _verdict(document)
+    parts += ["\n".join(markdown(answer) for answer in answers)] if (answers := document.get("answers")) else []
+    parts += [_markdown_table(table, rows[: table.most]) + _more(table, rows) for table, rows in _filled(document)]
+    if notes := document.get("notes"):
+        parts.append("\n".join(f"- {markdown(note)}" for note in notes))
+    if where := _where(document.get("environment") or {}):
+        parts.append(markdown(where))
+    return "\n\n".join(parts) + "\n"
+
+
+def _verdict(document: Document) -> list[str]:
+    verdict = document.get("verdict")
+    return [f"Verdict: {inert(verdict).upper()}"] if verdict else []
+
+
+def _filled(document: Document) -> list[tuple[Table, list[Mapping[str, Any]]]]:
+    filled = ((table, _rows(document, table)) for table in TABLES[document["command"]])
+    return [(table, rows) for table, rows in filled if rows]
 
 
 def _more(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -155,7 +182,7 @@ def _where(environment: Mapping[str, Any]) -> str:
 
 
 def _markdown_table(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
-    columns = [column for column in table.columns if _worth_showing(column, rows)]
+    columns = [column for column in table.columns if is_worth_showing(column, rows)]
 
     def cell(column: Column, row: Mapping[str, Any]) -> str:
         text = format_cell(column, row)
@@ -168,33 +195,44 @@ def _markdown_table(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _text_table(table: Table, rows: Sequence[Mapping[str, Any]], width: int | None, color: bool) -> str:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    columns = [column for column in table.columns if _worth_showing(column, rows)]
-    grid = Grid(
-        title=table.title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
-    )
-    for column in columns:
-        grid.add_column(column.title, justify="left" if column.is_text else "right", overflow="fold")
-    for row in rows:
-        cells = [inert(format_cell(column, row)) for column in columns]
-        grid.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in cells))  # Text: no markup is parsed
-    text = io.StringIO()
-    console = Console(
-        file=text,
-        width=width or 10_000,
-        force_terminal=color,
-        color_system="standard" if color else None,
-        legacy_windows=False,
-    )
-    console.print(grid)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).strip("\n")
+def _text_table(layout: Layout, title: str, width: int | None, color: bool) -> str:
+    """A table for people: its title, what all rows share, the rows, and the reasons."""
+    parts = [_styled(line, BOLD, color) for line in fold(title, width)] if title else []
+    parts += fold(layout.above, width) if layout.above else []
+    parts += ["", *_grid(layout, width, color)] if parts else _grid(layout, width, color)
+    if layout.below:
+        parts += ["", *(line for reason in layout.below for line in fold(f"- {reason}", width, "  "))]
+    return "\n".join(parts)
 
 
-def _worth_showing(column: Column, rows: Sequence[Mapping[str, Any]]) -> bool:
-    """A column without any value says nothing to a person; the CSV keeps it for programs."""
-    return any(column.of(row) not in (None, "", [], ()) for row in rows)
+def _grid(layout: Layout, width: int | None, color: bool) -> list[str]:
+    strips, indent = layout.strips, " " * GAP if layout.headings else ""
+    titles = _side_by_side(strips, [strip.title for strip in strips], color=False)
+    lines = [indent + _styled(line, BOLD, color) for line in titles]
+    lines.append("─" * (len(indent) + sum(strip.width for strip in strips) + GAP * (len(strips) - 1)))
+    called = ""
+    for row in range(len(strips[0].cells)):
+        if layout.headings and layout.headings[row] != called:
+            called = layout.headings[row]
+            lines += fold(called, width)
+        lines += [indent + line for line in _side_by_side(strips, [strip.cells[row] for strip in strips], color=color)]
+    return lines
+
+
+def _side_by_side(strips: Sequence[Strip], cells: Sequence[list[str]], *, color: bool) -> list[str]:
+    """Cells of one row, in as many lines as the highest of them has."""
+    height = max(map(len, cells))
+    lines = []
+    for number in range(height):
+        padded = []
+        for strip, cell in zip(strips, cells, strict=True):
+            text = cell[number] if number < len(cell) else ""
+            blank = " " * (strip.width - cell_len(text))
+            shown = _styled(text, _STYLES.get(" ".join(cell), ""), color)
+            padded.append(blank + shown if strip.right else shown + blank)
+        lines.append((" " * GAP).join(padded).rstrip())
+    return lines
+
+
+def _styled(text: str, style: str, color: bool) -> str:
+    return f"\x1b[{style}m{text}\x1b[0m" if color and style and text else text

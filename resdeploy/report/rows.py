@@ -6,6 +6,7 @@ A number that does not exist is null, never NaN. A candidate that failed is a ro
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from resdeploy.records import Check, Comparison, Failure, Reported, Score, Summary
@@ -24,9 +25,18 @@ def bench_row(outcome: Summary | Failure) -> Json:
     return _failed_row(outcome) if isinstance(outcome, Failure) else _measured_row(outcome)
 
 
+def _file_name(label: str, backend: str, precision: str) -> str:
+    """A label without what other columns say: `r50.int8 openvino int8 b8 t2` is about `r50.int8`."""
+    words = label.split(" ")
+    while len(words) > 1 and (words[-1] in (backend, precision) or re.fullmatch(r"[bt]\d+", words[-1])):
+        words.pop()
+    return " ".join(words)
+
+
 def _failed_row(failure: Failure) -> Json:
     return {
         "label": failure.label,
+        "name": _file_name(failure.label, failure.backend, failure.precision),
         "model": failure.model,
         "backend": failure.backend,
         "precision": failure.precision,
@@ -54,6 +64,7 @@ def _measured_row(outcome: Summary) -> Json:
     m = outcome.measurement
     return {
         "label": m.label,
+        "name": _file_name(m.label, m.backend, m.precision),
         "model": m.model,
         "backend": m.backend,
         "precision": m.precision,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-from resdeploy.records import Check, Comparison
+from resdeploy.records import Artifact, Check, Comparison
 from resdeploy.records.times import LEAST_PAIRS, SAME_KERNELS
 
 MAX_TIME = "--max-time (in a profile max_time_s)"
@@ -59,6 +60,35 @@ def judged(check: Check, candidate: str, baseline: str) -> str | None:
     return (
         f"{seen}: {side} the limit of {limit}" if side else f"{seen}: whether within the limit of {limit} is not sure"
     )
+
+
+CHECKS: Mapping[str, str] = {  # of an artifact's record; what is not here is told as it is called there
+    "max_rel_error": "within {:.2g} of torch in float64",
+    "snr_db": "{:.1f} dB above its rounding noise",
+    "train_loss": "training loss {:.4g}",
+    "distillation_loss": "squared distance of logits {:.4g}",
+    "held_out_top1": "top-1 {:.2f} % on what was held out",
+    "best_epoch": "epoch {:.0f} was the best",
+    "drop_pp": "a drop of {:+.2f} points",
+    "drop_at_most_pp": "at most {:.2f}",
+    "build_s": "built in {:.1f} s",
+    "build_peak_rss_mib": "{:,.0f} MiB of memory",
+}
+TOLD_ELSEWHERE = ("max_abs_error", "torch_fp32_rel_error", "test_top1", "test_top1_before", "test_images")
+
+
+def checked(artifact: Artifact) -> list[str]:
+    """What a file was checked to, in words: its agreement with torch, its batch sizes, the adds that can fuse."""
+    checks = artifact.checks
+    told = [CHECKS[name].format(value) for name, value in checks.items() if name in CHECKS]
+    if sizes := [f"{value:.0f}" for name, value in checks.items() if name.startswith("batch_size_")]:
+        told.append(f"tried at batch {' and '.join(sizes)}")
+    if checks.get("residual_adds"):
+        told.append(f"{checks['fusable_adds']:.0f} of {checks['residual_adds']:.0f} residual adds can fuse")
+    if artifact.precision == "int8" and artifact.target not in (None, "tensorrt"):
+        told.append("needs VNNI" if artifact.machine == "vnni" else "portable")
+    known = ("batch_size_", "residual_adds", "fusable_adds", *CHECKS, *TOLD_ELSEWHERE)
+    return [*told, *(f"{name} {value:.3g}" for name, value in checks.items() if not name.startswith(known))]
 
 
 def finding(comparison: Comparison) -> str:

@@ -9,37 +9,43 @@ from collections.abc import Mapping
 
 from resdeploy.report.cells import Column, Table
 
-_MODEL = Column("model", "model")
-_BACKEND = Column("backend", "backend")
-_PRECISION = Column("precision", "precision")
+_MODEL = Column("model", "model", role="name")
+_OF_MODEL = Column("model", "model", role="common")
+_FILE = Column("model", "name", role="name", older="model")  # as its file is called: two may be of one network
+_LABEL = Column("label", "label", role="program")
+_NETWORK = Column("network", "model", role="program")
+_BACKEND = Column("backend", "backend", role="common")
+_PRECISION = Column("precision", "precision", role="common")
+_CANDIDATE = Column("candidate", "candidate", role="common")
+_BECAUSE = Column("because", "note", role="reason")
 _CHECKS = Table(
     "checks",
     (
-        Column("candidate", "candidate"),
-        Column("check", "name"),
+        _CANDIDATE,
+        Column("check", "name", role="name"),
         Column("state", "state"),
         Column("observed", "observed", "number", ci="interval"),
         Column("limit", "limit", "number"),
         Column("unit", "unit"),
-        Column("because", "note"),
+        _BECAUSE,
     ),
     "checks",
 )
 _REPORTED = Table(
     "reported",
     (
-        Column("candidate", "candidate"),
-        Column("quantity", "name"),
+        _CANDIDATE,
+        Column("quantity", "name", role="name"),
         Column("observed", "observed", "number", ci="interval"),
         Column("unit", "unit"),
-        Column("because", "note"),
+        _BECAUSE,
     ),
     "reported, not judged",
 )
 _FLIPS = Table(
     "flips",
     (
-        Column("candidate", "candidate"),
+        _CANDIDATE,
         Column("right to wrong", "right_to_wrong", "count"),
         Column("wrong to right", "wrong_to_right", "count"),
         Column("wrong to other", "wrong_to_other", "count"),
@@ -50,9 +56,9 @@ _FLIPS = Table(
 _CLASSES = Table(
     "classes",
     (
-        Column("candidate", "candidate"),
-        Column("class", "label", "number"),
-        Column("name", "name"),
+        _CANDIDATE,
+        Column("class", "label", "number", role="name"),
+        Column("name", "name", role="name"),
         Column("images", "images", "count"),
         Column("lost", "lost", "count"),
         Column("gained", "gained", "count"),
@@ -65,11 +71,11 @@ _CLASSES = Table(
 _FLIPPED = Table(
     "flipped",
     (
-        Column("candidate", "candidate"),
-        Column("image", "image"),
-        Column("label", "label", "number"),
-        Column("baseline", "baseline", "number"),
-        Column("now", "candidate_class", "number"),
+        _CANDIDATE,
+        Column("image", "image", role="name"),
+        Column("label", "label_name", older="label"),
+        Column("baseline", "baseline_name", older="baseline"),
+        Column("now", "candidate_name", older="candidate_class"),
         Column("effect", "effect"),
     ),
     "images that flipped",
@@ -78,12 +84,12 @@ _FLIPPED = Table(
 _COMPARISONS = Table(
     "comparisons",
     (
-        Column("baseline", "baseline"),
-        Column("candidate", "candidate"),
+        Column("baseline", "baseline", role="common"),
+        Column("candidate", "candidate", role="name"),
         Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
-        Column("CPU time [99 %]", "cpu_ratio", "ratio", ci="cpu_ratio_ci99"),
-        Column("instructions [99 %]", "instructions_ratio", "ratio", ci="instructions_ratio_ci99"),
-        Column("pairs", "pairs", "count"),
+        Column("CPU time [99 %]", "cpu_ratio", "ratio", ci="cpu_ratio_ci99", rank=1),
+        Column("instructions [99 %]", "instructions_ratio", "ratio", ci="instructions_ratio_ci99", rank=3),
+        Column("pairs", "pairs", "count", rank=2),
         Column("verdict", "finding"),
     ),
     "speed-up",
@@ -91,32 +97,33 @@ _COMPARISONS = Table(
 _BENCH = Table(
     "results",
     (
-        Column("row", "row"),
-        _MODEL,
+        _LABEL,
+        _NETWORK,
+        _FILE,
         _BACKEND,
         _PRECISION,
-        Column("batch", "batch_size", "count"),
-        Column("threads", "threads", "count"),
-        Column("streams", "streams", "count"),
+        Column("batch", "batch_size", "count", role="common"),
+        Column("threads", "threads", "count", role="common"),
+        Column("streams", "streams", "count", role="common"),
         Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
-        Column("p90", "latency_ms.p90", "ms"),
-        Column("p95", "latency_ms.p95", "ms"),
-        Column("p99", "latency_ms.p99", "ms"),
+        Column("p90", "latency_ms.p90", "ms", rank=4),
+        Column("p95", "latency_ms.p95", "ms", rank=5),
+        Column("p99", "latency_ms.p99", "ms", rank=3),
         Column("images/s", "throughput_ips", "rate"),
-        Column("MB", "size_bytes", "megabytes"),
-        Column("RSS MB", "peak_rss_bytes", "megabytes"),
-        Column("load s", "load_s", "seconds"),
-        Column("first ms", "first_ms", "ms"),
-        Column("CPU ms/image", "cpu_ms_per_image", "ms"),
-        Column("J/image", "energy_j_per_image", "number"),
-        Column("state", "state"),
+        Column("MB", "size_bytes", "megabytes", rank=1),
+        Column("RSS MB", "peak_rss_bytes", "megabytes", rank=6),
+        Column("load s", "load_s", "seconds", rank=8),
+        Column("first ms", "first_ms", "ms", rank=7),
+        Column("CPU ms/image", "cpu_ms_per_image", "ms", rank=2),
+        Column("J/image", "energy_j_per_image", "number", rank=2),
+        Column("state", "state", role="common"),
     ),
 )
 _COMPARE = Table(
     "results",
     (
-        Column("row", "subject"),
-        Column("quantity", "quantity"),
+        Column("row", "subject", role="common"),
+        Column("quantity", "quantity", role="name"),
         Column("before", "before", "number"),
         Column("after", "after", "number"),
         Column("unit", "unit"),
@@ -129,42 +136,42 @@ _COST = Table(
     "results",
     (
         _MODEL,
-        Column("input", "input_shape", "shape"),
-        Column("batch", "batch_size", "count"),
+        Column("input", "input_shape", "shape", role="common"),
+        Column("batch", "batch_size", "count", role="common"),
         Column("parameters", "params", "millions"),
-        Column("in the graph", "params_deployed", "millions"),
+        Column("in the graph", "params_deployed", "millions", rank=4),
         Column("MACs", "macs", "giga"),
-        Column("FLOPs", "flops", "giga"),
-        Column("activations", "activations", "millions"),
-        Column("MB moved in FP32: weights", "bytes.fp32.weights", "megabytes"),
-        Column("MB of activations", "bytes.fp32.activations", "megabytes"),
-        Column("FLOPs per byte", "bytes.fp32.intensity", "number"),
-        Column("not counted", "unknown"),
+        Column("FLOPs", "flops", "giga", rank=5),
+        Column("activations", "activations", "millions", rank=2),
+        Column("FP32 MB: weights", "bytes.fp32.weights", "megabytes", rank=3),
+        Column("FP32 MB: activations", "bytes.fp32.activations", "megabytes", rank=3),
+        Column("FLOPs per byte", "bytes.fp32.intensity", "number", rank=1),
+        Column("not counted", "unknown", role="reason"),
     ),
 )
 _CONVENTIONS = Table(
     "conventions",
     (
-        _MODEL,
-        Column("convention", "convention"),
+        _OF_MODEL,
+        Column("convention", "convention", role="name"),
         Column("counts", "count", "count"),
-        Column("which is", "formula"),
+        Column("which is", "formula", role="reason"),
     ),
     "as another tool counts",
 )
 _AGAINST_BLOCK = (
-    _MODEL,
-    Column("stage", "scope"),
-    Column("blocks", "blocks", "count"),
-    Column("MACs of an identity block", "block_macs", "count"),
-    Column("of a basic block", "basic_block_macs", "count"),
+    _OF_MODEL,
+    Column("stage", "scope", role="name"),
+    Column("blocks", "blocks", "count", rank=4),
+    Column("MACs of an identity block", "block_macs", "count", rank=2),
+    Column("of a basic block", "basic_block_macs", "count", rank=2),
 )
 _AGAINST_TOTAL = (
     Column("MACs in all", "macs", "giga"),
     Column("MACs with basic blocks", "basic_macs", "giga"),
     Column("ratio", "ratio", "thousandths"),
-    Column("parameters", "params", "count"),
-    Column("parameters with basic blocks", "basic_params", "count"),
+    Column("parameters", "params", "count", rank=3),
+    Column("parameters with basic blocks", "basic_params", "count", rank=3),
 )
 _TIMES_LESS = (Column("times fewer", "block_ratio", "ratio"), Column("exactly", "block_ratio_exact"))
 _SHARE = (Column("bottleneck's share", "block_share", "number"), Column("exactly", "block_share_exact"))
@@ -181,10 +188,10 @@ _QUARTER = Table(
 _REDUCTIONS = Table(
     "reductions",
     (
-        _MODEL,
-        Column("module", "module"),
-        Column("1x1 convolution", "name"),
-        Column("before", "before"),
+        _OF_MODEL,
+        Column("module", "module", role="name"),
+        Column("1x1 convolution", "name", role="name"),
+        Column("before", "before", rank=1),
         Column("MACs with it", "macs", "count"),
         Column("without", "direct_macs", "count"),
         Column("ratio", "ratio", "thousandths"),
@@ -194,8 +201,8 @@ _REDUCTIONS = Table(
 _MODULES = Table(
     "modules",
     (
-        _MODEL,
-        Column("module", "module"),
+        _OF_MODEL,
+        Column("module", "module", role="name"),
         Column("weights", "weights", "count"),
         Column("weights if naive", "naive_weights", "count"),
         Column("MACs", "macs", "count"),
@@ -208,12 +215,12 @@ _MEASURED = Table("measured", _BENCH.columns, "measured in one interleaved run")
 _ROOFS = Table(
     "roofs",
     (
-        Column("machine", "machine"),
-        Column("of", "of"),
+        Column("machine", "machine", role="common"),
+        Column("of", "of", role="name"),
         Column("peak [95 %]", "rate", "rate", ci="ci95"),
         Column("unit", "unit"),
-        Column("reached by", "by"),
-        Column("or none, because", "missing"),
+        Column("reached by", "by", role="common", rank=1),
+        Column("or none, because", "missing", role="reason"),
     ),
     "roofs",
 )
@@ -221,25 +228,25 @@ _ROOFLINES = Table(
     "rooflines",
     (
         _MODEL,
-        Column("batch", "batch_size", "count"),
+        Column("batch", "batch_size", "count", role="common"),
         _PRECISION,
         _BACKEND,
-        Column("kernels bound by arithmetic", "compute_bound", "count"),
-        Column("by memory", "memory_bound", "count"),
+        Column("kernels bound by arithmetic", "compute_bound", "count", rank=1),
+        Column("by memory", "memory_bound", "count", rank=1),
         Column("ms allowed", "allowed_ms", "ms"),
         Column("p50 ms [95 %]", "p50_ms", "ms", ci="p50_ci95_ms"),
         Column("reached %", "reached_percent", "percent"),
-        Column("timing", "state"),
+        Column("timing", "state", role="common"),
     ),
     "what the roofs allow",
 )
 _ROOFLINE_LAYERS = Table(
     "roofline_layers",
     (
-        _MODEL,
+        _OF_MODEL,
         _PRECISION,
-        Column("kernel", "name"),
-        Column("FLOPs per byte", "intensity", "number"),
+        Column("kernel", "name", role="name"),
+        Column("FLOPs per byte", "intensity", "number", rank=1),
         Column("bound", "bound"),
         Column("ms allowed", "allowed_ms", "ms"),
         Column("ms in the trace", "measured_ms", "ms"),
@@ -250,10 +257,10 @@ _ROOFLINE_LAYERS = Table(
 _LAYERS = Table(
     "layers",
     (
-        _MODEL,
-        Column("layer", "name"),
+        _OF_MODEL,
+        Column("layer", "name", role="name"),
         Column("op", "op"),
-        Column("block", "block"),
+        Column("block", "block", rank=1),
         Column("parameters", "params", "count"),
         Column("MACs", "macs", "count"),
         Column("output", "output_shape", "shape"),
@@ -263,8 +270,8 @@ _LAYERS = Table(
 _STAGES = Table(
     "stages",
     (
-        _MODEL,
-        Column("stage", "stage"),
+        _OF_MODEL,
+        Column("stage", "stage", role="name"),
         Column("layers", "layers", "count"),
         Column("parameters", "params", "count"),
         Column("MACs", "macs", "giga"),
@@ -275,96 +282,98 @@ _STAGES = Table(
 _EVAL = Table(
     "results",
     (
-        _MODEL,
+        _NETWORK,
+        _FILE,
         _BACKEND,
         _PRECISION,
-        Column("data", "data"),
+        Column("data", "data", role="common"),
         Column("top-1 % [95 %]", "top1", "percent", ci="top1_ci95"),
         Column("top-5 %", "top5", "percent"),
-        Column("correct", "correct", "count"),
-        Column("of", "total", "count"),
-        Column("unreadable", "unreadable_count", "count"),
+        Column("correct", "correct", "count", rank=1),
+        Column("images", "total", "count", role="common"),
+        Column("unreadable", "unreadable_count", "count", role="program"),
     ),
 )
 _PREDICT = Table(
     "results",
     (
-        Column("image", "image"),
-        Column("class", "class", "count"),
+        Column("image", "image", role="name"),
+        Column("class", "class", rank=2),
         Column("name", "name"),
         Column("%", "probability", "percent"),
-        Column("then", "others"),
+        Column("then", "others", rank=1),
     ),
 )
 _MODELS = Table(
     "results",
     (
-        Column("name", "model"),
-        Column("family", "family"),
-        Column("input", "input_shape", "shape"),
-        Column("classes", "classes", "count"),
+        Column("name", "model", role="name"),
+        Column("family", "family", role="common", rank=2),
+        Column("input", "input_shape", "shape", role="common"),
+        Column("classes", "classes", "count", role="common", rank=3),
         Column("parameters", "params", "millions"),
         Column("MACs", "macs", "giga"),
         Column("published top-1 %", "published_top1", "percent"),
-        Column("by", "published_source"),
+        Column("by", "published_source", rank=1),
     ),
 )
 _DOCTOR = Table(
     "results",
     (
-        _BACKEND,
+        Column("backend", "backend", role="name"),
         Column("usable", "ok", "flag"),
         Column("builds", "builds", "flag"),
         Column("version", "version"),
         Column("devices", "devices"),
-        Column("why not", "reason"),
-        Column("remedy", "install"),
+        Column("why not", "reason", role="reason"),
+        Column("remedy", "install", role="reason"),
     ),
 )
 _RUN = Table(
     "results",
     (
-        Column("row", "row"),
-        _MODEL,
+        _LABEL,
+        _NETWORK,
+        Column("model", "name", role="common", older="model"),
         _BACKEND,
         _PRECISION,
         Column("top-1 %", "top1", "percent"),
         Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
-        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
-        Column("images/s", "throughput_ips", "rate"),
-        Column("MB", "size_bytes", "megabytes"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms", ci_rank=2),
+        Column("images/s", "throughput_ips", "rate", rank=4),
+        Column("MB", "size_bytes", "megabytes", rank=3),
         Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
-        Column("timing", "state"),
+        Column("timing", "state", role="common"),
         Column("gate", "verdict"),
     ),
 )
 _TRIED = (
-    Column("layer or block", "name"),
-    Column("kind", "kind"),
+    Column("layer or block", "name", role="name"),
+    Column("kind", "kind", role="common"),
     Column("changed %", "changed_percent", "percent"),
     Column("logit SQNR dB", "sqnr_db", "percent"),
-    Column("images", "images", "count"),
-    Column("layers in it", "layers"),
+    Column("images", "images", "count", role="common"),
+    Column("layers in it", "layers", rank=1),
 )
 _SEARCH = Table(
     "results",
     (
-        Column("candidate", "label"),
-        Column("logit noise left %", "noise_share_percent", "percent"),
+        Column("candidate", "label", role="name"),
+        Column("logit noise left %", "noise_share_percent", "percent", rank=3),
         Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
         Column("accuracy", "state"),
-        Column("p50 ms [95 %]", "timing.latency_ms.p50", "ms", ci="timing.p50_ci95_ms"),
+        Column("p50 ms [95 %]", "timing.latency_ms.p50", "ms", ci="timing.p50_ci95_ms", rank=1, ci_rank=2),
         Column("over fp32 [99 %]", "speedup", "ratio", ci="speedup_ci99"),
-        Column("timing", "timing.state"),
+        Column("timing", "timing.state", role="common"),
         Column("chosen", "chosen", "flag"),
-        Column("layers in fp32", "keep_float"),
+        Column("layers in fp32", "keep_float", rank=4),
     ),
 )
 
 _PRUNE = Table(
     "results",
     (
-        Column("network", "network"),
+        Column("network", "network", role="name"),
         Column("blocks", "blocks", "count"),
         Column("parameters", "params", "millions"),
         Column("MACs", "macs", "giga"),
@@ -373,7 +382,7 @@ _PRUNE = Table(
     ),
 )
 _LESION = (
-    Column("block", "block"),
+    Column("block", "block", role="name"),
     Column("divergence", "divergence", "number"),
     Column("drop in points [90 %]", "drop_pp", "points", ci="interval_pp"),
 )
@@ -382,8 +391,8 @@ _LESIONS = Table("lesions", _LESION, "each block alone, on the images to choose 
 _LESION_STUDY = Table(
     "results",
     (
-        _MODEL,
-        Column("block", "block"),
+        _OF_MODEL,
+        Column("block", "block", role="name"),
         Column("shortcut", "shortcut"),
         Column("error %", "error", "percent"),
         Column("more than whole, points", "rise_pp", "points"),
@@ -393,8 +402,8 @@ _DEGRADATION = Table(
     "results",
     (
         _MODEL,
-        Column("depth", "depth", "count"),
-        Column("seeds", "seeds", "count"),
+        Column("depth", "depth", "count", rank=2),
+        Column("seeds", "seeds", "count", role="common"),
         Column("training loss [95 %]", "train_loss", "number", ci="train_loss_ci95"),
         Column("training error %", "train_error", "percent"),
         Column("test error %", "test_error", "percent"),
@@ -402,35 +411,42 @@ _DEGRADATION = Table(
 )
 _DIFFERENCES = Table(
     "differences",
-    (Column("of training losses", "of"), Column("value [95 %]", "value", "number", ci="ci95")),
+    (Column("of training losses", "of", role="name"), Column("value [95 %]", "value", "number", ci="ci95")),
     "does depth hurt plain networks more",
 )
-_TENSORRT = Table("tensorrt", (Column("TensorRT here has", "name"), Column("", "has", "flag")))
+_TENSORRT = Table("tensorrt", (Column("TensorRT here has", "name", role="name"), Column("", "has", "flag")))
 _AUDIT = Table(
     "blocks",
     (
-        Column("block", "name"),
+        Column("block", "name", role="name"),
         Column("fusion", "fusion"),
         Column("adds in", "precision"),
-        Column("asked", "asked"),
-        Column("ran as", "executed_as"),
-        Column("converted by", "reformats"),
-        Column("kernels", "kernels", "count"),
-        Column("MB", "activation_bytes", "megabytes"),
-        Column("ms", "time_ms", "ms"),
-        Column("because", "reason"),
+        Column("asked", "asked", role="common"),
+        Column("ran as", "executed_as", rank=4),
+        Column("converted by", "reformats", rank=5),
+        Column("kernels", "kernels", "count", rank=3),
+        Column("MB", "activation_bytes", "megabytes", rank=2),
+        Column("ms", "time_ms", "ms", rank=1),
+        Column("because", "reason", role="reason"),
     ),
 )
 
 _MACHINE = Table(
     "machine",
-    (Column("this machine", "name"), Column("what it has", "value")),
+    (Column("this machine", "name", role="name"), Column("what it has", "value")),
 )
 
 _CACHE = Table(
-    "results", (Column("kept", "part"), Column("entries", "entries", "count"), Column("MB", "size_bytes", "megabytes"))
+    "results",
+    (
+        Column("kept", "part", role="name"),
+        Column("entries", "entries", "count"),
+        Column("MB", "size_bytes", "megabytes"),
+    ),
 )
-_DOUBTS = Table("results", (Column("state", "state"), Column("why", "why")))
+_DOUBTS = Table(
+    "results", (Column("file", "file", role="name"), Column("state", "state"), Column("why", "why", role="reason"))
+)
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
     "audit": (_AUDIT, _CHECKS),

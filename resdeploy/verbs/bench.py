@@ -169,7 +169,7 @@ def _images(plan: BenchPlan) -> tuple[Path, ...]:
 
 def _cells(requests: Sequence[Request], plan: BenchPlan) -> Iterator[_Cell]:
     """Every model x batch size x threads x backend x precision."""
-    names = _names(requests)
+    names = model_string.names(requests)
     for request, batch_size, threads in itertools.product(
         dict.fromkeys(requests), dict.fromkeys(plan.batch_sizes), dict.fromkeys(plan.threads)
     ):
@@ -188,15 +188,6 @@ def _cells(requests: Sequence[Request], plan: BenchPlan) -> Iterator[_Cell]:
                 label=label,
                 baselines=tuple(others),
             )
-
-
-def _names(requests: Sequence[Request]) -> dict[Request, str]:
-    """A name for each model: its stem, or all that was typed where stems are equal."""
-    stems = [model_string.stem(request.model) for request in dict.fromkeys(requests)]
-    return {
-        request: stem if stems.count(stem) == 1 else request.model
-        for request, stem in zip(dict.fromkeys(requests), stems, strict=True)
-    }
 
 
 def _row(

@@ -61,8 +61,10 @@ def train(
     """
     _refuse_contradictions(request, how, out)
     if not how.qat:
+        progress("loading torch", 0, 1)
         from resdeploy.train import curves, loop
 
+        progress("loading torch", 1, 1)
         plan = loop.Plan(
             epochs=how.epochs, lr=how.lr, batch_size=how.batch_size, seed=request.seed,
             recipe=how.recipe, augmentation=how.augmentation, hold_out=how.hold_out, accumulate=how.accumulate,
@@ -153,9 +155,11 @@ def train_float(
     from resdeploy.train import loop
 
     store.probe(out)
+    progress("opening images", 0, 1)
     network = networks.resolve(request)
     train_data, test_data = datasets.training_images(data)
     spec = spec_for(network.spec, train_data)
+    progress("opening images", 1, 1)
     task = loop.Task(spec=spec, train_data=train_data, test_data=test_data, plan=plan, out=out, initial=network.path)
     return loop.train(task, resume=resume, progress=progress, watch=watch)
 

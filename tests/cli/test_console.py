@@ -123,15 +123,15 @@ def test_a_full_disk_behind_stdout_is_exit_6(tmp_path: Path) -> None:
     assert re.fullmatch(r"error\[E-DISK-FULL\]: standard output .*\n", done.stderr)
 
 
-def test_auto_says_which_backend_it_took_and_why(resdeploy: Run, digits_onnx: Path) -> None:
-    """One line on stderr; -v also names the file that was used; --quiet silences both."""
-    chosen = r"(?m)^backend (\w+): .*\1 \S+ is the best here$"
+def test_auto_says_which_backend_it_took_and_with_v_why(resdeploy: Run, digits_onnx: Path) -> None:
+    """Name and version on stderr; -v also says why, and names the file that was used; --quiet silences both."""
+    named, why = r"(?m)^\w+ [\d.]+ \(auto\)$", r"(?m)^(\w+) (\S+) \(auto: .*\1 \2 is the best here\)$"
     file = rf"{re.escape(str(digits_onnx))} \([\d.]+ MB, fp32"
     timed = resdeploy("bench", digits_onnx, "--duration", 0.1).stderr
-    assert len(re.findall(chosen, timed)) == 1
+    assert len(re.findall(named, timed)) == 1
     assert not re.search(file, timed)
     judged = resdeploy("eval", digits_onnx, "--data", "digits", "-v").stderr
-    assert len(re.findall(chosen, judged)) == 1
+    assert len(re.findall(why, judged)) == 1
     assert len(re.findall(file, judged)) == 1
     assert resdeploy("eval", digits_onnx, "--data", "digits", "-v", "-q").stderr == ""
 

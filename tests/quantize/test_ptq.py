@@ -28,6 +28,7 @@ from resdeploy.graph.canonical import form
 from resdeploy.models import weights, zoo
 from resdeploy.quantize import bias, calibrate, methods, ptq
 from resdeploy.records import Artifact, Calibration, Progress, Target
+from resdeploy.report import sentences
 from tests.sessions import session
 
 pytest.importorskip("torch")
@@ -281,7 +282,7 @@ def test_a_file_of_full_range_is_tied_to_vnni(resnet20: Artifact, images: Images
     """Its record says so, for whoever is about to run it; TensorRT's files have no such limit."""
     artifact = quantize(resnet20, [images], tmp_path / "int8.onnx")
     assert artifact.machine == "vnni"
-    assert any("without VNNI saturate" in note for note in artifact.notes)
+    assert "needs VNNI" in sentences.checked(artifact)
     assert quantize(resnet20, [images], tmp_path / "trt.onnx", "tensorrt", portable=True).machine is None
 
 

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resdeploy.report import chart, render
+from resdeploy.report import chart
+from resdeploy.report.plain_text import inert
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -33,7 +34,7 @@ def test_control_characters_in_names_leave_it_well_formed(name: str) -> None:
     curve = chart.Line(name=name, xs=[1, 2], ys=[0.0, 5.0], dots=True, labels=[name, ""])
     drawn = chart.lines([curve], title=name, x=name, y=name)
     said = [text.text for text in ET.fromstring(drawn.encode()).iter(f"{SVG}text")]
-    assert said.count(render.inert(name)) == 5
+    assert said.count(inert(name)) == 5
 
 
 def test_points_lie_in_proportion_and_names_are_escaped() -> None:

@@ -51,7 +51,7 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.report import documents, mixed, pruning, render
-from resdeploy.report.render import inert
+from resdeploy.report.plain_text import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.table_columns import TABLES
 
@@ -174,7 +174,7 @@ def all_documents(name):
     }
     return [
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
-        documents.evaluation([(predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
+        documents.evaluation([(name, predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
         gated(name),
         json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
@@ -368,14 +368,14 @@ def test_markdown_cells_hold_no_markup(documents_of):
     assert len(re.findall(r"(?<!\\)\|", row)) == len(re.findall(r"(?<!\\)\|", header))
 
 
-def test_a_table_in_a_pipe_is_not_cut_and_on_a_terminal_fits():
-    """Names of 200 letters are whole where nobody gave a width, and fold where one is given."""
+def test_a_name_that_is_longer_than_a_line_is_whole_all_the_same():
+    """On a line of its own, in a pipe and on a terminal; all other lines fit."""
     document = documents.bench([summary("n" * 200), failed()], [faster()], ENVIRONMENT)
-    assert "n" * 200 in render.render(document)
-    folded = render.render(document, width=80)
-    tables = folded.split("\n- ")[0]
-    assert max(map(len, tables.splitlines())) <= 80
-    assert "…" not in folded
+    for width in (None, 80):
+        lines = render.render(document, width=width).splitlines()
+        assert "n" * 200 in lines
+        assert all(len(line) <= (width or 120) for line in lines if "n" * 200 not in line)
+    assert max(map(len, render.render(document, wide=True).splitlines())) > 300
     assert "\x1b" not in render.render(document)
     assert "\x1b[" in render.render(gated(), color=True)
 
@@ -399,7 +399,8 @@ def test_the_run_table_has_one_row_a_model_that_a_person_understands():
     row = documents.RunRow(
         outcome=summary("r20"), score=scored(), comparison=faster(), verdict=verdict("top1", interval=(-0.2, 0.4))
     )
-    text = render.render(documents.run("quick", [row, documents.RunRow(outcome=failed("r56"))], verdict(), ENVIRONMENT))
+    document = documents.run("quick", [row, documents.RunRow(outcome=failed("r56"))], verdict(), ENVIRONMENT)
+    text = render.render(document, wide=True)
     line = next(line for line in text.splitlines() if line.lstrip().startswith("r20 "))
     for cell in ("97.50", "+0.10 [-0.20, +0.40]", "11", "90.9", "25.0", "3.00x [2.90, 3.10]", "pass"):
         assert cell in line
@@ -434,17 +435,19 @@ def test_counters_that_cannot_be_read_are_said_once_and_counted_ones_are_in_the_
     assert "1.50x [1.40, 1.60]" in render.render(document)
 
 
-def test_rows_that_look_alike_are_told_apart_by_their_labels():
-    """Two files of one network; a table of rows that differ has no such column."""
-    one, other = summary(), summary()
-    alike = [
+def test_rows_bear_the_names_of_their_files():
+    """Two files of one network are told apart by them; a document that an older release saved shows its networks."""
+    rows = [
         dataclasses.replace(row, measurement=dataclasses.replace(row.measurement, label=label))
-        for row, label in ((one, "r50.int8.onnx"), (other, "r50.high.onnx"))
+        for row, label in ((summary(), "r50.int8 openvino b1"), (summary(), "r50.high openvino int8 b8 t2"))
     ]
-    text = render.render(documents.bench([*alike, summary("r18")], [], ENVIRONMENT))
-    rows = [line.split()[:2] for line in text.splitlines()]
-    assert all(row in rows for row in (["r50.int8.onnx", "resnet50"], ["r50.high.onnx", "resnet50"], ["r18", "r18"]))
-    assert not render.render(documents.bench([one, summary("r18")], [], ENVIRONMENT)).startswith("row")
+    document = documents.bench([*rows, failed("r18 torch b1")], [], ENVIRONMENT)
+    assert [row["name"] for row in document["results"]] == ["r50.int8", "r50.high", "r18"]
+    first = [line.split()[:1] for line in render.render(document).splitlines()]
+    assert all([name] in first for name in ("r50.int8", "r50.high", "r18"))
+    for row in document["results"]:
+        del row["name"]
+    assert "resnet50" in render.render(document)
 
 
 def test_nan_is_refused_rather_than_written():
