@@ -127,6 +127,8 @@ def bench(
     except interrupts.Interrupted:
         console.note("what was measured so far: resdeploy show", quiet=quiet)
         raise
+    if scope == "jpeg" or calib_data:
+        console.tell_sight(requests, [source.model for source in result.sources], quiet=quiet)
     console.announce(*result.sources, quiet=quiet)
     outcomes = one_run.summaries(result.outcomes)
     document = documents.bench(outcomes, result.comparisons, environment.capture(), notes=result.notes)

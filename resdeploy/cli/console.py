@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.progress import Progress as Bars
 
+    from resdeploy.deploy.model_string import Request
     from resdeploy.measure.interleaved import Starting, Watch
-    from resdeploy.records import Artifact, BackendName, Failure, Measurement, Precision, Progress
+    from resdeploy.records import Artifact, BackendName, Failure, Measurement, ModelSpec, Precision, Progress
 
 verbosity = 0  # how often -v was given
 silent = False  # whether -q was
@@ -177,8 +178,9 @@ def chosen(backend: str, precisions: Iterable[Precision | None], *, quiet: bool 
     from resdeploy.backends import choose
 
     if "auto" in backend.split(","):
-        for precision in dict.fromkeys(precision or "fp32" for precision in precisions):
-            tell_choice(*choose.pick("auto", precision), quiet=quiet)
+        picked = dict(choose.pick("auto", precision or "fp32") for precision in dict.fromkeys(precisions))
+        for name, why in picked.items():
+            tell_choice(name, why, quiet=quiet)
 
 
 def tell_choice(backend: BackendName, why: str, *, quiet: bool = False) -> None:
@@ -187,6 +189,26 @@ def tell_choice(backend: BackendName, why: str, *, quiet: bool = False) -> None:
 
     version = backends.load(backend).available().version
     note(f"{backend} {version} (auto{f': {why}' if verbosity else ''})", quiet=quiet)
+
+
+def tell_sight(
+    requests: Iterable[Request], specs: Iterable[ModelSpec | None], change: str | None = None, *, quiet: bool = False
+) -> None:
+    """Says what the models see of an image, who says so, and what changes it (None: the usual options).
+
+    Args:
+        requests: as they were typed.
+        specs: of what was made of them; None: of a file that says nothing.
+        change: options, or a place.
+        quiet: not a word.
+    """
+    from resdeploy.report import sentences
+
+    says = " and ".join(dict.fromkeys(request.seen_by for request in requests))
+    for line in sentences.seen_by(
+        (spec for spec in specs if spec is not None), says, change or sentences.SIGHT_OPTIONS
+    ):
+        note(line, quiet=quiet)
 
 
 def announce(*artifacts: Artifact, quiet: bool = False) -> None:

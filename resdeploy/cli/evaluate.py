@@ -88,6 +88,7 @@ def evaluate(
         for request in requests:
             results.append(evaluate.evaluate(request, plan, calibration, progress=progress))
             console.announce(results[-1].source, quiet=quiet)
+    console.tell_sight(requests, [result.source.model for result in results], quiet=quiet)
     if predictions is not None:
         prediction_files.save(results[0].predictions, predictions)
     names = model_string.names(requests)

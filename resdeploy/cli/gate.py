@@ -100,7 +100,8 @@ def gate(
 
     Example: resdeploy gate --baseline r56.onnx --candidate r56.int8.onnx --data cifar10/test --max-drop 0.5
     """
-    from resdeploy.measure import environment
+    from resdeploy.deploy import model_string
+    from resdeploy.measure import environment, prediction_files
     from resdeploy.report import ci, documents
     from resdeploy.verbs import gate, gate_options
 
@@ -141,6 +142,10 @@ def gate(
             found = gate.gate(plan, progress=progress)
         document = documents.gate(found.gate, environment.capture(), on_inconclusive=on_inconclusive)
     console.chosen(backend, [source.precision for source in found.sources], quiet=quiet)
+    if data is not None:
+        models = [side for side in (baseline, *candidate) if Path(side).suffix not in prediction_files.SUFFIXES]
+        requests = [model_string.Request(model=side, sight=plan.sight) for side in models]
+        console.tell_sight(requests, [source.model for source in found.sources], quiet=quiet)
     console.announce(*found.sources, quiet=quiet)
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
     console.publish(document, fmt, output, files, github=github, quiet=quiet)

@@ -31,6 +31,7 @@ def predict(
     trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
+    wide: options.Wide = False,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,

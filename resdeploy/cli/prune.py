@@ -71,6 +71,7 @@ def prune(
     )
     with console.progress(quiet=quiet) as progress:
         outcome = prune.prune(request, plan, output, progress=progress)
+    console.tell_sight([request], [outcome.artifact.model], quiet=quiet)
     console.announce(outcome.artifact, quiet=quiet)
     console.wrote(outcome.artifact, quiet=quiet)
     console.emit(pruning.prune_document(outcome, environment.capture()), fmt)

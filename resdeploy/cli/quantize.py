@@ -78,6 +78,8 @@ def quantize(
         source = export.to_onnx(request, progress=progress)
         if input_type == "uint8":
             source = pixel_input.uint8_input(source)
+        if calib_data or data:
+            console.tell_sight([request], [source.model], quiet=quiet)
         done = quantize.quantize(source, precision, form, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)

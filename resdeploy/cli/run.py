@@ -27,6 +27,7 @@ def run(
     Example: resdeploy run profiles/quickstart.toml
     """
     from resdeploy import run, store
+    from resdeploy.deploy.model_string import Request
     from resdeploy.report import documents
 
     wanted = store.read_profile(profile)
@@ -35,6 +36,9 @@ def run(
         result = run.run(
             wanted, folder or Path("runs") / wanted.name, progress=progress, note=lambda t: console.note(t, quiet=quiet)
         )
+    if wanted.data is not None:
+        requests, specs = [Request(model=wanted.model)], [source.model for source in result.bench.sources]
+        console.tell_sight(requests, specs, "the profile", quiet=quiet)
     console.announce(*result.bench.sources, quiet=quiet)
     document = documents.run(wanted.name, run.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)

@@ -1,12 +1,15 @@
 """`resdeploy train`: its options, and a trained checkpoint or INT8 file."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from resdeploy import interrupts, vocabulary
 from resdeploy.cli import console, options
+
+if TYPE_CHECKING:
+    from resdeploy.records import ModelSpec
 
 HOW = "How to train"
 QAT = "Quantization-aware training"
@@ -91,6 +94,9 @@ def train(
     )  # fmt: skip
     epochs = 0
 
+    def sees(spec: "ModelSpec") -> None:
+        console.tell_sight([request], [spec], "--img-size, --resize, --mean or --std", quiet=quiet)
+
     def watch(line: str) -> None:
         nonlocal epochs
         epochs += 1
@@ -98,7 +104,7 @@ def train(
 
     try:
         with console.progress(quiet=quiet) as progress:
-            artifact = train.train(request, how, output, progress=progress, watch=watch)
+            artifact = train.train(request, how, output, progress=progress, watch=watch, sees=sees)
     except interrupts.Interrupted:
         if epochs and (kept := train.unfinished_state(output)) is not None:
             console.note(f"kept {kept}: the same command with --resume goes on from it", quiet=quiet)

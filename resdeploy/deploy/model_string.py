@@ -164,7 +164,13 @@ class PreprocessingOverride:
 
     @property
     def given(self) -> bool:
-        return any(value is not None for value in dataclasses.astuple(self))
+        return bool(self.options)
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """The options that these changes are from, as they are typed."""
+        fields = (field.name for field in dataclasses.fields(self) if getattr(self, field.name) is not None)
+        return tuple(f"--{name.replace('_', '-')}" for name in fields)
 
     def apply_to(self, spec: ModelSpec) -> ModelSpec:
         """The spec with these changes.
@@ -233,6 +239,16 @@ class Request:
     def compiler(self) -> BackendName | None:
         """Which backend built the file; None for a name, and for a file that several can build from."""
         return self.named.compiler if isinstance(self.named, CompiledFile) else None
+
+    @property
+    def seen_by(self) -> str:
+        """Who says how the model sees images, and the options that have changed it."""
+        if isinstance(self.named, ForeignName):
+            package = self.named.name.partition(":")[0]
+            says = f"{package}'s configuration" if package in ("timm", "torchvision") else "the default"
+        else:
+            says = "the zoo" if isinstance(self.named, ZooName) else "the file's record"
+        return f"{says} with {', '.join(self.sight.options)}" if self.sight.given else says
 
     @property
     def random(self) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from resdeploy.records import Artifact, Check, Comparison
+from resdeploy.records import Artifact, Check, Comparison, ModelSpec, Preprocessing
 from resdeploy.records.times import LEAST_PAIRS, SAME_KERNELS
 
 MAX_TIME = "--max-time (in a profile max_time_s)"
@@ -60,6 +60,41 @@ def judged(check: Check, candidate: str, baseline: str) -> str | None:
     return (
         f"{seen}: {side} the limit of {limit}" if side else f"{seen}: whether within the limit of {limit} is not sure"
     )
+
+
+SIGHT_OPTIONS = "--img-size, --resize, --interpolation, --mean or --std"
+
+
+def sight(seen: Preprocessing) -> str:
+    """What a network sees of an image, step by step: size, resizing, crop, normalisation, layout."""
+    height, width = seen.size
+    if seen.resize is None:
+        resized = "images not resized"
+    else:
+        sides = "shorter side" if seen.resize_mode == "shorter" else "both sides"
+        crop = ", centre crop" if seen.resize_mode == "shorter" or seen.size != (seen.resize, seen.resize) else ""
+        resized = f"{sides} to {seen.resize} ({seen.interpolation}){crop}"
+    mean, std = (",".join(f"{value:.4g}" for value in values) for values in (seen.mean, seen.std))
+    whose = ", which the model does itself" if seen.dtype == "uint8" else ""
+    return f"{height}x{width} {seen.channels} as NCHW {seen.dtype}: {resized}, mean {mean}, std {std}{whose}"
+
+
+def seen_by(specs: Iterable[ModelSpec], says: str, change: str = SIGHT_OPTIONS) -> list[str]:
+    """A sentence for each way in which these see images, with who says so and what changes it; none where nobody does.
+
+    Args:
+        specs: of networks; several may see alike.
+        says: where the preprocessing comes from.
+        change: the options, or whatever else, that change it.
+    """
+    ways: dict[str, dict[str, None]] = {}
+    for spec in specs:
+        if spec.preprocessing is not None:
+            ways.setdefault(sight(spec.preprocessing), {})[spec.name] = None
+    return [
+        f"{', '.join(names)} {'see' if len(names) > 1 else 'sees'} {way}; from {says}; change it with {change}"
+        for way, names in ways.items()
+    ]
 
 
 CHECKS: Mapping[str, str] = {  # of an artifact's record; what is not here is told as it is called there

@@ -54,6 +54,11 @@ def process_count() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def is_first() -> bool:
+    """Whether this is the process that talks, among those that torchrun has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def group() -> Iterator[Group]:
     """The processes that torchrun has started, by the variables that it sets; else this one alone, on a GPU if any."""

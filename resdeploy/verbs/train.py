@@ -52,9 +52,23 @@ def unfinished_state(out: Path) -> Path | None:
 
 
 def train(
-    request: Request, how: TrainOptions, out: Path, *, progress: Progress, watch: Callable[[str], None]
+    request: Request,
+    how: TrainOptions,
+    out: Path,
+    *,
+    progress: Progress,
+    watch: Callable[[str], None],
+    sees: Callable[[ModelSpec], None] = lambda _spec: None,
 ) -> Artifact:
-    """Trains a network, or with `qat` its INT8 file; `watch` gets a line per epoch.
+    """Trains a network, or with `qat` its INT8 file.
+
+    Args:
+        request: the network.
+        how: on what, and how.
+        out: the file to write.
+        progress: called after every step.
+        watch: gets a line per epoch.
+        sees: is told what is trained, before that begins; under torchrun in the first process alone.
 
     Raises:
         UsageError: a suffix of another kind of file, options that do not go together, or a finished training to resume.
@@ -71,10 +85,10 @@ def train(
             precision=how.precision, threads=how.threads,
         )  # fmt: skip
         return train_float(
-            request, how.data, plan, out, resume=how.resume, progress=progress,
+            request, how.data, plan, out, resume=how.resume, progress=progress, sees=sees,
             watch=lambda line: watch(curves.describe(line, how.epochs)),
         )  # fmt: skip
-    return _train_int8(request, how, out, progress=progress, watch=watch)
+    return _train_int8(request, how, out, progress=progress, watch=watch, sees=sees)
 
 
 def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> None:
@@ -144,6 +158,7 @@ def train_float(
     resume: bool = False,
     progress: Progress,
     watch: Callable[[Epoch], None] | None = None,
+    sees: Callable[[ModelSpec], None] = lambda _spec: None,
 ) -> Artifact:
     """The request's network trained on the data set's training split, its accuracy on the test split in `checks`.
 
@@ -152,7 +167,7 @@ def train_float(
     Raises:
         UsageError: a data set without a test split, on which the result could not be judged.
     """
-    from resdeploy.train import loop
+    from resdeploy.train import distributed, loop
 
     store.probe(out)
     progress("opening images", 0, 1)
@@ -160,6 +175,8 @@ def train_float(
     train_data, test_data = datasets.training_images(data)
     spec = spec_for(network.spec, train_data)
     progress("opening images", 1, 1)
+    if distributed.is_first():
+        sees(spec)
     task = loop.Task(spec=spec, train_data=train_data, test_data=test_data, plan=plan, out=out, initial=network.path)
     return loop.train(task, resume=resume, progress=progress, watch=watch)
 
@@ -196,7 +213,13 @@ def outcome_of(trained: Artifact) -> Outcome | None:
 
 
 def _train_int8(
-    request: Request, how: TrainOptions, out: Path, *, progress: Progress, watch: Callable[[str], None]
+    request: Request,
+    how: TrainOptions,
+    out: Path,
+    *,
+    progress: Progress,
+    watch: Callable[[str], None],
+    sees: Callable[[ModelSpec], None],
 ) -> Artifact:
     """The request's network as an INT8 ONNX file whose constants were trained, its Q/DQ placed for `how.target`.
 
@@ -209,6 +232,8 @@ def _train_int8(
     source = export.to_onnx(request, progress=progress)
     if source.weights is not None and source.weights.random:
         raise UsageError(f"{request.model} is not trained, so there is nothing to keep", fix="Add --weights FILE")
+    if source.model is not None:
+        sees(source.model)
     # Training may restore an output that calibration lost (`force`); what it ends with is what counts.
     calibration = CalibrationPlan(
         data=how.data, portable=how.portable, effort=how.effort, seed=request.seed, force=True

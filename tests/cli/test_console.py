@@ -217,3 +217,10 @@ def test_rows_that_are_invalid_are_counted_where_the_result_goes_to_a_file(
     rows = [{"state": "INVALID"}, {"state": "ok"}]
     console.emit(documents.document("bench", {}, rows), "json", tmp_path / "b.json")
     assert capsys.readouterr().err == f"wrote {tmp_path / 'b.json'}; 1 of 2 rows are INVALID, the file says why\n"
+
+
+def test_what_the_network_sees_is_said_where_images_are_read(resdeploy: Run, digits_onnx: Path) -> None:
+    """One line of `eval`, with who says so; none of `bench`, which reads no image; --quiet silences it."""
+    line = r"(?m)^\S+ sees 16x16 RGB as NCHW float32: .*; from the file's record; change it with --img-size, .*--std$"
+    assert len(re.findall(line, resdeploy("eval", digits_onnx, "--data", "digits").stderr)) == 1
+    assert resdeploy("eval", digits_onnx, "--data", "digits", "-q").stderr == ""

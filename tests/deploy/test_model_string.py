@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from resdeploy.deploy.model_string import (
     ForeignName,
     Model,
     OnnxFile,
+    PreprocessingOverride,
     Request,
     ZooName,
     classify,
@@ -47,3 +49,17 @@ def test_a_model_is_what_its_spelling_says(text: str) -> None:
     request = Request(model=text)
     every: tuple[Format, ...] = ("checkpoint", "onnx", "openvino", "engine")
     assert {wanted for wanted in every if request.can_give(wanted)} == formats
+
+
+@pytest.mark.parametrize(
+    ("model", "override", "says"),
+    [
+        ("resnet20", {}, "the zoo"),
+        ("timm:resnet18", {"img_size": 32, "resize": 0}, "timm's configuration with --img-size, --resize"),
+        ("package.module:factory", {}, "the default"),
+        ("r50.int8.onnx", {"mean": (0.5,) * 3}, "the file's record with --mean"),
+    ],
+)
+def test_who_says_how_images_are_seen_is_known_from_the_name(model: str, override: Any, says: str) -> None:
+    """A package, the zoo or the file, and the options that were typed."""
+    assert Request(model=model, sight=PreprocessingOverride(**override)).seen_by == says

@@ -1,8 +1,10 @@
 """Comparisons in plain words, which say what the interval beside them says."""
 
+import dataclasses
+
 import pytest
 
-from resdeploy.records import Check, Comparison
+from resdeploy.records import Artifact, Check, Comparison, ModelSpec, Preprocessing
 from resdeploy.report import sentences
 
 
@@ -96,3 +98,52 @@ def test_kernels_are_told_with_what_follows_from_them():
     other = compared(1.03, (1.02, 1.04), kernels="2 more Reorder")
     assert sentences.kernels(other) == "new does not execute what base does: 2 more Reorder"
     assert sentences.kernels(compared(1.03, (1.02, 1.04))) is None
+
+
+MEAN = "mean 0.5,0.5,0.5, std 0.25,0.25,0.25"
+SEEN = Preprocessing(size=(32, 32), resize=36, interpolation="bicubic", mean=(0.5,) * 3, std=(0.25,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("seen", "sentence"),
+    [
+        (
+            SEEN,
+            f"32x32 RGB as NCHW float32: shorter side to 36 (bicubic), centre crop, {MEAN}",
+        ),
+        (
+            Preprocessing(size=(28, 24), channels="L", mean=(0.1307,), std=(0.3081,)),
+            "28x24 L as NCHW float32: images not resized, mean 0.1307, std 0.3081",
+        ),
+        (
+            dataclasses.replace(SEEN, resize=32, resize_mode="squash", dtype="uint8"),
+            f"32x32 RGB as NCHW uint8: both sides to 32 (bicubic), {MEAN}, which the model does itself",
+        ),
+    ],
+)
+def test_what_a_network_sees_is_told_in_full(seen, sentence):
+    """Size, resizing, crop, interpolation, mean, std, layout."""
+    assert sentences.sight(seen) == sentence
+
+
+def test_networks_that_see_alike_are_told_of_once_with_who_says_so_and_what_changes_it():
+    """A network that says nothing is not told of."""
+    one = ModelSpec(name="a", family="f", classes=2, input_shape=(3, 32, 32), preprocessing=SEEN)
+    specs = [one, dataclasses.replace(one, name="b"), dataclasses.replace(one, name="c", preprocessing=None)]
+    (line,) = sentences.seen_by(specs, "timm's configuration with --img-size")
+    assert line.startswith("a, b see 32x32 RGB as NCHW float32: shorter side to 36")
+    assert line.endswith(f"; from timm's configuration with --img-size; change it with {sentences.SIGHT_OPTIONS}")
+
+
+def test_what_a_file_was_checked_to_is_told_in_words():
+    """And a figure that nobody has words for by its name."""
+    checks = {"max_abs_error": 7e-10, "max_rel_error": 7.31e-7, "batch_size_1": 1.0, "batch_size_2": 3.0, "x": 0.5}
+    exported = Artifact(path="m.onnx", format="onnx", precision="fp32", sha256="a", checks=checks)
+    assert sentences.checked(exported) == ["within 7.3e-07 of torch in float64", "tried at batch 1 and 3", "x 0.5"]
+    adds = {"residual_adds": 6.0, "fusable_adds": 5.0, "snr_db": 21.3}
+    made = dataclasses.replace(exported, precision="int8", target="openvino", machine="vnni", checks=adds)
+    assert sentences.checked(made) == [
+        "21.3 dB above its rounding noise",
+        "5 of 6 residual adds can fuse",
+        "needs VNNI",
+    ]
