@@ -17,7 +17,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from resdeploy import __version__, interrupts, waiting
 from resdeploy.cli import (
@@ -41,6 +40,7 @@ from resdeploy.cli import (
     study,
     train,
 )
+from resdeploy.cli.help_text import App, Group
 
 INTERRUPTED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 BROKEN_PIPE = 141
@@ -58,8 +58,14 @@ def _hide_from_typer() -> Iterator[None]:
         raise _Uncaught from e
 
 
-class _Verbs(TyperGroup):
+ALL, AROUND = "All of it, from a profile", "This machine"
+MAKE, MEASURE, JUDGE, STUDY = "Make a model", "Measure", "Judge", "Study"
+
+
+class _Verbs(Group):
     """Any EOFError is Ctrl-D to Typer, and any BrokenPipeError `| head`: it would exit 1, which is a failed gate's."""
+
+    panels = (ALL, MAKE, MEASURE, JUDGE, STUDY, AROUND)
 
     def make_context(self, *args: Any, **options: Any) -> Any:  # prints the version
         with _hide_from_typer():
@@ -70,32 +76,32 @@ class _Verbs(TyperGroup):
             return super().invoke(ctx)
 
 
-app = typer.Typer(
+app = App(
     cls=_Verbs,
     help="A ResNet from weights to a deployment that can be trusted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Start with: resdeploy doctor · resdeploy export resnet50 · resdeploy bench --precision int8",
+    epilog="Examples: resdeploy doctor · resdeploy run profiles/quickstart.toml · resdeploy bench --precision int8",
 )
-app.command("models")(models.models)
-app.command("cost")(cost.cost)
-app.command("train")(train.train)
-app.command("export")(export.export)
-app.command("prune")(prune.prune)
-app.command("quantize")(quantize.quantize)
-app.command("build")(build.build)
-app.command("bench")(bench.bench)
-app.command("show")(show.show)
-app.command("eval")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("gate")(gate.gate)
-app.command("compare")(compare.compare)
-app.add_typer(study.app, name="study")
-app.command("audit")(audit.audit)
-app.command("run")(run.run)
-app.command("doctor")(doctor.doctor)
-app.add_typer(cache.app, name="cache")
+app.command("run", rich_help_panel=ALL)(run.run)
+app.command("export", rich_help_panel=MAKE)(export.export)
+app.command("train", rich_help_panel=MAKE)(train.train)
+app.command("quantize", rich_help_panel=MAKE)(quantize.quantize)
+app.command("prune", rich_help_panel=MAKE)(prune.prune)
+app.command("build", rich_help_panel=MAKE)(build.build)
+app.command("bench", rich_help_panel=MEASURE)(bench.bench)
+app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)
+app.command("predict", rich_help_panel=MEASURE)(predict.predict)
+app.command("cost", rich_help_panel=MEASURE)(cost.cost)
+app.command("models", rich_help_panel=MEASURE)(models.models)
+app.command("show", rich_help_panel=MEASURE)(show.show)
+app.command("gate", rich_help_panel=JUDGE)(gate.gate)
+app.command("audit", rich_help_panel=JUDGE)(audit.audit)
+app.command("compare", rich_help_panel=JUDGE)(compare.compare)
+app.add_typer(study.app, name="study", rich_help_panel=STUDY)
+app.command("doctor", rich_help_panel=AROUND)(doctor.doctor)
+app.add_typer(cache.app, name="cache", rich_help_panel=AROUND)
 
 
 def _print_version(wanted: bool) -> None:

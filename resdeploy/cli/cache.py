@@ -5,9 +5,10 @@ from typing import Annotated
 import typer
 
 from resdeploy.cli import console, options
+from resdeploy.cli.help_text import App
 from resdeploy.errors import UsageError
 
-app = typer.Typer(
+app = App(
     help="What is kept of earlier commands: where it is, whether it is whole, and how to be rid of it.\n\n"
     "Examples: resdeploy cache · resdeploy cache verify · resdeploy cache clear --older-than 30",
     invoke_without_command=True,

@@ -71,7 +71,7 @@ Weights = Annotated[
     ),
 ]
 Classes = Annotated[int | None, typer.Option(min=1, help="Classes, where not the model's own.", rich_help_panel=_MODEL)]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.", rich_help_panel=_MODEL)]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 ImgSize = Annotated[int | None, typer.Option(min=1, help="Input height and width.", rich_help_panel=_SEEING)]
 Resize = Annotated[

@@ -7,8 +7,9 @@ import typer
 
 from resdeploy import vocabulary
 from resdeploy.cli import console, options
+from resdeploy.cli.help_text import App
 
-app = typer.Typer(
+app = App(
     help="The experiments behind residual networks.\n\n"
     "Examples: resdeploy study degradation · resdeploy study lesion resnet56 --weights r56.th --data cifar10/test",
     no_args_is_help=True,
