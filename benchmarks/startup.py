@@ -57,7 +57,7 @@ def main() -> None:
     rounds = arguments.rounds
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "empty.py"
-        script.write_text(EMPTY.format(commands=len(app.registered_commands)))
+        script.write_text(EMPTY.format(commands=len(app.registered_commands) + len(app.registered_groups)))
         # As installed: the console script does no more than this.
         ours = [sys.executable, "-c", "from resdeploy.cli import main; main()"]
         empty = [sys.executable, str(script)]

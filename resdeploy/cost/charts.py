@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resdeploy.cost.cost import CostReport
 
 IMAGENET_CLASSES = 1000
+NAMED = 12  # kernels of a network that are named in a chart, those that take longest, where there is room
 GIGA_MACS = "MACs, G per image"
 
 
@@ -47,13 +48,17 @@ def draw_roofline(rooflines: Sequence[Roofline], peaks: Peaks) -> str:
     unit, prefix = (1e12, "T") if max(roof.rate for roof in peaks.roofs.values()) > 1e13 else (1e9, "G")
     names = dict.fromkeys(f"{prefix}OP/s" if precision == "int8" else f"{prefix}FLOP/s" for precision in precisions)
     roofs = []
-    for precision, ridge in zip(precisions, ridges, strict=True):
+    for k, (precision, ridge) in enumerate(zip(precisions, ridges, strict=True)):
         top = peaks.roofs[precision].rate / unit
         xs = [low, ridge, high]
-        roofs.append(chart.Line(name=f"{precision} roof", xs=xs, ys=[low * peaks.bandwidth.rate / unit, top, top]))
+        ys, dashes = [low * peaks.bandwidth.rate / unit, top, top], chart.DASHES[k % len(chart.DASHES)]
+        roofs.append(chart.Line(name=f"{precision} roof", xs=xs, ys=ys, dashes=dashes))
+    measured = any(layer.measured_s for each in rooflines for layer in each.layers)
+    models = ", ".join(dict.fromkeys(each.model for each in rooflines))
+    unmeasured = "" if measured else " (rings: not measured, so at their roofs)"
     return chart.lines(
         [*roofs, *(_dots(each, unit) for each in rooflines)],
-        title=f"{', '.join(dict.fromkeys(each.model for each in rooflines))} under the roofs of {peaks.name}",
+        title=f"{models} under the roofs of {peaks.name}{unmeasured}",
         x="FLOPs per byte",
         y=", ".join(names),
         log_x=True,
@@ -69,12 +74,15 @@ def _kernels(roofline: Roofline) -> list[LayerRoof]:
 
 def _dots(roofline: Roofline, unit: float) -> chart.Line:
     layers = _kernels(roofline)
+    longest = sorted(layers, key=lambda layer: layer.measured_s or layer.allowed_s, reverse=True)[:NAMED]
     name = f"{roofline.model} {roofline.precision}"
     return chart.Line(
         name=name if roofline.batch_size == 1 else f"{name} b{roofline.batch_size}",
         xs=[layer.flops / layer.moved_bytes for layer in layers],
         ys=[layer.flops / (layer.measured_s or layer.allowed_s) / unit for layer in layers],
         dots=True,
+        hollow=not any(layer.measured_s for layer in layers),
+        labels=[layer.name if layer in longest else "" for layer in layers],
     )
 
 

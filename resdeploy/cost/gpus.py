@@ -33,11 +33,11 @@ def _gpu(
     return Peaks(
         name=name,
         source=source,
-        roofs={precision: Roof(rate=rate * T, by="data sheet, from memory") for precision, rate in rates.items()},
-        bandwidth=Roof(rate=gb_s * G, by="data sheet, from memory"),
+        roofs={precision: Roof(rate=rate * T, by="data sheet, unverified") for precision, rate in rates.items()},
+        bandwidth=Roof(rate=gb_s * G, by="data sheet, unverified"),
         missing=missing or {},
         measured=False,
-        notes=("its roofs are from memory, not checked against the sheet",),
+        notes=("its roofs are unverified: they were written down without its data sheet",),
     )
 
 

@@ -17,6 +17,12 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 132, 36, 44
 # Okabe & Ito 2008: colours that colour-blind readers tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#8C564B", "#A6A61F")
 LETTER = 4.6  # width of a letter at size 8, on average
+LETTER_12, LETTER_12_BOLD = 6.6, 7.4  # at size 12
+MIDDLE = ".35em"  # from a text's base line to its middle; `dominant-baseline` is not known to every SVG reader
+MARGIN = 0.04  # of an axis, so that no point lies on the frame
+LEAST_TICKS = 3  # fewer say nothing of a scale
+DASHES = ("", "7 4", "2 3", "9 3 2 3")  # of lines that may cover each other
+MANTISSAS = ((1.0,), (1.0, 2.0, 5.0), (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0))  # of ticks, few to many
 Box = tuple[float, float, float, float]
 
 
@@ -31,6 +37,7 @@ class Line:
     high: Sequence[float] = ()
     dots: bool = False  # points that no line joins
     hollow: bool = False  # rings for dots
+    dashes: str = ""  # of the line, one of `DASHES`
     labels: Sequence[str] = ()  # beside the dots, where there is room; "": none
 
 
@@ -48,26 +55,75 @@ def lines(
         log_y: likewise.
         zero: whether a vertical axis that is not logarithmic begins at or below zero.
     """
-    xs = [value for curve in curves for value in curve.xs]
-    ys = [value for curve in curves for value in (*curve.ys, *curve.low, *curve.high) if math.isfinite(value)]
-    x_ticks = decades(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs))
-    y_ticks = decades(min(ys), max(ys)) if log_y else ticks(min(0.0, *ys) if zero else min(ys), max(ys))
-    plot = _Plot((min(xs), max(xs)), (min(y_ticks[0], *ys), max(y_ticks[-1], *ys)), log_x, log_y)
+    plot = _plot(curves, log_x=log_x, log_y=log_y, zero=zero)
+    names = dict.fromkeys(curve.name for curve in curves)
+    right = max(RIGHT, 40 + LETTER_12 * max(len(name) for name in names))
+    width = max(WIDTH - RIGHT + right, LEFT + 8 + LETTER_12_BOLD * len(title))
     body = [f'<text x="{LEFT}" y="20" font-weight="bold">{_text(title)}</text>']
-    body += [_grid_y(plot, tick) for tick in y_ticks]
-    body += [_grid_x(plot, tick) for tick in x_ticks]
+    body += [_grid_y(plot, tick) for tick in plot.y_ticks]
+    body += [_grid_x(plot, tick) for tick in plot.x_ticks]
+    body.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#999"/>')
     body.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{_text(x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
     body.append(f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{_text(y)}</text>')
-    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(c.name for c in curves))}
+    colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     for curve in curves:
         body += _draw(plot, curve, colours[curve.name])
-    body += [part for number, (name, colour) in enumerate(colours.items()) for part in _key(name, colour, number)]
+    first = {curve.name: curve for curve in reversed(curves)}
+    body += [part for number, name in enumerate(names) for part in _key(first[name], colours[name], number)]
     body += _labels(plot, curves)
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {HEIGHT}" font-family="sans-serif" '
         f'font-size="12" fill="#666">\n' + "\n".join(body) + "\n</svg>\n"
     )
+
+
+def _plot(curves: Sequence[Line], *, log_x: bool, log_y: bool, zero: bool) -> _Plot:
+    """The axes: across with a margin, up from tick to tick, each with enough ticks."""
+    xs = [value for curve in curves for value in curve.xs]
+    ys = [value for curve in curves for value in (*curve.ys, *curve.low, *curve.high) if math.isfinite(value)]
+    whole = all(float(value).is_integer() for value in xs)
+    x_range = _widened(min(xs), max(xs), log=log_x, whole=whole)
+    low, high = (min(0.0, *ys) if zero and not log_y else min(ys)), max(ys)
+    if high <= low:
+        low, high = (low / 2, high * 2) if log_y else _apart(low, high)
+    y_ticks = decades(low, high) if log_y else ticks(low, high)
+    y_ticks = y_ticks if len(y_ticks) >= LEAST_TICKS else ticks(low, high)
+    return _Plot(
+        xs=x_range,
+        ys=(min(y_ticks[0], *ys), max(y_ticks[-1], *ys)),
+        x_ticks=_inside(*x_range, log=log_x, whole=whole),
+        y_ticks=y_ticks,
+        log_x=log_x,
+        log_y=log_y,
+    )
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Ends that differ."""
+    return (low, high) if high > low else (low - (abs(low) / 2 or 1.0), high + (abs(high) / 2 or 1.0))
+
+
+def _widened(low: float, high: float, *, log: bool, whole: bool) -> tuple[float, float]:
+    """An axis with a margin beyond the points; around a single one, with room on both sides."""
+    if log:
+        factor = (high / low) ** MARGIN if high > low else 2.0
+        return low / factor, high * factor
+    if whole and high - low < LEAST_TICKS - 1:  # epochs, blocks: no ticks between whole numbers
+        return low - 1, high + 1
+    low, high = _apart(low, high)
+    return low - MARGIN * (high - low), high + MARGIN * (high - low)
+
+
+def _inside(low: float, high: float, *, log: bool, whole: bool) -> list[float]:
+    """Round numbers on an axis, as few as say something."""
+    if log:
+        for mantissas in MANTISSAS:
+            found = [tick for tick in _powers(low, high, mantissas) if low <= tick <= high]
+            if len(found) >= LEAST_TICKS:
+                return found
+    found = [tick for tick in ticks(low, high) if low <= tick <= high and not (whole and tick % 1)]
+    return found if len(found) >= LEAST_TICKS else [low, (low + high) / 2, high]
 
 
 def _text(words: str) -> str:
@@ -87,18 +143,28 @@ def ticks(low: float, high: float) -> list[float]:
 
 def decades(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten, from at or below `low` to at or above `high`; over a long way powers alone."""
+    for mantissas in MANTISSAS:
+        candidates = _powers(low, high, mantissas)
+        below = [tick for tick in candidates if tick <= low * (1 + 1e-9)]
+        above = [tick for tick in candidates if tick >= high * (1 - 1e-9)]
+        found = [tick for tick in candidates if below[-1] <= tick <= above[0]]
+        if len(found) > LEAST_TICKS:
+            return found
+    return found
+
+
+def _powers(low: float, high: float, mantissas: Sequence[float]) -> list[float]:
+    """Those times powers of ten, from a power at or below `low` to one at or above `high`."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    steps = (1, 2, 5) if last - first <= 3 else (1,)
-    candidates = [k * 10.0**power for power in range(first, last + 1) for k in steps]
-    below = [tick for tick in candidates if tick <= low * (1 + 1e-9)]
-    above = [tick for tick in candidates if tick >= high * (1 - 1e-9)]
-    return [tick for tick in candidates if below[-1] <= tick <= above[0]]
+    return [k * 10.0**power for power in range(first, last + 1) for k in mantissas]
 
 
 @dataclass(frozen=True)
 class _Plot:
     xs: tuple[float, float]
     ys: tuple[float, float]
+    x_ticks: Sequence[float]
+    y_ticks: Sequence[float]
     log_x: bool = False
     log_y: bool = False
 
@@ -121,14 +187,16 @@ def _grid_y(plot: _Plot, tick: float) -> str:
     at = f"{plot.y(tick):.1f}"
     return (
         f'<path d="M{LEFT} {at}H{WIDTH - RIGHT}" stroke="#999" stroke-opacity=".4"/>'
-        f'<text x="{LEFT - 6}" y="{at}" text-anchor="end" dominant-baseline="middle">{tick:g}</text>'
+        f'<text x="{LEFT - 6}" y="{at}" dy="{MIDDLE}" text-anchor="end">{tick:g}</text>'
     )
 
 
 def _grid_x(plot: _Plot, tick: float) -> str:
-    if not plot.xs[0] <= tick <= plot.xs[1]:
-        return ""
-    return f'<text x="{plot.x(tick):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
+    at = f"{plot.x(tick):.1f}"
+    return (
+        f'<path d="M{at} {TOP}V{HEIGHT - BOTTOM}" stroke="#999" stroke-opacity=".25"/>'
+        f'<text x="{at}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:g}</text>'
+    )
 
 
 def _draw(plot: _Plot, curve: Line, colour: str) -> list[str]:
@@ -138,20 +206,33 @@ def _draw(plot: _Plot, curve: Line, colour: str) -> list[str]:
         there = [(plot.x(a), plot.y(b)) for a, b in zip(curve.xs, curve.high, strict=True)]
         back = [(plot.x(a), plot.y(b)) for a, b in zip(curve.xs, curve.low, strict=True)][::-1]
         parts.append(f'<polygon points="{_join([*there, *back])}" fill="{colour}" fill-opacity=".18"/>')
-    if curve.dots:
-        look = f'fill="none" stroke="{colour}" stroke-width="1.5"' if curve.hollow else f'fill="{colour}"'
-        parts += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="3.5" {look}/>' for a, b in points]
+    if curve.dots or len(points) == 1:
+        parts += [_dot(a, b, curve, colour) for a, b in points]
+        parts += [_whisker(plot, curve, colour)] if curve.low and len(points) == 1 else []
     else:
-        parts.append(f'<polyline points="{_join(points)}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
+        dashed = f' stroke-dasharray="{curve.dashes}"' if curve.dashes else ""
+        line = f'<polyline points="{_join(points)}" fill="none" stroke="{colour}" stroke-width="1.8"{dashed}/>'
+        parts.append(line)
     return parts
 
 
-def _key(name: str, colour: str, number: int) -> list[str]:
-    y = TOP + 6 + 18 * number
-    return [
-        f'<path d="M{WIDTH - RIGHT + 10} {y}h14" stroke="{colour}" stroke-width="3"/>',
-        f'<text x="{WIDTH - RIGHT + 30}" y="{y}" dominant-baseline="middle">{_text(name)}</text>',
-    ]
+def _dot(x: float, y: float, curve: Line, colour: str) -> str:
+    look = f'fill="none" stroke="{colour}" stroke-width="1.5"' if curve.hollow else f'fill="{colour}"'
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5" {look}/>'
+
+
+def _whisker(plot: _Plot, curve: Line, colour: str) -> str:
+    """The interval of a single point, whose band has no width."""
+    x, low, high = plot.x(curve.xs[0]), plot.y(curve.low[0]), plot.y(curve.high[0])
+    return f'<path d="M{x:.1f} {low:.1f}V{high:.1f}" stroke="{colour}" stroke-width="1.5"/>'
+
+
+def _key(curve: Line, colour: str, number: int) -> list[str]:
+    x, y = WIDTH - RIGHT + 10, TOP + 6 + 18 * number
+    dashed = f' stroke-dasharray="{curve.dashes}"' if curve.dashes else ""
+    line = f'<path d="M{x} {y}h16" stroke="{colour}" stroke-width="2"{dashed}/>'
+    mark = _dot(x + 8, y, curve, colour) if curve.dots or len(curve.xs) == 1 else line
+    return [mark, f'<text x="{x + 22}" y="{y}" dy="{MIDDLE}">{_text(curve.name)}</text>']
 
 
 def _labels(plot: _Plot, curves: Sequence[Line]) -> list[str]:

@@ -32,7 +32,7 @@ def write(out: Path, history: Sequence[Epoch]) -> None:
     held_out = [100 - line.held_out_top1 for line in history if line.held_out_top1 is not None]
     if held_out:
         lines.append(chart.Line(name="held out", xs=epochs, ys=held_out))
-    drawn = chart.lines(lines, title=out.stem, x="epoch", y="error (%)")
+    drawn = chart.lines(lines, title=f"{out.stem}: error by epoch", x="epoch", y="error (%)")
     store.write_bytes(picture, drawn.encode())
 
 

@@ -95,5 +95,5 @@ def test_a_gpus_roofs_are_dense_and_say_where_they_are_from(name: str) -> None:
         assert found.missing["bf16"]
     assert "NVIDIA" in found.source
     (note,) = found.notes
-    assert note == "its roofs are from memory, not checked against the sheet"
+    assert note == "its roofs are unverified: they were written down without its data sheet"
     assert not found.measured

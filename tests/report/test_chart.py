@@ -50,10 +50,49 @@ def test_points_lie_in_proportion_and_names_are_escaped() -> None:
 
 
 def test_a_single_point_and_a_gap_are_drawn() -> None:
-    """One epoch is a chart already; a value that is not finite is left out."""
-    ET.fromstring(chart.lines([chart.Line(name="a", xs=[1], ys=[2.0])], title="", x="", y=""))
+    """One epoch is a chart already, its interval a line; a value that is not finite is left out."""
+    one = chart.Line(name="a", xs=[1], ys=[2.0], low=[1.5], high=[3.0])
+    root = ET.fromstring(chart.lines([one], title="", x="", y=""))
+    point = root.findall(f"{SVG}circle")[0].attrib
+    whiskers = [path.attrib["d"] for path in root.iter(f"{SVG}path") if path.attrib["d"].startswith(f"M{point['cx']} ")]
+    ends = sorted(float(end) for end in re.split(f"M{re.escape(point['cx'])} |V", whiskers[-1]) if end)
+    assert ends[0] < float(point["cy"]) < ends[1]
     gap = chart.lines([chart.Line(name="a", xs=[1, 2, 3], ys=[1.0, math.nan, 3.0])], title="", x="", y="")
     assert len(ET.fromstring(gap).findall(f"{SVG}polyline")[0].attrib["points"].split()) == 2
+
+
+def numbers(root: ET.Element, **attributes: str) -> list[float]:
+    """The labels of one axis."""
+    texts = [text for text in root.iter(f"{SVG}text") if attributes.items() <= text.attrib.items()]
+    return [float(text.text or "") for text in texts if re.fullmatch(r"[-+.e\d]+", text.text or "")]
+
+
+@given(st.lists(st.floats(1e-3, 1e6), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_both_axes_have_three_ticks_at_least(values: list[float], log: bool, zero: bool) -> None:
+    """However near or far the points are, a single one included; no point lies on the frame's sides."""
+    curve = chart.Line(name="a", xs=values, ys=values[::-1], dots=True)
+    root = ET.fromstring(chart.lines([curve], title="t", x="x", y="y", log_x=log, log_y=log, zero=zero))
+    across = numbers(root, y=str(chart.HEIGHT - chart.BOTTOM + 18))
+    assert len(across) >= 3
+    assert len(numbers(root, **{"text-anchor": "end"})) >= 3
+    places = [float(circle.attrib["cx"]) for circle in root.findall(f"{SVG}circle")[: len(values)]]
+    assert all(chart.LEFT < place < chart.WIDTH - chart.RIGHT for place in places)
+
+
+def test_every_reader_of_svg_puts_texts_where_they_belong() -> None:
+    """`dominant-baseline` is ignored by some; long names widen the picture, and marks are those of the curves."""
+    names = ["a curve with a name that is longer than the room beside the plot has ever been", "dots"]
+    curves = [
+        chart.Line(name=names[0], xs=[1, 2], ys=[1, 2], dashes=chart.DASHES[1]),
+        chart.Line(name=names[1], xs=[1, 2], ys=[2, 1], dots=True, hollow=True),
+    ]
+    drawn = chart.lines(curves, title="t", x="x", y="y")
+    assert "dominant-baseline" not in drawn
+    root = ET.fromstring(drawn)
+    width = float(root.attrib["viewBox"].split()[2])
+    assert width > chart.WIDTH - chart.RIGHT + chart.LETTER_12 * len(names[0])
+    assert len(root.findall(f"{SVG}circle")) == 3  # two, and the one beside the name
+    assert drawn.count(f'stroke-dasharray="{chart.DASHES[1]}"') == 2
 
 
 def test_a_logarithmic_axis_gives_every_decade_the_same_room() -> None:
@@ -87,6 +126,6 @@ def test_names_never_cover_each_other() -> None:
         assert abs(x0 - x1) >= 20 or abs(y0 - y1) >= 7
     assert [text.text for text in small].count("far") == 1
     circles = list(root.iter(f"{SVG}circle"))
-    assert len(circles) == 21
-    assert circles[-1].attrib["fill"] == "none"
-    assert circles[-1].attrib["stroke"] == circles[0].attrib["fill"]  # one name, one colour
+    assert len(circles) == 22  # the last is beside the name
+    assert circles[-2].attrib["fill"] == "none"
+    assert circles[-2].attrib["stroke"] == circles[0].attrib["fill"]  # one name, one colour
