@@ -1,18 +1,20 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing is needed but python3 with venv.
 # For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters,
-# `make acceptance` what takes minutes of simulation and of real networks, `make docs` writes what docs/architecture.md takes from the code.
-# PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
+# `make acceptance` what takes minutes of simulation and of real networks, `make wheels` builds what is published and tries
+# it on every Python, `make docs` writes what docs/architecture.md takes from the code.
+# WHEELS_ARGS reaches tests/wheels/try_wheels.py, PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= cpu,data,dev
 PIP_ARGS ?=
+WHEELS_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo dev fast test acceptance lint docs clean
+.PHONY: demo dev fast test acceptance wheels lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	$(BIN)/resdeploy run profiles/quickstart.toml
+	$(BIN)/resdeploy run quickstart
 
 dev: $(VENV)/.dev
 
@@ -24,6 +26,9 @@ test: lint
 
 acceptance: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/acceptance
+
+wheels:
+	$(PYTHON) tests/wheels/try_wheels.py --pip-args="$(PIP_ARGS)" $(WHEELS_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,11 +43,11 @@ docs: $(VENV)/.dev
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.demo: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.demo: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[cpu,data]'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 

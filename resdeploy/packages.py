@@ -6,27 +6,35 @@ line and the workers ask it about whatever they catch. `need` is for doors that 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from types import ModuleType, TracebackType
 
 from resdeploy.errors import EnvironmentFailure, PackageMissing
 
+TORCH = "torch>=2.11,<2.14"  # as pyproject.toml has it: the newest that an index has may be another
 # What is imported -> what pip installs for it, with what is of no use without the other. Plain requirements, for the
-# name of this project may be anybody's in an index.
+# name of this project may be anybody's in an index, and they hold however it was installed: from an index, a clone or a
+# wheel. Upper bounds stand here as in pyproject.toml, which is asked for nothing.
 REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
-    "torch": ("torch", "onnxscript"),
+    "torch": (TORCH, "onnxscript"),
     "onnxscript": ("onnxscript",),
-    "timm": ("timm",),
-    "torchvision": ("torchvision",),
+    "timm": ("timm", TORCH),  # brings torchvision, which brings the torch that it was built for
+    "torchvision": ("torchvision", TORCH),
     "sklearn": ("scikit-learn",),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
-    "tensorrt": ("tensorrt", "cuda-bindings", "nvidia-ml-py"),
+    "tensorrt": ("tensorrt", "cuda-bindings>=12.9,<14", "nvidia-ml-py"),
     "tensorrt_rtx_bindings": ("tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings"),
-    "cuda": ("cuda-bindings",),
-    "cuda.bindings": ("cuda-bindings",),
+    "cuda": ("cuda-bindings>=12.9,<14",),
+    "cuda.bindings": ("cuda-bindings>=12.9,<14",),
     "pynvml": ("nvidia-ml-py",),
     # Always installed with us, unless somebody took them away.
     "jinja2": ("jinja2",),
@@ -43,9 +51,31 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
 
 
 def install(*names: str) -> str:
-    """The command that installs packages, given by the names they are imported by; of others they are pip's too."""
+    """The command that installs packages where we run, given by the names that they are imported by, or else pip's.
+
+    It works as it stands, in the current folder: plain `pip` only where that is this environment's own, and `uv pip`
+    where there is none (the environments of uv, `uv tool` and `uvx`).
+    """
     requirements = dict.fromkeys(requirement for name in names for requirement in REQUIREMENTS.get(name, (name,)))
-    return f"pip install {' '.join(requirements)}"
+    return f"{_pip_install()} {shlex.join(requirements)}"
+
+
+def _pip_install() -> str:
+    executable = Path(sys.executable or "python3")
+    if importlib.util.find_spec("pip") is None:
+        return f"uv pip install --python {_typed(executable)}"
+    pip = shutil.which("pip")
+    if pip is not None and Path(pip).parent == executable.parent:
+        return "pip install"
+    return f"{_typed(executable)} -m pip install"
+
+
+def _typed(executable: Path) -> str:
+    """As a shell in this folder takes it, no longer than it must be."""
+    with contextlib.suppress(OSError):  # the folder may be gone
+        if executable.is_relative_to(Path.cwd()):
+            return shlex.quote(os.path.relpath(executable))
+    return shlex.quote(str(executable))
 
 
 def need(name: str, purpose: str, *, otherwise: str = "") -> None:

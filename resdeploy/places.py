@@ -1,4 +1,4 @@
-"""Where this user's files lie: the cache and the settings, and what is done where such a folder cannot be had.
+"""Where files lie: this user's cache and settings, our own profiles, and what is done where a folder cannot be had.
 
 A cache is a help and not a condition: where it cannot be written (a read-only file system, another user's folder, a
 container without a home), a folder of this process takes its place and goes with it, and one line says so. That holds
@@ -38,6 +38,13 @@ def writable_cache(part: str = "") -> Path:
 def config_dir() -> Path | None:
     """`$XDG_CONFIG_HOME/resdeploy`, else `~/.config/resdeploy`; None where there is no home."""
     return _own_folder("XDG_CONFIG_HOME", ".config")
+
+
+def profiles_dir() -> Path:
+    """The folder of the profiles that come with resdeploy: in the installed package, or beside it in a clone."""
+    package = Path(__file__).parent
+    installed = package / "profiles"
+    return installed if installed.is_dir() else package.parent / "profiles"
 
 
 def _own_folder(variable: str, default: str) -> Path | None:

@@ -45,12 +45,38 @@ def test_every_remedy_names_packages_that_the_project_requires() -> None:
     """Never the project itself, which an index does not have, or has from somebody else."""
     known = required() | OTHERS
     for names in packages.REQUIREMENTS.values():
-        assert set(names) <= known
+        assert {re.split("[<>=]", name)[0] for name in names} <= known
     for path in SOURCES:
         for text in texts(path):
             assert "resdeploy[" not in text, path
-            for said in re.findall(r"pip install ([\w-]+)", text):
+            for said in re.findall(r"pip install (\w[\w-]*)", text):
                 assert said in known, path
+
+
+def test_a_remedy_has_the_upper_bounds_of_the_project() -> None:
+    """What pip takes by itself is the newest, which the project may not run with."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    bounded = set(re.findall(r'"([\w-]+>=[\d.]+,<[\d.]+)"', text))
+    assert bounded
+    said = {requirement for names in packages.REQUIREMENTS.values() for requirement in names}
+    assert bounded == {requirement for requirement in said if "<" in requirement}
+
+
+def test_a_remedy_is_for_the_environment_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pip on PATH may be another's, and environments of uv have none."""
+    environment = tmp_path / "an env/bin"
+    environment.mkdir(parents=True)
+    for name in ("python", "pip"):
+        (environment / name).touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(environment / "python"))
+    monkeypatch.setenv("PATH", str(environment))
+    assert packages.install("sklearn") == "pip install scikit-learn"
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert packages.install("torch") == f"'{environment}/python' -m pip install 'torch>=2.11,<2.14' onnxscript"
+    monkeypatch.chdir(tmp_path)
+    assert packages.install("sklearn") == "'an env/bin/python' -m pip install scikit-learn"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert packages.install("sklearn") == "uv pip install --python 'an env/bin/python' scikit-learn"
 
 
 def test_every_package_that_is_imported_has_a_remedy() -> None:

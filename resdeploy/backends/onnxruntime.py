@@ -178,7 +178,7 @@ class _Loaded:
         if session.get_providers()[0] != preferred:
             raise BackendMissing(
                 f"ONNX Runtime here has no {preferred}, only {', '.join(session.get_providers())}",
-                fix="pip install onnxruntime-gpu in place of onnxruntime, on a machine with NVIDIA's driver",
+                fix=f"With NVIDIA's driver, run `{packages.install('onnxruntime-gpu')}` in place of onnxruntime",
             )
         return session
 

@@ -10,7 +10,9 @@ from resdeploy.cli.gate import EXIT
 
 
 def run(
-    profile: Annotated[Path, typer.Argument(metavar="PROFILE.toml", help="A deployment profile.")],
+    profile: Annotated[
+        str, typer.Argument(metavar="PROFILE.toml", help="A deployment profile, or the name of one that comes along.")
+    ],
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where the files go; default: runs/NAME.", show_default=False)
     ] = None,
@@ -24,13 +26,13 @@ def run(
 
     Steps whose inputs are unchanged are skipped, so an interrupted run goes on where it stopped.
 
-    Example: resdeploy run profiles/quickstart.toml
+    Examples: resdeploy run mine.toml · resdeploy run quickstart
     """
     from resdeploy import run, store
     from resdeploy.deploy.model_string import Request
     from resdeploy.report import documents
 
-    wanted = store.read_profile(profile)
+    wanted = store.read_profile(store.find_profile(profile))
     console.name_program(wanted.model)
     with console.progress(quiet=quiet) as progress:
         result = run.run(

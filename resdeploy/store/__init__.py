@@ -12,7 +12,7 @@ from resdeploy.store.atomic import (
     write_json,
 )
 from resdeploy.store.publishing import UNSIGNED, check_digest, copy_to, derive, load, load_own, publish, sidecar
-from resdeploy.store.typed_json import fingerprint, parse, parse_json, read, read_profile
+from resdeploy.store.typed_json import find_profile, fingerprint, parse, parse_json, read, read_profile
 
 __all__ = [
     "CHUNK_BYTES",
@@ -24,6 +24,7 @@ __all__ = [
     "derive",
     "digest",
     "disk_errors",
+    "find_profile",
     "fingerprint",
     "load",
     "load_own",

@@ -12,6 +12,7 @@ from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from resdeploy import places
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError
 from resdeploy.records import Profile
 
@@ -90,6 +91,13 @@ def read(kind: type[T], path: Path) -> T:
         raise MissingInput(f"there is no file {path}", fix="Check the path") from e
 
 
+def find_profile(named: str) -> Path:
+    """The file of a profile: the one of this path, or the one of this name that comes with resdeploy."""
+    path = Path(named)
+    own = places.profiles_dir() / f"{named}.toml"
+    return own if not path.is_file() and path.name == named and own.is_file() else path
+
+
 def read_profile(path: Path) -> Profile:
     """A deployment profile from TOML, unknown keys refused.
 
@@ -112,7 +120,11 @@ def read_profile(path: Path) -> Profile:
         # As JSON, in which arrays may be tuples; it has no NaN, and no number that Python's own limit refuses.
         document = json.dumps(tomllib.loads(text), default=str, allow_nan=False)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
-        raise MissingInput(f"there is no profile {path}", fix="Look into profiles/ for examples") from e
+        names = sorted(own.stem for own in places.profiles_dir().glob("*.toml"))
+        raise MissingInput(
+            f"there is no profile {path}",
+            fix="`resdeploy init MODEL --data D > mine.toml` writes one; these come along: " + ", ".join(names),
+        ) from e
     except RecursionError as e:
         raise ProfileError(f"{path} is nested too deeply", fix="A profile is a flat list of keys") from e
     except ValueError as e:  # TOML's own error, text that is not UTF-8, and numbers too large

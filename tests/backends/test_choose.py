@@ -38,7 +38,7 @@ def test_survey_without_vendors_says_what_to_install(monkeypatch: pytest.MonkeyP
     for name, availability in found.items():
         assert not availability.ok
         assert name in availability.reason
-        assert availability.install.startswith("pip install ")
+        assert "pip install " in availability.install
     with pytest.raises(BackendMissing, match="pip install"):
         choose.pick("auto", "fp32")
 

@@ -66,7 +66,7 @@ TRAIN = ["train", "resnet20", "--data", "digits", "--epochs", "1", "-o"]
 GATE = ["gate", "--baseline", "m.onnx", "--candidate", "n.onnx", "--max-drop", "1", "--data", "digits", *SIGHT]
 
 
-TORCH, RUNTIMES = "pip install torch onnxscript", "pip install "
+TORCH, RUNTIMES = "pip install 'torch>=2.11,<2.14' onnxscript", "pip install "
 
 
 @pytest.mark.parametrize(
