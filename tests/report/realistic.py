@@ -10,6 +10,8 @@ from typing import Any
 from resdeploy.cache import Doubt, Part
 from resdeploy.models import zoo
 from resdeploy.records import (
+    Answer,
+    Answered,
     Audit,
     Availability,
     BackendName,
@@ -253,6 +255,25 @@ def cache() -> list[dict[str, Any]]:
     ]
 
 
+def predict() -> dict[str, Any]:
+    """Photographs with long paths, and classes of ImageNet with long names."""
+    names = ("Norwegian elkhound, elkhound", "keeshond", "malamute, malemute, Alaskan malamute")
+    answers = [
+        Answer(
+            image=f"data/imagenet/val/n02091467/ILSVRC2012_val_0000{number}.JPEG",
+            classes=(174, 261, 249),
+            names=names,
+            probabilities=(0.917, 0.041, 0.012),
+        )
+        for number in (1023, 4711)
+    ]
+    answered = Answered(
+        model="timm:resnet50.a1_in1k", backend="openvino", precision="int8", answers=tuple(answers),
+        prepare_s=0.0036, answer_s=0.0071,
+    )  # fmt: skip
+    return documents.predict(answered, ENVIRONMENT)
+
+
 def saved() -> list[dict[str, Any]]:
     """Real results of long runs."""
     names = ("cost-against", "cost-roofline", "degradation", "lesion-cifar10", "prune-resnet56-tuned", "quickstart")
@@ -262,5 +283,18 @@ def saved() -> list[dict[str, Any]]:
 def all_documents() -> list[dict[str, Any]]:
     """One or several of every command."""
     few = documents.models(list(zoo.ENTRIES.values())[::6], ENVIRONMENT)
-    made = [bench(), evaluation(), gate(), gate(1), audit(), doctor(), compare(), run(), *quantized(), *cache(), few]
+    made = [
+        bench(),
+        evaluation(),
+        gate(),
+        gate(1),
+        audit(),
+        doctor(),
+        compare(),
+        run(),
+        predict(),
+        *quantized(),
+        *cache(),
+        few,
+    ]
     return [*made, *saved()]
