@@ -46,9 +46,9 @@ def resdeploy_gate(request: pytest.FixtureRequest) -> Callable[..., Gate]:
     gate` by their names: `max_drop`, `max_top5_drop`, `max_slowdown`, `max_cpu_slowdown`, `max_size`, `max_memory`,
     `require_fused`, `sequential`, `confidence`, `backend`, `batch_size`, `threads`, `duration`, `max_time`, `seed`,
     `skip_bad`, `update_baseline`, `trust_engine`, and how images become the input: `img_size`, `resize`,
-    `interpolation`, `mean=(0.5, 0.5, 0.5)`, `std`. It returns the `resdeploy.records.Gate`. An inconclusive verdict
-    fails the test too, in its own words: a gate that could not judge has not passed. With `on_inconclusive="warn"` it
-    is a pytest warning of the same words instead.
+    `interpolation`, `mean=(0.5, 0.5, 0.5)`, `std`, `channels`, `labels`. It returns the `resdeploy.records.Gate`. An
+    inconclusive verdict fails the test too, in its own words: a gate that could not judge has not passed. With
+    `on_inconclusive="warn"` it is a pytest warning of the same words instead.
     """
 
     def judge(

@@ -124,15 +124,19 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     import inspect
 
     from resdeploy.cli.gate import gate as command
+    from resdeploy.errors import UsageError
     from resdeploy.verbs import gate_options
 
     told = {"junit", "comment", "metrics", "github", "fmt", "output", "quiet", "verbose"}
     named: dict[str, Any] = {
         name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
     }
-    words = {"backend": "auto", "on_inconclusive": "warn"}
+    words = {"backend": "auto", "on_inconclusive": "warn", "channels": "bgr", "labels": ["a", "b"]}
     plan = gate_options.plan_of("a.npz", ["b.npz"], **{**named, **words, "mean": (0.1,), "std": (0.2,)})
     assert (plan.sight.img_size, plan.sight.mean, plan.sight.std) == (0.5, (0.1,), (0.2,))
+    assert (plan.sight.channels, plan.sight.labels) == ("BGR", ("a", "b"))
+    with pytest.raises(UsageError, match="channels is 'grb'"):
+        gate_options.plan_of("a.npz", ["b.npz"], channels="grb")  # type: ignore[arg-type]
 
 
 def test_configured_images_are_not_for_saved_predictions_and_a_wrong_option_is_named(run: Pytest) -> None:

@@ -64,6 +64,8 @@ def bench(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 3 if a row is INVALID.")] = False,
     trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
@@ -91,7 +93,7 @@ def bench(
     from resdeploy.report import documents
     from resdeploy.verbs import bench
 
-    sight = options.sight(img_size, resize, interpolation, mean, std)
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     requests = [
         options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in (model or ["resnet50"])

@@ -33,6 +33,8 @@ def evaluate(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
@@ -52,7 +54,7 @@ def evaluate(
     from resdeploy.report import documents
     from resdeploy.verbs import evaluate
 
-    sight = options.sight(img_size, resize, interpolation, mean, std)
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     requests = [
         options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in model

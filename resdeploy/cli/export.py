@@ -16,6 +16,8 @@ def export(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     seed: options.Seed = 0,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -26,7 +28,7 @@ def export(
     """
     from resdeploy.deploy import export, model_string, pixel_input
 
-    sight = options.sight(img_size, resize, interpolation, mean, std)
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     out = output or Path(f"{model_string.stem(model)}.onnx")
     with console.progress(quiet=quiet) as progress:

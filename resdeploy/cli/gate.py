@@ -59,6 +59,8 @@ def gate(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     seed: options.Seed = 0,
     update_baseline: Annotated[
         bool, typer.Option("--update-baseline", help="Store a candidate that passes as the new baseline.")
@@ -119,11 +121,13 @@ def gate(
             require_fused=require_fused,
             data=data,
             sequential=sequential,
-            img_size=img_size,
+            img_size=options.size(img_size),
             resize=resize,
             interpolation=interpolation,
             mean=options.numbers(mean, "--mean"),
             std=options.numbers(std, "--std"),
+            channels=channels,
+            labels=None if labels is None else options.names_in(labels),
             skip_bad=skip_bad,
             confidence=confidence,
             backend=backend,

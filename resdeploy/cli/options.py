@@ -9,7 +9,7 @@ import typer
 
 from resdeploy import vocabulary
 from resdeploy.cli import console
-from resdeploy.errors import UnknownName, UsageError, refuse
+from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError, refuse
 from resdeploy.registered_backends import PREFERENCE
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ Weights = Annotated[
 Classes = Annotated[int | None, typer.Option(min=1, help="Classes, where not the model's own.", rich_help_panel=_MODEL)]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
-ImgSize = Annotated[int | None, typer.Option(min=1, help="Input height and width.", rich_help_panel=_SEEING)]
+ImgSize = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Input height and width: 224, or 192,256.", rich_help_panel=_SEEING)
+]
 Resize = Annotated[
     int | None, typer.Option(min=0, help="Shorter side before the crop; 0: no resizing.", rich_help_panel=_SEEING)
 ]
@@ -83,6 +85,17 @@ Interpolation = Annotated[
 ]
 Mean = Annotated[str | None, typer.Option(metavar="R,G,B", help="Means of the channels.", rich_help_panel=_SEEING)]
 Std = Annotated[str | None, typer.Option(metavar="R,G,B", help="Deviations of the channels.", rich_help_panel=_SEEING)]
+
+Channels = Annotated[
+    Literal["rgb", "bgr"] | None,
+    typer.Option(help="Order of the input's channels; files of OpenCV and Caffe: bgr.", rich_help_panel=_SEEING),
+]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Names of the classes, one a line in the order of the logits.", rich_help_panel=_SEEING
+    ),
+]
 
 Input = Annotated[
     Literal["float32", "uint8"],
@@ -247,22 +260,56 @@ def targets(text: str) -> tuple[records.Target, ...]:
 
 
 def sight(
-    img_size: int | None,
+    img_size: str | None,
     resize: int | None = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
     mean: str | None = None,
     std: str | None = None,
+    channels: Literal["rgb", "bgr"] | None = None,
+    labels: Path | None = None,
 ) -> PreprocessingOverride:
     """The `PreprocessingOverride` that the shared options describe."""
-    from resdeploy.deploy.model_string import PreprocessingOverride
+    from resdeploy.deploy.model_string import ORDERS, PreprocessingOverride
 
     return PreprocessingOverride(
-        img_size=img_size,
+        img_size=size(img_size),
         resize=resize,
         interpolation=interpolation,
         mean=numbers(mean, "--mean"),
         std=numbers(std, "--std"),
+        channels=ORDERS[channels] if channels else None,
+        labels=None if labels is None else names_in(labels),
     )
+
+
+def size(text: str | None) -> int | tuple[int, int] | None:
+    """Of `--img-size`: one number for a square, or height and width.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    parts = positive_integers(text, "--img-size")
+    if len(parts) > 2:
+        raise UsageError(f"--img-size takes a height and a width, not {text!r}", fix="Write --img-size 192,256")
+    return parts[0] if len(parts) == 1 else (parts[0], parts[1])
+
+
+def names_in(path: Path) -> tuple[str, ...]:
+    """The lines of a file of class names, without those at its end that are empty.
+
+    Raises:
+        MissingInput: no such file.
+        MalformedInput: not text in UTF-8.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as e:
+        raise MissingInput(f"there is no file {path}", fix="Give --labels a file with one class name a line") from e
+    except UnicodeDecodeError as e:
+        raise MalformedInput(f"{path} is no text in UTF-8", fix="Save it as UTF-8, one class name a line") from e
+    return tuple(line.strip() for line in lines)
 
 
 def request(

@@ -38,6 +38,8 @@ def prune(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
     wide: options.Wide = False,
@@ -54,9 +56,8 @@ def prune(
     from resdeploy.verbs import prune
     from resdeploy.verbs.block_search import Budget
 
-    request = options.request(
-        model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
-    )
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     plan = prune.PrunePlan(
         data=data,
         budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks),

@@ -36,6 +36,8 @@ def quantize(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     seed: options.Seed = 0,
     force: Annotated[
@@ -55,9 +57,8 @@ def quantize(
     from resdeploy.report import mixed
     from resdeploy.verbs import quantize
 
-    request = options.request(
-        model, options.sight(img_size, resize, interpolation, mean, std), weights=weights, classes=classes, seed=seed
-    )
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     plan = calibration.CalibrationPlan(
         data=calib_data,
         samples=calib_samples,

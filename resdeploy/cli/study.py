@@ -25,7 +25,7 @@ def degradation(
     lr: Annotated[float, typer.Option(min=1e-9, help="Peak learning rate.")] = vocabulary.LR,
     batch_size: Annotated[int, typer.Option("--batch-size", "-b", min=2, help="Images per step.")] = 64,
     recipe: Annotated[Literal["fast", "paper"], typer.Option(help="As of train.")] = "paper",
-    img_size: options.ImgSize = 8,
+    img_size: options.ImgSize = "8",
     full: Annotated[
         bool, typer.Option("--full", help="He et al.'s setting: depths, epochs, batch; for a GPU.")
     ] = False,
@@ -49,7 +49,9 @@ def degradation(
 
     numbers = options.positive_integers(depths, "--depths")
     training = Plan(epochs=epochs, lr=lr, batch_size=batch_size, recipe=recipe, threads=threads)
-    plan = degradation.DegradationPlan(data=data, depths=numbers, seeds=seeds, training=training, img_size=img_size)
+    plan = degradation.DegradationPlan(
+        data=data, depths=numbers, seeds=seeds, training=training, img_size=options.size(img_size)
+    )
     with console.progress(quiet=quiet) as progress:
         report = degradation.study_depths(
             degradation.papers_plan(data) if full else plan, folder, progress=progress,

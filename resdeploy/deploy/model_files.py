@@ -57,7 +57,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     Raises:
         UsageError: the option that is missing.
     """
-    path, size = Path(request.model), request.sight.img_size
+    path, size = Path(request.model), request.sight.size
     assert request.compiler is not None
     compiler = backends.load(request.compiler)
     if compiler.PROGRAM:
@@ -72,7 +72,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     assert size is not None
     assert precision is not None
     spec = ModelSpec(
-        name=path.stem, family="foreign", classes=request.classes or 0, input_shape=(3, size, size), preprocessing=None
+        name=path.stem, family="foreign", classes=request.classes or 0, input_shape=(3, *size), preprocessing=None
     )
     note = "an engine from elsewhere: its precision is what --precision says, and audit shows what it runs in"
     return Artifact(

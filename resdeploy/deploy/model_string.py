@@ -8,13 +8,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
-from resdeploy.errors import MissingInput, refuse
+from resdeploy.errors import MissingInput, UsageError, refuse
 from resdeploy.records import BackendName, Format, ModelSpec, Preprocessing
 from resdeploy.registered_backends import BACKENDS
 
@@ -152,15 +152,26 @@ def refuse_changes(request: Request) -> None:
     )
 
 
+# What people write for the order of channels.
+ORDERS: Mapping[str, Literal["RGB", "BGR"]] = {"rgb": "RGB", "bgr": "BGR"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingOverride:
-    """Changes to a model's preprocessing; None keeps what the model says. `resize=0` means no resizing."""
+    """What a person says of a model's input and classes; None keeps what the model says. `resize=0`: no resizing."""
 
-    img_size: int | None = None
+    img_size: int | tuple[int, int] | None = None  # height and width, or both as one
     resize: int | None = None
     interpolation: Interpolation | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    channels: Literal["RGB", "BGR"] | None = None  # their order in the input
+    labels: tuple[str, ...] | None = None  # a name for each class
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width."""
+        return (self.img_size, self.img_size) if isinstance(self.img_size, int | float) else self.img_size
 
     @property
     def given(self) -> bool:
@@ -179,12 +190,13 @@ class PreprocessingOverride:
         preprocessing stays None.
 
         Raises:
-            UsageError: mean and std of another length than the channels.
+            UsageError: mean and std of another length than the channels, or labels than the classes.
         """
         if not self.given:
             return spec
+        spec = self._label(spec)
         channels, height, width = spec.input_shape
-        size = (self.img_size, self.img_size) if self.img_size else (height, width)
+        size = self.size or (height, width)
         before = spec.preprocessing
         if before is None:
             if self.mean is None or self.std is None:
@@ -197,9 +209,15 @@ class PreprocessingOverride:
             interpolation=self.interpolation or before.interpolation,
             mean=self.mean or before.mean,
             std=self.std or before.std,
+            channels=self.channels or before.channels,
         )
         options = (("--mean", after.mean), ("--std", after.std))
         refuse(
+            (
+                self.channels is not None and channels != 3,
+                f"--channels is the order of three colours, and {spec.name} takes {channels} channels",
+                "Leave --channels out",
+            ),
             *(
                 (
                     len(values) != channels,
@@ -207,17 +225,27 @@ class PreprocessingOverride:
                     "Give --mean and --std with a number for each channel",
                 )
                 for option, values in options
-            )
+            ),
         )
         return dataclasses.replace(spec, input_shape=(channels, *size), preprocessing=after)
+
+    def _label(self, spec: ModelSpec) -> ModelSpec:
+        if self.labels is None:
+            return spec
+        if spec.classes and len(self.labels) != spec.classes:
+            raise UsageError(
+                f"--labels names {len(self.labels)} classes, and {spec.name} tells {spec.classes} apart",
+                fix="Give a file with one name a line, in the order of the logits",
+            )
+        return dataclasses.replace(spec, labels=self.labels)
 
     def _resize(self, before: Preprocessing) -> int | None:
         if self.resize is not None:
             return self.resize or None
-        if before.resize is None or self.img_size is None:
+        if before.resize is None or self.size is None:
             return before.resize
         # Another crop keeps the share of the image that it shows (timm's crop_pct).
-        return round(before.resize * self.img_size / before.size[0])
+        return round(before.resize * min(self.size) / min(before.size))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,13 +50,13 @@ def resolve(request: Request) -> Network:
     if isinstance(request.named, CheckpointFile):
         return _checkpoint_network(request)
     foreign.permit(request.model)  # the one place: a request holds what was typed
-    size = request.sight.img_size
+    size = request.sight.size
     spec = zoo.spec(
         request.model,
         classes=request.classes,
         weights=request.weights,
         # A foreign module is run once to learn its classes, at the size it will have.
-        input_shape=(3, size, size) if size and isinstance(request.named, ForeignName) else None,
+        input_shape=(3, *size) if size and isinstance(request.named, ForeignName) else None,
     )
     path, record = weights.resolve(request.weights, spec, seed=request.seed)
     stored = weights.spec_in(path) if path is not None else None

@@ -74,12 +74,21 @@ def _dims(value: onnx.ValueInfoProto) -> list[int] | None:
     return [d.dim_value if d.HasField("dim_value") else 0 for d in value.type.tensor_type.shape.dim]
 
 
+def _shown(value: onnx.ValueInfoProto) -> str:
+    """A value and its shape for people, symbolic dimensions by their names."""
+    if not value.type.tensor_type.HasField("shape"):
+        return f"{value.name} of unknown shape"
+    dims = value.type.tensor_type.shape.dim
+    sizes = (str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims)
+    return f"{value.name} ({', '.join(sizes)})"
+
+
 def _image(model: onnx.ModelProto, path: Path) -> tuple[int, int, int]:
     weights = {i.name for i in model.graph.initializer}
     inputs = [v for v in model.graph.input if v.name not in weights]
     dims = _dims(inputs[0]) if len(inputs) == 1 else None
     if dims is None or len(dims) != 4:
-        listing = ", ".join(f"{v.name} {_dims(v)}" for v in inputs)
+        listing = ", ".join(map(_shown, inputs))
         raise MalformedInput(
             f"{path} is not an image classifier: one input (N, C, H, W) is expected, found {listing or 'none'}",
             fix="Export the classifier alone",
@@ -87,7 +96,7 @@ def _image(model: onnx.ModelProto, path: Path) -> tuple[int, int, int]:
     _, channels, height, width = dims
     if channels not in (1, 3, 4):
         raise MalformedInput(
-            f"{path} takes inputs of shape {dims}, and {channels or 'a symbolic number of'} channels are no image",
+            f"{path} takes {_shown(inputs[0])}, and {channels or 'a symbolic number of'} channels are no image",
             cause="Its layout may be (N, H, W, C)" if width in (1, 3, 4) else "",
             fix="Export it with inputs (N, C, H, W) and a fixed number of channels",
         )
@@ -101,7 +110,7 @@ def _classes(model: onnx.ModelProto, path: Path) -> int:
         inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
         dims = _dims(inferred.graph.output[0])
     if dims is None or len(dims) not in (2, 4) or dims[1] < 1 or dims[2:] not in ([], [1, 1]):
-        listing = ", ".join(f"{v.name} {_dims(v)}" for v in outputs)
+        listing = ", ".join(map(_shown, outputs))
         raise MalformedInput(
             f"{path} is not a classifier: one output (N, classes) or (N, classes, 1, 1) is expected, found {listing}",
             fix="Export the classifier alone, without auxiliary heads or a softmax over positions",

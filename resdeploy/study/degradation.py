@@ -48,7 +48,7 @@ class DegradationPlan:
     depths: tuple[int, ...]
     seeds: int
     training: loop.Plan
-    img_size: int | None = None
+    img_size: int | tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

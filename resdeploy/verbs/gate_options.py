@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
-from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride
+from resdeploy.deploy.model_string import ORDERS, Interpolation, PreprocessingOverride
 from resdeploy.errors import UsageError
 from resdeploy.verbs.judge_limits import Limits
 from resdeploy.vocabulary import MAX_TIME_S, OnInconclusive
@@ -58,11 +58,13 @@ class GateOptions(TypedDict, total=False):
     max_time: float
     threads: int | None
     skip_bad: bool
-    img_size: int | None
+    img_size: int | tuple[int, int] | None
     resize: int | None
     interpolation: Interpolation | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    channels: Literal["rgb", "bgr"] | None
+    labels: Sequence[str] | None
     seed: int
     update_baseline: bool
     trust_engine: bool
@@ -73,13 +75,15 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
     """The plan that options of the command line's names describe.
 
     Raises:
-        UsageError: an option of no such name; an `on_inconclusive` that is neither fail nor warn.
+        UsageError: an option of no such name; `on_inconclusive` or `channels` that are none of their words.
     """
     if unknown := sorted(options.keys() - GateOptions.__annotations__):
         raise UsageError(f"gate has no option {', '.join(unknown)}", fix="`resdeploy gate --help` lists them")
     on_inconclusive = options.get("on_inconclusive", GatePlan.on_inconclusive)
     if on_inconclusive not in ("fail", "warn"):  # a fixture takes any text
         raise UsageError(f"on_inconclusive is {on_inconclusive!r}", fix="Choose fail or warn")
+    if options.get("channels") not in (None, *ORDERS):
+        raise UsageError(f"channels is {options.get('channels')!r}", fix="Choose rgb or bgr")
     limits = Limits(
         drop_pp=options.get("max_drop"),
         top5_drop_pp=options.get("max_top5_drop"),
@@ -90,6 +94,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         fused=options.get("require_fused", False),
     )
     mean, std = options.get("mean"), options.get("std")
+    channels, labels = options.get("channels"), options.get("labels")
     return GatePlan(
         baseline=baseline,
         candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
@@ -101,6 +106,8 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
             interpolation=options.get("interpolation"),
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
+            channels=None if channels is None else ORDERS[channels],
+            labels=None if labels is None else tuple(labels),
         ),
         skip_bad=options.get("skip_bad", False),
         sequential=options.get("sequential", False),
