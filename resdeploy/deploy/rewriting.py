@@ -33,6 +33,7 @@ def refuse_other_function(source: Artifact, images: Sequence[NDArray[Any]]) -> t
     """
     from resdeploy.graph import files
     from resdeploy.graph.canonical import form
+    from resdeploy.graph.index import fixed_batch
 
     model = files.load_model(Path(source.path))
     if model.producer_name == "resdeploy" or not len(images):
@@ -41,8 +42,8 @@ def refuse_other_function(source: Artifact, images: Sequence[NDArray[Any]]) -> t
     try:
         with scratch.folder() as folder:
             files.save_model(canonical, path := folder / "canonical.onnx")
-            expected = _logits(Path(source.path), model, batch)
-            found = _logits(path, canonical, batch)
+            expected = _logits(Path(source.path), fixed_batch(model), batch)
+            found = _logits(path, fixed_batch(canonical), batch)
     except (BackendMissing, EnvironmentFailure, MalformedInput, UsageError) as e:
         return (f"the form that it was rewritten to was not compared with the file itself: {e.what}",)
     error = np.abs(found - expected).max() / max(np.abs(expected).max(), np.finfo(np.float32).tiny)
@@ -55,12 +56,9 @@ def refuse_other_function(source: Artifact, images: Sequence[NDArray[Any]]) -> t
     return ()
 
 
-def _logits(path: Path, model: Any, images: NDArray[Any]) -> NDArray[Any]:
-    """From ONNX Runtime, in the batch size that the file is fixed to."""
-    from resdeploy.graph.index import image_input
-
-    fixed = [d.dim_value for d in image_input(model.graph).type.tensor_type.shape.dim][:1]
-    execution = Execution(batch_size=next(iter(fixed), 0) or len(images), input_shape=images.shape[1:])
+def _logits(path: Path, batch_size: int, images: NDArray[Any]) -> NDArray[Any]:
+    """From ONNX Runtime; a batch size of 0 is free."""
+    execution = Execution(batch_size=batch_size or len(images), input_shape=images.shape[1:])
     artifact = Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path))
     with Lane("onnxruntime") as lane:
         lane.open(artifact, execution, query=False)

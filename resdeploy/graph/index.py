@@ -101,6 +101,12 @@ def image_input(graph: onnx.GraphProto) -> onnx.ValueInfoProto:
     return image
 
 
+def fixed_batch(model: onnx.ModelProto) -> int:
+    """The batch size that a file is fixed to; 0 where it is free."""
+    dims = image_input(model.graph).type.tensor_type.shape.dim
+    return int(dims[0].dim_value) if dims else 0
+
+
 def opset_version(model: onnx.ModelProto, default: int) -> int:
     """The version of ONNX's own operators that a model is written in; `default` where it does not say."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default)

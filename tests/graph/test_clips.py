@@ -34,7 +34,7 @@ def test_onnx_runtime_convolves_in_integers_before_a_clip(
             node.op_type = "Clip"
             node.input.extend(["low", "high"])
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.float32(b), n) for b, n in zip(bounds, ("low", "high"), strict=True)
+        numpy_helper.from_array(np.array(b, np.float32), n) for b, n in zip(bounds, ("low", "high"), strict=True)
     )
     model = onnx.shape_inference.infer_shapes(model)
     placement = qdq_placement.plan(model, "onnxruntime")
