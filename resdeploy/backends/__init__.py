@@ -218,7 +218,7 @@ def input_shape(declared: Sequence[int | str | None], artifact: Artifact, execut
     image = execution.input_shape or (artifact.model.input_shape if artifact.model else have[1:])
     want = (execution.batch_size, *image)
     if len(want) != len(have) or any(0 not in (h, w) and h != w for h, w in zip(have, want, strict=True)):
-        takes, asked_for = (" x ".join(str(n) if n else "?" for n in shape) for shape in (have, want))
+        takes, asked_for = (" x ".join(str(n) if n else "?" for n in shape) for shape in (declared, want))
         raise UsageError(
             f"{artifact.path} takes {takes}, not {asked_for}",
             cause="The first number is the batch size, then channels, height and width",

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from resdeploy import store
 from resdeploy.backends import machine, onnxruntime
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import BackendMissing, MalformedInput, UsageError
+from resdeploy.errors import BackendMissing, EnvironmentFailure, MalformedInput, UsageError
 from resdeploy.records import Artifact, BackendName, Execution
 from tests.backends.conftest import artifact_of
 from tests.graph.test_intent import quantized
@@ -263,3 +263,36 @@ def test_tensorrt_behind_onnxruntime_gets_the_q_dq_that_were_rewritten(
 def test_a_provider_that_is_not_here_is_an_error_not_the_cpu(tiny: Artifact, provider: str) -> None:
     with Lane("onnxruntime") as lane, pytest.raises(BackendMissing, match=r"has no .*ExecutionProvider"):
         lane.open(tiny, Execution(provider=provider))  # type: ignore[arg-type]
+
+
+def test_a_file_newer_than_the_runtime_names_both_versions(tiny: Artifact) -> None:
+    """Exit 6, with the next command; Python 3.10's ONNX Runtime 1.23 says so of format version 14 in the same words."""
+    runtime = pytest.importorskip("onnxruntime")
+    model = onnx.load(tiny.path)
+    model.ir_version = 99
+    onnx.save(model, tiny.path)
+    with (
+        pytest.raises(
+            EnvironmentFailure, match=r"has format version 99, and onnxruntime .* reads format version"
+        ) as refused,
+        onnxruntime.open(artifact_of(Path(tiny.path)), Execution()),
+    ):
+        pass
+    assert refused.value.exit_status == 6
+    assert runtime.__version__ in str(refused.value)
+    assert "resdeploy export" in str(refused.value)
+
+
+def test_logits_of_a_last_pooling_are_predicted_as_logits(tmp_path: Path, images: np.ndarray) -> None:
+    """(N, 3, 1, 1) of a global pooling, from a lane (N, 3): numpy's mean of each channel."""
+    pool = onnx.helper.make_node("GlobalAveragePool", ["input"], ["logits"])
+    ends = [
+        onnx.helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 3, *sides])
+        for name, sides in (("input", (32, 32)), ("logits", (1, 1)))
+    ]
+    graph = onnx.helper.make_graph([pool], "g", ends[:1], ends[1:])
+    path = tmp_path / "pool.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    with Lane("onnxruntime") as lane:
+        lane.open(artifact_of(path), Execution(batch_size=2), query=False)
+        assert_allclose(lane.predict(images), images.mean(axis=(2, 3)), rtol=1e-4, atol=1e-5)

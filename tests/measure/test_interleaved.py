@@ -257,9 +257,11 @@ def test_when_all_fail_the_error_is_raised_with_every_reason(candidates):
         ("fp16", ("fp16", "fp32"), "stored in FP16, computed in FP32 by null on this machine (1 of 2 convolutions)"),
         ("fp16", ("fp16", "fp16"), None),
         ("fp32", ("fp32", "fp32"), None),
+        ("int8", ("int8", "fp32"), "1 of 2 convolutions in INT8 by null on this machine"),
+        ("int8", ("int8", "int8"), None),
     ],
 )
-def test_half_precision_that_is_computed_in_full_is_said(candidates, precision, layers, said):
+def test_a_low_precision_that_is_computed_in_full_is_said(candidates, precision, layers, said):
     """From the kernels that a traced lane executed after the timed run; only convolutions count."""
     (candidate,) = candidates("a")
     candidate = dataclasses.replace(candidate, artifact=dataclasses.replace(candidate.artifact, precision=precision))
