@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
-from resdeploy import backends
 from resdeploy.backends.lane import Lane
-from resdeploy.errors import ResdeployError
-from resdeploy.judge import engine_blocks
 from resdeploy.measure.interleaved import Candidate
-from resdeploy.records import Artifact, Layer
+from resdeploy.records import Layer
 
 # Enough runs that a kernel's mean is not its first, cold run.
 TIMED_RUNS = 20
-log = logging.getLogger(__name__)
 
 
 def layers_of(
@@ -30,41 +23,3 @@ def layers_of(
         lane.open(candidate.artifact, candidate.execution, trace=True)
         lane.block(runs, warmup=warmup, seconds=seconds)
         return lane.layers()
-
-
-def warn_of_float(source: Artifact, candidate: Candidate) -> None:
-    """Logs, before anything is timed or judged, that an INT8 file's convolutions run in float in this runtime.
-
-    By the kernels of one traced query. A file that was made for this very runtime is not looked at again.
-
-    Args:
-        source: the file that was built.
-        candidate: what runs.
-    """
-    target = backends.load(candidate.backend).TARGET
-    if source.precision != "int8" or source.target == target or source.format != "onnx" or target is None:
-        return
-    if words := _float_words(Path(source.path), candidate):
-        log.warning("%s", words)
-
-
-def _float_words(path: Path, candidate: Candidate) -> str:
-    """What is to be said of a file; "" where all that it has in INT8 runs so, or where that cannot be seen."""
-    from resdeploy.graph import files, int8_losses, intent
-
-    model = files.load_model(path)
-    asked = intent.of(model).quantized_convolutions
-    try:
-        layers = layers_of(candidate, 1)
-    except ResdeployError:  # whoever runs it will be told
-        return ""
-    found = engine_blocks.count_int8(layers)
-    if found is None or found[0] >= len(asked):
-        return ""
-    target = backends.load(candidate.backend).TARGET
-    reasons = int8_losses.reasons(model, target)
-    return (
-        f"{path.name}: {found[0]} of {len(asked)} convolutions in INT8 in {candidate.backend}"
-        + (f" ({'; '.join(reasons)})" if reasons else "")
-        + f": quantize it with --target {target}"
-    )

@@ -11,7 +11,7 @@ from typing import Literal
 
 from resdeploy import backends
 from resdeploy.backends import choose, lane, machine
-from resdeploy.deploy import candidates, executed, model_string
+from resdeploy.deploy import candidates, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import BackendMissing, ResdeployError, UsageError, refuse
@@ -27,6 +27,7 @@ from resdeploy.records import (
     Target,
 )
 from resdeploy.registered_backends import PREFERENCE
+from resdeploy.verbs import float_fallback
 from resdeploy.vocabulary import EQUAL_WITHIN, MAX_TIME_S
 
 # What most users run today: every low precision that `--backend auto` measures is compared with it too.
@@ -209,7 +210,7 @@ def _row(
         scope=plan.scope,
         images=images,
     )
-    executed.warn_of_float(source, candidate)
+    float_fallback.warn(source, candidate)
     return one_run.Row(source=source, candidate=candidate, baselines=cell.baselines)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resdeploy.deploy import candidates, executed
+from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.measure import run_images
 from resdeploy.records import Artifact, BackendName, Precision, Predictions, Progress
+from resdeploy.verbs import float_fallback
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +43,7 @@ def evaluate(request: Request, plan: EvalPlan, calibration: CalibrationPlan, *, 
     backend = candidates.pick_backend(request, plan.backend, plan.precision)
     source = candidates.source_for(request, backend, plan.precision, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
-    executed.warn_of_float(source, candidate)
+    float_fallback.warn(source, candidate)
     predictions = run_images.predict_test_split(
         candidate, plan.data, skip_bad=plan.skip_bad, keep_logits=plan.keep_logits, progress=progress
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from resdeploy import store
 from resdeploy.backends import choose
-from resdeploy.deploy import calibration, executed, model_string
+from resdeploy.deploy import calibration, model_string
 from resdeploy.deploy.candidates import candidate, pick_backend, source_for
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.judge import accuracy, hints, pairs
@@ -32,7 +32,7 @@ from resdeploy.records import (
     Verdict,
 )
 from resdeploy.report import sentences
-from resdeploy.verbs import judge_limits
+from resdeploy.verbs import float_fallback, judge_limits
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.gate_refusals import is_saved, refuse_contradictions
 from resdeploy.verbs.judge_limits import Evidence, compares_nothing
@@ -114,7 +114,7 @@ def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateS
     source = source_for(request, name, None, calibration.CalibrationPlan(), progress=progress)
     predictions = None
     shown = candidate(source, name, batch_size=plan.batch_size, threads=plan.threads)
-    executed.warn_of_float(source, shown)
+    float_fallback.warn(source, shown)
     if plan.data is not None and not plan.sequential:
         predictions = run_images.predict_test_split(shown, plan.data, skip_bad=plan.skip_bad, progress=progress)
         pairs.refuse_leak(predictions)

@@ -9,11 +9,11 @@ import onnx
 import pytest
 
 from resdeploy import store
-from resdeploy.deploy import executed
 from resdeploy.errors import UsageError
 from resdeploy.graph import qdq_placement
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Artifact, BackendName, Execution, ModelSpec, Target
+from resdeploy.verbs import float_fallback
 from tests.backends.conftest import tiny_network
 from tests.graph.test_intent import quantized
 
@@ -29,7 +29,7 @@ def words_on(artifact: Artifact, backend: BackendName, caplog: pytest.LogCapture
     caplog.clear()
     candidate = Candidate(label="tiny", backend=backend, artifact=artifact, execution=Execution())
     with caplog.at_level(logging.WARNING):
-        executed.warn_of_float(artifact, candidate)
+        float_fallback.warn(artifact, candidate)
     return caplog.text
 
 
