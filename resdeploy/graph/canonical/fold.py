@@ -96,8 +96,13 @@ def only_maker(value: ir.Value) -> ir.Node | None:
     return value.producer() if only_use(value) is not None else None
 
 
-def fold_constants(graph: ir.Graph, opset: int) -> None:
-    """Replaces what is known without running the model; needs inferred shapes."""
+def fold_constants(graph: ir.Graph, opset: int) -> bool:
+    """Replaces what is known without running the model; needs inferred shapes.
+
+    Returns:
+        Whether more of them may follow now: integers were computed, of which shapes are made.
+    """
+    new = False
     memo: dict[tuple[object, ...], tuple[Array, ...]] = {}
     known: dict[ir.Value, Dims] = {}
     for node in tuple(graph):
@@ -113,10 +118,12 @@ def fold_constants(graph: ir.Graph, opset: int) -> None:
             arrays = (np.array(dims[0] if scalar else dims, dtype=np.int64),)
         for output, array in zip(node.outputs, arrays, strict=True):
             replace(graph, output, add_constant(graph, str(output.name), array))
+            new |= array.dtype.kind in "iu" and node.op_type != "Constant"
         graph.remove(node, safe=True)
     for node in graph:
         if node.op_type == "Reshape" and (dims := known.get(operand(node, 1))) is not None:
             _freeze_reshape(graph, node, dims)
+    return new
 
 
 def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Array, ...]]) -> tuple[Array, ...] | None:

@@ -49,9 +49,8 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
     work = _read(model)
     graph = work.graph
     _check_interface(graph)
-    _infer_shapes(work)
     stored = rewrite.stored_names(graph)
-    fold.fold_constants(graph, version)
+    _fold_constants(work, version)
     rewrite.drop_made_up_biases(graph, stored)
     passes.RemoveUnusedNodesPass()(work)
     opset.downgrade(graph)
@@ -115,8 +114,12 @@ def _check_interface(graph: ir.Graph) -> None:
             )
 
 
-def _infer_shapes(work: ir.Model) -> None:
-    passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(work)
+def _fold_constants(work: ir.Model, version: int) -> None:
+    """Constants are computed and shapes inferred in turn, until neither tells more of the other."""
+    infer_shapes = passes.ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    infer_shapes(work)
+    while fold.fold_constants(work.graph, version):
+        infer_shapes(work)
 
 
 def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> onnx.ModelProto:
@@ -129,9 +132,8 @@ def fold_constants(model: onnx.ModelProto, image: tuple[int, int, int, int]) -> 
     version = opset_version(model, opset.OPSET)
     work = _read(model)
     next(v for v in work.graph.inputs if v.name not in work.graph.initializers).shape = ir.Shape(image)
-    _infer_shapes(work)
     stored = rewrite.stored_names(work.graph)
-    fold.fold_constants(work.graph, version)
+    _fold_constants(work, version)
     rewrite.drop_made_up_biases(work.graph, stored)
     return ir.serde.serialize_model(work)
 
@@ -143,6 +145,7 @@ def _simplify(graph: ir.Graph) -> None:
     rewrite.merge_slices(graph)
     products.join(graph)
     layout.cancel_transposes(graph)
+    rewrite.clip_plainly(graph)
     padding.make_explicit(graph)
     padding.take_in(graph)
     padding.round_down(graph)
@@ -150,7 +153,6 @@ def _simplify(graph: ir.Graph) -> None:
     rewrite.flatten(graph)
     rewrite.flatten_logits(graph)
     affine.absorb(graph)
-    rewrite.clip_plainly(graph)
 
 
 def _list_removed(graph: ir.Graph, before: metadata.Removed) -> dict[str, list[str]]:
@@ -179,6 +181,10 @@ def _strip(work: ir.Model) -> None:
     for node in graph:
         node.metadata_props.clear()
         node.doc_string = None
+    for value in graph.initializers.values():
+        stored = value.const_value
+        if isinstance(stored, ir.serde.TensorProtoTensor) and not stored.raw.HasField("raw_data"):
+            value.const_value = ir.Tensor(stored.numpy(), name=value.name)  # one of ONNX's two spellings of numbers
     graph.name = "classifier"
     work.producer_name, work.producer_version = "resdeploy", resdeploy.__version__
     work.domain, work.model_version = None, None

@@ -25,8 +25,12 @@ Pads = list[tuple[int, int]]  # along each spatial axis, before and after
 
 
 def make_explicit(graph: ir.Graph) -> None:
-    """`auto_pad` becomes pads, where the image's size or a stride of 1 decides them."""
+    """`auto_pad` becomes pads, where the image's size or a stride of 1 decides them; zeros are what Pad pads anyway."""
     for node in graph:
+        if not node.domain and node.op_type == "Pad" and len(node.inputs) == 3:
+            filler = constant(node.inputs[2])
+            if node.inputs[2] is None or (filler is not None and not filler.any()):
+                node.resize_inputs(2)
         if node.domain or node.op_type not in ("Conv", "MaxPool", "AveragePool"):
             continue
         auto = node.attributes.get_string("auto_pad", "NOTSET")

@@ -17,7 +17,7 @@ POOL = "resdeploy.pool"  # a mark on nodes, read before the metadata is stripped
 
 
 def drop_no_ops(graph: ir.Graph) -> None:
-    """Removes Identity, inference-mode Dropout, casts to the same type and slices that keep everything."""
+    """Removes Identity, inference-mode Dropout, casts to the same type, and what slices, pads or pools nothing."""
     for node in tuple(graph):
         if not node.domain and _does_nothing(node):
             if node.op_type == "AveragePool" and (maker := operand(node).producer()) is not None:
@@ -37,7 +37,7 @@ def add_in_pairs(graph: ir.Graph) -> None:
         if len(node.inputs) > 1:
             new_node(graph, node, "Add", (total, node.inputs[-1]), node.outputs[0])
         else:
-            new_node(graph, node, "Identity", (total,), node.outputs[0])
+            replace(graph, node.outputs[0], total)
         graph.remove(node, safe=True)
 
 
@@ -149,6 +149,9 @@ def _does_nothing(node: ir.Node) -> bool:
         return node.attributes["to"].as_int() == operand(node).dtype
     if node.op_type in ("AveragePool", "MaxPool") and len(node.outputs) == 1:
         return set(node.attributes["kernel_shape"].as_ints()) == {1} and _is_dense(node)
+    if node.op_type == "Pad":
+        amounts = constant(node.inputs[1])
+        return amounts is not None and not amounts.any()
     if node.op_type == "Slice":
         parameters = _slice_parameters(node)
         return parameters is not None and all(p[:3] == (0, p[1], 1) and p[1] >= p[3] for p in parameters)
