@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypedDict
 
+from resdeploy.deploy.model_string import SightOptions
 from resdeploy.errors import UsageError
 from resdeploy.vocabulary import EQUAL_WITHIN, MAX_TIME_S
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
 
     from resdeploy.deploy.calibration import CalibrationPlan
-    from resdeploy.deploy.model_string import Interpolation, PreprocessingOverride, Request
+    from resdeploy.deploy.model_string import Request
     from resdeploy.measure.one_run import Bench
     from resdeploy.records import Arithmetic, Artifact, Effort, Gate, Precision, Progress, Scenario, Scope, Target
     from resdeploy.verbs.evaluate import Evaluation
@@ -38,18 +39,13 @@ if TYPE_CHECKING:
     PathOrName = str | PathLike[str]
 
 
-class ModelOptions(TypedDict, total=False):
+class ModelOptions(SightOptions, total=False):
     """What MODEL is, where its name alone does not say it, and how images become its input."""
 
     weights: str  # random, imagenet1k_v1, imagenet1k_v2, a file or a URL
     classes: int | None
     seed: int
     trust_engine: bool
-    img_size: int | None
-    resize: int | None
-    interpolation: Interpolation | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
 
 
 class CalibrationOptions(TypedDict, total=False):
@@ -126,7 +122,7 @@ def quantize(
     output: PathOrName | None = None,
     *,
     precision: Literal["fp16", "bf16", "int8"] = "int8",
-    target: Target = "openvino",
+    target: Target | Sequence[Target] = "openvino",
     input: Literal["float32", "uint8"] = "float32",  # noqa: A002  (as the command calls it)
     sensitivity: bool = False,
     max_drop: float | None = None,
@@ -145,6 +141,7 @@ def quantize(
         ResdeployError: as the command ends with.
     """
     from resdeploy.deploy import export, model_string, pixel_input
+    from resdeploy.graph import qdq_placement
     from resdeploy.verbs import quantize
 
     request, plan = _request(model, options), _calibration(options)
@@ -156,7 +153,8 @@ def quantize(
     if input == "uint8":
         source = pixel_input.uint8_input(source)
     out = Path(output) if output is not None else model_string.beside(request.model, f".{precision}.onnx")
-    return quantize.quantize(source, precision, target, plan, out, goal, progress=progress or _silent)
+    form = qdq_placement.form_for([target] if isinstance(target, str) else list(target))
+    return quantize.quantize(source, precision, form, plan, out, goal, progress=progress or _silent)
 
 
 def evaluate(
@@ -263,24 +261,11 @@ def _request(model: PathOrName, options: ModelOptions) -> Request:
         weights=options.get("weights", "random"),
         classes=options.get("classes"),
         seed=options.get("seed", 0),
-        sight=_sight(options),
+        sight=model_string.PreprocessingOverride.of(options),
         trust_engine=options.get("trust_engine", False),
     )
     model_string.refuse_missing([request])
     return request
-
-
-def _sight(options: ModelOptions) -> PreprocessingOverride:
-    from resdeploy.deploy.model_string import PreprocessingOverride
-
-    mean, std = options.get("mean"), options.get("std")
-    return PreprocessingOverride(
-        img_size=options.get("img_size"),
-        resize=options.get("resize"),
-        interpolation=options.get("interpolation"),
-        mean=None if mean is None else tuple(mean),
-        std=None if std is None else tuple(std),
-    )
 
 
 def _calibration(options: LoadOptions) -> CalibrationPlan:

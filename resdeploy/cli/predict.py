@@ -28,6 +28,8 @@ def predict(
     interpolation: options.Interpolation = None,
     mean: options.Mean = None,
     std: options.Std = None,
+    channels: options.Channels = None,
+    labels: options.Labels = None,
     trust_engine: options.TrustEngine = False,
     seed: options.Seed = 0,
     fmt: options.Format = "table",
@@ -46,7 +48,7 @@ def predict(
     from resdeploy.verbs import predict
 
     files = predict.paths_of(images)
-    sight = options.sight(img_size, resize, interpolation, mean, std)
+    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
     plan = predict.PredictPlan(backend=backend, precision=precision, batch_size=batch_size, threads=threads)
     calibration = CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 from resdeploy import backends
 from resdeploy.errors import MissingInput, UsageError, refuse
@@ -156,6 +156,18 @@ def refuse_changes(request: Request) -> None:
 ORDERS: Mapping[str, Literal["RGB", "BGR"]] = {"rgb": "RGB", "bgr": "BGR"}
 
 
+class SightOptions(TypedDict, total=False):
+    """What a `PreprocessingOverride` is made of, by the names and in the words of the command line."""
+
+    img_size: int | tuple[int, int] | None
+    resize: int | None
+    interpolation: Interpolation | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    channels: Literal["rgb", "bgr"] | None
+    labels: Sequence[str] | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class PreprocessingOverride:
     """What a person says of a model's input and classes; None keeps what the model says. `resize=0`: no resizing."""
@@ -167,6 +179,27 @@ class PreprocessingOverride:
     std: tuple[float, ...] | None = None
     channels: Literal["RGB", "BGR"] | None = None  # their order in the input
     labels: tuple[str, ...] | None = None  # a name for each class
+
+    @classmethod
+    def of(cls, options: SightOptions) -> PreprocessingOverride:
+        """What these options say; others beside them are not looked at.
+
+        Raises:
+            UsageError: `channels` that are neither rgb nor bgr.
+        """
+        mean, std, labels = options.get("mean"), options.get("std"), options.get("labels")
+        channels = options.get("channels")
+        if channels not in (None, *ORDERS):  # Python takes any text
+            raise UsageError(f"channels is {channels!r}", fix="Choose rgb or bgr")
+        return cls(
+            img_size=options.get("img_size"),
+            resize=options.get("resize"),
+            interpolation=options.get("interpolation"),
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+            channels=None if channels is None else ORDERS[channels],
+            labels=None if labels is None else tuple(labels),
+        )
 
     @property
     def size(self) -> tuple[int, int] | None:

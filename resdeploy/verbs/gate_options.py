@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING
 
-from resdeploy.deploy.model_string import ORDERS, Interpolation, PreprocessingOverride
+from resdeploy.deploy.model_string import PreprocessingOverride, SightOptions
 from resdeploy.errors import UsageError
 from resdeploy.verbs.judge_limits import Limits
 from resdeploy.vocabulary import MAX_TIME_S, OnInconclusive
@@ -39,7 +39,7 @@ class GatePlan:
     on_inconclusive: OnInconclusive = "fail"
 
 
-class GateOptions(TypedDict, total=False):
+class GateOptions(SightOptions, total=False):
     """Limits and options by the names that the command line gives them."""
 
     max_drop: float | None
@@ -58,13 +58,6 @@ class GateOptions(TypedDict, total=False):
     max_time: float
     threads: int | None
     skip_bad: bool
-    img_size: int | tuple[int, int] | None
-    resize: int | None
-    interpolation: Interpolation | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    channels: Literal["rgb", "bgr"] | None
-    labels: Sequence[str] | None
     seed: int
     update_baseline: bool
     trust_engine: bool
@@ -82,8 +75,6 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
     on_inconclusive = options.get("on_inconclusive", GatePlan.on_inconclusive)
     if on_inconclusive not in ("fail", "warn"):  # a fixture takes any text
         raise UsageError(f"on_inconclusive is {on_inconclusive!r}", fix="Choose fail or warn")
-    if options.get("channels") not in (None, *ORDERS):
-        raise UsageError(f"channels is {options.get('channels')!r}", fix="Choose rgb or bgr")
     limits = Limits(
         drop_pp=options.get("max_drop"),
         top5_drop_pp=options.get("max_top5_drop"),
@@ -93,22 +84,12 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         memory_mb=options.get("max_memory"),
         fused=options.get("require_fused", False),
     )
-    mean, std = options.get("mean"), options.get("std")
-    channels, labels = options.get("channels"), options.get("labels")
     return GatePlan(
         baseline=baseline,
         candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
         limits=limits,
         data=options.get("data"),
-        sight=PreprocessingOverride(
-            img_size=options.get("img_size"),
-            resize=options.get("resize"),
-            interpolation=options.get("interpolation"),
-            mean=None if mean is None else tuple(mean),
-            std=None if std is None else tuple(std),
-            channels=None if channels is None else ORDERS[channels],
-            labels=None if labels is None else tuple(labels),
-        ),
+        sight=PreprocessingOverride.of(options),
         skip_bad=options.get("skip_bad", False),
         sequential=options.get("sequential", False),
         confidence=options.get("confidence", GatePlan.confidence),
