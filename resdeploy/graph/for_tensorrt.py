@@ -4,7 +4,8 @@
     8.6        as it is        the FP16 file           the Q/DQ file in FP32; the builder's FP16 flag does the rest
     10, 11     as it is        the FP16 file           cast to FP16 around the Q/DQ, scales too, at opset 19
 
-Q/DQ that are not INT8 with zero point 0 are brought to that where it is exact, else refused (`symmetric`).
+Q/DQ that are not INT8 with zero point 0 are brought to that where it is exact, else refused (`symmetric`), and so is
+what NVIDIA's parser takes for something else (`parser_gaps`).
 
 From version 10 on networks are strongly typed: a Q/DQ file in FP32 would leave every operator that is not quantized in
 FP32. QuantizeLinear and DequantizeLinear take FP16 scales from opset 19 on; 8.6 reads 17 at most and no such scales.
@@ -17,6 +18,7 @@ pair in FP32, by name: raising them would cost a whole tensor its resolution.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -25,15 +27,16 @@ import onnx.version_converter
 from onnx import numpy_helper
 
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import cast
+from resdeploy.graph import cast, parser_gaps
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
 from resdeploy.graph.index import Index, node_name, opset_version, overwrite
 from resdeploy.graph.qdq_placement import PAIR
-from resdeploy.graph.symmetric import to_symmetric
+from resdeploy.graph.symmetric import PLACE_ANEW, to_symmetric
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
 SMALLEST = 2.0**-17
+INTEGER_OPERATOR = re.compile("QLinear|QGemm|ConvInteger|MatMulInteger|DynamicQuantizeLinear")
 
 
 def is_typed(major: int) -> bool:
@@ -45,11 +48,12 @@ def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
     """The graph for a major version of TensorRT; the same object where nothing is to be done.
 
     Raises:
-        MalformedInput: Q/DQ in another 8-bit form or at an opset that 8.6 cannot read, or a node that has no equal in
-            opset 17.
+        MalformedInput: Q/DQ in another form or at an opset that 8.6 cannot read, integer operators, what the parser
+            would take for something else, or a node that has no equal in opset 17.
     """
     quantized = any(node.op_type in PAIR for node in model.graph.node)
-    model = to_symmetric(model) if quantized else model
+    _refuse_integer_operators(model)
+    model = parser_gaps.close(to_symmetric(model) if quantized else model)
     if is_typed(major):
         return half_around_pairs(model) if quantized and _has_float_scales(model) else model
     opset = opset_version(model, 0)
@@ -58,9 +62,20 @@ def lower(model: onnx.ModelProto, major: int) -> onnx.ModelProto:
     if quantized:
         raise MalformedInput(
             f"this Q/DQ file is at opset {opset}, and TensorRT {major} reads {OPSET} at most",
-            fix="Quantize it again: resdeploy quantize F.onnx --target tensorrt",
+            fix=PLACE_ANEW,
         )
     return form.canonicalise(model)
+
+
+def _refuse_integer_operators(model: onnx.ModelProto) -> None:
+    """Refuses what is quantized in operators and not in pairs, as other runtimes' tools write it."""
+    node = next((node for node in model.graph.node if INTEGER_OPERATOR.match(node.op_type)), None)
+    if node is not None:
+        raise MalformedInput(
+            f"this file is not for TensorRT: node {node_name(node)} ({node.op_type}) computes in integers",
+            cause="TensorRT takes INT8 as QuantizeLinear and DequantizeLinear around float operators",
+            fix=PLACE_ANEW,
+        )
 
 
 def node_at(model: onnx.ModelProto, number: int) -> str:
@@ -78,7 +93,7 @@ def half_around_pairs(model: onnx.ModelProto) -> onnx.ModelProto:
         raise MalformedInput(
             f"this ONNX file cannot be brought to opset {TYPED_OPSET}: {e}",
             cause="ONNX's converter does not know an operator of it",
-            fix="Quantize the FP32 file again: resdeploy quantize F.onnx --target tensorrt --calib-data DIR",
+            fix=PLACE_ANEW,
         ) from e
     converted.ir_version = max(converted.ir_version, TYPED_IR_VERSION)
     _raise_weight_scales(converted)

@@ -7,7 +7,8 @@ then cut off above 127. Equal in every value, rounding and saturation included, 
     UINT8 with zero point 128     INT8 with 0: the same integers less 128
     a constant                    its integers less their zero points, where INT8 holds these
 
-and nothing else: an activation in UINT8 at 0 has twice as many levels above zero as INT8.
+and nothing else: an activation in UINT8 at 0 has twice as many levels above zero as INT8. A constant in INT32, which is
+how biases are stored for other runtimes, becomes the floats that it means.
 """
 
 from __future__ import annotations
@@ -35,13 +36,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LOWEST, HIGHEST = -128, 127
-EIGHT_BITS = (TensorProto.UINT8, TensorProto.INT8)
+PLACE_ANEW = (
+    "Quantize the FP32 file for it: resdeploy quantize F.onnx --target tensorrt --calib-data DIR "
+    "(--target tensorrt-rtx for TensorRT-RTX)"
+)
+FOREIGN = (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32, TensorProto.INT16, TensorProto.UINT16)
 
 
 def to_symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function with all 8-bit Q/DQ in INT8 with zero point 0; the same object where they are that already.
+    """The same function with all integer Q/DQ in INT8 with zero point 0; the same object where they are that already.
 
-    Other types (FP8, INT4, a bias in INT32) are left to the parser, which names those that it does not take.
+    FP8 and INT4 are left to the parser.
 
     Raises:
         MalformedInput: Q/DQ that have no equal; the first is named.
@@ -49,6 +54,8 @@ def to_symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
     if not _Graph(model).unfit:
         return model
     result = copy(model)
+    writer = _Writer(result)
+    writer.fold_biases(_Graph(result))
     graph = _Graph(result)
     groups = [[node, *graph.dequantizers(node)] for node in graph.unfit if graph.moves(node)]
     settled = {node.output[0] for group in groups for node in group}
@@ -59,7 +66,6 @@ def to_symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
             if values is None:
                 raise _refusal(graph, node)
             stored.append((node, values))
-    writer = _Writer(result)
     for group in groups:
         writer.rewrite_pairs(group, graph)
     for node, values in stored:
@@ -69,13 +75,13 @@ def to_symmetric(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Graph(Index):
-    """A graph with Q/DQ. `unfit`: those in 8 bits that are not INT8 with zero point 0."""
+    """A graph with Q/DQ. `unfit`: those in integers of 8 bits and more that are not INT8 with zero point 0."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
         super().__init__(model)
         self.input_types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
         pairs = (node for node in self.nodes if node.op_type in PAIR)
-        self.unfit = [node for node in pairs if self.kind(node) in EIGHT_BITS and not self._fits(node)]
+        self.unfit = [node for node in pairs if self.kind(node) in FOREIGN and not self._fits(node)]
 
     def _fits(self, node: onnx.NodeProto) -> bool:
         zero = self.zero(node)
@@ -131,6 +137,8 @@ class _Graph(Index):
         zero = self.zero(node)
         if node.op_type != "QuantizeLinear" or zero is None or not self.dequantizers(node):
             return False
+        if self.kind(node) not in (TensorProto.UINT8, TensorProto.INT8):
+            return False
         lowest = 0 if self.kind(node) == TensorProto.UINT8 else LOWEST
         if (lowest - zero == LOWEST).all():
             return True
@@ -178,7 +186,7 @@ def _refusal(graph: _Graph, node: onnx.NodeProto) -> MalformedInput:
     return MalformedInput(
         f"this Q/DQ file is not for TensorRT: {who} has {what} with a zero point {at}",
         cause=f"TensorRT's are INT8 with zero point 0{harm}",
-        fix="Quantize the FP32 file for it: resdeploy quantize F.onnx --target tensorrt --calib-data DIR",
+        fix=PLACE_ANEW,
     )
 
 
@@ -188,6 +196,24 @@ class _Writer:
         self.infos = {value.name: value for value in model.graph.value_info}
         named = (*model.graph.initializer, *model.graph.input)
         self.taken = {x.name for x in named} | {name for node in model.graph.node for name in node.output}
+
+    def fold_biases(self, graph: _Graph) -> None:
+        """Puts floats in the place of dequantized INT32 constants: (x - zero point) scale, computed in FP32."""
+        for node in graph.unfit:
+            stored, scale, zero = graph.value(node.input[0]), graph.value(node.input[1]), graph.zero(node)
+            if node.op_type != "DequantizeLinear" or stored is None or scale is None or zero is None:
+                continue
+            if stored.data_type != TensorProto.INT32:
+                continue
+            values, steps = numpy_helper.to_array(stored).astype(np.int64), numpy_helper.to_array(scale)
+            offset, factor = _along(node, zero, values.ndim), _along(node, steps, values.ndim)
+            if offset is None or factor is None:
+                continue
+            floats = (values - offset).astype(np.float32) * factor.astype(np.float32)
+            name = node.output[0]
+            self.graph.node.remove(node)
+            add_constant(self.graph, name, floats.astype(steps.dtype))
+        drop_unused(self.graph)
 
     def rewrite_pairs(self, group: list[onnx.NodeProto], graph: _Graph) -> None:
         """A quantizer and its dequantizers, to INT8 with zero point 0."""

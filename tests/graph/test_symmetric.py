@@ -171,14 +171,44 @@ def test_a_zero_point_that_is_computed_is_refused(how: str) -> None:
         to_symmetric(model)
 
 
-def test_quantizers_in_other_types_are_left_to_the_parser() -> None:
-    """A bias in INT32 behind a DequantizeLinear: refused by name there, in its own words."""
-    model = network(weight=np.zeros(4, np.int8))
+def with_integer_bias(kind: type, *, stored: bool = True) -> onnx.ModelProto:
+    """The bias behind a DequantizeLinear, as onnxruntime's quantize_static stores it by default."""
+    model = network(weight=np.zeros(4, np.int8), opset=21)
     bias = helper.make_node("DequantizeLinear", ["bq", "ws"], ["bd"], "b/DQ", axis=0)
     model.graph.node.insert(0, bias)
     model.graph.node[-1].input[2] = "bd"
-    model.graph.initializer.append(numpy_helper.from_array(np.arange(4, dtype=np.int32), "bq"))
-    assert to_symmetric(model) is model
+    values: np.ndarray = np.array([-70_000, 3, 12_345, 1 << 24], np.int64).astype(kind)
+    if stored:
+        model.graph.initializer.append(numpy_helper.from_array(values, "bq"))
+    else:
+        model.graph.input.append(
+            helper.make_tensor_value_info("bq", helper.np_dtype_to_tensor_dtype(values.dtype), [4])
+        )
+    return model
+
+
+def test_a_bias_in_int32_becomes_the_floats_that_it_means() -> None:
+    model = with_integer_bias(np.int32)
+    found = to_symmetric(model)
+    onnx.checker.check_model(found, full_check=True)
+    np.testing.assert_array_equal(answers(found), answers(model))
+    assert "b/DQ" not in {node.name for node in found.graph.node}
+    assert to_symmetric(found) is found
+
+
+@pytest.mark.parametrize(("kind", "stored"), [(np.int32, False), (np.int16, True), (np.uint16, True)])
+def test_quantizers_in_wider_integers_are_refused(kind: type, stored: bool) -> None:
+    with pytest.raises(MalformedInput, match=r"node b/DQ \(DequantizeLinear\) has U?INT") as refused:
+        to_symmetric(with_integer_bias(kind, stored=stored))
+    assert "--target tensorrt" in refused.value.fix
+
+
+def test_integer_operators_are_refused_with_the_next_command() -> None:
+    model = tiny_network()
+    next(node for node in model.graph.node if node.name == "conv2").op_type = "QLinearConv"
+    with pytest.raises(MalformedInput, match=r"node conv2 \(QLinearConv\) computes in integers") as refused:
+        for_tensorrt.lower(model, 11)
+    assert "--target tensorrt" in refused.value.fix
 
 
 def test_typed_networks_get_the_rewritten_pairs() -> None:
