@@ -1,10 +1,10 @@
-"""Writes what docs/architecture.md takes from the code: the table of rooms and files, and the signatures of the doors.
+"""Writes what pages take from the code: docs/architecture.md its rooms and doors, docs/profile.md the keys of profiles.
 
     make docs
 
 The table comes from the layers in pyproject.toml and the first lines of docstrings. Of a door the page itself
 says which one it is and what must be known of it (`graph.qdq_placement.plan ...  # where pairs go`); its signature is
-filled in.
+filled in. The keys of profiles come from `resdeploy/records/profile.py`.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/architecture.md"
+PROFILE_PAGE = ROOT / "docs/profile.md"
 
 
 def main() -> None:
     PAGE.write_text(generated(PAGE.read_text(encoding="utf-8"), ROOT), encoding="utf-8")
+    PROFILE_PAGE.write_text(_put(PROFILE_PAGE.read_text(encoding="utf-8"), "keys", keys()), encoding="utf-8")
 
 
 def generated(page: str, root: Path) -> str:
@@ -90,6 +92,23 @@ def summary(file: Path) -> str:
     """The first line of a module's docstring; "" where it has none."""
     docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return docstring.partition("\n")[0].replace("|", "\\|")
+
+
+# The keys of profiles
+
+
+def keys() -> str:
+    """A line per key, in its groups."""
+    from resdeploy.records import profile
+    from resdeploy.verbs.init import toml
+
+    lines = ["| key | default | what it is |", "|---|---|---|"]
+    for key in profile.every_key():
+        if key.says.group:
+            lines.append(f"| **{key.says.group}** | | |")
+        default = "needed" if key.required else "" if key.default is None else f"`{toml(key.default)}`"
+        lines.append(f"| `{key.name}` | {default} | {key.says.what} |".replace("|  |", "| |"))
+    return "\n".join(lines) + "\n"
 
 
 # The doors

@@ -23,7 +23,7 @@ from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, Resde
 from resdeploy.records import Artifact
 
 T = TypeVar("T")
-ARTIFACTS, WEIGHTS, PEAKS, TENSORRT = PARTS = ("artifacts", "weights", "peaks", "tensorrt")
+ARTIFACTS, WEIGHTS, PEAKS, TENSORRT, IMAGES = PARTS = ("artifacts", "weights", "peaks", "tensorrt", "images")
 JOURNALS = "bench*.journal"
 COMPANIONS = (".json", ".bin")  # of models: their records, and OpenVINO's weights
 DIGITS = re.compile(r"(?<![0-9a-f])[0-9a-f]{8,64}(?![0-9a-f])")  # of a SHA-256, in the name of a download
@@ -32,6 +32,7 @@ OURS = {
     ARTIFACTS: re.compile(r"[0-9a-f]{32}\.\w+(\.\w+)?"),
     WEIGHTS: re.compile(rf"(?!\.).*{DIGITS.pattern}.*"),
     PEAKS: re.compile(r"[0-9a-f]{32}\.json"),
+    IMAGES: re.compile(r"[0-9a-f]{32}\.json"),
     TENSORRT: re.compile(r"timing-.*\.cache(\..*)?"),
 }
 
@@ -137,7 +138,7 @@ def doubts() -> tuple[int, tuple[Doubt, ...]]:
     checks: list[tuple[Path, Callable[[Path], object]]] = []
     models = [path for path in _files(ARTIFACTS) if path.suffix not in COMPANIONS and not _is_lock(path)]
     checks += [(path, store.load_own) for path in models]
-    checks += [(path, _signed_record) for path in _files(PEAKS)]
+    checks += [(path, _signed_record) for part in (PEAKS, IMAGES) for path in _files(part)]
     checks += [(path, _check_download) for path in _files(WEIGHTS)]
     doubtful = []
     for path, check in checks:

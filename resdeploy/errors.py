@@ -19,7 +19,8 @@
     │   ├── Locked           6      another process holds what this one waits for
     │   └── OutOfMemory      6      a child was killed for its memory
     ├── BackendCrash         7      a backend's process died, hung or raised where it should not
-    └── OutputLost           1      a low-precision file whose output has nothing to do with its source's
+    ├── OutputLost           1      a low-precision file whose output has nothing to do with its source's
+    └── NothingRemoved       8      no residual block that `prune` may drop within the budget
 
 Success is 0; a gate or audit that failed is 1 and an inconclusive one 3 (verdicts are results, not
 errors, but for the one by which a file is not written); SIGINT is 130, SIGTERM 143 and SIGHUP 129.
@@ -132,6 +133,10 @@ class BackendCrash(ResdeployError):
 
 class OutputLost(ResdeployError):
     code, exit_status = "E-OUTPUT-LOST", 1
+
+
+class NothingRemoved(ResdeployError):
+    code, exit_status = "E-NOTHING-REMOVED", 8
 
 
 def revive(code: str, exit_status: int, what: str) -> ResdeployError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from resdeploy.registered_backends import BackendName
 
@@ -19,11 +19,15 @@ Scenario = Literal["single-stream", "multi-stream", "offline"]
 # What a time covers: the inputs on the device already, in host memory, or in JPEG files.
 Scope = Literal["compute", "host", "jpeg"]
 State = Literal["pass", "fail", "inconclusive"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+# What a profile is carried out in, in this order; a step makes one or more files.
+Step = Literal["train", "export", "prune", "quantize", "build", "audit", "eval", "bench"]
 OnInconclusive = Literal["fail", "warn"]  # what a gate that could not decide does to the job that asked
 
 # Work over two seconds reports (what, done, total); only the command line draws.
 Progress = Callable[[str, int, int], None]
 
+STEPS: tuple[Step, ...] = get_args(Step)
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8")
 BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}  # of one value
 

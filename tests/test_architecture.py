@@ -26,6 +26,11 @@ def test_the_page_says_what_the_code_has() -> None:
     assert generate.generated(PAGE, ROOT) == PAGE, "run: make docs"
 
 
+def test_the_profile_page_has_every_key_with_its_default() -> None:
+    """As the record has them that profiles are read into."""
+    assert generate.keys() in (ROOT / "docs/profile.md").read_text(encoding="utf-8"), "run: make docs"
+
+
 def test_every_file_is_in_the_table() -> None:
     table = generate.table(ROOT)
     assert [name for name, file in MODULES.items() if generate.summary(file) not in table and name != "resdeploy"] == []

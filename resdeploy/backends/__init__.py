@@ -237,4 +237,6 @@ def require(availability: Availability, name: str, *, running: bool = True) -> N
         BackendMissing: with the reason and the command that would change it.
     """
     if not (availability.ok or (availability.builds and not running)):
-        raise BackendMissing(f"backend {name} cannot run here: {availability.reason}", fix=availability.install)
+        remedy = availability.install  # a command, or a sentence on drivers
+        remedy = f"Run `{remedy}`" if "pip install " in remedy else remedy
+        raise BackendMissing(f"backend {name} cannot run here: {availability.reason}", fix=remedy)

@@ -69,5 +69,5 @@ def pick(name: str, precision: Precision, *, running: bool = True) -> tuple[Back
         missing = availability  # the last is the easiest to install
     assert missing is not None
     raise BackendMissing(
-        f"no backend here runs {precision}", cause="; ".join(reasons), fix=packages.install(*SUGGESTED)
+        f"no backend here runs {precision}", cause="; ".join(reasons), fix=f"Run `{packages.install(*SUGGESTED)}`"
     )

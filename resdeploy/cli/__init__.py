@@ -31,6 +31,7 @@ from resdeploy.cli import (
     evaluate,
     export,
     gate,
+    init,
     models,
     predict,
     prune,
@@ -84,6 +85,7 @@ app = App(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Examples: resdeploy doctor · resdeploy run profiles/quickstart.toml · resdeploy bench --precision int8",
 )
+app.command("init", rich_help_panel=ALL)(init.init)
 app.command("run", rich_help_panel=ALL)(run.run)
 app.command("export", rich_help_panel=MAKE)(export.export)
 app.command("train", rich_help_panel=MAKE)(train.train)

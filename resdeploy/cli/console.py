@@ -247,6 +247,11 @@ def _facts(artifact: Artifact) -> str:
     return ", ".join((f"{size_mb:.1f} MB", artifact.precision, *sentences.checked(artifact)))
 
 
+def print_text(text: str) -> None:
+    """A result that is a file's own text, to stdout as it is."""
+    _to_stdout(text)
+
+
 def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quiet: bool = False) -> None:
     """Renders a result to stdout, or writes it to `output` (atomically) and says so."""
     from resdeploy import store

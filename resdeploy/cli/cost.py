@@ -7,8 +7,10 @@ import typer
 
 from resdeploy import vocabulary
 from resdeploy.cli import console, options
+from resdeploy.errors import refuse
 
 _ROOFS = "Roofs and charts"
+DURATION_S = 3.0
 Convention = Annotated[
     Literal["torchvision", "fvcore", "thop", "ptflops", "ptflops-pytorch"] | None,
     typer.Option(help="Also the count that this tool would give, to reconcile the two."),
@@ -36,7 +38,7 @@ Chart = Annotated[
     Path | None,
     typer.Option(
         help="SVG: kernels under their roofs, else published accuracy over MACs.",
-        callback=options.writable,
+        callback=options.svg,
         rich_help_panel=_ROOFS,
     ),
 ]
@@ -56,7 +58,7 @@ def cost(
     chart: Chart = None,
     backend: options.Backend = "auto",
     threads: options.Threads = None,
-    duration: options.Duration = 3.0,
+    duration: options.Duration = DURATION_S,
     max_time: options.MaxTime = vocabulary.MAX_TIME_S,
     classes: options.Classes = None,
     img_size: options.ImgSize = None,
@@ -78,6 +80,8 @@ def cost(
     from resdeploy.measure import environment
     from resdeploy.verbs.bench import BenchPlan
 
+    untimed = "--duration and --max-time are of the timing that --measure adds", "Add --measure, or leave them out"
+    refuse((not measure and (duration, max_time) != (DURATION_S, vocabulary.MAX_TIME_S), *untimed))
     requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
     plan = cost.CostPlan(

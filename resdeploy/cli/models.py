@@ -13,7 +13,7 @@ def models(
     name: Annotated[str, typer.Argument(help="Only names that contain this.")] = "",
     chart: Annotated[
         Path | None,
-        typer.Option(help="SVG: published accuracy over MACs or --latencies.", callback=options.writable),
+        typer.Option(help="SVG: published accuracy over MACs or --latencies.", callback=options.svg),
     ] = None,
     latencies: Annotated[
         Path | None, typer.Option(help="With --chart: a saved `bench` whose latencies these are.")

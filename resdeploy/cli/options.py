@@ -11,12 +11,14 @@ from resdeploy import vocabulary
 from resdeploy.cli import console
 from resdeploy.errors import MalformedInput, MissingInput, UnknownName, UsageError, refuse
 from resdeploy.registered_backends import PREFERENCE
+from resdeploy.vocabulary import STEPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from resdeploy import records
     from resdeploy.deploy.model_string import PreprocessingOverride, Request
+    from resdeploy.vocabulary import Step
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
@@ -54,6 +56,18 @@ def writable(path: Path | None) -> Path | None:
     if path is not None:
         store.probe(path)
     return path
+
+
+def svg(path: Path | None) -> Path | None:
+    """As `writable`, of a chart, which is always SVG.
+
+    Raises:
+        UsageError: its suffix says that it is something else.
+        NotWritable, DiskFull: it cannot be written.
+    """
+    if path is not None and path.suffix.lower() != ".svg":
+        raise UsageError(f"{path} is not called .svg, and charts are SVG", fix=f"Write --chart {path.stem}.svg")
+    return writable(path)
 
 
 Model = Annotated[
@@ -257,6 +271,17 @@ def targets(text: str) -> tuple[records.Target, ...]:
                 fix="Write --target onnxruntime, or --target openvino,onnxruntime for one file that serves both",
             )
     return tuple(each for each in get_args(vocabulary.Target) if each in parts)
+
+
+def steps(names: Collection[str]) -> tuple[Step, ...]:
+    """Steps of a profile's run by their names.
+
+    Raises:
+        UnknownName: no such step.
+    """
+    if unknown := sorted(set(names) - set(STEPS)):
+        raise UnknownName(f"there is no step {', '.join(unknown)}", fix=f"Choose of {', '.join(STEPS)}")
+    return tuple(step for step in STEPS if step in names)
 
 
 def sight(

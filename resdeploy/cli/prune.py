@@ -8,6 +8,7 @@ import typer
 from resdeploy import vocabulary
 from resdeploy.cli import console, options
 from resdeploy.cli.gate import EXIT
+from resdeploy.errors import refuse
 
 
 def prune(
@@ -56,6 +57,10 @@ def prune(
     from resdeploy.verbs import prune
     from resdeploy.verbs.block_search import Budget
 
+    refuse(
+        (train_data is not None and not epochs, "--train-data are images to fine-tune on", "Add --epochs 1"),
+        (lr != vocabulary.ADAPTING_LR and not epochs, "--lr is that of the fine-tuning", "Add --epochs 1"),
+    )
     sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     plan = prune.PrunePlan(

@@ -17,7 +17,7 @@ from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError, refuse
 from resdeploy.graph import files
 from resdeploy.measure.one_run import Bench
-from resdeploy.records import Cost, ModelSpec, Peaks, Precision, Progress, Roofline
+from resdeploy.records import Artifact, Cost, ModelSpec, Peaks, Precision, Progress, Roofline
 from resdeploy.verbs.bench import BenchPlan, bench
 
 if TYPE_CHECKING:
@@ -59,20 +59,27 @@ def cost(requests: Sequence[Request], plan: CostPlan, *, progress: Progress) -> 
         ResdeployError: a network could not be timed.
     """
     _refuse_contradictions(requests, plan)
-    report = CostReport(costs=count(requests, plan.timing.batch_sizes, progress=progress))
+    sources = [export.to_onnx(request, progress=progress) for request in requests]
+    counted = map(candidates.cost_of, sources)
+    report = CostReport(
+        costs=tuple(replace(each, batch_size=size) for each in counted for size in plan.timing.batch_sizes)
+    )
     if plan.machine is not None:
         threads = (
             plan.timing.threads[0] if plan.measured else None
         )  # a network is held against roofs of its own threads
         roofs = peaks.of_machine(plan.machine, refresh=plan.refresh, threads=threads, progress=progress)
-        place = under_roofs.time_under_roofs if plan.measured else under_roofs.put_under_roofs
-        rooflines = place(requests, roofs, plan.precisions, plan.timing, progress=progress)
+        rooflines = (
+            under_roofs.time_under_roofs(requests, roofs, plan.precisions, plan.timing, progress=progress)
+            if plan.measured
+            else under_roofs.put_under_roofs(sources, roofs, plan.precisions, plan.timing)
+        )
         report = replace(report, peaks=roofs, rooflines=rooflines)
     if plan.against == "basic":
-        graphs = _read(requests, progress)
+        graphs = _read(sources)
         report = replace(report, basic=tuple(starmap(counterfactuals.compare_basic_blocks, graphs)))
     if plan.against == "naive":
-        graphs = _read(requests, progress)
+        graphs = _read(sources)
         report = replace(report, naive=tuple(starmap(counterfactuals.compare_naive_modules, graphs)))
     if plan.measured and plan.machine is None:
         report = replace(report, timing=time_counterfactuals(requests[0], plan.timing, progress=progress))
@@ -121,15 +128,8 @@ def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
     )
 
 
-def count(requests: Sequence[Request], batch_sizes: Sequence[int], *, progress: Progress) -> tuple[Cost, ...]:
-    """Counts of each model at each batch size."""
-    costs = [candidates.cost_of(export.to_onnx(request, progress=progress)) for request in requests]
-    return tuple(replace(each, batch_size=size) for each in costs for size in batch_sizes)
-
-
-def _read(requests: Sequence[Request], progress: Progress) -> Iterator[tuple[onnx.ModelProto, ModelSpec]]:
-    for request in requests:
-        artifact = export.to_onnx(request, progress=progress)
+def _read(sources: Sequence[Artifact]) -> Iterator[tuple[onnx.ModelProto, ModelSpec]]:
+    for artifact in sources:
         assert artifact.model is not None
         yield files.load_model(Path(artifact.path)), artifact.model
 

@@ -126,7 +126,13 @@ def _tool_counts(counts: Sequence[ToolCount]) -> Json:
     notes = (f"{each.model}: no figure of {each.convention}: {each.doubt}" for each in counts if each.doubt)
     return {
         "conventions": [
-            {"model": each.model, "convention": each.convention, "count": each.count, "formula": each.formula}
+            {
+                "model": each.model,
+                "convention": each.convention,
+                "count": each.count,
+                "formula": each.formula,
+                "state": "not known; why is said below" if each.doubt else None,
+            }
             for each in counts
         ],
         "notes": list(dict.fromkeys(notes)),

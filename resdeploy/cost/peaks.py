@@ -121,7 +121,9 @@ def of_this_machine(
     states = {name: backends.load(name).available() for name in names}
     usable = {name: state.version for name, state in states.items() if state.ok}
     if not usable:
-        raise BackendMissing("peaks are measured with OpenVINO or ONNX Runtime", fix=packages.install(*RUNTIMES))
+        raise BackendMissing(
+            "peaks are measured with OpenVINO or ONNX Runtime", fix=f"Run `{packages.install(*RUNTIMES)}`"
+        )
     cpu = machine.cpu()
     key = (VERSION, cpu.model, sorted(cpu.isa), cores, usable, tuple(shapes), duration_s)
     if not refresh and (entry := cache.recall(Peaks, cache.PEAKS, key)) is not None:

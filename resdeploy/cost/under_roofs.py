@@ -21,29 +21,25 @@ TRACED_S = 1.0  # of traced queries, so that the cold first one does not weigh i
 
 
 def put_under_roofs(
-    requests: Sequence[Request],
+    sources: Sequence[Artifact],
     peaks: Peaks,
     precisions: Sequence[Precision],
     plan: BenchPlan,
-    *,
-    progress: Progress,
 ) -> tuple[Roofline, ...]:
     """What the roofs allow every model x batch size x precision; nothing is run.
 
     Args:
-        requests: the models.
+        sources: the models' ONNX files.
         peaks: the roofs.
         precisions: asked for; none: what a model is in already, else all that have a roof.
         plan: the batch sizes.
-        progress: told what is being done.
 
     Raises:
         UsageError: a precision without a roof was asked for.
     """
     refuse(*missing_roofs(peaks, precisions))
     rooflines: list[Roofline] = []
-    for request in requests:
-        source = export.to_onnx(request, progress=progress)
+    for source in sources:
         cost = candidates.cost_of(source)
         for size in plan.batch_sizes:
             sized = replace(cost, batch_size=size)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from resdeploy import packages, store
+from resdeploy import cache, packages, store
 from resdeploy.data import cifar, folder, repeats
 from resdeploy.data.folder import Split
 from resdeploy.data.loading import Batch, Pixels, batches, content_hash, load_pixels
@@ -91,19 +91,37 @@ class Dataset:
         return replace(self, ids=ids, labels=self.labels[positions], items=items, hashes=hashes)
 
     def signature(self) -> str:
-        """Changes whenever the images or labels may have changed, without decoding: paths, sizes and times of files.
+        """Changes when images or labels change, for step keys: files that were only touched are the same images.
 
-        For step keys. `fingerprint` is the one of the contents.
+        Files are read where one of them may have changed since they were read last, by its path, size and time.
         """
         if isinstance(self.items, Synthetic):
             items: object = [self.items.seed, self.items.numbers.tolist()]
         elif isinstance(self.items, np.ndarray):
             items = hashlib.sha256(np.ascontiguousarray(self.items).data).hexdigest()
         else:
-            items = [_stamp(path) for path in self.items]
+            items = _content_of_files(self)
         return store.fingerprint(
             [self.name, self.split, list(self.ids), self.labels.tolist(), list(self.classes), items]
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Read:
+    """What was in files when they were read last."""
+
+    sha256: str  # over the hashes of their contents, in order
+
+
+def _content_of_files(dataset: Dataset) -> str:
+    """A digest of all files' contents, remembered for as long as none of them was touched."""
+    assert isinstance(dataset.items, tuple)
+    stamps = [_stamp(path) for path in dataset.items]
+    if (kept := cache.recall(Read, cache.IMAGES, stamps)) is not None:
+        return kept.sha256
+    read = Read(sha256=store.fingerprint(list(contents(dataset))))
+    cache.keep(cache.IMAGES, stamps, read)
+    return read.sha256
 
 
 def _stamp(path: Path) -> list[str | int]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resdeploy import backends, packages, store
-from resdeploy.backends import choose
+from resdeploy.backends import choose, machine
 from resdeploy.deploy import build, export, lower, model_files, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import OnnxFile, Request
@@ -21,6 +21,7 @@ from resdeploy.records import (
     Execution,
     Precision,
     Progress,
+    Scenario,
     Target,
 )
 from resdeploy.registered_backends import PREFERENCE
@@ -145,6 +146,11 @@ def candidate(
         artifact=make(source, backend, execution),
         execution=execution,
     )
+
+
+def streams_of(scenario: Scenario | None, streams: int | None, threads: int | None) -> int:
+    """How many queries at a time: as asked, else one per core for `offline`, else one."""
+    return streams or ((threads or machine.usable_cores()) if scenario == "offline" else 1)
 
 
 def execution_for(source: Artifact, *, batch_size: int, threads: int | None, streams: int = 1) -> Execution:

@@ -125,7 +125,7 @@ def lower_key(source: Artifact, precision: Precision, target: Target | None, pla
     tools = reuse.versions("onnx", "onnxruntime", "openvino", "pillow")
     if precision != "int8" and plan.data is None:
         return (precision, reuse.identity(source), tools)
-    images = calibration.listed_images(source, plan).signature()  # of files' times and sizes: a hit reads no image
+    images = calibration.listed_images(source, plan).signature()  # files that were not touched are not read again
     if precision != "int8":
         return (precision, reuse.identity(source), plan.samples, plan.seed, images, tools)
     here = (plan.portable_here(), plan.arithmetic_here())

@@ -17,6 +17,7 @@ from resdeploy import backends
 from resdeploy.errors import MissingInput, UsageError, refuse
 from resdeploy.records import BackendName, Format, ModelSpec, Preprocessing
 from resdeploy.registered_backends import BACKENDS
+from resdeploy.vocabulary import Interpolation
 
 # Of networks: what they are compiled to has the suffixes that its backend knows.
 FORMATS: dict[str, Format] = {
@@ -26,7 +27,6 @@ FORMATS: dict[str, Format] = {
     ".pt": "checkpoint",
     ".th": "checkpoint",
 }
-Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ of a file is signed with the user's own key, its digest with it (`signing`), and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 from resdeploy import places, signing, store
 from resdeploy.errors import IntegrityError, MalformedInput, MissingInput, UnsafeInput
 from resdeploy.records import Artifact
+from resdeploy.vocabulary import Step
 
 T = TypeVar("T")
 Note = Callable[[str], None]
@@ -24,8 +25,10 @@ CheckDigest = Callable[[str], None]  # raises unless this user made a file of th
 class Steps:
     """Remembers, in a folder's `steps.json`, what each of its files was made from."""
 
-    def __init__(self, folder: Path, note: Note) -> None:
+    def __init__(self, folder: Path, note: Note, again: Collection[Step] = ()) -> None:
+        """`again`: steps whose files are made anew although nothing has changed."""
         self._folder, self._note, self._file = folder, note, folder / "steps.json"
+        self._again = frozenset(again)
         self._keys: dict[str, str] = {}
         self._said: set[str] = set()  # files that several rows share are named once
         with contextlib.suppress(MissingInput):
@@ -34,7 +37,7 @@ class Steps:
             except MalformedInput:
                 places.log.warning("%s is damaged: all files that it spoke of are made again", self._file)
 
-    def artifact(self, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
+    def artifact(self, of: Step, name: str, key: Any, make_it: Callable[[Path], Artifact]) -> Artifact:
         """The model file `name`: as it is there if it was made from the same `key` and is intact, else made."""
 
         def load(path: Path, check: CheckDigest) -> Artifact:
@@ -42,19 +45,19 @@ class Steps:
             check(artifact.sha256)
             return artifact
 
-        return self._load_or_make(name, key, load, make_it)
+        return self._load_or_make(of, name, key, load, make_it)
 
-    def step(self, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
+    def step(self, of: Step, name: str, key: Any, load: Callable[[Path], T], make_it: Callable[[Path], T]) -> T:
         """As `artifact`, for a file of any kind: what `load` reads from it."""
 
         def load_verified(path: Path, check: CheckDigest) -> T:
             check(store.digest(path))
             return load(path)
 
-        return self._load_or_make(name, key, load_verified, make_it)
+        return self._load_or_make(of, name, key, load_verified, make_it)
 
     def _load_or_make(
-        self, name: str, key: Any, load: Callable[[Path, CheckDigest], T], make_it: Callable[[Path], T]
+        self, of: Step, name: str, key: Any, load: Callable[[Path, CheckDigest], T], make_it: Callable[[Path], T]
     ) -> T:
         path, fingerprint = self._folder / name, store.fingerprint(key)
         made_from, signature = self._look_up(name)
@@ -63,7 +66,8 @@ class Steps:
             if not signing.good(signature, "step", name, fingerprint, sha256):
                 raise IntegrityError(f"{path} is not what you made there")
 
-        if made_from == fingerprint:
+        # What several rows share is made once.
+        if made_from == fingerprint and (of not in self._again or name in self._said):
             try:
                 value = load(path, check)
             except MissingInput:

@@ -24,6 +24,8 @@ FLOATS: Mapping[int, str] = {
 }
 INTEGERS = ("int8", "int16")
 _SIXTEEN_BITS = (onnx.TensorProto.INT16, onnx.TensorProto.UINT16)
+MEANS = ("GlobalAveragePool", "ReduceMean")
+LONGEST_GATE = 16  # nodes: two layers, their activations in several nodes each, and reshapes
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
@@ -41,6 +43,8 @@ class Intent:
     casts: frozenset[str] = frozenset()  # nodes that only convert between types
     # Convolution or residual Add -> the quantizers of what it gives, its activation included.
     requantizers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    # What computes the gates of squeeze-and-excitation (Hu et al. 2018, arXiv:1709.01507): one value a channel each.
+    gates: frozenset[str] = frozenset()
 
     @property
     def quantized_convolutions(self) -> frozenset[str]:
@@ -100,7 +104,36 @@ def of(model: onnx.ModelProto) -> Intent:
         edges=frozenset(name for name in pairs if _at_edge(index, nodes[name])),
         casts=casts,
         requantizers={name: _requantizers(index, nodes[name]) for name in asked},
+        gates=_gates(inner),
     )
+
+
+def _gates(index: Index) -> frozenset[str]:
+    """The nodes between the mean over an image and the product with what it is the mean of, Q/DQ looked through."""
+    gates: set[str] = set()
+    for node in index.nodes:
+        if node.op_type == "Mul":
+            for features, gate in (node.input, reversed(node.input)):
+                gates |= _from_mean_of(index, features, gate)
+    return frozenset(gates)
+
+
+def _from_mean_of(index: Index, features: str, gate: str) -> set[str]:
+    """All nodes that make `gate` of the mean of `features`; none where it depends on anything else."""
+    passed: set[str] = set()
+    todo, reached = [gate], False
+    while todo and len(passed) < LONGEST_GATE:
+        maker = index.maker(todo.pop())
+        if maker is None:
+            return set()
+        if maker.op_type in MEANS:
+            if maker.input[0] != features:
+                return set()
+            reached = True
+        elif node_name(maker) not in passed:
+            passed.add(node_name(maker))
+            todo += [name for name in maker.input if name and name not in index.constants]
+    return passed if reached and not todo else set()
 
 
 def _strip_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProto, dict[str, str]]:

@@ -69,6 +69,10 @@ def judge(
     notes += view.doubts()
     if not blocks:
         notes.append("no residual add was recognised" if graphless else "this network has no residual adds to judge")
+    if asked == "int8" and (gates := sorted(intent.gates & intent.asked.keys())):
+        notes.append(
+            f"{len(gates)} convolutions of squeeze-and-excitation gates may write floats: they see one value a channel"
+        )
     checks = [*_block_checks(blocks, asked), *view.convolution_checks(superfluous)]
     if graphless:  # against a graph, what such layers hide is missing by name
         checks += _check_obscure(layers, {block.add for block in intent.blocks})
@@ -302,7 +306,9 @@ class _View:
         homes = {name: self.home(name) for name in precisions}
         checks = [self._check_precisions(precisions, homes)]
         if self.asked == "int8":
-            checks.append(self._check_int8_outputs([home for home in homes.values() if home is not None]))
+            # A gate is one value a channel: what reads it may be computed in floats, and no bytes are moved for it.
+            whole = [home for name, home in homes.items() if home is not None and name not in self.intent.gates]
+            checks.append(self._check_int8_outputs(whole))
             silent = [layer for layer in self.unattributed if generated.is_generated(layer)]
             checks.append(_check_superfluous(superfluous, [x for x in self.layers if x.kind], silent))
         return [*checks, *self._check_finished(homes), *self._check_followers(homes)]

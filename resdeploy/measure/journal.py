@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from resdeploy import places, store
-from resdeploy.errors import MalformedInput, MissingInput
+from resdeploy.errors import MalformedInput, MissingInput, ResdeployError
 from resdeploy.measure import environment
 from resdeploy.records import Block, Failure, Measurement
 
@@ -39,6 +39,8 @@ def of_this_run() -> Path:
 def latest() -> Path:
     """The newest journal of a run that was cut short; where there is none, the newest of those that go on.
 
+    One that holds an outcome goes before one that holds none yet: a run that failed at once hides nothing.
+
     Raises:
         MissingInput: there is no journal.
     """
@@ -47,7 +49,16 @@ def latest() -> Path:
         raise MissingInput(
             f"there is no journal in {places.cache_dir()}", fix="One is kept while `resdeploy bench` runs"
         )
-    return next((path for path in journals if not goes_on(path)), journals[0])
+    telling = [path for path in journals if _tells(path)] or journals
+    return next((path for path in telling if not goes_on(path)), telling[0])
+
+
+def _tells(path: Path) -> bool:
+    """Whether it holds a block or a failure, or cannot be read, which is to be said."""
+    try:
+        return any(kind in ("block", "failure") for kind, _ in _lines(path))
+    except ResdeployError:
+        return True
 
 
 def goes_on(path: Path) -> bool:

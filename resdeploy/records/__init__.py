@@ -40,7 +40,8 @@ from resdeploy.records.judged import (
     Subject,
     Verdict,
 )
-from resdeploy.records.plans import Lesion, Mixed, Profile, PruneOutcome, PruneSide, Sensitivity
+from resdeploy.records.plans import Lesion, Mixed, PruneOutcome, PruneSide, Sensitivity
+from resdeploy.records.profile import Profile
 from resdeploy.records.times import Block, Change, Comparison, Failure, Kernels, Measurement, Replay, Summary
 from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import (

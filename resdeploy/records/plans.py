@@ -1,49 +1,15 @@
-"""What a profile asks for, and the results of searches over layers and blocks."""
+"""The results of searches over layers and blocks."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 from resdeploy.records.artifacts import Artifact
 from resdeploy.records.costs import Cost
 from resdeploy.records.judged import Check, Score, Verdict
 from resdeploy.records.times import Comparison, Failure, Summary
-from resdeploy.registered_backends import BackendName
-from resdeploy.vocabulary import MAX_TIME_S, STRICT, Arithmetic, Precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Profile:
-    """What a TOML profile says. Flat, no inheritance; every field has a command-line equivalent."""
-
-    __pydantic_config__ = STRICT
-    name: str
-    model: str = "resnet50"
-    weights: str = "random"
-    img_size: int | None = None  # input height and width; None: the model's own
-    data: str | None = None
-    calib_data: str | None = None  # None: the training split of `data`
-    calib_samples: int = 300
-    calib_method: Literal["auto", "minmax", "entropy", "percentile", "mse"] = "percentile"
-    calib_precision: Arithmetic | None = None  # in what ranges are observed; None: BF16 on CPUs that have it
-    portable: bool | None = None  # INT8 weights in 7 bits, exact on CPUs without VNNI too; None: what this CPU needs
-    epochs: int = 0  # 0: no training
-    lr: float | None = None  # peak; None: as `train`
-    prune_drop_pp: float | None = None  # drop residual blocks within so many points of top-1 on training images
-    precisions: tuple[Precision, ...] = ("fp32", "int8")
-    backends: tuple[BackendName, ...] = ("openvino", "onnxruntime")
-    batch_size: int = 1
-    threads: int | None = None
-    duration_s: float = 3.0
-    max_time_s: float = MAX_TIME_S  # longest that one comparison with FP32 may take
-    max_drop_pp: float | None = None
-    max_slowdown_pct: float | None = None  # of the median time, against FP32 on the same backend; may be negative
-    max_cpu_slowdown_pct: float | None = None  # likewise of the CPU time per image
-    max_size_mb: float | None = None  # of the built model
-    max_memory_mb: float | None = None  # peak of the process that ran it
-    seed: int = 0
+from resdeploy.vocabulary import Precision
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,6 +62,8 @@ class RunRow:
     score: Score | None = None
     comparison: Comparison | None = None  # against the baseline; None: it is the baseline
     verdict: Verdict | None = None
+    audit: Audit | None = None
+    source: str = ""  # the ONNX file that was audited
 
 
 def document(command: str, environment: Environment, results: list[Json], **parts: Any) -> Json:
@@ -345,6 +347,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
                 found |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
+        found["audit"] = row.audit.verdict.state if row.audit is not None else None
         results.append(found)
     return document(
         "run",
@@ -358,10 +361,26 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
         verdict=verdict.state if verdict else None,
         notes=[
             *_run_notes(results, checks),
+            *_audit_notes(rows),
             *kernel_notes(row.comparison for row in rows if row.comparison),
             *_uncounted_notes([row.outcome for row in rows]),
         ],
     )
+
+
+def _audit_notes(rows: Iterable[RunRow]) -> list[str]:
+    """What did not fuse, and what shows it block by block; where that is judged, the checks have said it."""
+    notes = []
+    for row in rows:
+        if row.audit is None or row.audit.verdict.state != "fail" or isinstance(row.outcome, Failure):
+            continue
+        if row.verdict is not None and any(check.name.startswith("fused: ") for check in row.verdict.checks):
+            continue
+        ran = row.outcome.measurement
+        failed = "; ".join(check.note or check.name for check in row.audit.verdict.checks if check.state == "fail")
+        how = f"`resdeploy audit {row.source} --backend {ran.backend}` shows every block"
+        notes.append(f"{ran.label}: not fused as asked: {failed}; {how}")
+    return notes
 
 
 def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
@@ -373,7 +392,7 @@ def _run_notes(rows: list[Json], checks: list[Json]) -> list[str]:
     if wrong:
         notes.append(
             f"INVALID times, so no speed-up is claimed: {', '.join(wrong)}. The reasons are under 'warnings' in the "
-            "JSON; mend them, remove measurements.json and run again"
+            "JSON; mend them, and run again with --again bench"
         )
     return [*notes, *_unsteady_note(rows)]
 

@@ -45,10 +45,7 @@ def _lesion(lesion: Lesion) -> Json:
 
 
 def _notes(outcome: PruneOutcome) -> list[str]:
-    if outcome.removed:
-        notes = [f"removed, in this order: {', '.join(outcome.removed)}"]
-    else:
-        notes = ["no block could be shown to be within the budget"]
+    notes = [f"removed, in this order: {', '.join(outcome.removed)}"]
     notes += outcome.before.score.repeats.notes
     notes += documents.kernel_notes(outcome.comparisons)
     if outcome.tuned is not None:

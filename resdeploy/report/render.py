@@ -61,10 +61,24 @@ def render(
 
 
 def read_saved(path: Path) -> dict[str, Any] | None:
-    """A document written with `--format json`; None where the file is no such document."""
+    """A document written with `--format json`; None where the file is no such document.
+
+    Raises:
+        MalformedInput: the beginning of such a document, whose end is missing.
+    """
     try:
-        document = store.parse_json(path.read_bytes(), str(path))
-    except (MalformedInput, OSError):
+        content = path.read_bytes()
+    except OSError:
+        return None
+    try:
+        document = store.parse_json(content, str(path))
+    except MalformedInput as e:
+        if re.match(rb'\s*\{\s*"schema_version"', content):
+            raise MalformedInput(
+                f"{path} is a saved result that was cut short: its end is missing",
+                cause="The disk was full, or it was copied or written only in part",
+                fix="Copy it again, or repeat the command: `-o FILE` writes it whole or not at all",
+            ) from e
         return None
     known = isinstance(document, dict) and document.get("command") in TABLES and "results" in document
     return document if known else None
@@ -93,8 +107,9 @@ def _rows(document: Document, table: Table) -> list[Mapping[str, Any]]:
 
 
 def _csv(document: Document) -> str:
-    """The command's first table with unrounded numbers; the header names the JSON keys."""
+    """The command's first table with unrounded numbers, each row with its speed-up; the header names the JSON keys."""
     table = TABLES[document["command"]][0]
+    speedups = {found["candidate"]: found for found in document.get("comparisons") or () if "candidate" in found}
     header: list[str] = []
     for column in table.columns:
         header += [column.path, f"{column.ci}.low", f"{column.ci}.high"] if column.ci else [column.path]
@@ -103,10 +118,11 @@ def _csv(document: Document) -> str:
     writer.writerow(header)
     for row in _rows(document, table):
         cells: list[str] = []
+        whole = {**row, "comparison": speedups.get(row.get("label"))}
         for column in table.columns:
-            cells.append(_csv_cell(column.of(row)))
+            cells.append(_csv_cell(column.of(whole)))
             if column.ci:
-                cells += map(_csv_cell, column.interval_of(row) or (None, None))
+                cells += map(_csv_cell, column.interval_of(whole) or (None, None))
         writer.writerow(cells)
     return text.getvalue()
 

@@ -117,6 +117,9 @@ _BENCH = Table(
         Column("CPU ms/image", "cpu_ms_per_image", "ms", rank=2),
         Column("J/image", "energy_j_per_image", "number", rank=2),
         Column("state", "state", role="common"),
+        Column("compared with", "comparison.baseline", role="program"),
+        Column("speed-up [99 %]", "comparison.speedup", "ratio", ci="comparison.speedup_ci99", role="program"),
+        Column("finding", "comparison.verdict", role="program"),
     ),
 )
 _COMPARE = Table(
@@ -155,6 +158,7 @@ _CONVENTIONS = Table(
         _OF_MODEL,
         Column("convention", "convention", role="name"),
         Column("counts", "count", "count"),
+        Column("figure", "state"),
         Column("which is", "formula", role="reason"),
     ),
     "as another tool counts",
@@ -344,6 +348,7 @@ _RUN = Table(
         Column("MB", "size_bytes", "megabytes", rank=3),
         Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
         Column("timing", "state", role="common"),
+        Column("audit", "audit"),
         Column("gate", "verdict"),
     ),
 )

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Literal
 
 from resdeploy import backends
-from resdeploy.backends import choose, lane, machine
+from resdeploy.backends import choose, lane
 from resdeploy.deploy import candidates, model_string
 from resdeploy.deploy.calibration import CalibrationPlan
-from resdeploy.deploy.model_string import Request
+from resdeploy.deploy.model_string import ForeignName, Request, ZooName
 from resdeploy.errors import BackendMissing, ResdeployError, UsageError, refuse
 from resdeploy.measure import interleaved, journal, lull, one_run
 from resdeploy.records import (
@@ -88,8 +88,10 @@ def bench(
         ResdeployError: every row failed; of the first one's class.
     """
     _refuse_contradictions(plan)
+    refuse_twice(requests)
     images = _images(plan)
     rows: list[one_run.Row] = []
+    made: list[_Cell] = []
     failures: list[Failure] = []
     errors: list[ResdeployError] = []
     for cell in _cells(requests, plan):
@@ -101,9 +103,8 @@ def bench(
             errors.append(e)
             failures.append(_failure(cell, e))
         else:
-            # Without a low precision the first row is what the others are compared with.
-            first = (rows[0].candidate.label,) if rows and not cell.baselines else cell.baselines
-            rows.append(dataclasses.replace(row, baselines=first))
+            rows.append(dataclasses.replace(row, baselines=cell.baselines or _most_like(cell, made)))
+            made.append(cell)
     if not rows and not errors:
         raise BackendMissing(
             f"no backend here runs {', '.join(request.model for request in requests)}"
@@ -126,6 +127,19 @@ def bench(
     return dataclasses.replace(found, outcomes=(*failures, *found.outcomes), notes=waited)
 
 
+def _most_like(cell: _Cell, others: Sequence[_Cell]) -> tuple[str, ...]:
+    """Of earlier rows the label of the one with which a row is compared: what differs least, then what came first.
+
+    So another model is compared on the same backend at the same batch size, and not everything with the first row.
+    """
+
+    def likeness(other: _Cell) -> int:
+        ours, its = ((one.request, one.backend, one.batch_size, one.threads) for one in (cell, other))
+        return sum(a == b for a, b in zip(ours, its, strict=True))
+
+    return (max(others, key=likeness).label,) if others else ()
+
+
 def _both(first: interleaved.Watch | None, second: interleaved.Watch | None) -> interleaved.Watch:
     def watch(outcome: Measurement | Failure, done: int, total: int) -> None:
         for tell in (first, second):
@@ -145,8 +159,40 @@ def _refuse_contradictions(plan: BenchPlan) -> None:
     named = [name for name in plan.backends if name not in ("auto", "all")]
     refuse(
         (plan.scope == "jpeg" and plan.data is None, "timing from JPEG files needs files", "Add --data FOLDER"),
+        (
+            plan.provider != "cpu" and not _heeds_provider(plan),
+            "--provider is ONNX Runtime's, and --backend names others",
+            "Add --backend onnxruntime, or leave --provider out",
+        ),
         *(choose.unable(name, plan.precision) for name in named if plan.precision is not None),
     )
+
+
+def _heeds_provider(plan: BenchPlan) -> bool:
+    """Whether a backend among those asked for, or that may be picked, has providers."""
+    heeding = {name for name in PREFERENCE if "provider" in backends.load(name).HEEDS}
+    return bool({"all", *heeding} & set(plan.backends))
+
+
+def refuse_twice(requests: Sequence[Request]) -> None:
+    """One model named twice is a slip: the row of the one would be the row of the other.
+
+    Raises:
+        UsageError: a name, or a file under any of its paths, stands there twice.
+    """
+    seen: dict[object, str] = {}
+    problems = []
+    for request in requests:
+        named = request.named
+        what = request.model if isinstance(named, (ZooName, ForeignName)) else named.path.resolve()
+        if what in seen:
+            other = seen[what]
+            also = "named twice" if other == request.model else f"the file {other}, which is named too"
+            problems.append(
+                (True, f"{request.model} is {also}", "Name it once; a copy under another name is a row of its own")
+            )
+        seen[what] = request.model
+    refuse(*problems)
 
 
 def _images(plan: BenchPlan) -> tuple[Path, ...]:
@@ -199,7 +245,7 @@ def _row(
     has_providers = "provider" in backends.load(backend).HEEDS
     target: Target | None = "tensorrt" if has_providers and plan.provider == "tensorrt" else None
     source = candidates.source_for(cell.request, backend, cell.precision, calibration, target=target, progress=progress)
-    streams = plan.streams or ((threads or machine.usable_cores()) if plan.scenario == "offline" else 1)
+    streams = candidates.streams_of(plan.scenario, plan.streams, threads)
     execution = candidates.execution_for(source, batch_size=cell.batch_size, threads=threads, streams=streams)
     if has_providers:
         execution = dataclasses.replace(execution, provider=plan.provider)

@@ -14,6 +14,7 @@ different ones, and nothing is chosen on the latter.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 
 from resdeploy import scratch, stats, store
 from resdeploy.data import datasets
-from resdeploy.errors import UsageError
+from resdeploy.errors import NothingRemoved, UsageError
 from resdeploy.graph import drop, files, metadata
 from resdeploy.judge import accuracy, pairs
 from resdeploy.records import Artifact, Lesion, Predictions, Progress, Verdict
@@ -91,6 +92,7 @@ def prune(
 
     Raises:
         UsageError: no block can be removed, or the two sets share images.
+        NothingRemoved: none may be, within the budget; nothing is written.
     """
     if shared := set(choosing.ids) & set(judging.ids):
         raise UsageError(f"{len(shared)} images are to be chosen on and judged on", fix="Give two different sets")
@@ -98,8 +100,9 @@ def prune(
         search = _Search(source, choosing, len(judging), budget, predict, folder, progress)
         lesions = search.try_each()
         removed, path = search.choose(lesions)
+        search.refuse_none(removed, path)
         tuned = None
-        if tune is not None and removed:
+        if tune is not None:
             trained = tune(removed)
             store.write_bytes(out, Path(trained.path).read_bytes())
             artifact = dataclasses.replace(trained, path=str(out))
@@ -134,17 +137,17 @@ def cut(
 
     Raises:
         UsageError: no block can be removed.
+        NothingRemoved: none may be, within the budget; nothing is written.
     """
     with scratch.folder() as folder:
         search = _Search(source, choosing, judged_on, budget, predict, folder, progress)
-        removed, _ = search.choose(search.try_each())
+        removed, path = search.choose(search.try_each())
+        search.refuse_none(removed, path)
         return _note_removal(search.write_without(removed, out), removed, choosing)
 
 
 def _note_removal(artifact: Artifact, removed: Sequence[str], choosing: Dataset) -> Artifact:
     """The artifact with a note on what is missing from it, and how that was chosen."""
-    if not removed:
-        return artifact
     note = f"without {', '.join(removed)}, chosen on {len(choosing):,} images of {choosing.name}"
     return dataclasses.replace(artifact, notes=(*artifact.notes, note))
 
@@ -230,6 +233,31 @@ class _Search:
             self.progress("removing", len(removed), len(self.candidates))
         self.progress("removing", len(self.candidates), len(self.candidates))
         return removed, tuple(path)
+
+    def refuse_none(self, removed: Sequence[str], path: Sequence[Lesion]) -> None:
+        """Says why no block may go, where none may.
+
+        Raises:
+            NothingRemoved: with what the cheapest block costs, and what would be needed for it.
+        """
+        if removed:
+            return
+        best, limit_pp = path[-1], self.budget.max_drop_pp
+        low, high = best.interval_pp
+        if best.drop_pp >= limit_pp:
+            why, fix = "That is not within the budget", f"Allow more: --max-drop {math.ceil(best.drop_pp + 1)}"
+        else:
+            share, drop_share = best.flips / len(self.whole.labels), best.drop_pp / 100
+            needed = stats.images_to_decide(share, drop_share, limit_pp / 100, tail=1 - self.budget.confidence)
+            why = f"To show that, about {needed:,} images are needed and {self.judged_on:,} judge" if needed else ""
+            fix = "Give more images, or allow more with --max-drop; --blocks 1 removes it whatever it costs"
+        raise NothingRemoved(
+            f"none of the {len(self.candidates)} blocks of {self.source.path} that could go may go within "
+            f"{limit_pp:g} points: {best.block}, the cheapest, loses {best.drop_pp:.2f} points of top-1 on "
+            f"{len(self.whole.labels):,} images [{low:+.2f}, {high:+.2f}]",
+            cause=why,
+            fix=f"{fix}. Nothing was written",
+        )
 
     def _find_cheapest(self, removed: tuple[str, ...], worth: dict[str, float], spent: float) -> Lesion:
         """The block whose loss costs least now; `worth` gets what is learned about the others."""

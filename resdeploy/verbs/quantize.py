@@ -63,6 +63,11 @@ class QuantizeGoal:
                 "Add --max-drop 0.5, or use resdeploy eval",
             ),
             (
+                not searched and self.max_time_s != MAX_TIME_S,
+                "--max-time limits the timing of the search of --max-drop",
+                "Add --max-drop 0.5, or leave it out",
+            ),
+            (
                 lower_float and (self.sensitivity or searched),
                 f"--sensitivity and --max-drop start from INT8, not from {precision}",
                 "Add --precision int8",

@@ -12,13 +12,14 @@ import onnxruntime as ort
 import pytest
 from typer.testing import CliRunner
 
-from resdeploy import run, store
+from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.data import datasets
 from resdeploy.deploy.resume import Steps
 from resdeploy.graph import files, metadata
 from resdeploy.measure import prediction_files
 from resdeploy.records import Profile
+from resdeploy.run import profile_run
 from tests.cli.conftest import Run
 
 
@@ -116,7 +117,7 @@ def test_a_run_makes_its_file_anew_after_a_weight_changed(apart: Path, tmp_path:
     said: list[str] = []
     for _ in range(3):
         steps = Steps(tmp_path / "runs", said.append)
-        made = run.ProfileRun(profile=plan, steps=steps, progress=lambda *_: None, note=said.append).fp32()
+        made = profile_run.ProfileRun(profile=plan, steps=steps, progress=lambda *_: None, note=said.append).fp32()
         if len(said) == 2:
             answer_zero(apart)
     assert [line.split()[0] for line in said] == ["making", "unchanged", "making"]

@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import save_file  # noqa: E402
 
-from resdeploy import run, store  # noqa: E402
+from resdeploy import store  # noqa: E402
 from resdeploy.backends.lane import Lane  # noqa: E402
 from resdeploy.cli import app, console  # noqa: E402
 from resdeploy.deploy import export, model_files, networks  # noqa: E402
@@ -43,6 +43,7 @@ from resdeploy.records import (  # noqa: E402
     Profile,
     Weights,
 )
+from resdeploy.run import run  # noqa: E402
 from resdeploy.train import state  # noqa: E402
 
 NAME = "stranger:net"

@@ -20,7 +20,7 @@ VERBS = vars(typer.main.get_command(app))["commands"]
 COMMANDS = {n: c for verb, command in VERBS.items() for n, c in getattr(command, "commands", {verb: command}).items()}
 OPTIONS = {verb: {name for p in c.params for name in (*p.opts, *p.secondary_opts)} for verb, c in COMMANDS.items()}
 SOURCES = sorted(Path(resdeploy.__file__).parent.rglob("*.py"))
-DOCKERS = {"--gpus", "--nproc-per-node", "--shm-size"}  # options of `docker run` and of `torchrun`
+DOCKERS = {"--gpus", "--nproc-per-node", "--shm-size", "--python"}  # options of `docker run`, `torchrun` and `uv pip`
 TRTEXEC = {"--exportLayerInfo", "--exportProfile", "--profilingVerbosity"}  # options of `trtexec`
 PYTESTS = {option for option, _ in pytest_plugin.OPTIONS.values()}  # options of `pytest`
 

@@ -27,6 +27,7 @@ duration_s = 0.2
 max_drop_pp = 50.0
 max_size_mb = 5.0
 max_memory_mb = 4000.0
+audit = false  # a step like the others (tests/run)
 """
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from resdeploy import run, store
+from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.deploy.model_string import Request
 from resdeploy.deploy.resume import Steps
 from resdeploy.records import Profile
+from resdeploy.run import profile_run
 from resdeploy.train import curves
 
 pytest.importorskip("sklearn")
@@ -72,7 +73,7 @@ def test_a_profile_trains_trained_weights_as_gently(trained: Path, tmp_path: Pat
     said: list[str] = []
     asked = Profile(name="p", model=str(trained), data="digits", epochs=1)
     steps = Steps(tmp_path / "run", said.append)
-    making = run.ProfileRun(profile=asked, steps=steps, progress=lambda *_: None, note=said.append)
+    making = profile_run.ProfileRun(profile=asked, steps=steps, progress=lambda *_: None, note=said.append)
     made = making.train(Request(model=str(trained)), "digits")
     rates = [curves.read(path)[-1].lr for path in (Path(made.path), tmp_path / "ft.safetensors")]
     assert rates[0] == rates[1]

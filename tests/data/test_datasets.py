@@ -340,15 +340,20 @@ def test_choice_is_stratified_seeded_and_without_repeats() -> None:
 
 
 def test_the_signature_changes_with_files_and_labels(tmp_path: Path) -> None:
-    """Another size or time of a file, another file, another subset."""
+    """Another content of a file, another file, another subset; not a file that was only touched."""
     picture(tmp_path / "a/1.png")
     picture(tmp_path / "b/1.png")
+    content = (tmp_path / "a/1.png").read_bytes()
     before = open_dataset(str(tmp_path)).signature()
     assert before == open_dataset(str(tmp_path)).signature()
     assert before != open_dataset(str(tmp_path)).subset([1]).signature()
     os.utime(tmp_path / "a/1.png", ns=(1, 1))
+    assert before == open_dataset(str(tmp_path)).signature()
+    (tmp_path / "a/1.png").write_bytes(content + b"!")
     changed = open_dataset(str(tmp_path)).signature()
     assert before != changed
+    (tmp_path / "a/1.png").write_bytes(content)
+    assert before == open_dataset(str(tmp_path)).signature()
     picture(tmp_path / "b/2.png")
     assert changed != open_dataset(str(tmp_path)).signature()
     digits = open_dataset("digits")

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from resdeploy.data import preprocess
-from resdeploy.deploy.model_string import Interpolation
 from resdeploy.errors import UsageError
 from resdeploy.records import Preprocessing
+from resdeploy.vocabulary import Interpolation
 
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 

@@ -19,12 +19,12 @@ def test_a_damaged_memory_is_none_and_is_said(tmp_path: Path, memory: bytes, cap
     """Every step is made again, and remembered from then on."""
     said: list[str] = []
     (tmp_path / "steps.json").write_bytes(memory)
-    assert Steps(tmp_path, said.append).step("f", "key", Path.read_text, write) == "made"
+    assert Steps(tmp_path, said.append).step("eval", "f", "key", Path.read_text, write) == "made"
     (warned,) = caplog.messages
     assert "steps.json is damaged" in warned
     assert said == ["making     f"]
     again = Steps(tmp_path, said.append)
-    assert again.step("f", "key", Path.read_text, write) == "made"
+    assert again.step("eval", "f", "key", Path.read_text, write) == "made"
     assert said[1:] == ["unchanged  f"]
     assert caplog.messages == [warned]
 
@@ -32,5 +32,5 @@ def test_a_damaged_memory_is_none_and_is_said(tmp_path: Path, memory: bytes, cap
 def test_a_first_run_has_nothing_to_say(tmp_path: Path) -> None:
     """A memory that is not there is no damaged one."""
     said: list[str] = []
-    Steps(tmp_path, said.append).step("f", "key", Path.read_text, write)
+    Steps(tmp_path, said.append).step("eval", "f", "key", Path.read_text, write)
     assert said == ["making     f"]

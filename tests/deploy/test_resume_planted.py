@@ -28,9 +28,9 @@ def step(folder: Path, name: str, words: str, key: object = KEY) -> tuple[str, l
     said: list[str] = []
     steps = Steps(folder, said.append)
     if name.endswith(".engine"):
-        steps.artifact(name, key, lambda path: store.publish(path, lambda staged: write(words, staged)))
+        steps.artifact("export", name, key, lambda path: store.publish(path, lambda staged: write(words, staged)))
     else:
-        steps.step(name, key, Path.read_text, lambda path: store.write_bytes(path, words.encode()))
+        steps.step("eval", name, key, Path.read_text, lambda path: store.write_bytes(path, words.encode()))
     return (folder / name).read_text(), said
 
 

@@ -78,3 +78,51 @@ def test_batch_normalisation_is_looked_through_and_followed(model: onnx.ModelPro
     assert found.followers["conv2"] == ("bn2",)
     assert found.asked["add"] == "fp32"
     assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+def gated_network(*, other: bool = False) -> onnx.ModelProto:
+    """A convolution whose channels are weighed by two layers on their means; `other`: by means of something else."""
+    rng = np.random.default_rng(0)
+
+    def conv(given: str, name: str, size: int) -> onnx.NodeProto:
+        return helper.make_node("Conv", [given, f"{name}.w"], [name], name=name, kernel_shape=[size, size])
+
+    nodes = [
+        conv("input", "wide", 3),
+        helper.make_node("Relu", ["wide"], ["features"], name="relu"),
+        helper.make_node("GlobalAveragePool", ["input" if other else "features"], ["mean"], name="mean"),
+        conv("mean", "reduce", 1),
+        helper.make_node("Relu", ["reduce"], ["squeezed"], name="relu2"),
+        conv("squeezed", "expand", 1),
+        helper.make_node("HardSigmoid", ["expand"], ["gate"], name="gate", alpha=1 / 6, beta=0.5),
+        helper.make_node("Mul", ["gate", "features"], ["weighed"], name="weigh"),
+        conv("weighed", "last", 1),
+        helper.make_node("GlobalAveragePool", ["last"], ["pooled"], name="pool"),
+        helper.make_node("Flatten", ["pooled"], ["logits"], name="flat"),
+    ]
+    shapes = {"wide": (8, 3, 3, 3), "reduce": (4, 3 if other else 8, 1, 1), "expand": (8, 4, 1, 1)}
+    weights = {**shapes, "last": (4, 8, 1, 1)}
+    graph = helper.make_graph(
+        nodes,
+        "gated",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", 4])],
+        [
+            numpy_helper.from_array(rng.normal(size=shape).astype(np.float32), f"{name}.w")
+            for name, shape in weights.items()
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+@pytest.mark.parametrize("target", [None, *TARGETS])
+def test_a_gate_is_what_weighs_channels_by_their_own_means(target: Target | None) -> None:
+    """Q/DQ looked through; a product with means of something else is none, and a residual network has none."""
+    plain = gated_network()
+    found = intent.of(plain if target is None else quantized(plain, target))
+    assert {name for name in found.gates if name in found.asked} == {"reduce", "expand"}
+    assert "gate" in found.gates
+    assert not {"wide", "last", "pool"} & found.gates
+    assert intent.of(gated_network(other=True)).gates == frozenset()
+    assert intent.of(tiny_network()).gates == frozenset()

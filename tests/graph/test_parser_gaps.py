@@ -40,7 +40,8 @@ def answers(model: onnx.ModelProto, evaluator: str = "onnx") -> np.ndarray:
     shape = [dim.dim_value or 6 for dim in declared.shape.dim]
     x = np.random.default_rng(3).normal(size=shape).astype(helper.tensor_dtype_to_np_dtype(declared.elem_type))
     if evaluator == "onnx":
-        return np.asarray(ReferenceEvaluator(model).run(None, {"x": x})[0])
+        (value,) = ReferenceEvaluator(model).run(None, {"x": x})
+        return np.asarray(value)
     return np.asarray(session(model, exactly=True).run(None, {"x": x})[0])
 
 

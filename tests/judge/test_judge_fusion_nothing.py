@@ -14,7 +14,7 @@ from resdeploy.graph import intent
 from resdeploy.judge import counted, fusion
 from resdeploy.records import Audit, Layer, Port
 from tests.backends.conftest import tiny_network
-from tests.graph.test_intent import quantized
+from tests.graph.test_intent import gated_network, quantized
 
 POOL = {"Name": "pool", "LayerType": "CaskPooling", "Inputs": [{"Name": "a"}], "Outputs": [{"Name": "b"}]}
 REFORMAT = {"Name": "r", "LayerType": "Reformat", "Inputs": [{"Name": "a"}], "Outputs": [{"Name": "b"}]}
@@ -165,3 +165,27 @@ def test_integer_convolutions_ask_for_int8() -> None:
     model = tiny_network()
     next(node for node in model.graph.node if node.name == "conv2").op_type = "QLinearConv"
     assert intent.of(model).asked == {"conv1": "fp32", "conv2": "int8"}
+
+
+def test_what_weighs_channels_may_write_floats_and_what_holds_images_may_not() -> None:
+    """A gate of squeeze-and-excitation is one value a channel; it must still run in the precision asked for."""
+    graph = intent.of(quantized(gated_network(), "openvino"))
+    convolutions = ("wide", "reduce", "expand", "last")
+
+    def judged(**writes: str) -> Audit:
+        layers = [
+            Layer(
+                name=name, kind="Conv", precision="int8", sources=(name,),
+                inputs=(Port(name=f"{name}.in", precision="int8"),),
+                outputs=(Port(name=name, precision=writes.get(name, "int8")),),
+            )
+            for name in convolutions
+        ]  # fmt: skip
+        return fusion.judge("f", layers, intent=graph, asked="int8", target="openvino")
+
+    name = "INT8 convolutions that write INT8"
+    assert state(judged(expand="fp32"), name) == "pass"
+    assert "2 convolutions of squeeze-and-excitation gates" in " ".join(judged().notes)
+    assert state(judged(wide="fp32"), name) == "fail"
+    (check,) = (check for check in judged().verdict.checks if check.name == name)
+    assert (check.observed, check.limit) == (2, 2)

@@ -183,3 +183,15 @@ def test_what_is_no_journal_is_refused(tmp_path):
             journal.load(tmp_path / "j")
     with pytest.raises(MissingInput, match="is a folder"):
         journal.load(tmp_path)
+
+
+def test_a_run_that_had_measured_goes_before_a_newer_one_that_had_not(cache):
+    """One that was ended while it loaded hides nothing; alone it is named all the same, and says why it is empty."""
+    cut(empty := cache / "bench-2.journal", grown(0))
+    assert journal.latest() == empty
+    cut(telling := cache / "bench-1.journal", *map(grown, range(2)))
+    os.utime(empty, ns=(2**62, 2**62))
+    assert journal.latest() == telling
+    os.utime(cache / "bench-1.journal", ns=(1, 1))
+    cut(cache / "bench-3.journal", FAILURE)
+    assert journal.latest() == cache / "bench-3.journal"  # it tells of a row that could not be built

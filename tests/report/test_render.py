@@ -344,6 +344,18 @@ def test_json_gives_hostile_names_back_unchanged(documents_of, name):
         assert json.loads(render.render(document, "json")) == json.loads(json.dumps(document))
 
 
+def test_csv_has_each_rows_speed_up_beside_its_times():
+    """The last comparison of a row, which is with FP32 on its own backend; none for the row compared with."""
+    found = [faster("b", speedup=1.5, baseline="r"), faster("b", ci=(2.8, 3.2))]
+    document = documents.bench([summary("a"), summary("b")], found, ENVIRONMENT)
+    first, second = csv.DictReader(io.StringIO(render.render(document, "csv")))
+    assert first["comparison.speedup"] == first["comparison.baseline"] == ""
+    assert (second["comparison.baseline"], second["comparison.speedup"]) == ("a", "3.0")
+    assert (second["comparison.speedup_ci99.low"], second["comparison.speedup_ci99.high"]) == ("2.8", "3.2")
+    assert second["comparison.verdict"] == found[-1].verdict
+    assert "comparison" not in render.render(document, "table")
+
+
 @EVERY
 @pytest.mark.parametrize("name", [*HOSTILE, " =1+1", "-1+1", "+1", "\t=1", "＝1"])
 def test_csv_cells_are_no_formulas(documents_of, name):

@@ -12,7 +12,7 @@ from resdeploy.deploy import calibration, candidates, lower
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import EnvironmentFailure, MalformedInput
 from resdeploy.records import Target
-from resdeploy.verbs.bench import BenchPlan, bench
+from resdeploy.verbs.bench import BenchPlan, _cells, _most_like, bench
 from tests.backends.conftest import tiny_network
 
 
@@ -59,3 +59,24 @@ def test_a_row_that_cannot_be_made_says_why_as_one_that_cannot_be_run(
     (failure,) = found.failures
     assert (failure.error_code, failure.exit_status) == ("E-BROKEN-PACKAGE", 6)
     assert failure.message == "x cannot be imported. It raised E. Mend it."
+
+
+def test_rows_are_compared_like_with_like(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Another model at the same batch size on the same backend; not everything with the first row."""
+    for name in ("a.onnx", "b.onnx"):
+        onnx.save(tiny_network(), tmp_path / name)
+    plan = BenchPlan(backends=("openvino", "onnxruntime"), batch_sizes=(1, 8))
+    monkeypatch.setattr(candidates, "pick_backend", lambda _request, name, _precision: name)
+    requests = [Request(model=str(tmp_path / name)) for name in ("a.onnx", "b.onnx")]
+    cells = list(_cells(requests, plan))
+    found = {cell.label: _most_like(cell, cells[:k]) for k, cell in enumerate(cells)}
+    assert found == {
+        "a openvino b1": (),
+        "a onnxruntime b1": ("a openvino b1",),
+        "a openvino b8": ("a openvino b1",),
+        "a onnxruntime b8": ("a onnxruntime b1",),
+        "b openvino b1": ("a openvino b1",),
+        "b onnxruntime b1": ("a onnxruntime b1",),
+        "b openvino b8": ("a openvino b8",),
+        "b onnxruntime b8": ("a onnxruntime b8",),
+    }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from resdeploy.data.datasets import Dataset, open_dataset
-from resdeploy.errors import UsageError
+from resdeploy.errors import NothingRemoved, UsageError
 from resdeploy.graph import drop, files
 from resdeploy.models import zoo
 from resdeploy.records import Artifact, Predictions, Preprocessing, Weights
@@ -123,10 +123,11 @@ def test_lazy_choice_takes_what_an_exhaustive_one_would(
 def test_a_budget_of_nothing_removes_nothing_and_says_so(
     source: Artifact, images: tuple[Dataset, Dataset], tmp_path: Path
 ) -> None:
-    """The file is the whole network's; more blocks than there are, and a network without blocks, are refused."""
-    found = go(World(source, dict.fromkeys(WORTH, 0.4)), source, images, tmp_path / "p.onnx")
-    assert found.removed == ()
-    assert len(found.path) == 1
+    """With an exit status of its own and no file; more blocks than there are, or a network without, are refused."""
+    with pytest.raises(NothingRemoved, match=r"none of the 7 blocks .* loses .* points of top-1 on") as nothing:
+        go(World(source, dict.fromkeys(WORTH, 0.4)), source, images, tmp_path / "p.onnx")
+    assert nothing.value.exit_status == 8
+    assert not (tmp_path / "p.onnx").exists()
     with pytest.raises(UsageError, match="there are 7"):
         go(World(source, WORTH), source, images, tmp_path / "x.onnx", blocks=8)
     spec = zoo.spec("plain20", classes=10, preprocessing=SIGHT)

@@ -17,13 +17,14 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from typer.testing import CliRunner
 
-from resdeploy import run, store
+from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.deploy.model_string import PreprocessingOverride
 from resdeploy.errors import MalformedInput, MissingInput, ProfileError, ResdeployError, UsageError
 from resdeploy.measure import interleaved, one_run
 from resdeploy.measure.prediction_files import load, save
 from resdeploy.records import Block, Calibration, Check, Execution, Gate, Measurement, Origin, Predictions, Profile
+from resdeploy.run import run
 from resdeploy.verbs import gate, gate_options, judge_limits
 from resdeploy.verbs.gate_options import GatePlan
 from resdeploy.verbs.judge_limits import Evidence, Limits

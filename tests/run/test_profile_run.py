@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from resdeploy import run
 from resdeploy.deploy.resume import Steps
 from resdeploy.errors import OutputLost
 from resdeploy.records import Artifact, Profile
+from resdeploy.run import profile_run
 
 
 def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
@@ -19,15 +19,15 @@ def test_a_file_whose_output_is_lost_is_a_failed_row_with_exit_1(
     """The other variants go on."""
     fp32 = Artifact(path="a.onnx", format="onnx", precision="fp32", sha256="")
 
-    def made(_making: run.ProfileRun, one: run.VariantPlan) -> str:
+    def made(_making: profile_run.ProfileRun, one: profile_run.VariantPlan) -> str:
         if one.precision == "int8":
             raise OutputLost("lost")
         return one.precision
 
-    monkeypatch.setattr(run.ProfileRun, "variant", made)
+    monkeypatch.setattr(profile_run.ProfileRun, "variant", made)
     asked = Profile(name="p", precisions=("fp32", "int8"), backends=("onnxruntime",))
     steps = Steps(tmp_path, lambda _: None)
-    making = run.ProfileRun(profile=asked, steps=steps, progress=lambda *_: None, note=lambda _: None)
+    making = profile_run.ProfileRun(profile=asked, steps=steps, progress=lambda *_: None, note=lambda _: None)
     told: Any = making.variants(fp32, None)
     variants, (failure,) = told
     assert variants == ("fp32",)
