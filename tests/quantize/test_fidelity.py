@@ -30,7 +30,7 @@ PADDED = float(np.finfo(np.float32).min)
 
 
 def padded(filler: float) -> onnx.ModelProto:
-    """Max pooling behind a border, as TensorFlow's "same" pooling is written: a border of -FLT_MAX is no value."""
+    """Max pooling behind a border: one of -FLT_MAX is no value. Its windows have holes, so the border stays a Pad."""
     random, node = np.random.default_rng(5), helper.make_node
     shapes = {"w0": (16, 3, 3, 3), "b0": (16,), "w1": (16, 16, 1, 1), "w2": (10, 16)}
     weights = {name: (random.standard_normal(shape) / 5).astype(np.float32) for name, shape in shapes.items()}
@@ -39,7 +39,7 @@ def padded(filler: float) -> onnx.ModelProto:
         node("Conv", ["input", "w0", "b0"], ["c0"], "conv0", pads=[1, 1, 1, 1]),
         node("Relu", ["c0"], ["r0"], "relu0"),
         node("Pad", ["r0", "pads", "filler"], ["border"], "pad"),
-        node("MaxPool", ["border"], ["pooled"], "pool", kernel_shape=[3, 3], strides=[2, 2]),
+        node("MaxPool", ["border"], ["pooled"], "pool", kernel_shape=[2, 2], dilations=[2, 2], strides=[2, 2]),
         node("Conv", ["pooled", "w1"], ["c1"], "conv1"),
         node("Relu", ["c1"], ["r1"], "relu1"),
         node("GlobalAveragePool", ["r1"], ["p"], "avgpool"),
