@@ -140,7 +140,9 @@ def of_timm(name: str, exporter: str) -> dict[str, Any]:
     torch.manual_seed(0)
     net = timm.create_model(name, pretrained=False).eval()
     for module in net.modules():  # a fresh norm is the identity, which hides mistakes
-        if isinstance(module, torch.nn.BatchNorm2d) and isinstance(module.running_var, torch.Tensor):
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             torch.nn.init.normal_(module.running_mean, std=0.1)
             torch.nn.init.uniform_(module.running_var, 0.5, 1.5)
     x = np.random.default_rng(0).normal(size=(2, 3, size, size)).astype(np.float32)

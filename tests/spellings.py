@@ -327,10 +327,15 @@ def here(model: onnx.ModelProto, _shape: tuple[int, ...]) -> Iterator[Callable[[
 
 def in_int8(model: onnx.ModelProto, target: Target, folder: Path) -> Hashable:
     """The `anonymous` INT8 file of a network for images of 3 x 16 x 16."""
+    return anonymous(quantize(model, target, folder))
+
+
+def quantize(model: onnx.ModelProto, target: Target, folder: Path) -> onnx.ModelProto:
+    """The INT8 file of a network for images of 3 x 16 x 16."""
     source, out = folder / "float.onnx", folder / "int8.onnx"
     files.save_model(model, source)
     images = np.random.default_rng(0).normal(size=(8, 3, 16, 16)).astype(np.float32)
     record = Artifact(path=str(source), format="onnx", precision="fp32", sha256=store.digest(source))
     asked = Calibration(data="noise", count=8, seed=0, method="minmax")
     ptq.quantize(record, [images], calibration=asked, target=target, out=out, run=here)
-    return anonymous(onnx.load(out))
+    return onnx.load(out)
