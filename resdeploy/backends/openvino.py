@@ -208,7 +208,7 @@ def _layer(node: Any, info: Mapping[str, str]) -> Layer:
     role: Literal["compute", "qdq", "reformat"] = "compute"
     if info["layerType"] in ("Reorder", "Convert"):
         role = "reformat"
-    elif sources and all(name.endswith("QuantizeLinear") for name in sources):  # Dequantize... too
+    elif sources and all(name.endswith(("QuantizeLinear", "DequantizeLinear")) for name in sources):
         role = "qdq"
     precision, doubt = _arithmetic(info["primitiveType"], info["runtimePrecision"])
     makers = [value.get_node() for value in node.input_values()]
