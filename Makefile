@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Nothing is needed but python3 with venv.
 # For work on the code: `make dev` makes the environment alone, `make fast` runs the quick tests, `make lint` the linters,
+# `make rtx` asks NVIDIA's compiler for GeForce RTX, which it installs by itself in a folder of its own (NVIDIA's licence),
 # `make acceptance` what takes minutes of simulation and of real networks, `make wheels` builds what is published and tries
 # it on every Python, `make docs` writes what docs/architecture.md takes from the code.
 # WHEELS_ARGS reaches tests/wheels/try_wheels.py, PIP_ARGS reaches pip, e.g. PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu" for torch without CUDA.
@@ -10,7 +11,7 @@ PIP_ARGS ?=
 WHEELS_ARGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo dev fast test acceptance wheels lint docs clean
+.PHONY: demo dev fast test acceptance wheels rtx lint docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -26,6 +27,9 @@ test: lint
 
 acceptance: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/acceptance
+
+rtx: $(VENV)/.rtx
+	PYTHONPATH=$(abspath $(VENV)/rtx) $(BIN)/python -m pytest tests/rtx
 
 wheels:
 	$(PYTHON) tests/wheels/try_wheels.py --pip-args="$(PIP_ARGS)" $(WHEELS_ARGS)
@@ -49,6 +53,12 @@ $(VENV)/.demo: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml setup.py constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	touch $@
+
+# Apart from what `make test` sees: there the backend is not installed.
+$(VENV)/.rtx: constraints.txt $(VENV)/.dev
+	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt --no-deps --upgrade --target $(VENV)/rtx \
+	  tensorrt-rtx-cu13-libs tensorrt-rtx-cu13-bindings
 	touch $@
 
 clean:

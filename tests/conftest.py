@@ -21,6 +21,11 @@ SLOW_ROOMS = ("cli", "train", "study", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
+# Folders that are run where the command line names them alone, each by the make target of its name.
+ASKED_FOR = {
+    "acceptance": "takes minutes of simulation and of real networks",
+    "rtx": "installs NVIDIA's compiler for GeForce RTX, under NVIDIA's licence, and asks it",
+}
 TORCH_TOLD: list[str] = []  # once is enough
 ALL_CORES = sorted(os.sched_getaffinity(0))
 # What tests share with each other.
@@ -41,8 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    asked = any("acceptance" in argument for argument in config.invocation_params.args if isinstance(argument, str))
-    if collection_path.name == "acceptance" and not asked:  # `make acceptance`: minutes of simulation and real runs
+    if collection_path.name in ASKED_FOR and collection_path.name not in asked_for(config):
         return True
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
@@ -53,6 +57,19 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--fast"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+
+
+def asked_for(config: pytest.Config) -> set[str]:
+    """Which folders of `ASKED_FOR` the command line names."""
+    arguments = [str(argument).partition("::")[0] for argument in config.invocation_params.args]
+    return {name for name in ASKED_FOR if any(name in Path(argument).parts for argument in arguments)}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Says what a run of the whole suite has left out."""
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        for name, why in ASKED_FOR.items():
+            terminalreporter.write_line(f"tests/{name} was left out: make {name} {why}")
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures have been taken down

@@ -40,15 +40,20 @@ class RtxDouble(Double):
 
 def _lines(layers: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for layer in layers:
-        inputs, outputs = (", ".join(map(_tensor, layer[side])) for side in ("Inputs", "Outputs"))
+        inputs, outputs = (_list(layer[side]) for side in ("Inputs", "Outputs"))
         convolves = layer["LayerType"] == "CaskConvolution"
-        constants = _tensor({"Name": "w", "Dimensions": [8, 8, 3, 3], "Format/Datatype": "FP16"}) if convolves else ""
+        weights = {"Name": "w", "Dimensions": [8, 8, 3, 3], "Format/Datatype": "FP16"}
+        constants = _list([weights] if convolves else [])
         metadata = "\x1f".join(f"[ONNX Layer: {part}]" for part in layer["Name"].split(" + "))
         yield (
             f"Name: {layer['Name']}_myl0_0, LayerType: {'correlation' if convolves else 'kgen'}, "
-            f"Inputs: [ {inputs}], Constants: [ {constants}], "
-            f"Outputs: [ {outputs}], TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {metadata}"
+            f"Inputs: {inputs}, Constants: {constants}, "
+            f"Outputs: {outputs}, TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: {metadata}"
         )
+
+
+def _list(tensors: Sequence[Mapping[str, Any]]) -> str:
+    return f"[ {', '.join(map(_tensor, tensors))}]" if tensors else "[]"
 
 
 def _tensor(tensor: Mapping[str, Any]) -> str:
