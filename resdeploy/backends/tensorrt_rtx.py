@@ -54,7 +54,8 @@ check = no_check
 LOWERED_FOR = 11  # the major version of TensorRT whose rules its parser follows
 OLDEST = (1, 7)  # the first that builds INT8 convolutions
 GPUS = "GeForce RTX (SM75, 80, 86, 89, 120, 121; not H100 or H200)"
-INSTALL = f"{packages.install(VENDOR)} (installing accepts NVIDIA's licence)"
+LICENCE = "NVIDIA's licence"
+INSTALL = f"{packages.install(VENDOR)} (installing accepts {LICENCE})"
 LAST_RESORT = "the FP16 file (resdeploy quantize F.onnx --precision fp16), or other --targets, may build"
 
 
@@ -74,7 +75,7 @@ def available() -> Availability:
         ok=False,
         builds=True,
         version=version,
-        reason=f"builds for {GPUS}, and audits what it built, with or without a GPU; running that is not supported",
+        reason=f"builds for {GPUS} under {LICENCE}, and audits what it built; running that is not supported",
         install="Use it with build, audit and gate --require-fused; run the ONNX file with another --backend",
     )
 

@@ -102,7 +102,7 @@ def test_it_builds_where_it_does_not_run(monkeypatch: pytest.MonkeyPatch) -> Non
     """`build` and `audit` take it by name; `auto`, and whatever runs a model, do not."""
     use(monkeypatch)
     assert choose.pick("tensorrt-rtx", "bf16", running=False)[0] == "tensorrt-rtx"
-    with pytest.raises(BackendMissing, match=r"GeForce RTX.*not H100 or H200.*with or without a GPU") as refused:
+    with pytest.raises(BackendMissing, match=r"GeForce RTX.*not H100 or H200.*under NVIDIA's licence") as refused:
         choose.pick("tensorrt-rtx", "fp32")
     assert refused.value.exit_status == 6
     assert "with build, audit and gate --require-fused" in refused.value.fix
