@@ -3,7 +3,7 @@
     python benchmarks/gpu_pack.py --out gpu-suite                                  # anywhere: the graphs and images
     python benchmarks/gpu_suite.py gpu-suite --budget 480 -o gpu.json              # on the GPU
     ... --torch-python /usr/bin/python3                                            # torch in another interpreter
-    python benchmarks/gpu_table.py gpu.json                                        # the README's table
+    python benchmarks/gpu_table.py gpu.json                                        # the table of docs/results.md
 
 In order of worth, the JSON rewritten after each result, so that what the budget cuts off is only the end: ResNet-50 in
 INT8 and FP16 at batch 1 and 128 with audit and agreement; the CIFAR nets' agreement on real images; torch, ResNet-50;

@@ -1,4 +1,4 @@
-"""The README's table out of a result of gpu_suite.py.
+"""The table of docs/results.md out of a result of gpu_suite.py.
 
     python benchmarks/gpu_table.py benchmarks/results/gpu.json
 

@@ -18,7 +18,9 @@ app = App(
 
 @app.command()
 def degradation(
-    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/.")] = "digits",
+    data: Annotated[
+        str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/ or test/.")
+    ] = "digits",
     depths: Annotated[str, typer.Option(help="Two or more of 20, 32, 44, 56, 110.")] = "20,56",
     seeds: Annotated[int, typer.Option(min=2, help="Trainings of each network.")] = 3,
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 10,

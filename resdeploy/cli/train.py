@@ -17,7 +17,7 @@ QAT = "Quantization-aware training"
 
 def train(
     model: options.Model,
-    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/.")],
+    data: Annotated[str, typer.Option(help="digits, cifar10:DIR, or a folder with train/ and val/ or test/.")],
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors to write; with --qat the .onnx.")],
     recipe: Annotated[

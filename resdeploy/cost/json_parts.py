@@ -92,6 +92,7 @@ def _layer(cost: Cost, layer: LayerCost) -> Json:
         "stage": layer.stage,
         "params": layer.params,
         "macs": cost.batch_size * layer.macs,
+        "macs_percent": 100 * cost.batch_size * layer.macs / cost.macs if cost.macs else None,
         "output_shape": [cost.batch_size * layer.output_shape[0], *layer.output_shape[1:]],
         "bytes": {p: _bytes(layer, p, cost.batch_size) for p in PRECISIONS},
     }

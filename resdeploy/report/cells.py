@@ -63,7 +63,7 @@ WRITERS: Mapping[str, Callable[[Any], str]] = {
     "flag": lambda v: "yes" if v else "no",
     "count": lambda v: f"{v:,}",
     "millions": lambda v: f"{v / 1e6:.2f} M",
-    "giga": lambda v: f"{v / 1e9:.2f} G" if v >= 1e8 else f"{v / 1e6:.1f} M",
+    "giga": lambda v: f"{v / 1e9:.2f} G" if v >= 1e8 else f"{v / 1e6:.1f} M" if v >= 1e5 else f"{v / 1e3:.1f} k",
     "megabytes": lambda v: f"{v / 1e6:.1f}",
     "ms": lambda v: f"{v:.4g}" if v < 1000 else f"{v:,.0f}",
     "seconds": lambda v: f"{v:.2f}",

@@ -99,7 +99,7 @@ def seen_by(specs: Iterable[ModelSpec], says: str, change: str = SIGHT_OPTIONS) 
 
 CHECKS: Mapping[str, str] = {  # of an artifact's record; what is not here is told as it is called there
     "max_rel_error": "within {:.2g} of torch in float64",
-    "snr_db": "{:.1f} dB above its rounding noise",
+    "snr_db": "{:.1f} dB of signal to noise",
     "train_loss": "training loss {:.4g}",
     "distillation_loss": "squared distance of logits {:.4g}",
     "held_out_top1": "top-1 {:.2f} % on what was held out",

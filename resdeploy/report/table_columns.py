@@ -267,7 +267,8 @@ _LAYERS = Table(
         Column("block", "block", rank=1),
         Column("parameters", "params", "count"),
         Column("MACs", "macs", "count"),
-        Column("output", "output_shape", "shape"),
+        Column("share of MACs %", "macs_percent", "percent"),
+        Column("output", "output_shape", "shape", rank=2),
     ),
     "layers",
 )

@@ -143,7 +143,7 @@ def test_what_a_file_was_checked_to_is_told_in_words():
     adds = {"residual_adds": 6.0, "fusable_adds": 5.0, "snr_db": 21.3}
     made = dataclasses.replace(exported, precision="int8", target="openvino", machine="vnni", checks=adds)
     assert sentences.checked(made) == [
-        "21.3 dB above its rounding noise",
+        "21.3 dB of signal to noise",
         "5 of 6 residual adds can fuse",
         "needs VNNI",
     ]

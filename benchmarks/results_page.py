@@ -1,7 +1,7 @@
-"""Puts measured results into the README: the quickstart's table and picture, and the table of other tools.
+"""Puts measured results into docs/results.md: the quickstart's table and picture, and the table of other tools.
 
-    python benchmarks/readme.py runs/quickstart/results.json
-    python benchmarks/readme.py benchmarks/results/peers.json
+    python benchmarks/results_page.py runs/quickstart/results.json
+    python benchmarks/results_page.py benchmarks/results/peers.json
 
 Keeps a copy of the quickstart's result, without its raw samples, as benchmarks/results/quickstart.json.
 """
@@ -35,11 +35,13 @@ def main() -> None:
 
 
 def put(name: str, block: str) -> None:
-    """Replaces what stands between the README's markers of this name."""
-    readme = ROOT / "README.md"
+    """Replaces what stands between the page's markers of this name."""
+    page = ROOT / "docs/results.md"
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    text = re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{block}{end}", readme.read_text(), flags=re.DOTALL)
-    store.write_bytes(readme, text.encode())
+    text = re.sub(
+        f"{begin}.*?{end}", lambda _: f"{begin}\n{block}{end}", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    store.write_bytes(page, text.encode())
 
 
 def peers(document: dict[str, Any]) -> str:
@@ -100,9 +102,9 @@ def picture(document: dict[str, object], out: Path) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(record=True, width=150, file=io.StringIO(), force_terminal=True)
+    console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True)
     console.print(Text("$ resdeploy run profiles/quickstart.toml\n", style="bold"))
-    console.print(Text.from_ansi(render.render(document, width=150, color=True)))
+    console.print(Text.from_ansi(render.render(document, width=100, color=True)))
     store.write_bytes(out, console.export_svg(title="resdeploy").encode())
 
 
