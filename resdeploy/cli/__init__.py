@@ -10,6 +10,7 @@ which `--help` pays for (benchmarks/startup.py).
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import traceback
@@ -57,6 +58,17 @@ def _hide_from_typer() -> Iterator[None]:
         yield
     except (EOFError, OSError) as e:
         raise _Uncaught from e
+    except Exception as e:
+        if hasattr(e, "format_message") and type(e).__name__ != "NoArgsIsHelpError":  # that one shows the help
+            e.show = functools.partial(_show_misuse, e)  # type: ignore[attr-defined]
+        raise
+
+
+def _show_misuse(error: Any, file: Any = None) -> None:
+    """What Typer says of options that cannot be meant, in lines that end between words; `file` is always stderr."""
+    context = getattr(error, "ctx", None)
+    usage = f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\n" if context else ""
+    console.say(f"{usage}Error: {error.format_message()}")
 
 
 ALL, AROUND = "All of it, from a profile", "This machine"

@@ -142,12 +142,17 @@ def say(message: str) -> None:
     """
     from resdeploy.report.plain_text import fold, inert
 
-    width = shutil.get_terminal_size().columns if sys.stderr is not None and sys.stderr.isatty() else None
-    text = "\n".join(line for part in message.split("\n") for line in fold(inert(part), width))
+    text = "\n".join(line for part in message.split("\n") for line in fold(inert(part), _columns()))
     if view is None:
         _to_stderr(text + "\n")
     else:  # above what it draws
         view.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _columns() -> int | None:
+    """How long a line may be that a person reads; None: a log takes any."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return shutil.get_terminal_size().columns if is_terminal else None
 
 
 def _to_stderr(text: str) -> None:

@@ -11,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from resdeploy import cli
+from resdeploy.cli import console
 
 
 def commands(group: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -59,6 +60,28 @@ def test_commands_are_grouped_by_what_they_are_for() -> None:
     groups = ["All of it, from a profile", "Make a model", "Measure", "Judge", "Study", "This machine"]
     assert panels == ["Examples", *groups, "Options"]
     assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in ROOT.commands)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["bench", "--bacth-size", "2"], "No such option: --bacth-size"),
+        (["quantise"], "No such command 'quantise'"),
+        (["bench", "--precision", "int7"], "'int7' is not one of"),
+    ],
+)
+def test_misuse_is_told_with_the_usage_and_no_word_broken(
+    arguments: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit 2; on a terminal lines end between words."""
+    wide = CliRunner().invoke(cli.app, arguments, prog_name="resdeploy")
+    assert wide.exit_code == 2
+    assert wide.stderr.startswith("Usage: resdeploy")
+    assert told in wide.stderr
+    monkeypatch.setattr(console, "_columns", lambda: 40)
+    narrow = CliRunner().invoke(cli.app, arguments, prog_name="resdeploy")
+    assert set(narrow.stderr.split()) <= set(wide.stderr.split())
+    assert max(map(len, narrow.stderr.splitlines())) <= 40
 
 
 def test_defaults_choices_and_what_is_required_are_told() -> None:
