@@ -47,7 +47,7 @@ def prune(
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
 ) -> None:
-    """Drop the residual blocks that cost least; exit 0 pass, 1 fail, 3 inconclusive, as gate does.
+    """Drop the residual blocks that cost least; exit 0 pass, 1 fail, 3 inconclusive, as gate does; 8 none may go.
 
     Examples: resdeploy prune resnet56 --weights r56.th --data cifar10/test --max-drop 2 -o r56-pruned.onnx ·
     resdeploy prune r56.onnx --data cifar10 --max-drop 1 -o r56-pruned.onnx
