@@ -37,7 +37,6 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "cuda.bindings": ("cuda-bindings>=12.9,<14",),
     "pynvml": ("nvidia-ml-py",),
     # Always installed with us, unless somebody took them away.
-    "jinja2": ("jinja2",),
     "numpy": ("numpy",),
     "onnx": ("onnx",),
     "onnx_ir": ("onnx-ir",),

@@ -72,3 +72,14 @@ def test_a_module_of_ours_is_called_by_its_own_name() -> None:
     files = [file for room in ("resdeploy", "tests", "benchmarks") for file in (ROOT / room).rglob("*.py")]
     renamed = [f"{file}: {name} as {other}" for file in files for name, other in imported(file) if name in MODULES]
     assert renamed == []
+
+
+def test_files_and_functions_can_be_read() -> None:
+    """As CONTRIBUTING.md says: files under 450 lines, functions under 70; a command's function is its options."""
+    for path in sorted((ROOT / "resdeploy").rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        assert len(text.splitlines()) < 450, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and "cli" not in path.parts:
+                assert node.end_lineno is not None
+                assert node.end_lineno - node.lineno < 70, (path, node.name)
