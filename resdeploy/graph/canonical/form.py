@@ -19,7 +19,7 @@ from onnx_ir.passes import common as passes
 import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import dtypes, files, metadata
-from resdeploy.graph.canonical import affine, fold, layout, names, opset, padding, products, rewrite
+from resdeploy.graph.canonical import affine, fold, names, opset, padding, products, rewrite, transposes
 from resdeploy.graph.index import Index, copy, opset_version
 
 BATCH = "batch"
@@ -144,7 +144,7 @@ def _simplify(graph: ir.Graph) -> None:
     rewrite.split_plainly(graph)
     rewrite.merge_slices(graph)
     products.join(graph)
-    layout.cancel_transposes(graph)
+    transposes.cancel(graph)
     rewrite.clip_plainly(graph)
     padding.make_explicit(graph)
     padding.take_in(graph)

@@ -36,7 +36,7 @@ class _Region:
         return tuple(int(k) for k in np.argsort(self.order))
 
 
-def cancel_transposes(graph: ir.Graph) -> None:
+def cancel(graph: ir.Graph) -> None:
     """Merges Transposes that follow each other, and removes those between which the layout does not matter."""
     for node in tuple(graph):
         if node.graph is None or not _is_transpose(node):
