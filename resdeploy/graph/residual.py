@@ -19,6 +19,7 @@ import onnx
 
 from resdeploy.graph.index import Index, node_name
 
+SUMS = frozenset({"Add", "Sum"})  # Caffe2 and MXNet write Sum, of two tensors
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 # What a shortcut without parameters is made of: it moves values, or adds zeros, and computes nothing.
 MOVES = frozenset({"Slice", "Pad", "Concat", "Identity", "MaxPool", "Transpose", "Reshape"})
@@ -46,7 +47,7 @@ class ResidualBlock:
 def find_blocks(model: onnx.ModelProto) -> tuple[ResidualBlock, ...]:
     """The residual blocks of a graph in order of execution; none in a plain network."""
     index = Index(model)
-    blocks = (_block(index, node) for node in index.nodes if node.op_type == "Add")
+    blocks = (_block(index, node) for node in index.nodes if node.op_type in SUMS)
     return tuple(block for block in blocks if block is not None)
 
 

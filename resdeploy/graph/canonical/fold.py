@@ -20,8 +20,11 @@ from resdeploy.errors import MalformedInput
 Dims = tuple[int | str, ...]  # a shape-like vector: known integers, and names of symbolic dimensions
 Array = NDArray[np.generic]
 
-# Operators whose result is not decided by their inputs.
-_DRAWING = frozenset({"Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"})
+# Operators whose result is not decided by their inputs, and those that say which weights are integers.
+_KEPT = frozenset({
+    *("Bernoulli", "Dropout", "Multinomial", "RandomNormalLike", "RandomUniformLike"),
+    *("DequantizeLinear", "QuantizeLinear"),
+})  # fmt: skip
 # Operators whose result's size follows from values alone: at most so many times their first input's (8 axes).
 _AT_MOST = {"Compress": 1, "NonZero": 8, "Unique": 1}
 # Operators that ONNX's reference computes element by element, in Python.
@@ -116,7 +119,7 @@ def fold_constants(graph: ir.Graph, opset: int) -> bool:
                 continue
             scalar = node.outputs[0].shape is not None and len(node.outputs[0].shape) == 0
             arrays = (np.array(dims[0] if scalar else dims, dtype=np.int64),)
-        for output, array in zip(node.outputs, arrays, strict=True):
+        for output, array in zip(node.outputs, _as_declared(node, arrays), strict=True):
             replace(graph, output, add_constant(graph, str(output.name), array))
             new |= array.dtype.kind in "iu" and node.op_type != "Constant"
         graph.remove(node, safe=True)
@@ -124,6 +127,12 @@ def fold_constants(graph: ir.Graph, opset: int) -> bool:
         if node.op_type == "Reshape" and (dims := known.get(operand(node, 1))) is not None:
             _freeze_reshape(graph, node, dims)
     return new
+
+
+def _as_declared(node: ir.Node, arrays: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Results in the types that the graph has for them: numpy widens some."""
+    types = [None if output.dtype is None else output.dtype.numpy() for output in node.outputs]
+    return tuple(a if t is None else a.astype(t, copy=False) for a, t in zip(arrays, types, strict=True))
 
 
 def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Array, ...]]) -> tuple[Array, ...] | None:
@@ -135,7 +144,7 @@ def _evaluate(node: ir.Node, opset: int, memo: dict[tuple[object, ...], tuple[Ar
     inputs = [constant(v) for v in node.inputs]
     if node.op_type == "CastLike" and inputs[0] is not None and (dtype := operand(node, 1).dtype) is not None:
         return (inputs[0].astype(dtype.numpy()),)
-    if node.op_type in _DRAWING or not inputs:
+    if node.op_type in _KEPT or not inputs:
         return None
     if any(a is None and v is not None for a, v in zip(inputs, node.inputs, strict=True)):
         return None

@@ -38,21 +38,19 @@ def make_explicit(graph: ir.Graph) -> None:
             if (pads := _same(node, upper=auto == "SAME_UPPER")) is None:
                 continue
             _set_pads(node, pads)
-            node.attributes.pop("ceil_mode", None)
         elif auto == "VALID":
             node.attributes.pop("pads", None)
+        if auto != "NOTSET":
+            node.attributes.pop("ceil_mode", None)  # these decide the number of windows by themselves
         node.attributes.pop("auto_pad", None)
 
 
 def take_in(graph: ir.Graph) -> None:
     """A Pad of zeros before a convolution, or below all data before a max pool, becomes the padding of that."""
     for node in tuple(graph):
-        if (
-            node.domain
-            or node.op_type not in ("Conv", "MaxPool")
-            or _windows(node) is None
-            or "auto_pad" in node.attributes
-        ):
+        if node.domain or node.op_type not in ("Conv", "MaxPool") or node.attributes.get_int("ceil_mode", 0) == 1:
+            continue
+        if _windows(node) is None or len(node.outputs) > 1:  # a second output holds indices, which padding moves
             continue
         pad = operand(node).producer()
         if pad is None or pad.domain or pad.op_type != "Pad" or (outer := _constant_pad(pad)) is None:
@@ -75,7 +73,7 @@ def round_down(graph: ir.Graph) -> None:
         if node.domain or node.op_type not in ("MaxPool", "AveragePool") or not node.attributes.get_int("ceil_mode", 0):
             continue
         windows, sizes = _windows(node), _sizes(operand(node))
-        if windows is None or sizes is None or "auto_pad" in node.attributes:
+        if windows is None or sizes is None or len(node.outputs) > 1:
             continue
         given = _pads(node)
         pads = [_reach(size, *window, *pad) for size, window, pad in zip(sizes, windows, given, strict=True)]
@@ -121,7 +119,12 @@ def _reach(size: int, kernel: int, stride: int, before: int, after: int) -> tupl
 
 
 def _windows(node: ir.Node) -> list[tuple[int, int]] | None:
-    """(kernel with its dilation, stride) along each of two spatial axes; None where they are not known."""
+    """(kernel with its dilation, stride) along each of two spatial axes; None where they are not known.
+
+    Nor does anything here know what an `auto_pad` that is left comes to.
+    """
+    if "auto_pad" in node.attributes:
+        return None
     if node.op_type == "Conv":
         sizes = tuple(operand(node, 1).shape or ())[2:]
     else:
@@ -167,7 +170,9 @@ def _is_padding(node: ir.Node, pads: Pads) -> bool:
 
 def _same(node: ir.Node, *, upper: bool) -> Pads | None:
     """Pads such that there are ceil(size / stride) windows, the odd one at the end (SAME_UPPER) or before."""
-    sizes, windows = _sizes(operand(node)), _windows(node)
+    sizes, auto = _sizes(operand(node)), node.attributes.pop("auto_pad")
+    windows = _windows(node)
+    node.attributes["auto_pad"] = auto
     if windows is None or (sizes is None and any(stride != 1 for _, stride in windows)):
         return None
     totals = [

@@ -102,6 +102,17 @@ def test_what_is_drawn_too_large_or_too_slow_is_left_to_the_runtime() -> None:
         assert ops(model)[op] == (2 if op == "Add" else 1)
 
 
+def test_integers_stay_integers() -> None:
+    """What dequantizes weights is not computed away: it says in which precision the convolution runs."""
+    weights: dict[str, np.ndarray] = {
+        "w": np.ones((4, 2, 3, 3), np.int8),
+        "s": np.ones(4, np.float32),
+        "z": np.zeros(4, np.int8),
+    }
+    nodes = [node("DequantizeLinear", ["w", "s", "z"], ["k"], axis=0), node("Conv", ["x", "k"], ["y"])]
+    assert ops(form.canonicalise(model_of(nodes, weights))) == {"DequantizeLinear": 1, "Conv": 1}
+
+
 def test_infinity_is_a_pads_value_and_no_weight(tmp_path: Path) -> None:
     """One infinity is a bound or a filler; a tensor with one among its numbers is damaged, and NaN always."""
     nodes = [node("Pad", ["x", "p", "v"], ["q"]), node("MaxPool", ["q"], ["y"], kernel_shape=[2, 2])]

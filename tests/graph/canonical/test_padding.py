@@ -94,6 +94,19 @@ def test_a_pad_below_all_data_is_the_max_pools_own(relu: bool, value: float, tak
     assert np.array_equal(run(model, images() - 3), run(raw, images() - 3))
 
 
+def test_a_pad_before_a_pool_that_rounds_up_changes_no_window() -> None:
+    """In what is padded already, a window may begin that a pool would not begin in padding of its own."""
+    nodes = [
+        node("Relu", ["x"], ["r"]),
+        node("Pad", ["r", "pads"], ["p"]),
+        node("MaxPool", ["p"], ["y"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    ]
+    raw = model_of(nodes, {"pads": np.array([0, 0, 1, 1, 0, 0, 2, 2])})
+    model = form.canonicalise(raw)
+    assert not any(a.name == "ceil_mode" for n in model.graph.node for a in n.attribute)
+    assert np.array_equal(run(model, images()), run(raw, images()))
+
+
 def test_zeros_around_a_convolution_are_its_padding() -> None:
     """A Pad, the convolution's own pads and `auto_pad` come to the same numbers."""
     weight = {"w": np.random.default_rng(1).normal(size=(4, 2, 3, 3)).astype(np.float32)}
