@@ -315,14 +315,15 @@ def read_openvino(path: Path, sums: set[str]) -> dict[str, int]:
                 for info in nodes]  # fmt: skip
     executed = [info for info in executed if info["execTimeMcs"] != "not_executed"]
     convolutions = [info for info in executed if info["layerType"] == "Convolution"]
+    file = onnx.load(path)
+    quantizers = {node.name for node in file.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
     return {
         "convolutions": len(convolutions),
         "int8": sum(info["primitiveType"].lower().endswith(("_i8", "_u8")) for info in convolutions),
         "sums": sum(bool(sums.intersection(info["originalLayersNames"].split(","))) for info in convolutions),
         "qdq": sum(
             info["layerType"] not in ("Reorder", "Convert", "Const", "Input", "Output")
-            and bool(names := [n for n in info["originalLayersNames"].split(",") if n])
-            and all(name.lower().endswith("quantizelinear") for name in names)
+            and quantizers.issuperset(info["originalLayersNames"].split(","))
             for info in executed
         ),
     }

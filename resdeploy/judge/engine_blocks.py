@@ -37,12 +37,6 @@ def is_convolution(layer: Layer) -> bool:
     )
 
 
-def count_int8(layers: Sequence[Layer]) -> tuple[int, int] | None:
-    """How many convolutions multiply 8-bit integers, and of how many; None where no layer is known to convolve."""
-    convolutions = [layer for layer in layers if is_convolution(layer)]
-    return (sum(x.precision == "int8" for x in convolutions), len(convolutions)) if convolutions else None
-
-
 def name_sums(layers: Sequence[Layer]) -> tuple[Layer, ...]:
     """The layers, each fused sum that no name tells of given one: `<layer>:add`."""
     return tuple(

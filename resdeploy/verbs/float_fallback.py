@@ -8,7 +8,7 @@ from pathlib import Path
 from resdeploy import backends
 from resdeploy.deploy import executed
 from resdeploy.errors import ResdeployError
-from resdeploy.judge import engine_blocks
+from resdeploy.measure import kernels
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Artifact
 
@@ -41,13 +41,14 @@ def _float_words(path: Path, candidate: Candidate) -> str:
         layers = executed.layers_of(candidate, 1)
     except ResdeployError:  # whoever runs it will be told
         return ""
-    found = engine_blocks.count_int8(layers)
-    if found is None or found[0] >= len(asked):
+    convolutions = kernels.convolutions(layers)
+    found = sum(layer.precision == "int8" for layer in convolutions)
+    if not convolutions or found >= len(asked):
         return ""
     target = backends.load(candidate.backend).TARGET
     reasons = int8_losses.reasons(model, target)
     return (
-        f"{path.name}: {found[0]} of {len(asked)} convolutions in INT8 in {candidate.backend}"
+        f"{path.name}: {found} of {len(asked)} convolutions in INT8 in {candidate.backend}"
         + (f" ({'; '.join(reasons)})" if reasons else "")
         + f": quantize it with --target {target}"
     )
