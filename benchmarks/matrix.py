@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.networks import with_biases
 from resdeploy import store
 from resdeploy.deploy import candidates, export
 from resdeploy.errors import ResdeployError
@@ -187,6 +186,8 @@ def kept(path: Path, make_cell: Callable[[], Cell]) -> Cell:
 
 
 def float_file(folder: Path) -> Artifact:
+    from benchmarks.networks import with_biases
+
     path = folder / "fp32.onnx"
     if not path.exists():
         export.to_onnx(with_biases("resnet18", folder), path, progress=lambda *_: None)
