@@ -66,19 +66,19 @@ def available() -> Availability:
 
 
 def build(source: Artifact, execution: Execution, out: Path) -> Artifact:
-    """Copies the file once ONNX Runtime has loaded it; for TensorRT behind it, as `symmetric` rewrites it.
+    """Copies the file once ONNX Runtime has loaded it; for TensorRT behind it, as its parser reads it right.
 
     Raises:
-        MalformedInput: it refuses the file, or TensorRT behind it would misread its Q/DQ.
+        MalformedInput: it refuses the file, or TensorRT behind it would misread it.
         UsageError: the file is fixed to another batch or image size.
     """
     readable = source
-    if execution.provider == "tensorrt":  # NVIDIA's parser would take other 8-bit Q/DQ for INT8 with zero point 0
-        from resdeploy.graph import files
+    if execution.provider == "tensorrt":  # NVIDIA's parser takes some nodes for others
+        from resdeploy.graph import files, parser_gaps
         from resdeploy.graph.symmetric import to_symmetric
 
         model = files.load_model(Path(source.path))
-        if (rewritten := to_symmetric(model)) is not model:
+        if (rewritten := parser_gaps.close(to_symmetric(model))) is not model:
             files.save_model(rewritten, out)
             readable = dataclasses.replace(source, path=str(out))
     with open(readable, execution):

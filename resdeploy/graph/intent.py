@@ -26,6 +26,23 @@ INTEGERS = ("int8", "int16")
 _SIXTEEN_BITS = (onnx.TensorProto.INT16, onnx.TensorProto.UINT16)
 MEANS = ("GlobalAveragePool", "ReduceMean")
 LONGEST_GATE = 16  # nodes: two layers, their activations in several nodes each, and reshapes
+# What follows a convolution value by value, besides the activations of residual blocks.
+FOLLOWERS = frozenset(
+    {
+        "Elu",
+        "Celu",
+        "Gelu",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Mish",
+        "PRelu",
+        "Selu",
+        "Sigmoid",
+        "Softplus",
+        "Tanh",
+    }
+)
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
@@ -155,11 +172,26 @@ def _strip_pairs(model: onnx.ModelProto, index: Index) -> tuple[onnx.ModelProto,
 
 def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
     followers: list[str] = []
-    reader = index.only_reader(convolution.output[0])
-    while reader is not None and reader.op_type in (*ACTIVATIONS, "BatchNormalization"):
+    output = convolution.output[0]
+    reader = index.only_reader(output)
+    if reader is not None and reader.op_type == "BatchNormalization":
         followers.append(node_name(reader))
-        reader = index.only_reader(reader.output[0]) if reader.op_type == "BatchNormalization" else None
-    return followers
+        output = reader.output[0]
+        reader = index.only_reader(output)
+    if reader is not None and reader.op_type in (ACTIVATIONS | FOLLOWERS):
+        return [*followers, node_name(reader)]
+    return [*followers, *map(node_name, _gate(index, output))]
+
+
+def _gate(index: Index, tensor: str) -> list[onnx.NodeProto]:
+    """The two nodes of SiLU, x sigmoid(x), or of its hard form, where they alone read a tensor."""
+    readers = [index.nodes[i] for i in index.readers.get(tensor, ())]
+    sigmoid = next((node for node in readers if node.op_type in ("Sigmoid", "HardSigmoid")), None)
+    product = None if sigmoid is None else index.only_reader(sigmoid.output[0])
+    if sigmoid is None or product is None or tensor in index.outputs or product.op_type != "Mul":
+        return []
+    reads_both = set(product.input) == {tensor, sigmoid.output[0]}
+    return [sigmoid, product] if len(readers) == 2 and reads_both else []
 
 
 def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
@@ -169,8 +201,9 @@ def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
         readers = [index.nodes[i] for i in index.readers.get(tensor, ())]
         tensors += [reader.output[0] for reader in readers if reader.op_type == "Cast"]
         follower = index.only_reader(tensor)
-        if follower is not None and follower.op_type in (*ACTIVATIONS, "BatchNormalization"):
+        if follower is not None and follower.op_type in (ACTIVATIONS | FOLLOWERS | {"BatchNormalization"}):
             tensors.append(follower.output[0])
+        tensors += [product.output[0] for product in _gate(index, tensor)[1:]]
     readers = [index.nodes[i] for tensor in tensors for i in index.readers.get(tensor, ())]
     return tuple(node_name(reader) for reader in readers if reader.op_type == "QuantizeLinear")
 
@@ -205,16 +238,7 @@ def _precision_of_add(index: Index, add: onnx.NodeProto) -> str:
     floats = next(filter(None, (_float_type(index, name) for name in add.input)), "fp32")
     if not any(_dequantizer(index, name) for name in add.input):
         return floats
-    output = add.output[0]
-    for _ in range(2):  # the sum, then what the activation makes of it
-        readers = [index.nodes[i] for i in index.readers.get(output, ())]
-        if any(reader.op_type == "QuantizeLinear" for reader in readers):
-            return "int8"
-        follower = index.only_reader(output)
-        if follower is None or follower.op_type not in ACTIVATIONS:
-            break
-        output = follower.output[0]
-    return floats
+    return "int8" if _requantizers(index, add) else floats
 
 
 def _float_type(index: Index, tensor: str) -> str | None:

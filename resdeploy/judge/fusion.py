@@ -59,9 +59,12 @@ def judge(
     if intent is None:
         settled = dataclasses.replace(settled, layers=engine_blocks.name_sums(settled.layers))
         intent = engine_blocks.intent_of(settled.layers)
-    layers = [generated.recognise(layer, intent) for layer in settled.layers]
+    layers = [
+        layer if i in settled.finishing else generated.recognise(layer, intent)
+        for i, layer in enumerate(settled.layers)
+    ]
     remedies = Remedies(layers=layers, asked=asked, target=target, placed_for=placed_for, against_graph=not graphless)
-    view = _View(layers, settled.finishers, intent, remedies)
+    view = _View(layers, settled, intent, remedies)
     if not graphless:
         view.refuse_another_graph(subject)
     blocks = tuple(view.audit(block) for block in intent.blocks)
@@ -102,10 +105,8 @@ def _settle(layers: Sequence[Layer], intent: Intent | None) -> generated.Settled
 class _View:
     """Which layer runs which node."""
 
-    def __init__(
-        self, layers: Sequence[Layer], finishers: Mapping[str, tuple[int, ...]], intent: Intent, remedies: Remedies
-    ) -> None:
-        self.layers, self.finishers, self.intent, self.remedies = layers, finishers, intent, remedies
+    def __init__(self, layers: Sequence[Layer], settled: generated.Settled, intent: Intent, remedies: Remedies) -> None:
+        self.layers, self.finishers, self.intent, self.remedies = layers, settled.finishers, intent, remedies
         self.asked = remedies.asked
         before = kernel_starts(intent)
         self.nodes: list[tuple[str, ...]] = [self._nodes_of(layer, before) for layer in layers]
@@ -114,15 +115,16 @@ class _View:
             for node in nodes:
                 self.homes.setdefault(node, []).append(i)
         self._place_unnamed_sums()
+        self.elementwise = {node for nodes in intent.followers.values() for node in nodes}
+        self.elementwise |= {node for block in intent.blocks for node in (block.add, block.relu) if node}
         self.quantizers: dict[str, list[int]] = {}
         for i, layer in enumerate(layers):
             for name in intent.pairs.intersection(layer.sources):
                 self.quantizers.setdefault(name, []).append(i)
-        finishing = {i for places in finishers.values() for i in places}
         self.unattributed = [
             layer
             for i, (layer, nodes) in enumerate(zip(layers, self.nodes, strict=True))
-            if layer.role == "compute" and not nodes and i not in finishing
+            if layer.role == "compute" and not nodes and i not in settled.finishing
         ]
 
     def _nodes_of(self, layer: Layer, before: Mapping[str, str]) -> tuple[str, ...]:
@@ -172,12 +174,15 @@ class _View:
         return self.layers[places[0]] if len(places) == 1 else None
 
     def is_absorbed(self, node: str, into: Layer) -> bool | None:
-        """Whether a follower (activation, batch normalisation) ran inside `into`; None where it cannot be told.
+        """Whether a follower (activation, batch normalisation) took no kernel of its own; None where it cannot be told.
 
-        A layer of its own would be listed. Where every kernel is accounted for, one that is not listed ran inside.
+        It then ran inside `into`, or with what reads it, such as a pooling. A layer of its own would be listed. Where
+        every kernel is accounted for, one that is not listed ran inside.
         """
         if places := self.homes.get(node):
-            return self.layers[places[0]] is into if len(places) == 1 else None
+            if len(places) != 1:
+                return None
+            return self.layers[places[0]] is into or not self.elementwise.issuperset(self.nodes[places[0]])
         if into.activation:
             return True
         return None if self.unattributed else True

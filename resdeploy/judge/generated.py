@@ -31,6 +31,11 @@ class Settled:
     layers: tuple[Layer, ...]
     finishers: Mapping[str, tuple[int, ...]]  # convolution -> the kernels that do what is left over of it, by position
 
+    @property
+    def finishing(self) -> frozenset[int]:
+        """The kernels that do what is left over of any convolution."""
+        return frozenset(i for places in self.finishers.values() for i in places)
+
 
 def settle(layers: Sequence[Layer], convolutions: Set[str], computing: Set[str]) -> Settled:
     """Takes nodes from the layers that name but do not run them.

@@ -126,3 +126,34 @@ def test_a_gate_is_what_weighs_channels_by_their_own_means(target: Target | None
     assert not {"wide", "last", "pool"} & found.gates
     assert intent.of(gated_network(other=True)).gates == frozenset()
     assert intent.of(tiny_network()).gates == frozenset()
+
+
+@pytest.mark.parametrize("gate", ["Sigmoid", "HardSigmoid"])
+def test_a_gated_activation_follows_its_convolution(model: onnx.ModelProto, gate: str) -> None:
+    """conv1 -> x sigmoid(x): two nodes, both to run inside it; where a third reads conv1's output, neither is alone."""
+    nodes = list(model.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "relu1")
+    source, result = nodes[at].input[0], nodes[at].output[0]
+    nodes[at : at + 1] = [
+        helper.make_node(gate, [source], ["s"], name="gate"),
+        helper.make_node("Mul", [source, "s"], [result], name="product"),
+    ]
+    graph = helper.make_graph(nodes, "t", model.graph.input, model.graph.output, model.graph.initializer)
+    gated = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    assert intent.of(gated).followers["conv1"] == ("gate", "product")
+    gated.graph.node.append(helper.make_node("Neg", [source], ["other"], name="third"))
+    assert intent.of(gated).followers["conv1"] == ()
+
+
+@pytest.mark.parametrize("kind", ["HardSwish", "LeakyRelu", "Elu"])
+def test_other_activations_follow_their_convolution(model: onnx.ModelProto, kind: str) -> None:
+    next(node for node in model.graph.node if node.name == "relu1").op_type = kind
+    assert intent.of(model).followers["conv1"] == ("relu1",)
+
+
+def test_quantizers_of_what_a_convolution_gives_are_known(model: onnx.ModelProto) -> None:
+    """Behind its activation where it has one, and of the sum where it ends in one."""
+    found = intent.of(quantized(model, "tensorrt")).requantizers
+    assert found["conv1"] == ("r1/QuantizeLinear",)
+    assert found["conv2"] == ()
+    assert len(found["add"]) == 1

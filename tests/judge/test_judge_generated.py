@@ -114,6 +114,25 @@ def test_kernels_without_a_word_of_what_they_run_are_no_pass() -> None:
     assert check(audited([moves, *named], graph, "int8"), "Q/DQ left over as kernels").state == "pass"
 
 
+def test_a_kernel_that_adds_a_bias_and_quantizes_does_not_only_quantize() -> None:
+    """Of a convolution without an activation, beside whose name it has a quantizer's alone."""
+    names = {"stem.relu stem stem.relu.out/Q": "stem stem.relu.out/Q"}
+    kernels = [(*kernel[:4], names.get(kernel[4], kernel[4])) for kernel in rtx_log.PER_CHANNEL]
+    result = audited(kernels, rtx_log.graph("skip"), "int8")
+    assert check(result, "Q/DQ left over as kernels").observed == 0
+    assert check(result, "biases inside their convolution").observed == 0
+
+
+def test_an_activation_in_the_kernel_of_what_reads_it_takes_none_of_its_own() -> None:
+    """The last activation of a pre-activation network, with the pooling behind it; alone it would be one."""
+    last = ("correlation", "two", "h:c h:b", "h:d0", "two add")
+    with_reader = [*rtx_log.HALF[:5], last, ("kgen", "__myl_ReluMean", "h:d0", "h:head.out", "add.relu head")]
+    assert audited(with_reader, rtx_log.graph(), "fp16").verdict.state == "pass"
+    alone = [*rtx_log.HALF[:5], last, ("kgen", "__myl_Relu", "h:d0", "h:d", "add.relu"), rtx_log.HALF[-1]]
+    (block,) = audited(alone, rtx_log.graph(), "fp16").blocks
+    assert (block.fused, block.reason) == (False, "add.relu runs as a kernel of its own")
+
+
 def test_a_convolution_that_two_kernels_compute_is_not_known() -> None:
     twice = [*rtx_log.HALF, ("correlation", "stem_again", "h:a", "h:z", "stem")]
     result = audited(twice, rtx_log.graph(), "fp16")
