@@ -14,11 +14,13 @@ from resdeploy import store
 from resdeploy.backends import choose, plan_header, tensorrt_rtx
 from resdeploy.cli import engine
 from resdeploy.deploy import build, candidates, executed, model_string
+from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import CompiledFile, Request
 from resdeploy.errors import BackendCrash, BackendMissing, UsageError
 from resdeploy.graph import cast
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Artifact, EngineOptions, Execution
+from resdeploy.verbs import audit
 from tests.backends.conftest import artifact_of, tiny_network
 from tests.doubles.rtx_double import VERSION, RtxDouble
 
@@ -158,6 +160,14 @@ def test_an_engine_tells_by_its_first_bytes_whose_it_is(tmp_path: Path) -> None:
         assert model_string.classify(str(path)) == CompiledFile(path, "engine", "tensorrt")
     assert [plan_header.version(path.read_bytes()) for path in (mine, theirs)] == ["1.7.1.116", "10.3.0"]
     assert plan_header.version(b"ftrt" + bytes(20) + b"\x08\x06\x01") == plan_header.version(b"vtrt") == ""
+
+
+def test_targets_of_what_is_not_built_here_are_refused(monkeypatch: pytest.MonkeyPatch, half: Artifact) -> None:
+    use(monkeypatch)
+    plan = audit.AuditPlan(targets=("sm89",), backend="onnxruntime")
+    for model in ("layers.json", built(half).path, half.path):
+        with pytest.raises(UsageError, match="--targets has no effect on"):
+            audit.audit(Request(model=model), plan, CalibrationPlan(), progress=lambda *_: None)
 
 
 def test_one_that_was_built_is_audited_and_not_run(monkeypatch: pytest.MonkeyPatch, half: Artifact) -> None:

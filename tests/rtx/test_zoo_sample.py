@@ -11,8 +11,10 @@ import pytest
 
 from benchmarks import rtx_zoo
 from resdeploy.deploy import export
+from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.records import Artifact
+from resdeploy.verbs import audit, gate, gate_options
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +42,15 @@ def test_a_form_of_resnet18(
     row = rtx_zoo.built_row(made, tmp_path / "made.engine")
     assert (row["kernels"], row["sums_fused"], row["sums"]) == (kernels, fused, sums)
     assert row["activation_mb"] == pytest.approx(activation_mb, abs=0.01)
+
+
+def test_audit_and_gate_need_no_gpu(resnet18: Artifact) -> None:
+    """All eight sums are found fused, by what the compiler listed; nothing is opened."""
+    path = resnet18.path
+    plan = audit.AuditPlan(backend="tensorrt-rtx", targets=(rtx_zoo.GPU,))
+    found = audit.audit(Request(model=path), plan, CalibrationPlan(), progress=rtx_zoo.progress)
+    assert found.verdict.state == "pass", found.verdict
+    assert [block.fused for block in found.blocks] == [True] * 8
+    assert "for GeForce RTX (SM89), not for H100 or H200" in found.notes
+    judged = gate_options.plan_of(path, [path], require_fused=True, backend="tensorrt-rtx")
+    assert gate.gate(judged, progress=rtx_zoo.progress).gate.verdict.state == "pass"
