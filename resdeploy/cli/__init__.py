@@ -42,10 +42,15 @@ from resdeploy.cli import (
     study,
     train,
 )
-from resdeploy.cli.help_text import App, Group
+from resdeploy.cli.help_text import App, Group, usage
 
 INTERRUPTED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIGHUP: "hung up"}
 BROKEN_PIPE = 141
+WORDS = {  # of pydantic, which reads options for Typer from 0.27 on
+    "Value error, ": "",
+    "Input should be a valid number, unable to parse string as a number": "it is a number",
+    "Input should be a valid integer, unable to parse string as an integer": "it is a whole number",
+}
 
 
 class _Uncaught(Exception):
@@ -66,9 +71,12 @@ def _hide_from_typer() -> Iterator[None]:
 
 def _show_misuse(error: Any, file: Any = None) -> None:
     """What Typer says of options that cannot be meant, in lines that end between words; `file` is always stderr."""
-    context = getattr(error, "ctx", None)
-    usage = f"{context.get_usage()}\nTry '{context.command_path} --help' for help.\n\n" if context else ""
-    console.say(f"{usage}Error: {error.format_message()}")
+    told = error.format_message()
+    for theirs, ours in WORDS.items():
+        told = told.replace(theirs, ours)
+    if context := getattr(error, "ctx", None):
+        console.say(f"Usage: {usage(context.command, context)}\nTry '{context.command_path} --help' for help.\n")
+    console.say(f"Error: {told}")
 
 
 ALL, AROUND = "All of it, from a profile", "This machine"

@@ -68,13 +68,18 @@ def of_group(group: Any, ctx: Any) -> str:
     return "\n\n".join([*_opening(group, ctx), *listed, *_options(group, ctx)]) + "\n"
 
 
-def _opening(command: Any, ctx: Any) -> list[str]:
+def usage(command: Any, ctx: Any) -> str:
+    """How it is called, after `Usage:`."""
     pieces = [
         ctx.command_path,
         "[OPTIONS]",
         *(_argument(each) for each in command.get_params(ctx) if _is_argument(each)),
     ]
-    parts = [" ".join([_bold("Usage:"), *pieces, *(["COMMAND [ARGS]..."] if isinstance(command, TyperGroup) else [])])]
+    return " ".join([*pieces, *(["COMMAND [ARGS]..."] if isinstance(command, TyperGroup) else [])])
+
+
+def _opening(command: Any, ctx: Any) -> list[str]:
+    parts = [f"{_bold('Usage:')} {usage(command, ctx)}"]
     for paragraph in _paragraphs(f"{command.help or ''}\n\n{command.epilog or ''}"):
         head, _, examples = paragraph.partition(": ")
         if head in ("Example", "Examples"):
