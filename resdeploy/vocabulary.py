@@ -10,7 +10,7 @@ from resdeploy.registered_backends import BackendName
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 # Of a model's file. A compiled one is named after its backend, but for TensorRT's, which all call an engine.
 Format = Literal["checkpoint", "onnx", "engine", BackendName]
-Target = Literal["tensorrt", "openvino", "onnxruntime"]
+Target = Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"]
 Effort = Literal["normal", "high"]
 Arithmetic = Literal["fp32", "bf16"]  # what a network is watched in while it calibrates
 

@@ -13,7 +13,9 @@ def quantize(
     precision: Annotated[Literal["fp16", "bf16", "int8"], typer.Option(help="What to make.")] = "int8",
     target: Annotated[
         str,
-        typer.Option(help="Whose fusion rules Q/DQ follows: tensorrt, openvino or onnxruntime; openvino,onnxruntime."),
+        typer.Option(
+            help="Whose fusion rules Q/DQ follows: tensorrt, tensorrt-rtx, openvino, onnxruntime; openvino,onnxruntime."
+        ),
     ] = "openvino",
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,

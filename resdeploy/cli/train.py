@@ -62,7 +62,7 @@ def train(
         bool, typer.Option("--qat", help="Train an INT8 file to answer as the FP32 network does.", rich_help_panel=QAT)
     ] = False,
     target: Annotated[
-        Literal["tensorrt", "openvino", "onnxruntime"] | None,
+        Literal["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"] | None,
         typer.Option(
             help="Whose fusion rules Q/DQ follows; default: openvino.", show_default=False, rich_help_panel=QAT
         ),

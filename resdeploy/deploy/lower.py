@@ -29,9 +29,12 @@ def lower(
     plan: calibration.CalibrationPlan,
     out: Path | None = None,
     *,
+    plain: bool = False,
     progress: Progress,
 ) -> Artifact:
     """The FP32 ONNX file in another precision, explicit in its graph; INT8 follows the fusion rules of `target`.
+
+    With `plain` an INT8 file is as training takes it (`ptq.FileOptions`).
 
     Raises:
         UsageError: the file is in a low precision already, or INT8 without calibration images.
@@ -52,7 +55,7 @@ def lower(
         notes = rewriting.refuse_other_function(source, images_to_compare(source, plan))
         if precision == "int8":
             assert target is not None  # a backend without one does not accept INT8
-            record = _write_int8(source, target, plan, path, progress)
+            record = _write_int8(source, target, plan, path, plain=plain, progress=progress)
         else:
             record = _write_half(source, precision, plan, path, progress)
         record = dataclasses.replace(record, notes=(*record.notes, *notes))
@@ -60,18 +63,25 @@ def lower(
             fidelity.refuse_lost(record, force=plan.force)
         return record
 
-    artifact = reuse.make_or_reuse(lower_key(source, precision, target, plan), ".onnx", out, make)
+    artifact = reuse.make_or_reuse((lower_key(source, precision, target, plan), plain), ".onnx", out, make)
     fidelity.refuse_lost(artifact, force=plan.force)
     return artifact
 
 
 def _write_int8(
-    source: Artifact, target: Target, plan: calibration.CalibrationPlan, path: Path, progress: Progress
+    source: Artifact,
+    target: Target,
+    plan: calibration.CalibrationPlan,
+    path: Path,
+    *,
+    plain: bool,
+    progress: Progress,
 ) -> Artifact:
     from resdeploy.quantize import ptq
 
     seen = calibration.calibrate(source, target, plan, progress=progress)
-    return ptq.write(seen, path, ptq.FileOptions(portable=plan.portable_here(), force=True), progress=progress)
+    options = ptq.FileOptions(portable=plan.portable_here(), plain=plain, force=True)
+    return ptq.write(seen, path, options, progress=progress)
 
 
 def _write_half(

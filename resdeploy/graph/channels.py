@@ -10,15 +10,24 @@ commute with a positive factor pins them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 
-from resdeploy.graph.index import Index, add_constant, attribute, copy, drop_unused, input_name, node_name
+from resdeploy.graph.index import (
+    Index,
+    add_constant,
+    attribute,
+    copy,
+    drop_unused,
+    input_name,
+    insert_nodes,
+    node_name,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -193,7 +202,7 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
         if (read == 1.0).all() and (written == 1.0).all():
             continue
         weight = numpy_helper.to_array(stored).astype(np.float64)
-        parts = {f"{node_name(node)}/weight/rescaled": _rescale_weight(node, weight, read, written)}
+        parts = {f"{node_name(node)}/weight/rescaled": rescale_weight(node, weight, read, written)}
         if input_name(node, 2):
             parts[f"{node_name(node)}/bias/rescaled"] = index.array(node.input[2]) / written
         for i, (name, values) in enumerate(parts.items(), 1):
@@ -202,9 +211,50 @@ def rescale(model: onnx.ModelProto, tied: Ties, factors: NDArray[np.float64]) ->
     return result
 
 
-def _rescale_weight(
+def scale_before(
+    model: onnx.ModelProto, factors: Mapping[str, NDArray[np.float64]], readers: Collection[str]
+) -> onnx.ModelProto:
+    """A copy of the graph in which some layers read channel c of a tensor times a factor, their weights divided by it.
+
+    Unlike `rescale` this takes an operator, a Mul before these layers; all others read the tensor as it was. The
+    factors are rounded to FP16, so that a file in FP16 multiplies by what the weights were divided by.
+
+    Args:
+        model: the graph.
+        factors: for each tensor (channels,), positive.
+        readers: convolutions and Gemms that read them, with weights of their own.
+    """
+    result = copy(model)
+    index = Index(result)
+    exact = {tensor: factor.astype(np.float16).astype(np.float64) for tensor, factor in factors.items()}
+    after: dict[str, list[onnx.NodeProto]] = {}
+    for node in result.graph.node:
+        if node_name(node) not in readers or node.input[0] not in exact:
+            continue
+        tensor, name = node.input[0], f"{node_name(node)}/weight/scaled"
+        stored = index.array(node.input[1]).astype(np.float64)
+        scaled = rescale_weight(node, stored, 1 / exact[tensor], np.ones(1))
+        node.input[:2] = [f"{tensor}/scaled", add_constant(result.graph, name, scaled.astype(np.float32))]
+        if tensor not in after:
+            shape = (1, -1, *[1] * (stored.ndim - 2))
+            factor = add_constant(result.graph, f"{tensor}/factor", exact[tensor].reshape(shape).astype(np.float32))
+            after[tensor] = [helper.make_node("Mul", [tensor, factor], [f"{tensor}/scaled"], f"{tensor}/Mul")]
+    insert_nodes(result.graph, before={}, after=after)
+    drop_unused(result.graph)
+    return onnx.shape_inference.infer_shapes(result, strict_mode=True, data_prop=True)
+
+
+def rescale_weight(
     node: onnx.NodeProto, weight: NDArray[np.float64], read: NDArray[np.float64], written: NDArray[np.float64]
 ) -> NDArray[np.float64]:
+    """The weight of a convolution or Gemm for inputs divided and outputs to be divided by a factor per channel.
+
+    Args:
+        node: the operator.
+        weight: as its file has it.
+        read: (channels read,).
+        written: (channels written,), or (1,) for all alike.
+    """
     if node.op_type == "Gemm":
         turned = weight if attribute(node, "transB", 0) else weight.T  # (out, in)
         scaled = turned * read / written[:, None]

@@ -50,6 +50,7 @@ from resdeploy.graph.index import (
     opset_version,
 )
 from resdeploy.graph.residual import ACTIVATIONS, ResidualBlock, find_blocks
+from resdeploy.graph.zero_points import can_shift
 from resdeploy.records import Target
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ TRANSPARENT = frozenset(
 )
 AVERAGES = frozenset({"GlobalAveragePool", "AveragePool"})
 PAIR = ("QuantizeLinear", "DequantizeLinear")
+# Whose integer kernels never saturate, and want a pair at each edge.
+NVIDIA: frozenset[Target] = frozenset({"tensorrt", "tensorrt-rtx"})
 QUANTIZED_OPS = frozenset({*PAIR, "QLinearConv", "ConvInteger", "MatMulInteger"})
 # The largest bias that still leaves int32 room for the accumulated products.
 BIAS_LIMIT = 2**30
@@ -92,6 +95,17 @@ class Placement:
     kept_float: Mapping[str, str]  # operator -> why it is not quantized
     unfusable: Mapping[str, str]  # residual Add -> why no INT8 kernel can take it in
     blocks: tuple[ResidualBlock, ...]
+    # Tensors whose range must have zero in its middle: what reads them can take no shift (`zero_points.can_shift`).
+    centred: frozenset[str] = frozenset()
+
+    @property
+    def one_scale(self) -> bool:
+        """Whether all channels of a weight have one scale."""
+        return self.target == "tensorrt-rtx"
+
+    def is_rounded_for(self, node: str) -> bool:
+        """Whether a node that reads a tensor with a pair reads the dequantized value: on TensorRT-RTX sums do not."""
+        return self.target != "tensorrt-rtx" or any(site.node == node for site in self.weights)
 
     @property
     def observed(self) -> tuple[str, ...]:
@@ -110,7 +124,10 @@ class Activation:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weight:
-    """Symmetric per-channel quantization: `real = values * scale`, the scale along the site's axis."""
+    """Symmetric quantization: `real = values * scale`, the scale along the site's axis.
+
+    Where the target takes one scale per tensor (`Placement.one_scale`), all are equal.
+    """
 
     values: NDArray[np.int8]
     scale: NDArray[np.float32]  # (channels,), positive
@@ -157,14 +174,22 @@ def plan(model: onnx.ModelProto, target: Target, *, keep_float: Collection[str] 
     activations: dict[str, str] = {}
     for tensor in tensors:
         chain = _chain(index, tensor)
-        if target == "tensorrt":  # one pair an edge, as NVIDIA has them, on its source's scale where that has one
+        if target in NVIDIA:  # one pair an edge, as NVIDIA has them, on its source's scale where that has one
             activations[tensor] = next((link for link in reversed(chain) if link in tensors), tensor)
             continue
         for link in chain[-1:] if target == "openvino" else chain:
             activations[link] = chain[-1]
     unfusable = {b.add: why for b in blocks if (why := _obstacle(index, target, b, sites, activations))}
+    nodes = by_name(index.nodes)
+    fixed = [site for site in sites if target == "tensorrt-rtx" and not can_shift(nodes[site.node])]
     return Placement(
-        target=target, activations=activations, weights=sites, kept_float=kept_float, unfusable=unfusable, blocks=blocks
+        target=target,
+        activations=activations,
+        weights=sites,
+        kept_float=kept_float,
+        unfusable=unfusable,
+        blocks=blocks,
+        centred=frozenset(activations[site.data] for site in fixed),
     )
 
 
@@ -227,6 +252,8 @@ def _tensors_to_quantize(
     quantized = {site.node for site in sites}
     for site in sites:
         yield site.data
+    if target == "tensorrt-rtx":
+        return
     fusable = [block for block in blocks if block.last_conv in quantized]
     for block in fusable:
         yield block.skip
@@ -286,15 +313,16 @@ def _obstacle(
     """Why a residual addition cannot be fused into an INT8 kernel; "" where it can.
 
     That kernel is the last convolution of the main branch; ONNX Runtime adds in a kernel of its own, QLinearAdd.
+    TensorRT-RTX adds in FP16, whatever the convolution multiplies.
     """
     if block.last_conv is None:
         node = index.maker(block.main)
         return f"its main branch ends in {node.op_type if node else 'an input'}, not in a convolution"
-    if all(site.node != block.last_conv for site in sites):
+    if target != "tensorrt-rtx" and all(site.node != block.last_conv for site in sites):
         return f"its last convolution {block.last_conv} stays in float"
     if target != "onnxruntime" and index.only_reader(block.main) is None:
         return f"the output of its last convolution {block.last_conv} is read elsewhere too"
-    if not _leaves_quantized(index, target, block.output, activations):
+    if target != "tensorrt-rtx" and not _leaves_quantized(index, target, block.output, activations):
         return "its sum is read in float"
     return ""
 
@@ -334,9 +362,8 @@ def insert(
     writer = _Writer(result, placement, activations)
     dequantized = writer.pairs()
     for node in result.graph.node:
-        for i, name in enumerate(node.input):
-            if name in dequantized:
-                node.input[i] = dequantized[name]
+        if placement.is_rounded_for(node_name(node)):
+            node.input[:] = [dequantized.get(name, name) for name in node.input]
     nodes = by_name(result.graph.node)
     for site in placement.weights:
         writer.weight(nodes[site.node], site, weights[site.node])
@@ -408,12 +435,13 @@ class _Writer:
 
     def weight(self, node: onnx.NodeProto, site: WeightSite, weight: Weight) -> None:
         stem = f"{site.node}/weight"
-        parameters = self.parameters(stem, weight.scale, np.zeros(weight.scale.shape, np.int8))
+        scale, axis = (weight.scale[0], None) if self.placement.one_scale else (weight.scale, site.axis)
+        parameters = self.parameters(stem, scale, np.zeros(scale.shape, np.int8))
         if self.placement.target == "tensorrt":
-            new = _pair(add_constant(self.graph, stem, weight.in_float(site.axis)), stem, parameters, site.axis)
+            new = _pair(add_constant(self.graph, stem, weight.in_float(site.axis)), stem, parameters, axis)
         else:
             stored = add_constant(self.graph, f"{stem}/quantized", weight.values)
-            new = [_dequantize(stem, stored, parameters, site.axis)]
+            new = [_dequantize(stem, stored, parameters, axis)]
         node.input[1] = f"{stem}/dequantized"
         if self.placement.target == "onnxruntime" and input_name(node, 2):
             new += self.bias(node, site, weight)

@@ -14,10 +14,11 @@ from onnx import numpy_helper
 
 from resdeploy import store
 from resdeploy.errors import MalformedInput
-from resdeploy.graph import counts, files, qdq_placement
+from resdeploy.graph import counts, files, for_tensorrt, qdq_placement, zero_points
 from resdeploy.graph.canonical import form
 from resdeploy.graph.index import Index, attribute, by_name
-from resdeploy.quantize import bias, calibrate, fidelity, methods, prepare, ranges, rounding
+from resdeploy.graph.qdq_placement import NVIDIA
+from resdeploy.quantize import balance, bias, calibrate, fidelity, methods, prepare, ranges, rounding
 from resdeploy.records import Artifact, Calibration, Effort, Likeness, Progress, Target
 
 MUCH_IN_FLOAT = 0.1  # of the MACs: what is left in FP32 is then said first, in one sentence
@@ -55,6 +56,7 @@ class FileOptions:
     # record says `machine="vnni"`.
     portable: bool = False
     keep_float: Collection[str] = ()  # names of convolutions and matrix products to leave in float
+    plain: bool = False  # as training takes it, not yet in the form of `in_target_form`
     force: bool = False  # write it even where its output has nothing to do with the source's
 
 
@@ -128,7 +130,10 @@ def run_calibration(
         ),
         placement=placement,
         observed=observed,
-        activations={n: exact.get(n) or ranges.activation(covered, target) for n, (_, covered) in chosen.items()},
+        activations={
+            n: exact.get(n) or ranges.activation(covered, target, centred=n in placement.centred)
+            for n, (_, covered) in chosen.items()
+        },
         images=reservoir.images,
     )
 
@@ -141,10 +146,14 @@ def _prepare(
     refuse_bad_weights(model)
     spec = source.model.preprocessing if source.model is not None else None
     prepared = prepare.make_input_exact(model, spec, target, effort)
-    if target == "tensorrt" or effort == "high":
+    if target in NVIDIA or effort == "high":
         placement = qdq_placement.plan(prepared.model, target)
         head, batches = prepare.peek(batches)
-        prepared = dataclasses.replace(prepared, model=prepare.rescale(prepared.model, placement, head, run))
+        if placement.one_scale:
+            model = balance.balance(prepared.model, placement, head, run, exact=prepared.exact)
+        else:
+            model = prepare.rescale(prepared.model, placement, head, run)
+        prepared = dataclasses.replace(prepared, model=model)
     return prepared, batches
 
 
@@ -176,12 +185,23 @@ def write(
         rounded, correction = _lessen_error(rounded, seen, run, progress)
         images, exact = list(correction.images), correction.logits
     result = rounded.graph()
+    if not options.plain:
+        result = in_target_form(result, seen.target)
     onnx.checker.check_model(result, full_check=True)
     like = fidelity.compare(seen.model, result, images, exact=exact, run=run)
     record = _record(seen, rounded, like, out)
     fidelity.refuse_lost(record, force=options.force)
     files.save_model(result, out)
     return dataclasses.replace(record, sha256=store.digest(out))
+
+
+def in_target_form(model: onnx.ModelProto, target: Target) -> onnx.ModelProto:
+    """An INT8 graph in FP32 -> the same for the target's compiler.
+
+    TensorRT-RTX adds in the type of the file's floats, and no version of it reads FP32 better: FP16 around the pairs,
+    which needs opset 19, and no zero point but 0. The others take it as it is.
+    """
+    return for_tensorrt.half_around_pairs(zero_points.to_additions(model)) if target == "tensorrt-rtx" else model
 
 
 def _round_to_nearest(seen: Calibrated, options: FileOptions) -> rounding.Rounding:
@@ -221,7 +241,7 @@ def _record(seen: Calibrated, rounded: rounding.Rounding, like: Likeness, out: P
             seen.calibration,
             methods={name: seen.calibration.methods[name] for name in placement.observed},
         ),
-        machine=None if portable or seen.target == "tensorrt" else "vnni",
+        machine=None if portable or seen.target in NVIDIA else "vnni",
         checks={
             "residual_adds": float(len(placement.blocks)),
             "fusable_adds": float(len(placement.blocks) - len(placement.unfusable)),
@@ -265,7 +285,12 @@ def quantized_weights(
         else:
             offset, scale = None, 1.0
         weights[site.node] = ranges.weight(
-            index.array(site.tensor), site.axis, limit=limit, bias=offset, input_scale=scale
+            index.array(site.tensor),
+            site.axis,
+            limit=limit,
+            bias=offset,
+            input_scale=scale,
+            one_scale=placement.one_scale,
         )
     return weights
 

@@ -29,7 +29,7 @@ from onnx import helper
 
 from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index, attribute, by_name, integers, prune, set_nodes, set_output
-from resdeploy.quantize import bias, simulated
+from resdeploy.quantize import bias, ranges, simulated
 from resdeploy.records import Progress
 
 if TYPE_CHECKING:
@@ -125,7 +125,8 @@ def refine(
         if nodes[site.node].op_type in ("Conv", "Gemm"):
             fit, held_out = _observe(rounding, site, images, run, seed)
             exact = _rows(index.array(site.tensor), site.axis)
-            weight = _best(exact, rounding.weights[site.node], site.axis, fit, held_out, rounding.limit)
+            start, one_scale = rounding.weights[site.node], rounding.placement.one_scale
+            weight = _best(exact, start, site.axis, fit, held_out, rounding.limit, one_scale=one_scale)
             shift = _shift(exact, weight, site.axis, fit, held_out)
             rounding = replace(
                 rounding,
@@ -207,7 +208,14 @@ def samples(
 
 
 def _best(
-    weight: NDArray[Any], start: Weight, axis: int, fit: list[Moments], held_out: list[Moments], limit: int
+    weight: NDArray[Any],
+    start: Weight,
+    axis: int,
+    fit: list[Moments],
+    held_out: list[Moments],
+    limit: int,
+    *,
+    one_scale: bool,
 ) -> Weight:
     """Of the candidates the one with the least error on what is held out (or on the rest, where nothing is)."""
     judge = held_out if held_out[0].count else fit
@@ -223,7 +231,7 @@ def _best(
                 )
             ]
         )
-        candidates[name] = _refit_scales(real, integers, start, axis, fit, limit)
+        candidates[name] = _refit_scales(real, integers, start, axis, fit, limit, one_scale=one_scale)
     errors = {name: _error(real, _rows(w.values, axis) * w.scale[:, None], judge) for name, w in candidates.items()}
     return candidates[min(errors, key=lambda name: errors[name])]
 
@@ -266,27 +274,33 @@ def gptq(
 
 
 def _refit_scales(
-    weight: NDArray[np.float32], integers: NDArray[np.int8], start: Weight, axis: int, fit: list[Moments], limit: int
+    weight: NDArray[np.float32],
+    integers: NDArray[np.int8],
+    start: Weight,
+    axis: int,
+    fit: list[Moments],
+    limit: int,
+    *,
+    one_scale: bool,
 ) -> Weight:
-    """Step 3: the scale of each output channel for these integers."""
-    scales: list[NDArray[np.float32]] = []
-    # Where no integer is at the limit, a bias too large for int32 has made the scale what it is.
-    full = np.abs(_rows(start.values, axis)).max(axis=1) >= limit
-    for part, q, moments, old, free in zip(
-        np.split(weight, len(fit)),
-        np.split(integers.astype(np.float32), len(fit)),
-        fit,
-        np.split(start.scale, len(fit)),
-        np.split(full, len(fit)),
-        strict=True,
-    ):
+    """Step 3: the scale of each output channel, or the one of all, for these integers."""
+    sums: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+    parts = zip(np.split(weight, len(fit)), np.split(integers.astype(np.float32), len(fit)), fit, strict=True)
+    for part, q, moments in parts:
         s, c = moments.central()
-        above, below = ((part @ c) * q).sum(axis=1), ((q @ s) * q).sum(axis=1)
-        fitted = np.divide(above, below, out=old.copy(), where=(below > 0) & free)
-        scales.append(np.clip(fitted, old / REFIT, old * REFIT))
+        sums.append((((part @ c) * q).sum(axis=1), ((q @ s) * q).sum(axis=1)))
+    above, below = (np.concatenate(part) for part in zip(*sums, strict=True))
+    if one_scale:
+        above, below = (np.full_like(part, part.sum()) for part in (above, below))
+    # Where no integer is at the limit, a bias too large for int32 has made the scale what it is.
+    free = one_scale | (np.abs(_rows(start.values, axis)).max(axis=1) >= limit)
+    fitted = np.divide(above, below, out=start.scale.copy(), where=(below > 0) & free)
+    scale = np.clip(fitted, start.scale / REFIT, start.scale * REFIT).astype(np.float32)
+    if one_scale:
+        scale = np.full_like(scale, ranges.in_half(float(scale[0])))
     shape = np.moveaxis(start.values, axis, 0).shape
     values = np.moveaxis(integers.reshape(shape), 0, axis)
-    return replace(start, values=np.ascontiguousarray(values), scale=np.concatenate(scales).astype(np.float32))
+    return replace(start, values=np.ascontiguousarray(values), scale=scale)
 
 
 def _error(weight: NDArray[np.float32], rounded: NDArray[np.floating], moments: list[Moments]) -> float:

@@ -279,7 +279,8 @@ class _Writer:
 
     def rounding_source(self, node: str, tensor: str) -> str | None:
         """The tensor whose range rounds what `node` reads in the INT8 file; None where it reads float values."""
-        source = self.seen.placement.activations.get(tensor)
+        placement = self.seen.placement
+        source = placement.activations.get(tensor) if placement.is_rounded_for(node) else None
         if source is None and node in self.sites and tensor == self.sites[node].data:
             return qdq_placement.range_source(self.index, tensor)  # rounded before it came here, to the same values
         return source

@@ -20,7 +20,8 @@ import torch.nn.functional as F  # noqa: N812 (its name everywhere)
 from resdeploy import store, vocabulary
 from resdeploy.errors import UsageError
 from resdeploy.graph import files, program
-from resdeploy.quantize import fidelity, ranges
+from resdeploy.graph.qdq_placement import NVIDIA
+from resdeploy.quantize import fidelity, ptq, ranges
 from resdeploy.records import Artifact, Progress
 from resdeploy.train.fake import Graph
 from resdeploy.train.images import Augmentation, Samples, Step, load, normalise, steps_of, usual_augmentation
@@ -78,7 +79,7 @@ def train(
 
     Args:
         teacher: the FP32 ONNX file.
-        start: the INT8 ONNX file that was made from it.
+        start: the INT8 ONNX file that was made from it, plain (`ptq.FileOptions`).
         images: to learn from; labels are not used.
         plan: how.
         out: where to write.
@@ -96,6 +97,8 @@ def train(
     distillation, unread = _prepare(program.read(model), teacher, start, images, plan, progress)
     loss = _distil(distillation, progress, watch)
     result = program.with_constants(model, distillation.student.constants())
+    if start.target is not None:
+        result = ptq.in_target_form(result, start.target)
     original, inputs = files.load_model(Path(teacher.path)), _inputs_to_compare(distillation)
     likeness = fidelity.compare(original, result, inputs, search=False)
     inherited = [note for note in start.notes if note not in fidelity.notes(start.likeness)]
@@ -127,7 +130,7 @@ def _prepare(
     assert start.model is not None and start.model.preprocessing is not None  # noqa: PT018 (both at once)
     sight = start.model.preprocessing
     # A CPU file that is not tied to VNNI has its weights in 7 bits.
-    reduced = start.target != "tensorrt" and start.machine is None
+    reduced = start.target not in NVIDIA and start.machine is None
     student = Graph(quantized, weight_limit=ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
     original = Graph(program.read(files.load_model(Path(teacher.path))))
     samples, unread = load(images, sight, progress)

@@ -123,7 +123,7 @@ def quantize(
         return Quantized(artifact=lower.lower(source, precision, target, plan, out, progress=progress))
     store.probe(out)
     if wanted.max_drop_pp is not None:
-        backends.require(backends.load(target).available(), target)
+        backends.require(backends.load(_backend_of(target)).available(), target)
     rewriting.refuse_other_function(source, lower.images_to_compare(source, plan))
     seen = calibration.calibrate(source, target, plan, progress=progress)
     if wanted.max_drop_pp is not None:
@@ -132,6 +132,17 @@ def quantize(
     options = ptq.FileOptions(portable=plan.portable_here(), force=plan.force)
     artifact = store.publish(out, lambda path: ptq.write(seen, path, options))
     return Quantized(artifact=artifact, layers=layers)
+
+
+def _backend_of(target: Target) -> BackendName:
+    """Who runs the candidates of a search."""
+    if target == "tensorrt-rtx":
+        raise UsageError(
+            "--max-drop measures its candidates, and TensorRT-RTX builds here but runs on RTX GPUs alone",
+            fix="Leave --max-drop and --data out, and judge the file: resdeploy gate --baseline F.onnx "
+            "--candidate F.int8.onnx --backend onnxruntime --max-drop 0.3 --data DIR",
+        )
+    return target
 
 
 def _try_layers(seen: Calibrated, plan: calibration.CalibrationPlan, progress: Progress) -> tuple[Sensitivity, ...]:
@@ -227,7 +238,9 @@ class _Bench:
     def candidate(self, rung: Mixed | None, *, batch_size: int = 1) -> Candidate:
         """Built for the target's backend."""
         source, label = (self.seen.source, "fp32") if rung is None else (self._onnx(rung), rung.label)
-        return candidates.candidate(source, self.seen.target, label=label, batch_size=batch_size, make=self._build)
+        return candidates.candidate(
+            source, _backend_of(self.seen.target), label=label, batch_size=batch_size, make=self._build
+        )
 
     def _build(self, source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
         return build.build_in_lane(source, backend, execution, self._next(build.suffix_of(backend)))

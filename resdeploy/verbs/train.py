@@ -238,7 +238,7 @@ def _train_int8(
     calibration = CalibrationPlan(
         data=how.data, portable=how.portable, effort=how.effort, seed=request.seed, force=True
     )
-    start = lower.lower(source, "int8", how.target or "openvino", calibration, progress=progress)
+    start = lower.lower(source, "int8", how.target or "openvino", calibration, plain=True, progress=progress)
     images = datasets.open_dataset(how.data, split="train", need_labels=False)
     plan = qat.Plan(
         epochs=how.epochs, lr=how.lr or vocabulary.QAT_LR, batch_size=how.batch_size, seed=request.seed,

@@ -79,6 +79,7 @@ def weights_of(index: Index, plan: qdq_placement.Placement) -> dict[str, qdq_pla
         values = numpy_helper.to_array(stored)
         others = tuple(i for i in range(values.ndim) if i != site.axis)
         scale = np.maximum(np.abs(values).max(axis=others, keepdims=True) / 127, 1e-6).astype(np.float32)
+        scale = np.full_like(scale, scale.max()) if plan.one_scale else scale
         found[site.node] = qdq_placement.Weight(values=np.rint(values / scale).astype(np.int8), scale=scale.ravel())
     return found
 
@@ -129,6 +130,22 @@ def test_tensorrt_adds_read_one_convolution_as_it_is_and_one_quantized_skip(
                 assert maker(index, node.input[0]) == "DequantizeLinear"
             if node.op_type == "MaxPool":  # it runs inside the convolution before it, one pair after both
                 assert maker(index, node.input[0]) == "Relu"
+
+
+def test_tensorrt_rtx_adds_in_float_and_weights_have_one_scale(networks: dict[str, onnx.ModelProto]) -> None:
+    """What its compiler needs for the sum to be inside the convolution: neither operand rounded, no scale per channel.
+
+    Counted on its layer lists (`benchmarks/rtx_placements.py`).
+    """
+    for model in networks.values():
+        result = quantized(model, "tensorrt-rtx")
+        index = Index(result)
+        for node in result.graph.node:
+            if node.op_type in ("Add", "GlobalAveragePool"):
+                assert "DequantizeLinear" not in {maker(index, name) for name in node.input}
+            if node.op_type == "DequantizeLinear" and node.input[0] in index.initializers:
+                assert index.array(node.input[0]).dtype == np.int8
+                assert index.array(node.input[1]).shape == ()
 
 
 def test_tensorrt_files_hold_no_zero_point_but_zero(networks: dict[str, onnx.ModelProto]) -> None:
@@ -313,6 +330,7 @@ class Reference:
         if source is None:
             values[name] = value
             return
+        values[f"{name}/float"] = value
         how = self.activations[source]
         low, high = (-128, 127) if how.signed else (0, 255)
         integers = np.clip(np.rint(value / np.float32(how.scale)) + how.zero_point, low, high).astype(np.int64)
@@ -323,7 +341,11 @@ class Reference:
         if node.op_type == "Relu":
             return np.maximum(values[node.input[0]], 0)
         if node.op_type == "Add":
-            return values[node.input[0]] + values[node.input[1]]
+            left, right = (
+                values[name] if self.plan.target != "tensorrt-rtx" else values.get(f"{name}/float", values[name])
+                for name in node.input
+            )
+            return left + right
         if node.op_type == "GlobalAveragePool":
             return values[node.input[0]].mean((2, 3), keepdims=True)
         if node.op_type == "Flatten":

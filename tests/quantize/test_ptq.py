@@ -326,7 +326,7 @@ def test_one_image_is_enough_but_noted(resnet20: Artifact, images: Images, tmp_p
     assert any("a single image" in note for note in artifact.notes)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"])
 def test_constant_images_give_a_file_that_runs(resnet20: Artifact, target: Target, tmp_path: Path) -> None:
     """All-zero images: scales stay positive, logits finite."""
     black = np.zeros((3, 3, 32, 32), np.float32)
@@ -430,7 +430,9 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Real:
     return source, chosen, images, labels, onnxruntime_logits(Path(source.path), images).argmax(1)
 
 
-@pytest.mark.parametrize(("target", "limit_pct"), [("openvino", 4), ("onnxruntime", 4), ("tensorrt", 5)])
+@pytest.mark.parametrize(
+    ("target", "limit_pct"), [("openvino", 4), ("onnxruntime", 4), ("tensorrt", 5), ("tensorrt-rtx", 4)]
+)
 def test_real_weights_keep_their_predictions(real: Real, tmp_path: Path, target: Target, limit_pct: float) -> None:
     """Few of 1,000 predictions change on this CPU, and accuracy drops by less than a point.
 

@@ -128,7 +128,7 @@ def network(random: np.random.Generator) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "openvino", "onnxruntime"])
+@pytest.mark.parametrize("target", ["tensorrt", "tensorrt-rtx", "openvino", "onnxruntime"])
 def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> None:
     """With weights in 4 bits their rounding is what counts; images not used for it are judged, in exact arithmetic."""
     random = np.random.default_rng(4)
@@ -141,6 +141,7 @@ def test_a_network_rounded_anew_errs_less_on_other_images(target: Target) -> Non
     nearest = rounding.Rounding(model=model, placement=placement, activations=activations, weights=weights, limit=7)
     refined = rounding.refine(nearest, list(images[:64]), here)
     assert all(np.abs(w.values).max() <= 7 for w in refined.weights.values())
+    assert all(len(set(w.scale.tolist())) == 1 for w in refined.weights.values()) == placement.one_scale
     shifts = bias.correction(model, nearest.graph(), placement, weights, list(images[:64]), here).shifts
     corrected = dataclasses.replace(nearest, shifts=shifts).graph()
     made = refined.graph()
