@@ -86,6 +86,8 @@ def quantize(
         done = quantize.quantize(source, precision, form, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)
+    if done.advice:
+        console.note(done.advice, quiet=quiet)
     if done.candidates:
         console.emit(mixed.search(model, done.candidates, done.layers, environment.capture()), fmt)
     elif done.layers:

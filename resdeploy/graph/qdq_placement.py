@@ -19,6 +19,13 @@ selectors): a pair at the input of each weighted operator, at the skip operand o
 block that is the projection's output), at the input of the global pooling. Weights are symmetric, a scale per channel.
 TensorRT 8.6 quantizes float weights itself and does not take int8 initializers, hence its larger file.
 
+TensorRT-RTX 1.7 (target tensorrt-rtx; layer lists of its compiler, `benchmarks/rtx_placements.py`): pairs before
+weighted operators alone, none on the skip and before pooling. No form makes its convolutions write INT8. They write
+FP16 and take in bias, sum and ReLU if all channels of the weight have one scale; with a scale per channel they write
+FP32, and a kernel more does the rest. A quantized skip is dequantized for the sum, by a kernel more. Activations are
+U8 with a zero point here, which `zero_points` brings to S8 at 0; weights are int8 with DQ, and scales are numbers of
+FP16.
+
 OpenVINO and identity blocks (executed graphs of 2026.4, ResNet-18 and -50): with the skip alone quantized, its low
 precision transformation puts the skip's scale as a Multiply between convolution and Add, and the pass that marks
 what convolutions will absorb (SnippetsMarkSkipped) looks through a FakeQuantize there but not through a Multiply, so

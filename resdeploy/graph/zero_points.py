@@ -75,7 +75,7 @@ class _Writer:
         """The nodes that take the place of one pair: a pair for each padding of its readers, if it must be shifted."""
         tensor, scale = quantizer.input[0], self.index.array(quantizer.input[1])
         shift = (int(self.index.array(quantizer.input[2])) - OFFSET) * float(scale)
-        zero = add_constant(self.graph, f"{quantizer.output[0]}/zero", np.zeros(scale.shape, np.int8))
+        zero = add_constant(self.graph, f"{quantizer.output[0]}/zero_point", np.zeros(scale.shape, np.int8))
         parameters = [quantizer.input[1], zero]
         groups: dict[tuple[int, ...], list[onnx.NodeProto]] = {}
         for dequantizer in (self.index.nodes[i] for i in self.index.readers[quantizer.output[0]]):
@@ -84,11 +84,11 @@ class _Writer:
                 groups.setdefault(pads if shift and any(pads) else (), []).append(reader)
         nodes: list[onnx.NodeProto] = []
         if shift:
-            amount = add_constant(self.graph, f"{tensor}/shift", np.array(shift, np.float32))
-            nodes.append(helper.make_node("Add", [tensor, amount], [f"{tensor}/shifted"], f"{tensor}/Add"))
+            amount = add_constant(self.graph, f"{tensor}/int8/shift", np.array(shift, np.float32))
+            nodes.append(helper.make_node("Add", [tensor, amount], [f"{tensor}/int8/shifted"], f"{tensor}/int8/Add"))
         for number, (pads, readers) in enumerate(groups.items()):
             stem = f"{tensor}/int8/{number}" if number else f"{tensor}/int8"
-            data = f"{tensor}/shifted" if shift else tensor
+            data = f"{tensor}/int8/shifted" if shift else tensor
             if pads:
                 nodes.append(self._pad(data, f"{stem}/padded", pads, amount))
                 data = f"{stem}/padded"
