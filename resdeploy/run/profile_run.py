@@ -278,8 +278,12 @@ class ProfileRun:
             predictions=self._answers(one, candidate, profile.data) if answers and profile.data else None,
         )
 
-    def _audit(self, one: VariantPlan, source: Artifact, candidate: interleaved.Candidate) -> Audit:
-        """What the backend executes, held against the graph, kept in a file."""
+    def _audit(self, one: VariantPlan, source: Artifact, candidate: interleaved.Candidate) -> Audit | None:
+        """What the backend executes, held against the graph, kept in a file; None where that cannot be told.
+
+        Raises:
+            ResdeployError: it cannot be told, and is to be judged.
+        """
 
         def make(path: Path) -> Audit:
             self.progress(f"auditing {candidate.label}", 0, 1)
@@ -289,7 +293,13 @@ class ProfileRun:
 
         versions = reuse.versions(*backends.load(one.backend).PACKAGES, by_verb=True)
         key = ("audit", source.sha256, candidate.artifact.sha256, candidate.execution, versions)
-        return self.steps.step("audit", f"{one.stem}.audit.json", key, lambda path: store.read(Audit, path), make)
+        try:
+            return self.steps.step("audit", f"{one.stem}.audit.json", key, lambda path: store.read(Audit, path), make)
+        except ResdeployError as e:
+            if self.profile.require_fused or isinstance(e, (DiskFull, NotWritable)):
+                raise
+            self.note(f"{candidate.label} was not audited: {e.what}")
+            return None
 
     def _answers(self, one: VariantPlan, candidate: interleaved.Candidate, data: str) -> Predictions:
         """Per-image answers on the held-out images, kept in a file."""

@@ -11,7 +11,7 @@ import pytest
 from resdeploy import store
 from resdeploy.deploy.model_string import Request
 from resdeploy.deploy.resume import Steps
-from resdeploy.errors import ProfileError
+from resdeploy.errors import MalformedInput, ProfileError
 from resdeploy.records import Profile, profile
 from resdeploy.run import profile_run, relative_paths, run
 from resdeploy.run.profile_refusals import refuse_nonsense
@@ -96,6 +96,30 @@ def test_a_profile_takes_raw_pixels(folder: Path, tmp_path: Path) -> None:
     assert made.model is not None
     assert made.model.preprocessing is not None
     assert made.model.preprocessing.dtype == "uint8"
+
+
+def test_what_cannot_be_audited_is_said_and_fails_only_where_it_is_judged(folder: Path, tmp_path: Path) -> None:
+    """The null backend names no node of the graph."""
+    asked = Profile(
+        name="p",
+        model=str(folder / "small.onnx"),
+        mean=MEAN,
+        std=STD,
+        precisions=("fp32",),
+        backends=("null",),
+    )
+    said: list[str] = []
+
+    def making(profile: Profile) -> profile_run.ProfileRun:
+        steps = Steps(tmp_path, said.append)
+        return profile_run.ProfileRun(profile=profile, steps=steps, progress=lambda *_: None, note=said.append)
+
+    variants, _ = making(asked).variants(making(asked).fp32(), None)
+    assert variants[0].audit is None
+    assert any(line.startswith("small null fp32 was not audited: ") for line in said)
+    judged = dataclasses.replace(asked, require_fused=True)
+    with pytest.raises(MalformedInput):
+        making(judged).variants(making(judged).fp32(), None)
 
 
 def test_a_run_judges_what_the_gate_can_and_carries_a_step_out_again(folder: Path, tmp_path: Path) -> None:
