@@ -158,7 +158,6 @@ def test_a_network_is_held_against_the_roofs_of_its_own_threads(
         return Peaks(name="m", source="s", roofs={}, bandwidth=Roof(rate=1.0), measured=True)
 
     monkeypatch.setattr(peaks, "of_this_machine", roofs)
-    monkeypatch.setattr(cost, "count", lambda *_, **__: ())
     plan = cost.CostPlan(machine="machine", timing=BenchPlan(threads=(1,)), **options)
     monkeypatch.setattr(under_roofs, "time_under_roofs", lambda *_, **__: ())
     cost.cost([], plan, progress=lambda *_: None)
