@@ -369,7 +369,7 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
 
 
 def _audit_notes(rows: Iterable[RunRow]) -> list[str]:
-    """What did not fuse, and what shows it block by block; where that is judged, the checks have said it."""
+    """What audits of candidates found, and what shows it by block; where that is judged, the checks have said it."""
     notes = []
     for row in rows:
         if row.audit is None or row.audit.verdict.state != "fail" or isinstance(row.outcome, Failure):
@@ -377,9 +377,11 @@ def _audit_notes(rows: Iterable[RunRow]) -> list[str]:
         if row.verdict is not None and any(check.name.startswith("fused: ") for check in row.verdict.checks):
             continue
         ran = row.outcome.measurement
-        failed = "; ".join(check.note or check.name for check in row.audit.verdict.checks if check.state == "fail")
+        if row.comparison is None:  # the baseline
+            continue
+        failed = "; ".join(check.name for check in row.audit.verdict.checks if check.state == "fail")
         how = f"`resdeploy audit {row.source} --backend {ran.backend}` shows every block"
-        notes.append(f"{ran.label}: not fused as asked: {failed}; {how}")
+        notes.append(f"{ran.label}: the audit fails ({failed}): {how}")
     return notes
 
 
