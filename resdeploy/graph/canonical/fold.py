@@ -193,7 +193,7 @@ def _run(node: ir.Node, opset: int, inputs: list[Array | None]) -> tuple[Array, 
 
 def _is_bounded(node: ir.Node, proto: onnx.ModelProto, feeds: dict[str, Array]) -> bool:
     """Whether the results, by the sizes that ONNX's own inference gives for these inputs, are not too large."""
-    largest = max(a.size for a in feeds.values())
+    largest = max((a.size for a in feeds.values()), default=0)
     if node.op_type in _AT_MOST:
         elements: float = _AT_MOST[node.op_type] * largest
     else:

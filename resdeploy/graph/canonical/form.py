@@ -5,7 +5,8 @@ constant left to compute; one input `input` and one output `logits` with the sym
 `batch`; readable names (`names.py`); no stack traces or other traces of the machine that exported it. The
 bytes depend on the model alone, and the form is a fixed point: its own canonical form is itself.
 
-Passes work on onnx-ir, whose values know their users; the doors of this room take and give `onnx.ModelProto`.
+What is rewritten, and what is refused and why, is listed in docs/graphs.md. Passes work on onnx-ir, whose values
+know their users; the doors of this room take and give `onnx.ModelProto`.
 """
 
 from __future__ import annotations
