@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy.cli import console, engine, options
+from resdeploy.cli import console, engine, live_view, options
 from resdeploy.cli.gate import EXIT
 
 
@@ -51,7 +51,7 @@ def audit(
         targets=engine.names_in(targets),
     )
     calibration = CalibrationPlan(data=calib_data, seed=seed)
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         found = audit.audit(request, plan, calibration, progress=progress)
     console.emit(documents.audit(found, environment.capture()), fmt, output, quiet=quiet)
     raise typer.Exit(EXIT[found.verdict.state])

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from resdeploy import interrupts, vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 
 def bench(
@@ -124,7 +124,7 @@ def bench(
     if "all" in backend.split(","):
         console.note(choose.missing_backends(), quiet=quiet)
     try:
-        with console.live(quiet=quiet) as (progress, watch, starting):
+        with live_view.live(quiet=quiet) as (progress, watch, starting):
             result = bench.bench(requests, plan, calibration, progress=progress, watch=watch, starting=starting)
     except interrupts.Interrupted:
         console.note("what was measured so far: resdeploy show", quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resdeploy.cli import console, engine, options
+from resdeploy.cli import console, engine, live_view, options
 
 
 def build(
@@ -46,7 +46,7 @@ def build(
         engine.refuse_ignored(built_with, choose.pick(backend, "fp32", running=False)[0])
     from resdeploy.deploy import build, candidates, export, model_string
 
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision, running=False)
         if backend == "auto":

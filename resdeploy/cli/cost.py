@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from resdeploy import vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 from resdeploy.errors import refuse
 
 _ROOFS = "Roofs and charts"
@@ -95,7 +95,7 @@ def cost(
             backends=(backend,), batch_sizes=sizes, threads=(threads,), duration_s=duration, max_time_s=max_time
         ),
     )
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         report = cost.cost(requests, plan, progress=progress)
     document = json_parts.cost_document(report, environment.capture(), per_layer=per_layer)
     console.emit(document, fmt, output, quiet=quiet)

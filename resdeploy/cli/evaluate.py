@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 
 def evaluate(
@@ -86,7 +86,7 @@ def evaluate(
     model_string.refuse_missing(requests)
     console.chosen(backend, [precision or candidates.precision_of(each) for each in requests], quiet=quiet)
     results = []
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         for request in requests:
             results.append(evaluate.evaluate(request, plan, calibration, progress=progress))
             console.announce(results[-1].source, quiet=quiet)

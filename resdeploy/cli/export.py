@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 
 def export(
@@ -31,7 +31,7 @@ def export(
     sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
     request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
     out = output or Path(f"{model_string.stem(model)}.onnx")
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         if input_type == "uint8":
             artifact = pixel_input.uint8_input(export.to_onnx(request, progress=progress), out)
         else:

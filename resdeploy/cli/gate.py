@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from resdeploy import vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 _LIMITS = "Limits (at least one)"
@@ -142,7 +142,7 @@ def gate(
         )
         for side in (baseline, *candidate):
             console.name_program(side)
-        with console.progress(quiet=quiet) as progress:
+        with live_view.progress(quiet=quiet) as progress:
             found = gate.gate(plan, progress=progress)
         document = documents.gate(found.gate, environment.capture(), on_inconclusive=on_inconclusive)
     console.chosen(backend, [source.precision for source in found.sources], quiet=quiet)

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 
 def predict(
@@ -53,7 +53,7 @@ def predict(
     plan = predict.PredictPlan(backend=backend, precision=precision, batch_size=batch_size, threads=threads)
     calibration = CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     with (
-        console.progress(quiet=quiet) as progress,
+        live_view.progress(quiet=quiet) as progress,
         predict.open_predictor(request, plan, calibration, progress=progress) as predictor,
     ):
         answered = predictor.answer(files, top=top, progress=progress)

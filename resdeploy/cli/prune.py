@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from resdeploy import vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 from resdeploy.cli.gate import EXIT
 from resdeploy.errors import refuse
 
@@ -75,7 +75,7 @@ def prune(
         seed=seed,
         predictions=predictions,
     )
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         outcome = prune.prune(request, plan, output, progress=progress)
     console.tell_sight([request], [outcome.artifact.model], quiet=quiet)
     console.announce(outcome.artifact, quiet=quiet)

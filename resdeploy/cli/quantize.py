@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 from resdeploy import vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 
 def quantize(
@@ -77,7 +77,7 @@ def quantize(
         sensitivity=sensitivity, max_drop_pp=max_drop, data=data, confidence=confidence, max_time_s=max_time
     )
     wanted.refuse_nonsense(precision, plan)  # before an export, or a download
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         source = export.to_onnx(request, progress=progress)
         if input_type == "uint8":
             source = pixel_input.uint8_input(source)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 from resdeploy.cli.gate import EXIT
 from resdeploy.vocabulary import STEPS
 
@@ -47,7 +47,7 @@ def run(
     if path == Path(profile):  # else it came along, and its paths are examples
         wanted = relative_paths.seen_from_here(wanted, path.parent)
     console.name_program(wanted.model)
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         result = run.run(
             wanted,
             folder or Path("runs") / wanted.name,

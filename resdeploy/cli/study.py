@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 from resdeploy import vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 from resdeploy.cli.help_text import App
 
 app = App(
@@ -54,7 +54,7 @@ def degradation(
     plan = degradation.DegradationPlan(
         data=data, depths=numbers, seeds=seeds, training=training, img_size=options.size(img_size)
     )
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         report = degradation.study_depths(
             degradation.papers_plan(data) if full else plan, folder, progress=progress,
             watch=lambda t: console.note(f"{t.name} seed {t.seed}: loss {t.history[-1].train_loss:.4f}", quiet=quiet),
@@ -92,7 +92,7 @@ def lesion(
 
     requests = [options.request(name, options.sight(img_size), weights=weights, seed=seed) for name in models]
     plan = lesion.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
-    with console.progress(quiet=quiet) as progress:
+    with live_view.progress(quiet=quiet) as progress:
         report = lesion.study_lesions(requests, plan, progress=progress)
     document = lesion.lesion_document(report, environment.capture())
     if output is not None:

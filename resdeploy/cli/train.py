@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from resdeploy import interrupts, vocabulary
-from resdeploy.cli import console, options
+from resdeploy.cli import console, live_view, options
 
 if TYPE_CHECKING:
     from resdeploy.records import ModelSpec
@@ -103,7 +103,7 @@ def train(
         console.note(line, quiet=quiet)
 
     try:
-        with console.progress(quiet=quiet) as progress:
+        with live_view.progress(quiet=quiet) as progress:
             artifact = train.train(request, how, output, progress=progress, watch=watch, sees=sees)
     except interrupts.Interrupted:
         if epochs and (kept := train.unfinished_state(output)) is not None:

@@ -18,7 +18,7 @@ import onnx
 import pytest
 from PIL import Image
 
-from resdeploy.cli import console
+from resdeploy.cli import console, live_view
 from resdeploy.report import documents
 from tests.cli.conftest import LONGEST_S, Run, Started
 
@@ -82,15 +82,15 @@ def test_a_name_in_a_progress_bar_is_text() -> None:
     """Neither rich's markup, which would raise, nor an escape that the terminal would act upon."""
     from rich.console import Console
 
-    shown = console.bars()
+    shown = live_view.bars()
     tasks: dict[str, Any] = {}
-    console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 1, 2)
+    live_view._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 1, 2)
     drawn = io.StringIO()
     terminal = Console(file=drawn, force_terminal=True, color_system=None, width=120)
     terminal.print(shown)
     assert "downloading a[/b][red]\\x1b[2Jc.pth" in drawn.getvalue()
     assert "\x1b[2J" not in drawn.getvalue()
-    console._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 2, 2)
+    live_view._advance(shown, tasks, "downloading a[/b][red]\x1b[2Jc.pth", 2, 2)
     assert not shown.tasks
 
 
