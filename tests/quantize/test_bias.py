@@ -91,7 +91,9 @@ def coarse(model: onnx.ModelProto, target: Target, images: Images) -> tuple[qdq_
     for site in placement.weights:
         values = index.value(site.tensor)
         assert values is not None
-        weights[site.node] = ranges.weight(numpy_helper.to_array(values), site.axis, limit=3)
+        weights[site.node] = ranges.weight(
+            numpy_helper.to_array(values), site.axis, limit=3, one_scale=placement.one_scale
+        )
     return placement, activations, weights
 
 

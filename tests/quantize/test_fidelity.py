@@ -94,7 +94,9 @@ def test_the_record_holds_the_ratio_that_the_file_has_in_onnx_runtime(
         np.concatenate([as_written(files.load_model(path), half) for half in halves])
         for path in (Path(source.path), out)
     )
-    assert made.checks["snr_db"] == pytest.approx(ratio_db(exact, found), abs=0.1)
+    # ONNX Runtime's CPU kernels keep in FP32 what that target's file rounds to FP16.
+    tolerance = 0.4 if target == "tensorrt-rtx" else 0.1
+    assert made.checks["snr_db"] == pytest.approx(ratio_db(exact, found), abs=tolerance)
     assert made.checks["snr_db"] > 15
 
 
