@@ -46,7 +46,7 @@ SUFFIXES: tuple[str, ...] = (".engine",)
 TAG = plan_header.TENSORRT_RTX
 PROGRAM, FOREIGN = True, False
 ACCEPTS: frozenset[Precision] = frozenset({"fp32", "fp16", "bf16", "int8"})
-TARGET: Target | None = "tensorrt"
+TARGET: Target | None = "tensorrt-rtx"
 # The builder takes others too, and makes the same bytes (level, tactics) or nothing of them: they are refused.
 HEEDS = frozenset({"batch_range", "workspace_mib", "targets"})
 check = no_check

@@ -19,12 +19,10 @@ selectors): a pair at the input of each weighted operator, at the skip operand o
 block that is the projection's output), at the input of the global pooling. Weights are symmetric, a scale per channel.
 TensorRT 8.6 quantizes float weights itself and does not take int8 initializers, hence its larger file.
 
-TensorRT-RTX 1.7 (target tensorrt-rtx; layer lists of its compiler, `benchmarks/rtx_placements.py`): pairs before
-weighted operators alone, none on the skip and before pooling. No form makes its convolutions write INT8. They write
-FP16 and take in bias, sum and ReLU if all channels of the weight have one scale; with a scale per channel they write
-FP32, and a kernel more does the rest. A quantized skip is dequantized for the sum, by a kernel more. Activations are
-U8 with a zero point here, which `zero_points` brings to S8 at 0; weights are int8 with DQ, and scales are numbers of
-FP16.
+TensorRT-RTX 1.7 (layer lists of its compiler, `benchmarks/rtx_placements.py`): pairs before weighted operators alone.
+No form makes its convolutions write INT8. They write FP16 and take in bias, sum and ReLU if all channels of the weight
+have one scale; with a scale per channel they write FP32 for a kernel more to finish. A quantized skip costs a kernel.
+Activations are U8 with a zero point here, which `zero_points` brings to S8 at 0; scales are numbers of FP16.
 
 OpenVINO and identity blocks (executed graphs of 2026.4, ResNet-18 and -50): with the skip alone quantized, its low
 precision transformation puts the skip's scale as a Multiply between convolution and Add, and the pass that marks
@@ -44,6 +42,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from resdeploy.errors import MalformedInput, UsageError
+from resdeploy.graph import clips
 from resdeploy.graph.index import (
     Index,
     add_constant,
@@ -376,40 +375,9 @@ def insert(
         writer.weight(nodes[site.node], site, weights[site.node])
     insert_nodes(result.graph, before=writer.before, after=writer.after)
     if placement.target == "onnxruntime":
-        _leave_clips_to_quantizers(result)
+        clips.leave_to_quantizers(result)
     drop_unused(result.graph)
     return result
-
-
-def _leave_clips_to_quantizers(model: onnx.ModelProto) -> None:
-    """Removes each Clip whose bounds the quantizer that alone reads it saturates at anyhow, in place.
-
-    A bound within half a step of the quantizer's range changes no integer (at half a step, both are as near to it). One
-    that is tighter than that range, by a rounding of the zero point, makes ONNX Runtime compute the convolution before
-    it in float (a FusedConv, 1.32).
-    """
-    index = Index(model)
-    clips = [node for node in index.nodes if node.op_type == "Clip" and _is_left_to_quantizers(index, node)]
-    for clip in clips:
-        for i in index.readers[clip.output[0]]:
-            index.nodes[i].input[0] = clip.input[0]
-        model.graph.node.remove(clip)
-
-
-def _is_left_to_quantizers(index: Index, clip: onnx.NodeProto) -> bool:
-    bounds = [index.value(input_name(clip, k)) for k in (1, 2)]
-    readers = [index.nodes[i] for i in index.readers[clip.output[0]]]
-    if None in bounds or clip.output[0] in index.outputs or not readers:
-        return False
-    low, high = (float(numpy_helper.to_array(bound)) for bound in bounds if bound is not None)
-    return all(node.op_type == "QuantizeLinear" and _saturates_at(index, node, low, high) for node in readers)
-
-
-def _saturates_at(index: Index, quantizer: onnx.NodeProto, low: float, high: float) -> bool:
-    scale, zero = (index.array(name) for name in quantizer.input[1:3])
-    limits, half = np.iinfo(zero.dtype), 0.5 + 1e-3  # FP32 scales miss the half by some 1e-5
-    first, last = np.array([low, high]) / float(scale) + int(zero)
-    return bool(first <= limits.min + half and last >= limits.max - half)
 
 
 class _Writer:
