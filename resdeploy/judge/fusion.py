@@ -14,16 +14,16 @@ a network does not have (residual adds in a plain one) is left out and noted, wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import cast
 
 from resdeploy.errors import MalformedInput
 from resdeploy.graph.intent import Intent, computed_nodes, kernel_starts
 from resdeploy.graph.residual import ResidualBlock
-from resdeploy.judge import engine_blocks, generated, traffic
+from resdeploy.judge import engine_blocks, fusion_checks, generated, traffic
 from resdeploy.judge.engine_blocks import is_convolution
 from resdeploy.judge.remedies import UNKNOWN, Finding, Remedies, widest
-from resdeploy.records import Audit, BlockAudit, Check, Layer, Precision, State, Target, Verdict
+from resdeploy.records import Audit, BlockAudit, Check, Layer, Precision, Target, Verdict
 
 
 def judge(
@@ -78,7 +78,7 @@ def judge(
         )
     checks = [*_block_checks(blocks, asked), *view.convolution_checks(superfluous)]
     if graphless:  # against a graph, what such layers hide is missing by name
-        checks += _check_obscure(layers, {block.add for block in intent.blocks})
+        checks += fusion_checks.check_obscure(layers, {block.add for block in intent.blocks})
     return Audit(
         subject=subject,
         asked=asked,
@@ -162,7 +162,9 @@ class _View:
             notes.append(f"{count} kernels name none of the graph's nodes: {self._unattributed_names()}")
         doubtful = [f"{x.name} ({x.doubt})" for x in self.layers if x.doubt and x.role == "compute"]
         if doubtful:
-            notes.append(f"kernels that run in another type than the runtime reports: {_list_first(doubtful)}")
+            notes.append(
+                f"kernels that run in another type than the runtime reports: {fusion_checks.list_first(doubtful)}"
+            )
         return notes
 
     def _unattributed_names(self) -> str:
@@ -210,7 +212,7 @@ class _View:
             inside=self._inside(block, adder, convs, states),
             kernels=len(run),
             activation_bytes=traffic.activation_bytes(run),
-            time_s=_total_time(members),
+            time_s=fusion_checks.total_time(members),
         )
         fused, finding = self._finding(block, adder, convs, states, result)
         return dataclasses.replace(result, fused=fused, reason=finding.reason, remedy=finding.remedy)
@@ -315,7 +317,7 @@ class _View:
             whole = [home for name, home in homes.items() if home is not None and name not in self.intent.gates]
             checks.append(self._check_int8_outputs(whole))
             silent = [layer for layer in self.unattributed if generated.is_generated(layer)]
-            checks.append(_check_superfluous(superfluous, [x for x in self.layers if x.kind], silent))
+            checks.append(fusion_checks.check_superfluous(superfluous, [x for x in self.layers if x.kind], silent))
         return [*checks, *self._check_finished(homes), *self._check_followers(homes)]
 
     def _precisions_asked(self) -> dict[str, str]:
@@ -339,7 +341,7 @@ class _View:
         if not self.intent.producers:  # known from the layers alone
             nothing = "no convolution or residual block was recognised; add --against F.onnx"
         name = "convolutions in the precision asked for"
-        return _check_all(name, len(precisions), other, unsure, "convolutions", nothing=nothing)
+        return fusion_checks.check_all(name, len(precisions), other, unsure, "convolutions", nothing=nothing)
 
     def _check_followers(self, homes: Mapping[str, Layer | None]) -> list[Check]:
         """Whether activations ran inside their convolution; no check where there are none."""
@@ -353,7 +355,9 @@ class _View:
             return []
         apart = [(node, "a kernel of its own") for node, state in states.items() if state is False]
         unsure = [node for node, state in states.items() if state is None]
-        return [_check_all("activations inside their convolution", len(states), apart, unsure, "activations")]
+        return [
+            fusion_checks.check_all("activations inside their convolution", len(states), apart, unsure, "activations")
+        ]
 
     def _check_finished(self, homes: Mapping[str, Layer | None]) -> list[Check]:
         """Whether bias and scales ran inside their convolution, where the compiler may leave them to a later kernel."""
@@ -361,7 +365,7 @@ class _View:
             return []
         apart = [(conv, "a kernel of its own") for conv in homes if conv in self.finishers]
         unsure = [conv for conv, home in homes.items() if home is None]
-        return [_check_all("biases inside their convolution", len(homes), apart, unsure, "convolutions")]
+        return [fusion_checks.check_all("biases inside their convolution", len(homes), apart, unsure, "convolutions")]
 
     def _check_int8_outputs(self, convolutions: Sequence[Layer]) -> Check:
         """INT8 convolutions that write floats: what reads them moves two or four times the bytes."""
@@ -376,7 +380,7 @@ class _View:
                 )
         unsure = [x.name for x in quantized if not x.outputs or any(p.precision == UNKNOWN for p in x.outputs)]
         nothing = f"no convolution is known to run in INT8. {self.remedies.place_anew}"
-        return _check_all(
+        return fusion_checks.check_all(
             "INT8 convolutions that write INT8", len(quantized), words, unsure, "convolutions", nothing=nothing
         )
 
@@ -391,69 +395,15 @@ def _block_checks(blocks: Sequence[BlockAudit], asked: str) -> list[Check]:
     other = [(b.name, f"in {b.precision}") for b in known if b.precision != b.asked]
     silent = [b.name for b in blocks if b.precision == UNKNOWN]
     return [
-        _check_all("residual blocks fused", len(blocks), unfused, unsure, "blocks"),
-        _check_all(f"residual adds in {target}", len(blocks), other, silent, "adds"),
+        fusion_checks.check_all("residual blocks fused", len(blocks), unfused, unsure, "blocks"),
+        fusion_checks.check_all(f"residual adds in {target}", len(blocks), other, silent, "adds"),
     ]
-
-
-def _check_obscure(layers: Sequence[Layer], adds: Set[str]) -> list[Check]:
-    """Layers that may do more than they tell: such as may add, and regions that do not show their kernels."""
-    maybe = [layer.name for layer in engine_blocks.possible_sums(layers, adds)]
-    hidden = [layer.name for layer in layers if "ForeignNode[" in layer.name]
-    checks = []
-    if maybe:
-        checks.append(_check_all("kernels known not to add", len(maybe), [], maybe, "kernels"))
-    if hidden:
-        checks.append(_check_all("regions that show their kernels", len(hidden), [], hidden, "regions"))
-    return checks
-
-
-def _state(total: int, wrong: int, unsure: int = 0) -> State:
-    """The rule of every check: nothing looked at is nothing passed."""
-    return "fail" if wrong else "inconclusive" if unsure or not total else "pass"
-
-
-def _check_all(
-    name: str, total: int, wrong: Sequence[tuple[str, str]], unsure: Sequence[str], unit: str, *, nothing: str = ""
-) -> Check:
-    """All of `total` must hold: one that does not, (who, why), fails; one that is not known leaves it open.
-
-    `nothing` says why there may be none, and what to do then.
-    """
-    words = [
-        f"{why}: {_list_first([who for who, other in wrong if other == why])}"
-        for why in dict.fromkeys(w for _, w in wrong)
-    ]
-    words += [f"not known: {_list_first(unsure)}"] if unsure else []
-    words += [] if total else [nothing]
-    right = float(total - len(wrong) - len(unsure))
-    return Check(
-        name=name, limit=float(total), observed=right, interval=None, state=_state(total, len(wrong), len(unsure)),
-        unit=unit, note="; ".join(words),
-    )  # fmt: skip
-
-
-def _check_superfluous(layers: Sequence[Layer], with_kind: Sequence[Layer], silent: Sequence[Layer]) -> Check:
-    """None of the layers whose kind the runtime tells may only quantize; `silent` ones may."""
-    time_s = _total_time(layers)
-    took = f", {time_s * 1e3:.3g} ms" if time_s else ""
-    words = [f"{_list_first([layer.name for layer in layers])} run as kernels{took}"] if layers else []
-    words += [f"not known: {_list_first([layer.name for layer in silent])}"] if silent else []
-    words += [] if with_kind else ["no kernel says what it does; build with resdeploy build, which asks for it"]
-    return Check(
-        name="Q/DQ left over as kernels", limit=0.0, observed=float(len(layers)), interval=None,
-        state=_state(len(with_kind), len(layers), len(silent)), unit="kernels", note="; ".join(words),
-    )  # fmt: skip
 
 
 def _all(states: Iterable[bool | None]) -> bool | None:
     """Whether all hold: one that does not decides, one that is not known leaves it open."""
     found = set(states)
     return False if False in found else None if None in found else True
-
-
-def _list_first(words: Sequence[str], most: int = 6) -> str:
-    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
 
 
 def _at_edge(layer: Layer, intent: Intent, bindings: Sequence[str]) -> bool:
@@ -469,11 +419,6 @@ def _sum_precision(adder: Layer) -> str:
     ports = [port.precision for port in (*adder.inputs, *adder.outputs)]
     ports += [adder.precision] if adder.doubt else []  # computed wider than what it reads and writes
     return widest(ports) if ports else widest([adder.precision])
-
-
-def _total_time(layers: Sequence[Layer]) -> float | None:
-    times = [layer.time_s for layer in layers if layer.time_s is not None]
-    return sum(times) if times else None
 
 
 def _infer_precision(layers: Sequence[Layer]) -> Precision:
