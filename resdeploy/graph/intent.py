@@ -209,10 +209,12 @@ def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
 
 
 def _at_edge(index: Index, node: onnx.NodeProto) -> bool:
-    reads_input = node.input[0] not in index.producer and node.input[0] not in index.initializers
-    output = node.output[0]
+    given, output = node.input[0], node.output[0]
+    while (maker := index.maker(given)) is not None and maker.op_type == "Cast":  # of FP16 around FP32 inputs
+        given = maker.input[0]
+    reads_input = given not in index.producer and given not in index.initializers
     # Logits that are pooled last stay in float, and so does that pooling.
-    while (reader := index.only_reader(output)) is not None and reader.op_type in TRANSPARENT | AVERAGES:
+    while (reader := index.only_reader(output)) is not None and reader.op_type in {"Cast"} | TRANSPARENT | AVERAGES:
         output = reader.output[0]
     return reads_input or output in index.outputs
 

@@ -166,7 +166,8 @@ def train(
         if run.history and group.writes:
             curves.write(out, run.history)  # they are written after the state, which may have been the last thing done
         if progress is not None:
-            progress("training", 0, run.steps)  # what comes before the second step takes long
+            done = run.steps * len(run.history) // plan.epochs
+            progress("training", done, run.steps)  # the first step takes long
         for epoch in range(len(run.history), plan.epochs):
             line = _epoch(run, images.learned, epoch, out, progress)
             if images.held_out is not None:

@@ -134,8 +134,8 @@ def test_a_profile_whose_keys_contradict_each_other_says_all_of_them(resdeploy: 
     """The problems share their fix, which is given once."""
     (tmp_path / "p.toml").write_text('name = "p"\nmodel = "resnet20"\nepochs = 3\nbackends = []\nmax_drop_pp = 1\n')
     words = (
-        "p: epochs: training needs data; max_drop_pp: judging",
-        "; backends: name at least one. Correct these keys.",
+        "p: backends: name at least one; epochs: training needs data; max_drop_pp: judging",
+        ". Correct these keys.",
     )
     refused(resdeploy("run", "p.toml"), 2, *words)
     assert files_in(tmp_path) == {Path("p.toml")}

@@ -49,7 +49,7 @@ UNFUSABLE: dict[str, dict[str, set[str]]] = {
     "preresnet20": {"tensorrt": LAST["preresnet20"]},
     "bottleneck": {"tensorrt": LAST["bottleneck"]},
     "bn_after_add": {"tensorrt": EVERY},
-    "relu_before_add": {"tensorrt": EVERY, "openvino": EVERY, "onnxruntime": EVERY},
+    "relu_before_add": {"tensorrt": EVERY, "tensorrt-rtx": EVERY, "openvino": EVERY, "onnxruntime": EVERY},
     "relu_only": {},
 }
 

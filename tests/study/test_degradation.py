@@ -30,10 +30,12 @@ class Counter:
 
     def __init__(self, stop: int | None = None) -> None:
         self.steps, self.stop = 0, stop
+        self.done = 0  # of one training, as told last
 
-    def __call__(self, what: str, _done: int, _total: int) -> None:
+    def __call__(self, what: str, done: int, _total: int) -> None:
         if what == "training":
-            self.steps += 1
+            self.steps += done == self.done + 1
+            self.done = done
             if self.steps == self.stop:
                 raise KeyboardInterrupt
 

@@ -174,7 +174,7 @@ def test_a_killed_training_resumes_bit_identically(
     again = run(
         out, images, resume=True, progress=lambda what, done, _: seen.append(done) if what == "training" else None
     )
-    assert seen[0] == 13  # two epochs of six steps were done
+    assert seen[:2] == [12, 13]  # two epochs of six steps were done
     assert tensors(again) == whole
 
 
