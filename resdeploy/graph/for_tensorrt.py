@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -30,9 +31,12 @@ from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast, parser_gaps
 from resdeploy.graph.canonical import form
 from resdeploy.graph.canonical.opset import OPSET
-from resdeploy.graph.index import Index, node_name, opset_version, overwrite
+from resdeploy.graph.index import Index, attribute, node_name, opset_version, overwrite
 from resdeploy.graph.qdq_placement import PAIR
 from resdeploy.graph.symmetric import PLACE_ANEW, to_symmetric
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 TYPED_OPSET, TYPED_IR_VERSION = 19, 9
 SMALLEST = 2.0**-17
@@ -108,12 +112,26 @@ def _has_float_scales(model: onnx.ModelProto) -> bool:
 
 
 def _raise_weight_scales(model: onnx.ModelProto) -> None:
+    """Raises scales of weights to the smallest that FP16 holds well enough; integers that are stored are put on it."""
     index = Index(model)
     pairs = [node for node in index.nodes if node.op_type in PAIR and node.output[0] in index.constants]
+    for node in pairs:
+        stored = index.initializers.get(node.input[0])
+        if node.op_type == "DequantizeLinear" and stored is not None and node.input[1] in index.initializers:
+            _put_on_raised_scale(stored, index.array(node.input[1]), attribute(node, "axis", 1))
     for name in dict.fromkeys(node.input[1] for node in pairs):
         stored = index.initializers.get(name)
         if stored is not None:
             overwrite(stored, np.maximum(numpy_helper.to_array(stored), np.float32(SMALLEST)))
+
+
+def _put_on_raised_scale(stored: onnx.TensorProto, scale: NDArray[Any], axis: int) -> None:
+    """Integers q of steps s become the nearest of steps max(s, SMALLEST): off by half of such a step at most."""
+    ratio = scale.astype(np.float64) / np.maximum(scale, SMALLEST)
+    if (ratio < 1).any():
+        values = numpy_helper.to_array(stored)
+        shape = [-1 if k == axis % values.ndim else 1 for k in range(values.ndim)] if ratio.ndim else []
+        overwrite(stored, np.rint(values * ratio.reshape(shape)).astype(values.dtype))
 
 
 def _pairs_of_tiny_scales(index: Index) -> Iterator[str]:
