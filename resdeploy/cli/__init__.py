@@ -103,7 +103,7 @@ app = App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Examples: resdeploy doctor · resdeploy run profiles/quickstart.toml · resdeploy bench --precision int8",
+    epilog="Examples: resdeploy doctor · resdeploy run quickstart · resdeploy bench --precision int8",
 )
 app.command("init", rich_help_panel=ALL)(init.init)
 app.command("run", rich_help_panel=ALL)(run.run)
