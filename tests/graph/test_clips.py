@@ -10,7 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from resdeploy.graph import qdq_placement
+from resdeploy.graph import clips, qdq_placement
 from tests.backends.conftest import tiny_network
 from tests.sessions import session
 
@@ -49,7 +49,7 @@ def test_onnx_runtime_convolves_in_integers_before_a_clip(
     activations = dict.fromkeys(placement.observed, how)
     result = qdq_placement.insert(model, placement, activations, weights)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(qdq_placement, "_leave_clips_to_quantizers", lambda _: None)
+        patch.setattr(clips, "leave_to_quantizers", lambda _: None)
         kept = qdq_placement.insert(model, placement, activations, weights)
     images = random.standard_normal((2, 3, 32, 32)).astype(np.float32)
     found, expected = (session(each, exactly=True).run(None, {"input": images})[0] for each in (result, kept))
