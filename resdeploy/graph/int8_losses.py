@@ -14,6 +14,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from resdeploy.graph.index import Index, input_name
+from resdeploy.graph.qdq_placement import NVIDIA
 from resdeploy.records import Target
 
 _WIDE = (TensorProto.INT16, TensorProto.UINT16)
@@ -29,7 +30,7 @@ def reasons(model: onnx.ModelProto, target: Target | None) -> tuple[str, ...]:
 def _reasons(index: Index, target: Target | None) -> Iterator[str]:
     quantizers = [node for node in index.nodes if node.op_type == "QuantizeLinear"]
     contrib = sum(node.domain == "com.microsoft" for node in quantizers)
-    if contrib and target == "tensorrt":
+    if contrib and target in NVIDIA:
         yield f"{contrib} of its quantizers are com.microsoft's, which {target} does not read"
     types = Counter(_type(index, node) for node in quantizers if node.input[0] not in index.constants)
     if wide := sum(types[each] for each in _WIDE):
@@ -42,8 +43,8 @@ def _reasons(index: Index, target: Target | None) -> Iterator[str]:
         yield f"{shifted} tensors are int8 with a zero point: with AMX, OpenVINO's convolutions read these in FP32"
     if types[TensorProto.INT8] and target == "onnxruntime":
         yield f"{types[TensorProto.INT8]} tensors are int8: on x86 ONNX Runtime keeps uint8 alone in integers at forks"
-    if target == "tensorrt" and (offset := sum(_is_shifted(index, node) for node in quantizers)):
-        yield f"{offset} quantizers have a zero point, which TensorRT refuses or takes for 0"
+    if target in NVIDIA and (offset := sum(_is_shifted(index, node) for node in quantizers)):
+        yield f"{offset} quantizers have a zero point, which {target} refuses or takes for 0"
 
 
 def _of_sixteen_bits(count: int, target: Target | None) -> str:

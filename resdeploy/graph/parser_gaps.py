@@ -35,6 +35,7 @@ from resdeploy.graph.index import (
     opset_version,
     set_nodes,
 )
+from resdeploy.graph.windows import end_of_last
 
 # The defaults of ONNX's Selu (onnx/defs/math/defs.cc).
 SELU: Mapping[str, float] = {"alpha": 1.67326319217681884765625, "gamma": 1.05070102214813232421875}
@@ -156,7 +157,9 @@ class _Writer:
         """Explicit padding in place of rounding up."""
         axes = _axes(node)
         begins, ends = [begin for *_, begin, _ in axes], [end for *_, end in axes]
-        needed = [_end(size, *axis) for size, axis in zip(self._sizes(node, len(axes)), axes, strict=True)]
+        needed = [
+            max(end_of_last(size, *axis), 0) for size, axis in zip(self._sizes(node, len(axes)), axes, strict=True)
+        ]
         stands_over = any(n > end for n, end in zip(needed, ends, strict=True))
         if stands_over and node.op_type == "LpPool":
             raise _refusal(node, "rounds its size up, and it is not said how a window counts what it stands over")
@@ -202,17 +205,6 @@ def _round_down(pool: onnx.NodeProto, pads: list[int]) -> onnx.NodeProto:
     drop_attributes(pool, "ceil_mode", "pads")
     pool.attribute.append(helper.make_attribute("pads", pads))
     return pool
-
-
-def _end(size: int, kernel: int, stride: int, begin: int, end: int) -> int:
-    """The padding behind the input that makes as many windows by rounding down as ONNX makes by rounding up.
-
-    A window that would start behind the input is dropped (onnx/reference/ops/op_pool_common.py).
-    """
-    windows = -(-(size + begin + end - kernel) // stride) + 1
-    if (windows - 1) * stride >= size + begin:
-        windows -= 1
-    return max((windows - 1) * stride + kernel - size - begin, 0)
 
 
 def _refusal(node: onnx.NodeProto, why: str) -> MalformedInput:

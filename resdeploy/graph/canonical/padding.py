@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from resdeploy.graph.canonical.fold import add_constant, constant, insert_node, operand
+from resdeploy.graph.windows import end_of_last
 
 _LOWEST = float(np.finfo(np.float32).min)
 # Operators whose output is nowhere below zero, and those whose output is nowhere below that of their first input.
@@ -111,10 +112,7 @@ def _reach(size: int, kernel: int, stride: int, before: int, after: int) -> tupl
         before: padding at the beginning.
         after: padding at the end.
     """
-    windows = -(-(before + size + after - kernel) // stride) + 1
-    if (windows - 1) * stride >= before + size:
-        windows -= 1
-    least = (windows - 1) * stride + kernel - before - size
+    least = end_of_last(size, kernel, stride, before, after)
     return before, min(max(after, least), least + stride - 1)
 
 
