@@ -28,7 +28,7 @@ def main() -> None:
     assert profile.data is not None
     results = []
     for seed in range(arguments.seeds):
-        request = Request(model=profile.model, seed=seed, sight=PreprocessingOverride(img_size=profile.img_size))
+        request = Request(model=profile.model, seed=seed, override=PreprocessingOverride(img_size=profile.img_size))
         plan = Plan(epochs=profile.epochs, lr=profile.lr, seed=seed)
         with tempfile.TemporaryDirectory() as folder:
             started, used = time.perf_counter(), time.process_time()

@@ -182,7 +182,7 @@ def answers(before: Predictions, judged: Judged) -> Predictions:
 
 
 def row(
-    name: str, baseline: Path, model: Path, sight: PreprocessingOverride, data: str, limit: float
+    name: str, baseline: Path, model: Path, override: PreprocessingOverride, data: str, limit: float
 ) -> dict[str, object]:
     """One gate, with what it counted and said."""
     plan = gate_options.GatePlan(
@@ -190,7 +190,7 @@ def row(
         candidates=(str(model),),
         limits=Limits(drop_pp=limit),
         data=data,
-        sight=sight,
+        override=override,
         backends=("openvino",),
     )
     found = gate.gate(plan, progress=quiet).gate
@@ -254,9 +254,9 @@ def main() -> int:
     }
     kept = folder / "rows.json"  # an interrupted run goes on where it stopped
     results = json.loads(kept.read_text()) if kept.exists() else []
-    for net, name, make_file, sight in cases(arguments.data, folder, fp32):
+    for net, name, make_file, override in cases(arguments.data, folder, fp32):
         if not any((r["baseline"], r["candidate"]) == (net, name) for r in results):
-            results.append({"baseline": net, **row(name, baselines[net], make_file(), sight, data, arguments.limit)})
+            results.append({"baseline": net, **row(name, baselines[net], make_file(), override, data, arguments.limit)})
             store.write_json(kept, results)
             print(json.dumps(results[-1]), flush=True)
         document["results"] = results

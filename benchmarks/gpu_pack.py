@@ -103,7 +103,9 @@ def lowered(source: Artifact, precision: Precision, calibration: str, out: Path)
 def pack_network(name: str, out: Path, img_size: int | None) -> list[dict[str, Any]]:
     """One ImageNet network in three precisions, without weights."""
     work = out / f".{name}.onnx"
-    source = export.to_onnx(Request(model=name, sight=PreprocessingOverride(img_size=img_size)), work, progress=quiet)
+    source = export.to_onnx(
+        Request(model=name, override=PreprocessingOverride(img_size=img_size)), work, progress=quiet
+    )
     model = onnx.load(work)
     give_seeded_weights(model)
     onnx.save(model, work)

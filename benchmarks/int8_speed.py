@@ -46,7 +46,7 @@ Silent: Callable[..., None] = lambda *_: None  # noqa: E731
 
 def fusion(network: str, folder: Path) -> dict[str, Any]:
     """Counts of convolutions and residual additions, and how OpenVINO runs them."""
-    request = Request(model=network, sight=PreprocessingOverride(img_size=FUSION_SIZE))
+    request = Request(model=network, override=PreprocessingOverride(img_size=FUSION_SIZE))
     source = export.to_onnx(request, folder / f"{network}.onnx", progress=Silent)
     plan = calibration.CalibrationPlan(data="synthetic:2")
     int8 = lower.lower(source, "int8", "openvino", plan, folder / f"{network}.int8.onnx", progress=Silent)

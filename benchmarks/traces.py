@@ -72,7 +72,7 @@ def candidates_of(cell: Cell) -> dict[str, interleaved.Candidate]:
     plan = calibration.CalibrationPlan(data=f"synthetic:{calibration.SYNTHETIC_SAMPLES}")
 
     def one(label: str, size: int) -> interleaved.Candidate:
-        request = Request(model=cell.model, weights="random", sight=PreprocessingOverride(img_size=size))
+        request = Request(model=cell.model, weights="random", override=PreprocessingOverride(img_size=size))
         source = candidates.source_for(request, cell.backend, cell.precision, plan, progress=Silent)
         return candidates.candidate(source, cell.backend, label=label)
 

@@ -43,7 +43,7 @@ def ours(name: str, size: int, batch_size: int, turns: int, precision: Any):
         plan=loop.Plan(epochs=1, batch_size=batch_size, precision=precision), lr=0.1,
         group=distributed.Group(), net=net,
         optimizer=recipes.optimizer(net, "fast"), average=recipes.Average(net, steps), teacher=None,
-        sight=spec.preprocessing, augmentation="shift", steps=steps, history=[],
+        preprocessing=spec.preprocessing, augmentation="shift", steps=steps, history=[],
     )  # fmt: skip
     for step in steps_of(samples, batch_size, 0, 0, "shift"):
         for group in run.optimizer.param_groups:

@@ -261,7 +261,7 @@ def _request(model: PathOrName, options: ModelOptions) -> Request:
         weights=options.get("weights", "random"),
         classes=options.get("classes"),
         seed=options.get("seed", 0),
-        sight=model_string.PreprocessingOverride.of(options),
+        override=model_string.PreprocessingOverride.of(options),
         trust_engine=options.get("trust_engine", False),
     )
     model_string.refuse_missing([request])

@@ -133,8 +133,8 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     }
     words = {"backend": "auto", "on_inconclusive": "warn", "channels": "bgr", "labels": ["a", "b"]}
     plan = gate_options.plan_of("a.npz", ["b.npz"], **{**named, **words, "mean": (0.1,), "std": (0.2,)})
-    assert (plan.sight.img_size, plan.sight.mean, plan.sight.std) == (0.5, (0.1,), (0.2,))
-    assert (plan.sight.channels, plan.sight.labels) == ("BGR", ("a", "b"))
+    assert (plan.override.img_size, plan.override.mean, plan.override.std) == (0.5, (0.1,), (0.2,))
+    assert (plan.override.channels, plan.override.labels) == ("BGR", ("a", "b"))
     with pytest.raises(UsageError, match="channels is 'grb'"):
         gate_options.plan_of("a.npz", ["b.npz"], channels="grb")  # type: ignore[arg-type]
 

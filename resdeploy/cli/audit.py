@@ -40,7 +40,9 @@ def audit(
     from resdeploy.report import documents
     from resdeploy.verbs import audit
 
-    request = options.request(model, options.sight(img_size), weights=weights, seed=seed, trust_engine=trust_engine)
+    request = options.request(
+        model, options.preprocessing_override(img_size), weights=weights, seed=seed, trust_engine=trust_engine
+    )
     plan = audit.AuditPlan(
         times=times,
         against=against,
@@ -52,6 +54,6 @@ def audit(
     )
     calibration = CalibrationPlan(data=calib_data, seed=seed)
     with live_view.progress(quiet=quiet) as progress:
-        found = audit.audit(request, plan, calibration, progress=progress)
-    console.emit(documents.audit(found, environment.capture()), fmt, output, quiet=quiet)
-    raise typer.Exit(EXIT[found.verdict.state])
+        audited = audit.audit(request, plan, calibration, progress=progress)
+    console.emit(documents.audit(audited, environment.capture()), fmt, output, quiet=quiet)
+    raise typer.Exit(EXIT[audited.verdict.state])

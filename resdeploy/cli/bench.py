@@ -93,9 +93,9 @@ def bench(
     from resdeploy.report import documents
     from resdeploy.verbs import bench
 
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
     requests = [
-        options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
+        options.request(name, override, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in (model or ["resnet50"])
     ]
     plan = bench.BenchPlan(
@@ -130,7 +130,7 @@ def bench(
         console.note("what was measured so far: resdeploy show", quiet=quiet)
         raise
     if scope == "jpeg" or calib_data:
-        console.tell_sight(requests, [source.model for source in result.sources], quiet=quiet)
+        console.tell_preprocessing(requests, [source.model for source in result.sources], quiet=quiet)
     console.announce(*result.sources, quiet=quiet)
     outcomes = one_run.summaries(result.outcomes)
     document = documents.bench(outcomes, result.comparisons, environment.capture(), notes=result.notes)

@@ -47,7 +47,7 @@ def build(
     from resdeploy.deploy import build, candidates, export, model_string
 
     with live_view.progress(quiet=quiet) as progress:
-        source = export.to_onnx(options.request(model, options.sight(img_size)), progress=progress)
+        source = export.to_onnx(options.request(model, options.preprocessing_override(img_size)), progress=progress)
         name, why = choose.pick(backend, source.precision, running=False)
         if backend == "auto":
             console.tell_choice(name, why, quiet=quiet)

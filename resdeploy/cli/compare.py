@@ -31,11 +31,11 @@ def compare(
     from resdeploy.report import documents
     from resdeploy.verbs import compare
 
-    found = compare.compare(baseline, candidate, noise_pct=noise, seed=seed)
-    for warning in found.warnings:
+    comparison = compare.compare(baseline, candidate, noise_pct=noise, seed=seed)
+    for warning in comparison.warnings:
         console.note(f"warning: {warning}", quiet=quiet)
     console.emit(
-        documents.compare(found.changes, (*found.warnings, *found.notes), environment.capture()),
+        documents.compare(comparison.changes, (*comparison.warnings, *comparison.notes), environment.capture()),
         fmt,
         output,
         quiet=quiet,

@@ -194,7 +194,7 @@ def tell_choice(backend: BackendName, why: str, *, quiet: bool = False) -> None:
     note(f"{backend} {version} (auto{f': {why}' if verbosity else ''})", quiet=quiet)
 
 
-def tell_sight(
+def tell_preprocessing(
     requests: Iterable[Request], specs: Iterable[ModelSpec | None], change: str | None = None, *, quiet: bool = False
 ) -> None:
     """Says what the models see of an image, who says so, and what changes it (None: the usual options).

@@ -82,7 +82,7 @@ def cost(
 
     untimed = "--duration and --max-time are of the timing that --measure adds", "Add --measure, or leave them out"
     refuse((not measure and (duration, max_time) != (DURATION_S, vocabulary.MAX_TIME_S), *untimed))
-    requests = [options.request(name, options.sight(img_size), classes=classes) for name in model]
+    requests = [options.request(name, options.preprocessing_override(img_size), classes=classes) for name in model]
     sizes = options.positive_integers(batch_size, "--batch-size")
     plan = cost.CostPlan(
         convention=convention,

@@ -54,9 +54,9 @@ def evaluate(
     from resdeploy.report import documents
     from resdeploy.verbs import evaluate
 
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
     requests = [
-        options.request(name, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
+        options.request(name, override, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
         for name in model
     ]
     refuse(
@@ -90,7 +90,7 @@ def evaluate(
         for request in requests:
             results.append(evaluate.evaluate(request, plan, calibration, progress=progress))
             console.announce(results[-1].source, quiet=quiet)
-    console.tell_sight(requests, [result.source.model for result in results], quiet=quiet)
+    console.tell_preprocessing(requests, [result.source.model for result in results], quiet=quiet)
     if predictions is not None:
         prediction_files.save(results[0].predictions, predictions)
     names = model_string.names(requests)

@@ -28,8 +28,8 @@ def export(
     """
     from resdeploy.deploy import export, model_string, pixel_input
 
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, override, weights=weights, classes=classes, seed=seed)
     out = output or Path(f"{model_string.stem(model)}.onnx")
     with live_view.progress(quiet=quiet) as progress:
         if input_type == "uint8":

@@ -143,17 +143,17 @@ def gate(
         for side in (baseline, *candidate):
             console.name_program(side)
         with live_view.progress(quiet=quiet) as progress:
-            found = gate.gate(plan, progress=progress)
-        document = documents.gate(found.gate, environment.capture(), on_inconclusive=on_inconclusive)
-    console.chosen(backend, [source.precision for source in found.sources], quiet=quiet)
+            outcome = gate.gate(plan, progress=progress)
+        document = documents.gate(outcome.gate, environment.capture(), on_inconclusive=on_inconclusive)
+    console.chosen(backend, [source.precision for source in outcome.sources], quiet=quiet)
     if data is not None:
         models = [side for side in (baseline, *candidate) if Path(side).suffix not in prediction_files.SUFFIXES]
-        requests = [model_string.Request(model=side, sight=plan.sight) for side in models]
-        console.tell_sight(requests, [source.model for source in found.sources], quiet=quiet)
-    console.announce(*found.sources, quiet=quiet)
+        requests = [model_string.Request(model=side, override=plan.override) for side in models]
+        console.tell_preprocessing(requests, [source.model for source in outcome.sources], quiet=quiet)
+    console.announce(*outcome.sources, quiet=quiet)
     files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
     console.publish(document, fmt, output, files, github=github, quiet=quiet)
-    state = found.gate.verdict.state
+    state = outcome.gate.verdict.state
     if state == "inconclusive" and on_inconclusive == "warn":
         console.note("warning: the verdict is inconclusive; exit 0, since --on-inconclusive is warn", quiet=quiet)
         return

@@ -20,5 +20,5 @@ def init(
     """
     from resdeploy.verbs import init
 
-    request = options.request(model, options.sight(None), weights=weights, classes=classes)
+    request = options.request(model, options.preprocessing_override(None), weights=weights, classes=classes)
     console.print_text(init.init(request, data))

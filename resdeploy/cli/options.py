@@ -284,7 +284,7 @@ def steps(names: Collection[str]) -> tuple[Step, ...]:
     return tuple(step for step in STEPS if step in names)
 
 
-def sight(
+def preprocessing_override(
     img_size: str | None,
     resize: int | None = None,
     interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] | None = None,
@@ -339,7 +339,7 @@ def names_in(path: Path) -> tuple[str, ...]:
 
 def request(
     model: str,
-    sight: PreprocessingOverride,
+    override: PreprocessingOverride,
     *,
     weights: str = "random",
     classes: int | None = None,
@@ -350,4 +350,6 @@ def request(
     from resdeploy.deploy.model_string import Request
 
     console.name_program(model)
-    return Request(model=model, weights=weights, classes=classes, seed=seed, sight=sight, trust_engine=trust_engine)
+    return Request(
+        model=model, weights=weights, classes=classes, seed=seed, override=override, trust_engine=trust_engine
+    )

@@ -48,8 +48,8 @@ def predict(
     from resdeploy.verbs import predict
 
     files = predict.paths_of(images)
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, override, weights=weights, classes=classes, seed=seed, trust_engine=trust_engine)
     plan = predict.PredictPlan(backend=backend, precision=precision, batch_size=batch_size, threads=threads)
     calibration = CalibrationPlan(data=calib_data, samples=calib_samples, portable=portable, seed=seed)
     with (

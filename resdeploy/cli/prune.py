@@ -61,8 +61,8 @@ def prune(
         (train_data is not None and not epochs, "--train-data are images to fine-tune on", "Add --epochs 1"),
         (lr != vocabulary.ADAPTING_LR and not epochs, "--lr is that of the fine-tuning", "Add --epochs 1"),
     )
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, override, weights=weights, classes=classes, seed=seed)
     plan = prune.PrunePlan(
         data=data,
         budget=Budget(max_drop_pp=max_drop, confidence=confidence, blocks=blocks),
@@ -77,7 +77,7 @@ def prune(
     )
     with live_view.progress(quiet=quiet) as progress:
         outcome = prune.prune(request, plan, output, progress=progress)
-    console.tell_sight([request], [outcome.artifact.model], quiet=quiet)
+    console.tell_preprocessing([request], [outcome.artifact.model], quiet=quiet)
     console.announce(outcome.artifact, quiet=quiet)
     console.wrote(outcome.artifact, quiet=quiet)
     console.emit(pruning.prune_document(outcome, environment.capture()), fmt)

@@ -59,8 +59,8 @@ def quantize(
     from resdeploy.report import mixed
     from resdeploy.verbs import quantize
 
-    sight = options.sight(img_size, resize, interpolation, mean, std, channels, labels)
-    request = options.request(model, sight, weights=weights, classes=classes, seed=seed)
+    override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
+    request = options.request(model, override, weights=weights, classes=classes, seed=seed)
     plan = calibration.CalibrationPlan(
         data=calib_data,
         samples=calib_samples,
@@ -82,7 +82,7 @@ def quantize(
         if input_type == "uint8":
             source = pixel_input.uint8_input(source)
         if calib_data or data:
-            console.tell_sight([request], [source.model], quiet=quiet)
+            console.tell_preprocessing([request], [source.model], quiet=quiet)
         done = quantize.quantize(source, precision, form, plan, out, wanted, progress=progress)
     console.announce(done.artifact, quiet=quiet)
     console.wrote(done.artifact, quiet=quiet)

@@ -57,7 +57,7 @@ def run(
         )
     if wanted.data is not None:
         requests, specs = [Request(model=wanted.model)], [source.model for source in result.bench.sources]
-        console.tell_sight(requests, specs, "the profile", quiet=quiet)
+        console.tell_preprocessing(requests, specs, "the profile", quiet=quiet)
     console.announce(*result.bench.sources, quiet=quiet)
     document = documents.run(wanted.name, run.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)

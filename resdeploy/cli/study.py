@@ -90,7 +90,9 @@ def lesion(
     from resdeploy.measure import environment
     from resdeploy.study import lesion
 
-    requests = [options.request(name, options.sight(img_size), weights=weights, seed=seed) for name in models]
+    requests = [
+        options.request(name, options.preprocessing_override(img_size), weights=weights, seed=seed) for name in models
+    ]
     plan = lesion.LesionPlan(data=data, images=images, repeats=repeats, seed=seed)
     with live_view.progress(quiet=quiet) as progress:
         report = lesion.study_lesions(requests, plan, progress=progress)

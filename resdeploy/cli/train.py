@@ -85,8 +85,8 @@ def train(
     """
     from resdeploy.verbs import train
 
-    sight = options.sight(img_size, resize, None, mean, std)
-    request = options.request(model, sight, weights=weights, seed=seed)
+    override = options.preprocessing_override(img_size, resize, None, mean, std)
+    request = options.request(model, override, weights=weights, seed=seed)
     how = train.TrainOptions(
         data=data, epochs=epochs, recipe=recipe, lr=lr, batch_size=batch_size, accumulate=accumulate,
         hold_out=hold_out, augmentation=augmentation, precision=precision, threads=threads, resume=resume,
@@ -95,7 +95,7 @@ def train(
     epochs = 0
 
     def sees(spec: "ModelSpec") -> None:
-        console.tell_sight([request], [spec], "--img-size, --resize, --mean or --std", quiet=quiet)
+        console.tell_preprocessing([request], [spec], "--img-size, --resize, --mean or --std", quiet=quiet)
 
     def watch(line: str) -> None:
         nonlocal epochs

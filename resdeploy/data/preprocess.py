@@ -122,7 +122,11 @@ def fingerprint(spec: Preprocessing) -> str:
 
     Who normalises, the model or its caller, makes no difference to what the model sees.
     """
-    sight = replace(spec, dtype="float32")
+    as_floats = replace(spec, dtype="float32")
     return store.fingerprint(
-        {"spec": sight, "pillow": PIL.__version__, "jpeg": features.version("libjpeg_turbo") or features.version("jpg")}
+        {
+            "spec": as_floats,
+            "pillow": PIL.__version__,
+            "jpeg": features.version("libjpeg_turbo") or features.version("jpg"),
+        }
     )

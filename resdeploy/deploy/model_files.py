@@ -45,7 +45,7 @@ def open_model(request: Request) -> Artifact:
         artifact = _foreign_onnx(path)
     if artifact.model is None:
         raise UsageError(f"the sidecar of {path} holds no model description", fix="Name the ONNX file it was made from")
-    spec = request.sight.apply_to(artifact.model)
+    spec = request.override.apply_to(artifact.model)
     if 0 in spec.input_shape:
         raise UsageError(f"{path} does not fix the size of its images", fix="Add --img-size")
     return dataclasses.replace(artifact, model=spec)
@@ -57,7 +57,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
     Raises:
         UsageError: the option that is missing.
     """
-    path, size = Path(request.model), request.sight.size
+    path, size = Path(request.model), request.override.size
     assert request.compiler is not None
     compiler = backends.load(request.compiler)
     if compiler.PROGRAM:
@@ -80,7 +80,7 @@ def foreign_engine(request: Request, precision: Precision | None) -> Artifact:
         format=compiler.FORMAT,
         precision=precision,
         sha256=store.digest(path),
-        model=request.sight.apply_to(spec) if request.sight.mean else spec,
+        model=request.override.apply_to(spec) if request.override.mean else spec,
         weights=Weights(source=path.name),
         notes=(note,),
     )

@@ -289,7 +289,7 @@ class Request:
     weights: str = "random"
     classes: int | None = None
     seed: int = 0
-    sight: PreprocessingOverride = PreprocessingOverride()
+    override: PreprocessingOverride = PreprocessingOverride()
     trust_engine: bool = False  # run an engine although it was downloaded
 
     @property
@@ -309,7 +309,7 @@ class Request:
             says = f"{package}'s configuration" if package in ("timm", "torchvision") else "the default"
         else:
             says = "the zoo" if isinstance(self.named, ZooName) else "the file's record"
-        return f"{says} with {', '.join(self.sight.options)}" if self.sight.given else says
+        return f"{says} with {', '.join(self.override.options)}" if self.override.given else says
 
     @property
     def random(self) -> bool:

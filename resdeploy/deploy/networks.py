@@ -50,7 +50,7 @@ def resolve(request: Request) -> Network:
     if isinstance(request.named, CheckpointFile):
         return _checkpoint_network(request)
     foreign.permit(request.model)  # the one place: a request holds what was typed
-    size = request.sight.size
+    size = request.override.size
     spec = zoo.spec(
         request.model,
         classes=request.classes,
@@ -66,7 +66,7 @@ def resolve(request: Request) -> Network:
                 f"{path} was trained for {stored.classes} classes, not {request.classes}", fix="Leave --classes out"
             )
         spec = stored
-    return Network(spec=request.sight.apply_to(spec), weights=record, path=path, code=_factory_code(request.model))
+    return Network(spec=request.override.apply_to(spec), weights=record, path=path, code=_factory_code(request.model))
 
 
 def _factory_code(model: str) -> str | None:
@@ -109,4 +109,4 @@ def _checkpoint_network(request: Request) -> Network:
             fix=f"Name its network: resdeploy export MODEL --weights {shlex.quote(str(path))}",
         )
     record = Weights(source=path.name, sha256=sha256)
-    return Network(spec=request.sight.apply_to(spec), weights=record, path=path)
+    return Network(spec=request.override.apply_to(spec), weights=record, path=path)

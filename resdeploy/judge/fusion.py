@@ -402,8 +402,8 @@ def _block_checks(blocks: Sequence[BlockAudit], asked: str) -> list[Check]:
 
 def _all(states: Iterable[bool | None]) -> bool | None:
     """Whether all hold: one that does not decides, one that is not known leaves it open."""
-    found = set(states)
-    return False if False in found else None if None in found else True
+    states_seen = set(states)
+    return False if False in states_seen else None if None in states_seen else True
 
 
 def _at_edge(layer: Layer, intent: Intent, bindings: Sequence[str]) -> bool:

@@ -36,8 +36,8 @@ def decided_after(
         UsageError: the limit or the confidence is outside its range.
     """
     accuracy.refuse_limits(max_drop_pp, confidence=confidence)
-    found = eprocess.decide(outcomes, max_drop_pp / 100, tail=(1 - confidence) / candidates)
-    return None if found is None else found.images
+    decision = eprocess.decide(outcomes, max_drop_pp / 100, tail=(1 - confidence) / candidates)
+    return None if decision is None else decision.images
 
 
 def judge(
@@ -64,9 +64,9 @@ def judge(
     """
     accuracy.refuse_limits(max_drop_pp, confidence=confidence)
     tail = (1 - confidence) / candidates
-    found = eprocess.decide(outcomes, max_drop_pp / 100, tail=tail)
+    decision = eprocess.decide(outcomes, max_drop_pp / 100, tail=tail)
     low, high = (100 * end for end in eprocess.bounds(outcomes, max_drop_pp / 100, tail=tail))
-    state: State = "inconclusive" if found is None else "pass" if found.within else "fail"
+    state: State = "inconclusive" if decision is None else "pass" if decision.within else "fail"
     seen = _Seen(
         lost=int(pair.lost.sum()),
         gained=int(pair.gained.sum()),

@@ -182,10 +182,10 @@ def _holm(reliable: Sequence[int], tail: float, holds: Callable[[int, float], bo
     """Holm's step-down by bounds instead of p-values (Holm, Scand. J. Statist. 6 (1979) 65-70)."""
     left = list(reliable)
     while left:
-        found = next((k for k in left if holds(k, tail / len(left))), None)
-        if found is None:
+        held = next((k for k in left if holds(k, tail / len(left))), None)
+        if held is None:
             break
-        left.remove(found)
+        left.remove(held)
     return set(reliable) - set(left)
 
 

@@ -108,35 +108,35 @@ def disturbances(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     """What disturbed the time between two snapshots, one sentence each with its remedy."""
     wall_s = max(after.clock_s - before.clock_s, 1e-9)
     capacity_s = wall_s * max(after.cores, 1)
-    found = []
+    disturbances = []
     if before.busy_s is not None and after.busy_s is not None:
         others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / capacity_s
         if others > OTHER_LOAD_SHARE:
-            found.append(
+            disturbances.append(
                 f"other processes took {others:.0%} of the usable cores during the run; stop them and measure again"
             )
     if before.stolen_s is not None and after.stolen_s is not None:
         stolen = (after.stolen_s - before.stolen_s) / capacity_s
         if stolen > WITHHELD_SHARE:
-            found.append(f"the hypervisor took {stolen:.0%} of the usable cores; measure on a dedicated machine")
+            disturbances.append(f"the hypervisor took {stolen:.0%} of the usable cores; measure on a dedicated machine")
     if before.throttled_s is not None and after.throttled_s is not None:
         withheld = (after.throttled_s - before.throttled_s) / wall_s
         if withheld > WITHHELD_SHARE:
             periods = (after.throttled or 0) - (before.throttled or 0)
-            found.append(
+            disturbances.append(
                 f"the container's CPU quota stopped the run in {periods} periods ({withheld:.0%} of its time); "
                 "use fewer --threads or a larger quota"
             )
     if before.thermal is not None and after.thermal is not None and after.thermal > before.thermal:
-        found.append(
+        disturbances.append(
             f"the processor was slowed {after.thermal - before.thermal} times for its heat; cool it, or let it rest"
         )
     if after.clock_limit is not None and after.clock_limit < CLOCK_LIMIT_SHARE:
-        found.append(
+        disturbances.append(
             f"a core's clock is limited to {after.clock_limit:.0%} of what it can do; "
             "raise scaling_max_freq, or look for what lowered it"
         )
-    return (*found, *nvml.disturbances(before.gpu, after.gpu))
+    return (*disturbances, *nvml.disturbances(before.gpu, after.gpu))
 
 
 def _text(path: Path) -> str | None:
@@ -190,10 +190,10 @@ def _clock_limit(root: Path) -> float | None:
 def _versions() -> dict[str, str]:
     """Of what decides a measurement besides the model; what is absent is left out."""
     vendors = [package for name in sorted(BACKENDS) for package in backends.load(name).PACKAGES]
-    found = {}
+    versions = {}
     for package in ("numpy", "onnx", *vendors, "timm", "pillow"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -119,11 +119,11 @@ def _inside(low: float, high: float, *, log: bool, whole: bool) -> list[float]:
     """Round numbers on an axis, as few as say something."""
     if log:
         for mantissas in MANTISSAS:
-            found = [tick for tick in _powers(low, high, mantissas) if low <= tick <= high]
-            if len(found) >= LEAST_TICKS:
-                return found
-    found = [tick for tick in ticks(low, high) if low <= tick <= high and not (whole and tick % 1)]
-    return found if len(found) >= LEAST_TICKS else [low, (low + high) / 2, high]
+            shown = [tick for tick in _powers(low, high, mantissas) if low <= tick <= high]
+            if len(shown) >= LEAST_TICKS:
+                return shown
+    shown = [tick for tick in ticks(low, high) if low <= tick <= high and not (whole and tick % 1)]
+    return shown if len(shown) >= LEAST_TICKS else [low, (low + high) / 2, high]
 
 
 def _text(words: str) -> str:
@@ -147,10 +147,10 @@ def decades(low: float, high: float) -> list[float]:
         candidates = _powers(low, high, mantissas)
         below = [tick for tick in candidates if tick <= low * (1 + 1e-9)]
         above = [tick for tick in candidates if tick >= high * (1 - 1e-9)]
-        found = [tick for tick in candidates if below[-1] <= tick <= above[0]]
-        if len(found) > LEAST_TICKS:
-            return found
-    return found
+        shown = [tick for tick in candidates if below[-1] <= tick <= above[0]]
+        if len(shown) > LEAST_TICKS:
+            return shown
+    return shown
 
 
 def _powers(low: float, high: float, mantissas: Sequence[float]) -> list[float]:

@@ -150,13 +150,13 @@ def predict(answered: Answered, environment: Environment) -> Json:
     return document("predict", environment, rows, **of, ms_per_image=times_ms, notes=[note])
 
 
-def gate(found: Gate, environment: Environment, *, on_inconclusive: OnInconclusive = "fail") -> Json:
+def gate(gated: Gate, environment: Environment, *, on_inconclusive: OnInconclusive = "fail") -> Json:
     """`gate`: the verdict, the checks it is made of, and of each candidate the classes and images that changed.
 
     What was not decided stays `inconclusive`, whatever the job was told to make of it.
     """
     checks, reported, candidates, flips, flipped, classes = [], [], [], [], [], []
-    for one in found.judged:
+    for one in gated.judged:
         name = one.candidate.name
         checks += [{"candidate": name, **check_row(check)} for check in one.verdict.checks]
         reported += [{"candidate": name, **reported_row(row)} for row in one.verdict.reported]
@@ -174,22 +174,22 @@ def gate(found: Gate, environment: Environment, *, on_inconclusive: OnInconclusi
         checks,
         answers=[
             answer
-            for one in found.judged
+            for one in gated.judged
             for check in one.verdict.checks
-            if (answer := sentences.judged(check, one.candidate.name, found.baseline.name)) is not None
+            if (answer := sentences.judged(check, one.candidate.name, gated.baseline.name)) is not None
         ],
-        verdict=found.verdict.state,
+        verdict=gated.verdict.state,
         on_inconclusive=on_inconclusive,
-        confidence=found.confidence,
+        confidence=gated.confidence,
         checks=checks,
         reported=reported,
-        baseline=dataclasses.asdict(found.baseline),
+        baseline=dataclasses.asdict(gated.baseline),
         candidates=candidates,
         flips=flips,
         # A table shows the first ones: each candidate has its turn, and the largest drop of all comes first.
         flipped=[flip for turn in itertools.zip_longest(*flipped) for flip in turn if flip is not None],
         classes=sorted(classes, key=lambda row: -row["drop_pp"]),
-        notes=list(found.notes),
+        notes=list(gated.notes),
     )
 
 
@@ -314,8 +314,8 @@ def doctor(
 ) -> Json:
     """`doctor`: what each backend says, the machine, and what the TensorRT that is installed can do."""
     rows = [
-        {"backend": name, **dataclasses.asdict(found), "builds": found.ok or found.builds}
-        for name, found in survey.items()
+        {"backend": name, **dataclasses.asdict(diagnosis), "builds": diagnosis.ok or diagnosis.builds}
+        for name, diagnosis in survey.items()
     ]
     able = [{"name": name, "has": has} for name, has in (engine or {}).items()]
     machine = [{"name": k, "value": v} for k, v in _facts(environment)]
@@ -330,25 +330,25 @@ def run(profile: str, rows: Iterable[RunRow], verdict: Verdict | None, environme
     checks: list[Json] = []
     reported: list[Json] = []
     for row in rows:
-        found = bench_row(row.outcome)
-        found |= score_row(row.score)
+        result = bench_row(row.outcome)
+        result |= score_row(row.score)
         if row.score is not None:
-            found["notes"] = [*found["notes"], *row.score.repeats.notes]
-        found |= {"speedup": None, "speedup_ci95": None, "speedup_ci99": None, "drop_pp": None, "verdict": None}
+            result["notes"] = [*result["notes"], *row.score.repeats.notes]
+        result |= {"speedup": None, "speedup_ci95": None, "speedup_ci99": None, "drop_pp": None, "verdict": None}
         if row.comparison is not None:
             comparison = comparison_row(row.comparison)
             comparisons.append(comparison)
             if row.comparison.valid:
-                found |= {key: comparison[key] for key in ("speedup", "speedup_ci95", "speedup_ci99")}
+                result |= {key: comparison[key] for key in ("speedup", "speedup_ci95", "speedup_ci99")}
         if row.verdict is not None:
-            found["verdict"] = row.verdict.state
-            checks += [{"subject": found["label"], **check_row(check)} for check in row.verdict.checks]
-            reported += [{"subject": found["label"], **reported_row(one)} for one in row.verdict.reported]
+            result["verdict"] = row.verdict.state
+            checks += [{"subject": result["label"], **check_row(check)} for check in row.verdict.checks]
+            reported += [{"subject": result["label"], **reported_row(one)} for one in row.verdict.reported]
             drop = next((check for check in row.verdict.checks if check.name == "top1"), None)
             if drop is not None:
-                found |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
-        found["audit"] = row.audit.verdict.state if row.audit is not None else None
-        results.append(found)
+                result |= {"drop_pp": finite(drop.observed), "drop_ci_pp": finite_interval(drop.interval)}
+        result["audit"] = row.audit.verdict.state if row.audit is not None else None
+        results.append(result)
     return document(
         "run",
         environment,

@@ -85,17 +85,17 @@ def _cell(column: Column, row: Row) -> str:
 
 def _fit(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> _Fit:
     """The columns that there is room for, the titles of those left out, and how many columns became headings."""
-    found, left_out = _drop(columns, rows, width)
-    if width is None or _total(found) <= width:
-        return found, left_out, 0
-    if (wrapped := _wrap(found, width, most_lines=2)) is not None:
+    kept, left_out = _drop(columns, rows, width)
+    if width is None or _total(kept) <= width:
+        return kept, left_out, 0
+    if (wrapped := _wrap(kept, width, most_lines=2)) is not None:
         return wrapped, left_out, 0
     leading = next((k for k, column in enumerate(columns) if column.role not in ("name", "common")), len(columns) - 1)
     for called in range(1, leading + 1):
-        found, left_out = _drop(columns[called:], rows, width - GAP)
-        if (wrapped := _wrap(found, width - GAP)) is not None:
+        kept, left_out = _drop(columns[called:], rows, width - GAP)
+        if (wrapped := _wrap(kept, width - GAP)) is not None:
             return wrapped, left_out, called
-    return found, left_out, leading
+    return kept, left_out, leading
 
 
 def _drop(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> tuple[tuple[Strip, ...], _Titles]:
@@ -138,20 +138,20 @@ def _fold_strip(strip: Strip, width: int, *, cells_too: bool = True) -> Strip:
 
 def _wrap(strips: Sequence[Strip], width: int, *, most_lines: int | None = None) -> tuple[Strip, ...] | None:
     """Cells wrapped too, the widest column first; None: a word is too long for that, or a cell too high."""
-    found = list(strips)
+    folded = list(strips)
     closed: set[int] = set()  # those that cannot be narrower
-    while _total(found) > width:
-        open_ones = [k for k in range(len(found)) if k not in closed]
+    while _total(folded) > width:
+        open_ones = [k for k in range(len(folded)) if k not in closed]
         if not open_ones:
             return None
-        widest = max(open_ones, key=lambda k: found[k].width)
-        narrower = _fold_strip(found[widest], found[widest].width - 1)
-        if narrower.width >= found[widest].width:
+        widest = max(open_ones, key=lambda k: folded[k].width)
+        narrower = _fold_strip(folded[widest], folded[widest].width - 1)
+        if narrower.width >= folded[widest].width:
             closed.add(widest)
         else:
-            found[widest] = narrower
-    high = most_lines is not None and any(len(cell) > most_lines for strip in found for cell in strip.cells)
-    return None if high else tuple(found)
+            folded[widest] = narrower
+    high = most_lines is not None and any(len(cell) > most_lines for strip in folded for cell in strip.cells)
+    return None if high else tuple(folded)
 
 
 def _total(strips: Sequence[Strip]) -> int:

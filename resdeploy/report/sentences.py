@@ -65,7 +65,7 @@ def judged(check: Check, candidate: str, baseline: str) -> str | None:
 SIGHT_OPTIONS = "--img-size, --resize, --interpolation, --mean or --std"
 
 
-def sight(seen: Preprocessing) -> str:
+def preprocessing(seen: Preprocessing) -> str:
     """What a network sees of an image, step by step: size, resizing, crop, normalisation, layout."""
     height, width = seen.size
     if seen.resize is None:
@@ -90,7 +90,7 @@ def seen_by(specs: Iterable[ModelSpec], says: str, change: str = SIGHT_OPTIONS) 
     ways: dict[str, dict[str, None]] = {}
     for spec in specs:
         if spec.preprocessing is not None:
-            ways.setdefault(sight(spec.preprocessing), {})[spec.name] = None
+            ways.setdefault(preprocessing(spec.preprocessing), {})[spec.name] = None
     return [
         f"{', '.join(names)} {'see' if len(names) > 1 else 'sees'} {way}; from {says}; change it with {change}"
         for way, names in ways.items()

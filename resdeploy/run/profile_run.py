@@ -110,7 +110,7 @@ class ProfileRun:
             std=profile.std,
         )
         request = Request(
-            model=profile.model, weights=profile.weights, classes=profile.classes, seed=profile.seed, sight=override
+            model=profile.model, weights=profile.weights, classes=profile.classes, seed=profile.seed, override=override
         )
         if profile.epochs and profile.data is not None:
             trained = self.train(request, profile.data)
@@ -181,7 +181,7 @@ class ProfileRun:
                 "prune",
                 "model.pruned.fp32.onnx",
                 ("prune", fp32.sha256, drop_pp, seed, signatures, versions),
-                lambda path: prune.cut(fp32, data, drop_pp, seed, path, progress=self.progress),
+                lambda path: prune.prune_unjudged(fp32, data, drop_pp, seed, path, progress=self.progress),
             )
         except NothingRemoved as e:
             self.note(f"prune_drop_pp: {e.what}; the whole network is taken")

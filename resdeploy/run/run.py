@@ -130,13 +130,13 @@ def _answer_in_order(
     )
     shown = [variant.candidate for variant in others]
     answered = answer_in_order.answer(reference.candidate, shown, plan, progress=progress)
-    found = {one.candidate.label: answer for one, answer in zip(others, answered, strict=True)}
+    answers_by_label = {one.candidate.label: answer for one, answer in zip(others, answered, strict=True)}
     longest = max((answer.pair.baseline for answer in answered), key=lambda seen: len(seen.labels))
-    answers = {label: answer.pair.candidate for label, answer in found.items()}
+    answers = {label: answer.pair.candidate for label, answer in answers_by_label.items()}
     answers[reference.candidate.label] = longest
     return (
         tuple(dataclasses.replace(one, predictions=answers.get(one.candidate.label)) for one in variants),
-        {label: answer.verdict for label, answer in found.items()},
+        {label: answer.verdict for label, answer in answers_by_label.items()},
     )
 
 

@@ -129,7 +129,7 @@ def study_depths(
     train_data, test_data = datasets.training_images(plan.data)
 
     def spec_of(name: str) -> ModelSpec:
-        request = Request(model=name, sight=PreprocessingOverride(img_size=plan.img_size))
+        request = Request(model=name, override=PreprocessingOverride(img_size=plan.img_size))
         return train.spec_for(networks.resolve(request).spec, train_data)
 
     trainings = train_networks(spec_of, train_data, test_data, plan, folder=folder, progress=progress, watch=watch)

@@ -101,7 +101,7 @@ class Subject:
     name: str
     net: ResNet
     images: Dataset
-    sight: Preprocessing
+    preprocessing: Preprocessing
 
 
 def _admit(requests: Sequence[Request], plan: LesionPlan) -> list[Subject]:
@@ -121,7 +121,7 @@ def _admit(requests: Sequence[Request], plan: LesionPlan) -> list[Subject]:
         assert network.spec.preprocessing is not None
         sample = datasets.choose(datasets.align(images, network.spec.labels), plan.images, plan.seed)
         name = model_string.stem(model)
-        subjects.append(Subject(name=name, net=net, images=sample, sight=network.spec.preprocessing))
+        subjects.append(Subject(name=name, net=net, images=sample, preprocessing=network.spec.preprocessing))
     return subjects
 
 
@@ -142,8 +142,8 @@ def _problems(model: str, network: networks.Network) -> Iterator[tuple[bool, str
 
 
 def _operate(one: Subject, plan: LesionPlan, progress: Progress) -> NetworkLesions:
-    samples, notes = load_to_judge(one.images, one.sight, progress=progress)
-    patient, name = Patient(one.net, samples, one.sight), one.name
+    samples, notes = load_to_judge(one.images, one.preprocessing, progress=progress)
+    patient, name = Patient(one.net, samples, one.preprocessing), one.name
     counts = [count for count in COUNTS if count <= len(patient.keeping)]
     error, single = patient.delete_each(lambda done, total: progress(f"{name}: one block", done, total))
     return NetworkLesions(
@@ -163,8 +163,8 @@ def _operate(one: Subject, plan: LesionPlan, progress: Progress) -> NetworkLesio
 class Patient:
     """A trained network and the images that its lesions are judged on."""
 
-    def __init__(self, net: ResNet, samples: Samples, sight: Preprocessing) -> None:
-        self.net, self.samples, self.sight = net.eval(), samples, sight
+    def __init__(self, net: ResNet, samples: Samples, preprocessing: Preprocessing) -> None:
+        self.net, self.samples, self.preprocessing = net.eval(), samples, preprocessing
         self.blocks = blocks_of(net)
         self.names = tuple(self.blocks)
 
@@ -247,7 +247,7 @@ class Patient:
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         for start in range(0, len(self.samples), BATCH):
             part = slice(start, start + BATCH)
-            yield normalise(self.samples.pixels[part], self.sight), self.samples.labels[part]
+            yield normalise(self.samples.pixels[part], self.preprocessing), self.samples.labels[part]
 
     def _stem(self, x: Tensor) -> Tensor:
         result: Tensor = self.net.maxpool(self.net.relu(self.net.bn1(self.net.conv1(x))))

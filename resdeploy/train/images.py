@@ -44,14 +44,16 @@ class Samples:
         return len(self.labels)
 
 
-def load(data: Dataset, sight: Preprocessing, progress: Progress | None = None) -> tuple[Samples, tuple[str, ...]]:
+def load(
+    data: Dataset, preprocessing: Preprocessing, progress: Progress | None = None
+) -> tuple[Samples, tuple[str, ...]]:
     """All readable images of a data set, and the others, `id: reason`.
 
     Raises:
         MalformedInput: no image can be read.
         OutOfMemory: more pixels than fit.
     """
-    images = datasets.load_pixels(data, sight, progress=progress)
+    images = datasets.load_pixels(data, preprocessing, progress=progress)
     samples = Samples(
         pixels=torch.from_numpy(images.values),
         labels=torch.from_numpy(data.labels[images.indices]),
@@ -62,13 +64,13 @@ def load(data: Dataset, sight: Preprocessing, progress: Progress | None = None) 
 
 
 def load_to_judge(
-    data: Dataset, sight: Preprocessing, learned: Collection[str] = (), progress: Progress | None = None
+    data: Dataset, preprocessing: Preprocessing, learned: Collection[str] = (), progress: Progress | None = None
 ) -> tuple[Samples, tuple[str, ...]]:
     """Images that a figure may be taken from, each once and none that was learned from; and notes on what is left out.
 
     Args:
         data: the images.
-        sight: how the network sees them.
+        preprocessing: how the network sees them.
         learned: content hashes of those that the network learns from.
         progress: what is being done.
 
@@ -77,7 +79,7 @@ def load_to_judge(
         MalformedInput: no image can be read, or every one has several labels.
         OutOfMemory: more pixels than fit.
     """
-    samples, unread = load(data, sight, progress)
+    samples, unread = load(data, preprocessing, progress)
     counted, copies = repeats.count_each_once(samples.ids, samples.labels.numpy(), samples.contents)
     shared = [samples.ids[k] for k in counted if samples.contents[k] in learned]
     counted = np.array([k for k in counted if samples.contents[k] not in learned], np.int64)
@@ -124,11 +126,11 @@ def steps_of(samples: Samples, batch_size: int, seed: int, epoch: int, augmentat
         yield Step(number=epoch * per_epoch + i, pixels=pixels, labels=samples.labels[indices])
 
 
-def usual_augmentation(data: Dataset, sight: Preprocessing) -> Augmentation:
+def usual_augmentation(data: Dataset, preprocessing: Preprocessing) -> Augmentation:
     """What is usual for such images: no mirrored digits, random crops of photographs, shifts of small images."""
     if data.name == "digits":
         return "shift-only"
-    return "crop" if min(sight.size) >= 96 else "shift"
+    return "crop" if min(preprocessing.size) >= 96 else "shift"
 
 
 def augment(images: Tensor, how: Augmentation, random: torch.Generator) -> Tensor:

@@ -110,7 +110,7 @@ class _Run:
     optimizer: torch.optim.SGD
     average: recipes.Average | None
     teacher: nn.Module | None
-    sight: Preprocessing
+    preprocessing: Preprocessing
     augmentation: Augmentation
     steps: int
     history: list[state.Epoch]
@@ -228,24 +228,24 @@ def _split(task: Task) -> tuple[Dataset, Dataset | None]:
 
 def _load(task: Task, progress: Progress | None) -> _Images:
     """The images to learn from, to judge every epoch on, and to judge on at the end."""
-    sight = task.spec.preprocessing
-    assert sight is not None
+    preprocessing = task.spec.preprocessing
+    assert preprocessing is not None
     learn_from, judge_epochs_on = _split(task)
-    learned, unread = load(learn_from, sight, progress)
+    learned, unread = load(learn_from, preprocessing, progress)
     known, held_out, notes = set(learned.contents), None, [f"left out of training, unreadable: {n}" for n in unread]
     if judge_epochs_on is not None:
-        held_out, left_out = load_to_judge(judge_epochs_on, sight, known, progress)
+        held_out, left_out = load_to_judge(judge_epochs_on, preprocessing, known, progress)
         notes += left_out
     if held_out is not None and task.plan.hold_out:  # the best epoch is chosen on them
         known |= set(held_out.contents)
-    test, left_out = load_to_judge(task.test_data, sight, known, progress)
+    test, left_out = load_to_judge(task.test_data, preprocessing, known, progress)
     return _Images(learned=learned, held_out=held_out, test=test, notes=(*notes, *left_out))
 
 
 def _start(task: Task, images: Samples, group: distributed.Group) -> _Run:
     """A new training."""
-    sight, plan = task.spec.preprocessing, task.plan
-    assert sight is not None
+    preprocessing, plan = task.spec.preprocessing, task.plan
+    assert preprocessing is not None
     plan = replace(plan, batch_size=min(plan.batch_size, len(images)), precision=plan.precision or _precision(group))
     if plan.accumulate * group.size > plan.batch_size:
         raise UsageError(
@@ -267,8 +267,8 @@ def _start(task: Task, images: Samples, group: distributed.Group) -> _Run:
         optimizer=recipes.optimizer(net, plan.recipe),
         average=recipes.Average(net, steps) if plan.recipe == "fast" else None,
         teacher=None if task.teacher is None else copy.deepcopy(task.teacher).to(**placement).eval(),
-        sight=sight,
-        augmentation=plan.augmentation or usual_augmentation(task.train_data, sight),
+        preprocessing=preprocessing,
+        augmentation=plan.augmentation or usual_augmentation(task.train_data, preprocessing),
         steps=steps,
         history=[],
         whole=whole,
@@ -295,7 +295,7 @@ def _top1_before(run: _Run, task: Task, test: Samples, progress: Progress | None
     """
     if task.initial is None or not run.whole or task.teacher is not None:
         return None
-    return evaluate(run.net, test, run.sight, run.group, progress)[1]
+    return evaluate(run.net, test, run.preprocessing, run.group, progress)[1]
 
 
 def _settings(run: _Run, task: Task) -> dict[str, Any]:
@@ -352,7 +352,7 @@ def _step(run: _Run, parallel: Any, step: Step) -> tuple[float, int]:
     for i, part in enumerate(mine):
         of_part = slice(part[0], part[-1] + 1)
         pixels, labels = step.pixels[of_part].to(group.device), step.labels[of_part].to(group.device)
-        x = normalise(pixels, run.sight).to(next(run.net.parameters()).dtype)
+        x = normalise(pixels, run.preprocessing).to(next(run.net.parameters()).dtype)
         last = i == len(mine) - 1
         synchronised: Any = parallel.no_sync() if group.size > 1 and not last else contextlib.nullcontext()
         with synchronised:
@@ -385,7 +385,7 @@ def _check_finite(loss: float, step: int, lr: float, out: Path) -> None:
 def _judge_epoch(run: _Run, line: state.Epoch, held_out: Samples, task: Task) -> state.Epoch:
     """The epoch with its figures on the held-out images; its network is kept if none was better, and they are ours."""
     net = run.network_to_judge()
-    loss, top1 = evaluate(net, held_out, run.sight, run.group)
+    loss, top1 = evaluate(net, held_out, run.preprocessing, run.group)
     best = max((line.held_out_top1 or 0.0 for line in run.history), default=-1.0)
     if run.plan.hold_out and top1 > best and run.group.writes:
         checks = {"held_out_top1": top1, "epoch": float(line.epoch)}
@@ -403,7 +403,7 @@ def best_path(out: Path) -> Path:
 def evaluate(
     net: nn.Module,
     samples: Samples,
-    sight: Preprocessing,
+    preprocessing: Preprocessing,
     group: distributed.Group | None = None,
     progress: Progress | None = None,
 ) -> tuple[float, float]:
@@ -416,7 +416,7 @@ def evaluate(
     for start in range(0, len(mine), EVALUATION_BATCH):
         indices = torch.tensor(mine[start : start + EVALUATION_BATCH])
         labels = samples.labels[indices].to(group.device)
-        logits: Tensor = net(normalise(samples.pixels[indices].to(group.device), sight).to(kind))
+        logits: Tensor = net(normalise(samples.pixels[indices].to(group.device), preprocessing).to(kind))
         loss += float(F.cross_entropy(logits, labels, reduction="sum"))
         correct += int((logits.argmax(1) == labels).sum())
         if progress is not None:
@@ -430,7 +430,7 @@ def _finish(
 ) -> Artifact:
     """Judges the network on the test images and writes it; `before`: what it began with reached on them."""
     net, out = run.network_to_judge(), task.out
-    _, top1 = evaluate(net, test, run.sight, run.group, progress)
+    _, top1 = evaluate(net, test, run.preprocessing, run.group, progress)
     weights = Weights(source=f"trained:{task.train_data.name}", seed=run.plan.seed)
     if not run.group.writes:
         return Artifact(

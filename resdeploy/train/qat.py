@@ -60,7 +60,7 @@ class _Distillation:
     scales: list[Parameter]  # of the student's activations: the logarithms of factors on them
     teacher: Graph  # the FP32 file
     samples: Samples
-    sight: Preprocessing
+    preprocessing: Preprocessing
     plan: Plan
     augmentation: Augmentation
 
@@ -128,12 +128,12 @@ def _prepare(
 ) -> tuple[_Distillation, tuple[str, ...]]:
     """Both files as graphs in torch, and the images in memory; and those that cannot be read, `id: reason`."""
     assert start.model is not None and start.model.preprocessing is not None  # noqa: PT018 (both at once)
-    sight = start.model.preprocessing
+    preprocessing = start.model.preprocessing
     # A CPU file that is not tied to VNNI has its weights in 7 bits.
     reduced = start.target not in NVIDIA and start.machine is None
     student = Graph(quantized, weight_limit=ranges.REDUCED_RANGE if reduced else ranges.FULL_RANGE)
     original = Graph(program.read(files.load_model(Path(teacher.path))))
-    samples, unread = load(images, sight, progress)
+    samples, unread = load(images, preprocessing, progress)
     methods = start.calibration.methods if start.calibration is not None else {}
     weights, scales = student.groups([tensor for tensor, method in methods.items() if method == "exact"])
     distillation = _Distillation(
@@ -142,9 +142,9 @@ def _prepare(
         scales=scales,
         teacher=original,
         samples=samples,
-        sight=sight,
+        preprocessing=preprocessing,
         plan=plan,
-        augmentation=plan.augmentation or usual_augmentation(images, sight),
+        augmentation=plan.augmentation or usual_augmentation(images, preprocessing),
     )
     return distillation, unread
 
@@ -155,7 +155,7 @@ def _inputs_to_compare(distillation: _Distillation) -> list[NDArray[Any]]:
     height, width, channels = samples.pixels.shape[1:]
     most = fidelity.images_to_compare(channels * height * width)
     indices = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:most]
-    return list(normalise(samples.pixels[indices], distillation.sight).contiguous().numpy())
+    return list(normalise(samples.pixels[indices], distillation.preprocessing).contiguous().numpy())
 
 
 def _distil(
@@ -197,7 +197,7 @@ def _optimizer(distillation: _Distillation) -> torch.optim.Adam:
 
 def _step(distillation: _Distillation, optimizer: torch.optim.Adam, step: Step) -> float:
     """One step of the optimizer; the batch's loss before it."""
-    x = normalise(step.pixels, distillation.sight)
+    x = normalise(step.pixels, distillation.preprocessing)
     with torch.no_grad():
         targets = distillation.teacher(x)
     loss = F.mse_loss(distillation.student(x), targets)

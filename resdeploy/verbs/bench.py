@@ -123,8 +123,8 @@ def bench(
             equal_within=plan.equal_within,
             timeout_s=plan.timeout_s,
         )
-        found = one_run.compare_rows(rows, outcomes, equal_within=plan.equal_within)
-    return dataclasses.replace(found, outcomes=(*failures, *found.outcomes), notes=waited)
+        comparison = one_run.compare_rows(rows, outcomes, equal_within=plan.equal_within)
+    return dataclasses.replace(comparison, outcomes=(*failures, *comparison.outcomes), notes=waited)
 
 
 def _most_like(cell: _Cell, others: Sequence[_Cell]) -> tuple[str, ...]:
@@ -208,10 +208,10 @@ def _images(plan: BenchPlan) -> tuple[Path, ...]:
     assert plan.data is not None
     items = datasets.open_dataset(plan.data, need_labels=False).items
     files = [item for item in items if isinstance(item, Path)] if isinstance(items, tuple) else []
-    found = tuple(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
-    if not found:
+    photographs = tuple(path for path in files if path.suffix.lower() in (".jpg", ".jpeg"))[:IMAGES]
+    if not photographs:
         raise UsageError(f"{plan.data} holds no JPEG files", fix="Name a folder in ImageFolder layout")
-    return found
+    return photographs
 
 
 def _cells(requests: Sequence[Request], plan: BenchPlan) -> Iterator[_Cell]:

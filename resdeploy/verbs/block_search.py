@@ -123,7 +123,7 @@ def prune(
     )
 
 
-def cut(
+def prune_unjudged(
     source: Artifact,
     choosing: Dataset,
     judged_on: int,

@@ -69,8 +69,8 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
     benches = [results.is_bench(Path(name)) for name in (plan.baseline, *plan.candidates)]
     refuse_contradictions(plan, benches)
     if all(benches):
-        found = judge_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
-        return GateRun(gate=found)
+        outcome = judge_saved(plan.baseline, plan.candidates, plan.limits, confidence=plan.confidence, seed=plan.seed)
+        return GateRun(gate=outcome)
     if len(plan.backends) > 1 and not all(map(is_saved, (plan.baseline, *plan.candidates))):
         # `auto` beside the backend that it picks is one candidate, not two.
         picked = dict.fromkeys(choose.pick(name, "fp32", running=_runs(plan))[0] for name in plan.backends)
@@ -89,24 +89,24 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
     baseline, answered = _pair_answers(baseline, candidates, plan, progress)
     judged, notes = _judge(baseline, answered, plan, progress)
     candidates = [one.side for one in answered]
-    found = Gate(
+    outcome = Gate(
         baseline=_subject(baseline),
         judged=judged,
         confidence=plan.confidence,
         notes=notes,
     )
     if plan.update_baseline:
-        found = _update(plan, found, candidates[0])
+        outcome = _update(plan, outcome, candidates[0])
     models = [side.source for side in (baseline, *candidates) if side.source is not None]
-    return GateRun(gate=found, sources=tuple(models))
+    return GateRun(gate=outcome, sources=tuple(models))
 
 
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateSide:
     """A model's file and, where there are images, its predictions; or saved predictions alone."""
     if is_saved(given):
-        found = prediction_files.load(Path(given))
-        pairs.refuse_leak(found)
-        return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=found)
+        predictions = prediction_files.load(Path(given))
+        pairs.refuse_leak(predictions)
+        return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=predictions)
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = _request(given, plan)
@@ -127,7 +127,7 @@ def _runs(plan: GatePlan) -> bool:
 
 
 def _request(given: str, plan: GatePlan) -> Request:
-    return Request(model=given, seed=plan.seed, sight=plan.sight, trust_engine=plan.trust_engine)
+    return Request(model=given, seed=plan.seed, override=plan.override, trust_engine=plan.trust_engine)
 
 
 def _name_apart(sides: Sequence[GateSide]) -> list[GateSide]:
@@ -175,11 +175,11 @@ def _answer_in_order(
     from resdeploy.verbs import answer_in_order  # it brings the image decoder
 
     shown = [_runnable(side, plan) for side in (baseline, *candidates)]
-    found = answer_in_order.answer(shown[0], shown[1:], plan, progress=progress)
-    longest = max((one.pair.baseline for one in found), key=lambda seen: len(seen.labels))
+    answers = answer_in_order.answer(shown[0], shown[1:], plan, progress=progress)
+    longest = max((one.pair.baseline for one in answers), key=lambda seen: len(seen.labels))
     return dataclasses.replace(baseline, predictions=longest), [
         _Answered(side=dataclasses.replace(side, predictions=one.pair.candidate), pair=one.pair, accuracy=one.verdict)
-        for side, one in zip(candidates, found, strict=True)
+        for side, one in zip(candidates, answers, strict=True)
     ]
 
 
@@ -207,7 +207,7 @@ def _judge(
     for one, verdict in zip(answered, verdicts, strict=True):
         answer = Judged(candidate=_subject(one.side), verdict=verdict)
         judged.append(answer if one.pair is None else _with_images(answer, one.side, one.pair, plan, progress))
-    notes = (*_notes(baseline, candidates, plan.sight), *_kernel_notes(baseline, runs))
+    notes = (*_notes(baseline, candidates, plan.override), *_kernel_notes(baseline, runs))
     return tuple(judged), tuple(dict.fromkeys(notes))
 
 
@@ -283,12 +283,12 @@ def _explain(one: Judged, side: GateSide, pair: pairs.Pair, plan: GatePlan, prog
         return one
     from resdeploy.verbs import misread_input
 
-    if found := misread_input.cause(_runnable(side, plan), pair, plan.data, progress=progress):
-        first = dataclasses.replace(first, note=f"{first.note} {found}.")
+    if cause := misread_input.cause(_runnable(side, plan), pair, plan.data, progress=progress):
+        first = dataclasses.replace(first, note=f"{first.note} {cause}.")
     return dataclasses.replace(one, verdict=dataclasses.replace(one.verdict, checks=(first, *others)))
 
 
-def _notes(baseline: GateSide, candidates: Sequence[GateSide], sight: PreprocessingOverride) -> list[str]:
+def _notes(baseline: GateSide, candidates: Sequence[GateSide], override: PreprocessingOverride) -> list[str]:
     """What must be known of the comparison as a whole."""
     return [
         *(
@@ -296,15 +296,15 @@ def _notes(baseline: GateSide, candidates: Sequence[GateSide], sight: Preprocess
             for side in candidates
             if baseline.backend == side.backend and _content(baseline) == _content(side)
         ),
-        *_notes_on_sight(baseline, sight),
+        *_notes_on_preprocessing(baseline, override),
         *_notes_on_differences(baseline, candidates),
         *(note for side in (baseline, *candidates) for note in _notes_on_images(side)),
     ]
 
 
-def _notes_on_sight(baseline: GateSide, sight: PreprocessingOverride) -> list[str]:
+def _notes_on_preprocessing(baseline: GateSide, override: PreprocessingOverride) -> list[str]:
     """That both sides saw images in another way than their files say."""
-    asked = {name: value for name, value in dataclasses.asdict(sight).items() if value is not None}
+    asked = {name: value for name, value in dataclasses.asdict(override).items() if value is not None}
     if not asked or baseline.source is None:
         return []
     told = ", ".join(f"{name} {value}" for name, value in asked.items())
@@ -398,7 +398,7 @@ def _row(label: str, source: Artifact, backend: BackendName, plan: GatePlan) -> 
 
 
 def _subject(side: GateSide) -> Subject:
-    found, source = side.predictions, side.source
+    predictions, source = side.predictions, side.source
     subject = Subject(name=side.name, model=side.given)
     if source is not None:
         subject = dataclasses.replace(
@@ -408,21 +408,21 @@ def _subject(side: GateSide) -> Subject:
             precision=source.precision,
             backend=side.backend or "",
         )
-    if found is None:
+    if predictions is None:
         return subject
     subject = dataclasses.replace(
         subject,
-        sha256=subject.sha256 or found.sha256,
-        data=found.data,
-        data_fingerprint=found.data_fingerprint,
-        preprocessing_fingerprint=found.preprocessing_fingerprint,
-        images=len(found.labels),
+        sha256=subject.sha256 or predictions.sha256,
+        data=predictions.data,
+        data_fingerprint=predictions.data_fingerprint,
+        preprocessing_fingerprint=predictions.preprocessing_fingerprint,
+        images=len(predictions.labels),
     )
-    if found.origin is None:
+    if predictions.origin is None:
         return subject
-    told = {name: getattr(found.origin, name) for name in ("weights", "precision", "backend")}
+    told = {name: getattr(predictions.origin, name) for name in ("weights", "precision", "backend")}
     kept = {name: getattr(subject, name) or value for name, value in told.items()}
-    return dataclasses.replace(subject, machine=found.origin.machine, tools=found.origin.tools, **kept)
+    return dataclasses.replace(subject, machine=predictions.origin.machine, tools=predictions.origin.tools, **kept)
 
 
 def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> GateRun:
@@ -433,8 +433,8 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     measured = _measure(candidate, [candidate], alone, progress, confidence=plan.confidence, seed=plan.seed)
     run = measured.get(candidate.name)
     seen = _look_at(candidate, None, run, alone)
-    (found,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
-    checks = found.checks
+    (judged,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
+    checks = judged.checks
     good = all(check.state == "pass" for check in checks)
     if good:
         prediction_files.save(candidate.predictions, Path(plan.baseline))
@@ -454,12 +454,12 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     return GateRun(gate=Gate(baseline=subject, judged=(judged,), confidence=plan.confidence), sources=models)
 
 
-def _update(plan: GatePlan, found: Gate, candidate: GateSide) -> Gate:
+def _update(plan: GatePlan, judged: Gate, candidate: GateSide) -> Gate:
     """Stores the candidate as the new baseline if it passes, and says what was done."""
     assert candidate.predictions is not None
-    if found.verdict.state == "pass":
+    if judged.verdict.state == "pass":
         prediction_files.save(candidate.predictions, Path(plan.baseline))
         note = f"{plan.baseline} was replaced by the predictions of {candidate.name}"
     else:
         note = f"{plan.baseline} was left as it is; remove it to accept {candidate.name} all the same"
-    return dataclasses.replace(found, notes=(*found.notes, note))
+    return dataclasses.replace(judged, notes=(*judged.notes, note))

@@ -24,7 +24,7 @@ class GatePlan:
     candidates: tuple[str, ...]
     limits: Limits
     data: str | None = None
-    sight: PreprocessingOverride = field(default_factory=PreprocessingOverride)
+    override: PreprocessingOverride = field(default_factory=PreprocessingOverride)
     skip_bad: bool = False
     sequential: bool = False  # images in random order until the drop is decided
     confidence: float = 0.95
@@ -89,7 +89,7 @@ def plan_of(baseline: str, candidates: Sequence[str], **options: Unpack[GateOpti
         candidates=tuple({Path(name).resolve(): name for name in candidates}.values()),  # one named twice is one
         limits=limits,
         data=options.get("data"),
-        sight=PreprocessingOverride.of(options),
+        override=PreprocessingOverride.of(options),
         skip_bad=options.get("skip_bad", False),
         sequential=options.get("sequential", False),
         confidence=options.get("confidence", GatePlan.confidence),

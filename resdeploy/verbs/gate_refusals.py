@@ -97,7 +97,7 @@ def _refused_of_data(plan: GatePlan, models: Sequence[str]) -> tuple[Refusal, ..
             "Add --data DIR",
         ),
         (
-            not models and (plan.data is not None or plan.sight != PreprocessingOverride()),
+            not models and (plan.data is not None or plan.override != PreprocessingOverride()),
             "--data and how images are seen say nothing of saved results, which are of images of their own",
             "Leave them out, or name a model",
         ),

@@ -2,8 +2,8 @@
 
 Candidates form a ladder from the most exact to the one with every layer in INT8. It is made without looking at the
 images that judge: from what each layer costs alone (`quantize.sensitivity`, on the calibration images). Errors of
-different layers are nearly independent, so their noise adds up, and a rung leaves in float those layers that give most
-noise for the arithmetic they take until a given share of the noise is left.
+different layers are nearly independent, so their noise adds up, and each mix leaves in float those layers that give
+most noise for the arithmetic they take until a given share of the noise is left.
 
 The judging goes down the ladder and ends with the first candidate that is not shown to be within the budget. Such a
 fixed sequence, its order chosen beforehand, keeps the chance of any wrong pass at `1 - confidence` without a
@@ -23,7 +23,7 @@ from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Failure, Measurement, Mixed, Predictions, Progress, Sensitivity
 from resdeploy.vocabulary import MAX_TIME_S
 
-# Noise left, as a share of the noise of INT8 everywhere: halved from rung to rung, 3 dB of the logits each.
+# Noise left, as a share of the noise of INT8 everywhere: halved from one mix to the next, 3 dB of the logits each.
 SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 
@@ -37,7 +37,7 @@ def ladder(layers: Sequence[Sensitivity], macs: Mapping[str, int]) -> tuple[Mixe
     single = [layer for layer in layers if layer.kind != "block"]
     total = math.fsum(layer.noise for layer in single)
     first = sorted(single, key=lambda layer: -layer.noise / max(macs.get(layer.name, 1), 1))
-    rungs = [Mixed(label="fp16", precision="fp16", keep_float=(), noise_share=0.0)]
+    mixes = [Mixed(label="fp16", precision="fp16", keep_float=(), noise_share=0.0)]
     for share in (*SHARES, 1.0):
         kept: list[str] = []
         left = total
@@ -48,20 +48,20 @@ def ladder(layers: Sequence[Sensitivity], macs: Mapping[str, int]) -> tuple[Mixe
             left -= layer.noise
         label = f"int8, {len(kept)} in fp32" if kept else "int8"
         names = {layer.name for layer in single if layer.name in kept}
-        rung = Mixed(
+        mix = Mixed(
             label=label,
             precision="int8",
             keep_float=tuple(layer.name for layer in single if layer.name in names),
             noise_share=max(left, 0.0) / total if total else 0.0,
         )
         # All layers in float would be no INT8 model.
-        if len(kept) < len(single) and rung.keep_float not in [other.keep_float for other in rungs[1:]]:
-            rungs.append(rung)
-    return tuple(rungs)
+        if len(kept) < len(single) and mix.keep_float not in [other.keep_float for other in mixes[1:]]:
+            mixes.append(mix)
+    return tuple(mixes)
 
 
-def judge_rungs(
-    rungs: Sequence[Mixed],
+def judge_mixes(
+    mixes: Sequence[Mixed],
     baseline: Predictions,
     predict: Callable[[Mixed], Predictions],
     *,
@@ -69,18 +69,18 @@ def judge_rungs(
     confidence: float,
 ) -> tuple[Mixed, ...]:
     """Down the ladder until one is not shown to be within the budget; the rest stays unjudged."""
-    found: list[Mixed] = []
-    for rung in rungs:
-        if found and (found[-1].check is None or found[-1].check.state != "pass"):
-            found.append(rung)
+    judged: list[Mixed] = []
+    for mix in mixes:
+        if judged and (judged[-1].check is None or judged[-1].check.state != "pass"):
+            judged.append(mix)
             continue
-        verdict = accuracy.judge(baseline, predict(rung), max_drop_pp=max_drop_pp, confidence=confidence)
-        found.append(replace(rung, check=next(check for check in verdict.checks if check.name == "top1")))
-    return tuple(found)
+        verdict = accuracy.judge(baseline, predict(mix), max_drop_pp=max_drop_pp, confidence=confidence)
+        judged.append(replace(mix, check=next(check for check in verdict.checks if check.name == "top1")))
+    return tuple(judged)
 
 
-def time_rungs(
-    rungs: Sequence[Mixed],
+def time_mixes(
+    mixes: Sequence[Mixed],
     baseline: Candidate,
     built: Callable[[Mixed], Candidate],
     *,
@@ -93,11 +93,11 @@ def time_rungs(
 
     Where none is within the budget, the one with the least certain drop among those judged is chosen, untimed.
     """
-    passed = [rung for rung in rungs if rung.check is not None and rung.check.state == "pass"]
+    passed = [mix for mix in mixes if mix.check is not None and mix.check.state == "pass"]
     if not passed:
-        best = min((rung for rung in rungs if rung.check is not None), key=_most_lost)
-        return tuple(replace(rung, chosen=rung is best) for rung in rungs)
-    rivals = [built(rung) for rung in passed]
+        best = min((mix for mix in mixes if mix.check is not None), key=_most_lost)
+        return tuple(replace(mix, chosen=mix is best) for mix in mixes)
+    rivals = [built(mix) for mix in passed]
     outcomes = interleaved.run(
         [baseline, *rivals],
         interleaved.Schedule(duration_s=duration_s, seed=seed, max_time_s=max_time_s),
@@ -105,29 +105,29 @@ def time_rungs(
         questions=[interleaved.Question(baseline=baseline.label, candidate=rival.label) for rival in rivals],
     )
     times = {outcome.label: outcome for outcome in outcomes if isinstance(outcome, Measurement)}
-    found = [_with_times(rung, times.get(rung.label), times.get(baseline.label)) for rung in rungs]
-    measurable = [rung for rung in found if rung.summary is not None]
+    timed = [_with_times(mix, times.get(mix.label), times.get(baseline.label)) for mix in mixes]
+    measurable = [mix for mix in timed if mix.summary is not None]
     if not measurable:
         interleaved.measurement_or_raise(next(outcome for outcome in outcomes if isinstance(outcome, Failure)))
     fastest = min(measurable, key=_p50_s)
-    return tuple(replace(rung, chosen=rung is fastest) for rung in found)
+    return tuple(replace(mix, chosen=mix is fastest) for mix in timed)
 
 
-def _with_times(rung: Mixed, measured: Measurement | None, fp32: Measurement | None) -> Mixed:
+def _with_times(mix: Mixed, measured: Measurement | None, fp32: Measurement | None) -> Mixed:
     if measured is None:
-        return rung
+        return mix
     speedup = None if fp32 is None else summary.compare(fp32, measured)
-    return replace(rung, summary=summary.summarise(measured), speedup=speedup)
+    return replace(mix, summary=summary.summarise(measured), speedup=speedup)
 
 
-def _p50_s(rung: Mixed) -> float:
-    assert rung.summary is not None
-    p50_s = rung.summary.latency_s["p50"]
+def _p50_s(mix: Mixed) -> float:
+    assert mix.summary is not None
+    p50_s = mix.summary.latency_s["p50"]
     assert p50_s is not None
     return p50_s
 
 
-def _most_lost(rung: Mixed) -> float:
+def _most_lost(mix: Mixed) -> float:
     """The largest drop that the images leave possible, in points."""
-    assert rung.check is not None
-    return rung.check.interval[1] if rung.check.interval is not None else math.inf
+    assert mix.check is not None
+    return mix.check.interval[1] if mix.check.interval is not None else math.inf

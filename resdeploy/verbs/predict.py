@@ -63,7 +63,7 @@ class Predictor:
         self.backend: BackendName = candidate.backend
         self.precision: Precision = candidate.artifact.precision
         self._candidate = candidate
-        self._sight: Preprocessing = run_images.require_preprocessing(self.spec.preprocessing, candidate)
+        self._preprocessing: Preprocessing = run_images.require_preprocessing(self.spec.preprocessing, candidate)
         self._lock = threading.Lock()
         self._lane = Lane(candidate.backend)
         try:
@@ -145,7 +145,7 @@ class Predictor:
         rows, unreadable, answering_s = [], list[str](), 0.0
         ahead = max(DECODED, self._candidate.execution.batch_size)
         with self._lock:
-            for batch in loading.batches(given, self._sight, ahead, progress=progress):
+            for batch in loading.batches(given, self._preprocessing, ahead, progress=progress):
                 asked = time.perf_counter()
                 rows.append(run_images.require_finite(self._lane.predict(batch.inputs), self._candidate))
                 answering_s += time.perf_counter() - asked

@@ -133,7 +133,9 @@ def _outcome(pruned: block_search.Pruned, written: Artifact, costs: tuple[Cost, 
     )
 
 
-def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *, progress: Progress) -> Artifact:
+def prune_unjudged(
+    source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *, progress: Progress
+) -> Artifact:
     """An FP32 ONNX file without the blocks that training images can spare; the test images are not looked at.
 
     Raises:
@@ -147,7 +149,7 @@ def cut(source: Artifact, data: str, max_drop_pp: float, seed: int, out: Path, *
     budget = block_search.Budget(max_drop_pp=max_drop_pp)
     return store.publish(
         out,
-        lambda path: block_search.cut(
+        lambda path: block_search.prune_unjudged(
             source, choosing, len(test_data), budget, predict=_predict, out=path, progress=progress
         ),
     )
@@ -204,7 +206,7 @@ class _Tuner:
         from resdeploy.models import weights, zoo
         from resdeploy.train import loop
 
-        start = _cut(self.request, removed, self.folder / "cut.safetensors")
+        start = _checkpoint_without(self.request, removed, self.folder / "start.safetensors")
         assert start.model is not None
         network = networks.resolve(self.request)
         teacher = weights.create(network.spec, network.path, seed=self.request.seed)
@@ -223,7 +225,7 @@ class _Tuner:
         return from_torch.export(module, self.trained.model, self.folder / "tuned.onnx", weights=self.trained.weights)
 
 
-def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str, ...] = ()) -> Artifact:
+def _checkpoint_without(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str, ...] = ()) -> Artifact:
     """The request's network without these blocks, as a checkpoint."""
     from resdeploy.models import resnet, weights
 
@@ -240,7 +242,7 @@ def _cut(request: Request, removed: tuple[str, ...], out: Path, notes: tuple[str
 def _write_checkpoint(request: Request, pruned: block_search.Pruned, tuner: _Tuner | None, out: Path) -> Artifact:
     notes = pruned.artifact.notes
     if tuner is None or tuner.trained is None:
-        return _cut(request, pruned.removed, out, notes)
+        return _checkpoint_without(request, pruned.removed, out, notes)
     return store.copy_to(tuner.trained, out, notes=notes)
 
 

@@ -186,14 +186,14 @@ def _search(
         pairs.refuse_leak(replace(baseline, origin=replace(baseline.origin, calibration=seen.calibration)))
         layers = _try_layers(seen, plan, progress)
         macs = {layer.name: layer.macs for layer in _costs(seen)}
-        judged = precision_ladder.judge_rungs(
+        judged = precision_ladder.judge_mixes(
             precision_ladder.ladder(layers, macs),
             baseline,
             bench.predictions,
             max_drop_pp=wanted.max_drop_pp,
             confidence=wanted.confidence,
         )
-        timed = precision_ladder.time_rungs(
+        timed = precision_ladder.time_mixes(
             judged,
             bench.candidate(None),
             bench.candidate,
@@ -202,7 +202,7 @@ def _search(
             seed=plan.seed,
             progress=progress,
         )
-        chosen = next(rung for rung in timed if rung.chosen)
+        chosen = next(mix for mix in timed if mix.chosen)
         made = bench.file_of(chosen.label)
         fidelity.refuse_lost(made, force=plan.force)
         artifact = _keep(made, chosen, wanted, baseline.repeats.notes, out)
@@ -231,25 +231,25 @@ class _Bench:
         """The ONNX file of a candidate that was made before."""
         return self.made[label]
 
-    def _onnx(self, rung: Mixed) -> Artifact:
+    def _onnx(self, mix: Mixed) -> Artifact:
         from resdeploy.quantize import ptq
 
-        if rung.label not in self.made:
+        if mix.label not in self.made:
             path = self._next(".onnx")
-            if rung.precision == "int8":
+            if mix.precision == "int8":
                 portable = self.plan.portable_here()
-                options = ptq.FileOptions(portable=portable, keep_float=rung.keep_float, force=True)
+                options = ptq.FileOptions(portable=portable, keep_float=mix.keep_float, force=True)
                 made = ptq.write(self.seen, path, options)
             else:
                 made = lower.lower(
-                    self.seen.source, rung.precision, self.seen.target, self.plan, path, progress=self.progress
+                    self.seen.source, mix.precision, self.seen.target, self.plan, path, progress=self.progress
                 )
-            self.made[rung.label] = made
-        return self.made[rung.label]
+            self.made[mix.label] = made
+        return self.made[mix.label]
 
-    def candidate(self, rung: Mixed | None, *, batch_size: int = 1) -> Candidate:
+    def candidate(self, mix: Mixed | None, *, batch_size: int = 1) -> Candidate:
         """Built for the target's backend."""
-        source, label = (self.seen.source, "fp32") if rung is None else (self._onnx(rung), rung.label)
+        source, label = (self.seen.source, "fp32") if mix is None else (self._onnx(mix), mix.label)
         return candidates.candidate(
             source, _backend_of(self.seen.target), label=label, batch_size=batch_size, make=self._build
         )
@@ -257,10 +257,10 @@ class _Bench:
     def _build(self, source: Artifact, backend: BackendName, execution: Execution) -> Artifact:
         return build.build_in_lane(source, backend, execution, self._next(build.suffix_of(backend)))
 
-    def predictions(self, rung: Mixed | None) -> Predictions:
+    def predictions(self, mix: Mixed | None) -> Predictions:
         """On the judging images."""
         return run_images.predict_test_split(
-            self.candidate(rung, batch_size=BATCH_SIZE), self.data, progress=self.progress
+            self.candidate(mix, batch_size=BATCH_SIZE), self.data, progress=self.progress
         )
 
     def _next(self, suffix: str) -> Path:

@@ -70,13 +70,13 @@ def _in_common(
     before: results.SavedBench, after: results.SavedBench
 ) -> list[tuple[results.SavedRow, results.SavedRow]]:
     """As `results.in_common`; nothing in common is an error."""
-    found = results.in_common(before.rows, after.rows)
-    if not found:
+    common = results.in_common(before.rows, after.rows)
+    if not common:
         raise UsageError(
             f"{before.path} and {after.path} have no row of the same model, backend, precision and batch size",
             fix="Measure the same rows on both sides",
         )
-    return found
+    return common
 
 
 def _judge_unmatched(
@@ -86,13 +86,13 @@ def _judge_unmatched(
 ) -> list[Judged]:
     """What only one side measured, or a candidate failed at: a gate does not pass what it has not seen."""
     olds, news = {id(old) for old, _ in common}, {id(new) for _, new in common}
-    found = [(label, f"failed in {after.path}") for label in after.failed]
-    found += [
+    missing = [(label, f"failed in {after.path}") for label in after.failed]
+    missing += [
         (row.label, f"is not in {after.path}")
         for row in before.rows
         if id(row) not in olds and row.label not in after.failed
     ]
-    found += [(row.label, f"is not in {before.path}") for row in after.rows if id(row) not in news]
+    missing += [(row.label, f"is not in {before.path}") for row in after.rows if id(row) not in news]
     return [
         Judged(
             candidate=Subject(name=f"{after.path.stem}: {label}", model=label),
@@ -109,7 +109,7 @@ def _judge_unmatched(
                 )
             ),
         )
-        for label, why in found
+        for label, why in missing
     ]
 
 

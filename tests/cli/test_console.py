@@ -190,17 +190,17 @@ def test_a_foreign_file_is_gated_timed_in_int8_and_adopted(
     resdeploy: Run, tmp_path: Path, digits_onnx: Path, foreign: Path
 ) -> None:
     """With the options it is what the original is, in every verb; `export` writes them into a canonical copy."""
-    sight = seen_as(digits_onnx)
+    override = seen_as(digits_onnx)
     data = ["--data", "digits"]
     pair = ["--baseline", digits_onnx, "--candidate", foreign, "--max-drop", 1, *data]
     assert resdeploy("gate", *pair).returncode == 2
-    gated = resdeploy("gate", *pair, *sight)
+    gated = resdeploy("gate", *pair, *override)
     assert gated.returncode == 0, gated.stdout + gated.stderr
 
     bench = ["bench", foreign, "--precision", "int8", "--calib-data", "digits", "--calib-samples", 20]
-    assert resdeploy(*bench, "--backend", "onnxruntime", "--duration", 0.1, *sight).returncode == 0
+    assert resdeploy(*bench, "--backend", "onnxruntime", "--duration", 0.1, *override).returncode == 0
 
-    exported = resdeploy("export", foreign, "-o", "ours.onnx", *sight)
+    exported = resdeploy("export", foreign, "-o", "ours.onnx", *override)
     assert exported.returncode == 0, exported.stderr
     assert "wrote ours.onnx" in exported.stderr
     scores = [

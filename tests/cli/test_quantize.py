@@ -227,7 +227,7 @@ def test_a_file_whose_output_is_lost_is_exit_1_and_force_writes_it(
     assert (tmp_path / "x.onnx").read_bytes() == b"before"
     source = export.to_onnx(
         Request(
-            model=str(tmp_path / "a.onnx"), sight=PreprocessingOverride(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)
+            model=str(tmp_path / "a.onnx"), override=PreprocessingOverride(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)
         ),
         progress=lambda *_: None,
     )

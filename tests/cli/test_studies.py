@@ -175,8 +175,8 @@ def test_a_file_from_elsewhere_is_pruned_where_it_is_said_how_it_sees_images(
     refused = resdeploy(*command)
     assert refused.returncode == 2
     assert "Add --mean and --std" in refused.stderr
-    sight = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--resize", 16]
-    done = resdeploy(*command, *sight)
+    override = ["--mean", "0.485,0.456,0.406", "--std", "0.229,0.224,0.225", "--resize", 16]
+    done = resdeploy(*command, *override)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "p.onnx").is_file()
 

@@ -46,7 +46,7 @@ def padded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     monkeypatch.setattr(CalibrationPlan, "arithmetic_here", lambda plan: plan.arithmetic or "bf16")
     lost(tmp_path / "a.onnx")
     seen = PreprocessingOverride(mean=(0.5,) * 3, std=(0.5,) * 3, resize=16)
-    return export.to_onnx(Request(model=str(tmp_path / "a.onnx"), sight=seen), progress=lambda *_: None)
+    return export.to_onnx(Request(model=str(tmp_path / "a.onnx"), override=seen), progress=lambda *_: None)
 
 
 def test_what_is_infinite_in_bf16_alone_is_watched_in_fp32(padded: Artifact) -> None:

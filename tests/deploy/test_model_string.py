@@ -65,7 +65,7 @@ def test_a_model_is_what_its_spelling_says(text: str) -> None:
 )
 def test_who_says_how_images_are_seen_is_known_from_the_name(model: str, override: Any, says: str) -> None:
     """A package, the zoo or the file, and the options that were typed."""
-    assert Request(model=model, sight=PreprocessingOverride(**override)).seen_by == says
+    assert Request(model=model, override=PreprocessingOverride(**override)).seen_by == says
 
 
 SPEC = ModelSpec(name="m", family="foreign", classes=2, input_shape=(3, 0, 0), preprocessing=None)

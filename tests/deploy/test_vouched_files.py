@@ -17,7 +17,7 @@ from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import MalformedInput
 from resdeploy.records import Artifact, Execution, ModelSpec
 
-RESNET = Request(model="resnet20", sight=PreprocessingOverride(img_size=8))
+RESNET = Request(model="resnet20", override=PreprocessingOverride(img_size=8))
 
 
 def silent(_what: str, _done: int, _total: int) -> None:

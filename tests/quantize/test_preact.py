@@ -61,8 +61,8 @@ def network(name: str) -> torch.nn.Module:
 
 
 def spec(name: str) -> ModelSpec:
-    sight = Preprocessing(size=(32, 32))
-    return ModelSpec(name=name, family="preresnet", classes=10, input_shape=(3, 32, 32), preprocessing=sight)
+    preprocessing = Preprocessing(size=(32, 32))
+    return ModelSpec(name=name, family="preresnet", classes=10, input_shape=(3, 32, 32), preprocessing=preprocessing)
 
 
 @pytest.fixture(scope="module")

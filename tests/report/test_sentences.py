@@ -123,7 +123,7 @@ SEEN = Preprocessing(size=(32, 32), resize=36, interpolation="bicubic", mean=(0.
 )
 def test_what_a_network_sees_is_told_in_full(seen, sentence):
     """Size, resizing, crop, interpolation, mean, std, layout."""
-    assert sentences.sight(seen) == sentence
+    assert sentences.preprocessing(seen) == sentence
 
 
 def test_networks_that_see_alike_are_told_of_once_with_who_says_so_and_what_changes_it():

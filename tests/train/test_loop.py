@@ -559,7 +559,7 @@ def test_dividing_a_batch_changes_the_gradients_by_rounding_only(
         net: Any = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3)).double()
         divided = loop._Run(
             plan=loop.Plan(epochs=1, accumulate=parts, recipe="paper"), lr=0.1, group=distributed.Group(), net=net,
-            optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, sight=SIGHT,
+            optimizer=recipes.optimizer(net, "paper"), average=None, teacher=None, preprocessing=SIGHT,
             augmentation="none", steps=1, history=[],
         )  # fmt: skip
         loss, _ = loop._step(divided, net, step)

@@ -61,7 +61,7 @@ def judged(folder: Path, *candidates: str, drop_pp: float = 5.0, **options: Any)
         **{
             "limits": Limits(drop_pp=drop_pp),
             "data": str(folder / "images"),
-            "sight": PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3),
+            "override": PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3),
             "backends": ("onnxruntime",),
             "sequential": True,
             **options,
@@ -178,8 +178,8 @@ def test_what_cannot_be_judged_in_order_names_the_way_out(
 def test_the_command_line_takes_it(models: Path) -> None:
     """Exit 1 for the broken model; the document has the interval and the images seen."""
     sides = ["--baseline", str(models / "base.onnx"), "--candidate", str(models / "broken.onnx")]
-    sight = ["--img-size", "6", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--backend", "onnxruntime"]
+    override = ["--img-size", "6", "--mean", "0.5,0.5,0.5", "--std", "0.5,0.5,0.5", "--backend", "onnxruntime"]
     asked = ["--data", str(models / "images"), "--max-drop", "5", "--sequential", "--format", "json"]
-    done = CliRunner().invoke(app, ["gate", *sides, *sight, *asked])
+    done = CliRunner().invoke(app, ["gate", *sides, *override, *asked])
     assert done.exit_code == 1, done.output
     assert "of 300 images in random order" in json.dumps(json.loads(done.stdout))

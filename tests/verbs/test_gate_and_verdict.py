@@ -599,8 +599,8 @@ def test_repeated_images_change_neither_the_verdict_nor_the_count_and_are_told(m
 
     Of the two images in two classes neither counts on either side.
     """
-    sight = PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
-    asked: dict[str, Any] = {"data": str(models / "images"), "sight": sight, "backends": ("onnxruntime",)}
+    override = PreprocessingOverride(img_size=6, mean=(0.5,) * 3, std=(0.5,) * 3)
+    asked: dict[str, Any] = {"data": str(models / "images"), "override": override, "backends": ("onnxruntime",)}
     clean = judged(models, "base.onnx", "other.onnx", **asked)
     for path in sorted((models / "images" / "b").iterdir()):
         os.link(path, path.with_stem(f"{path.stem}_again"))

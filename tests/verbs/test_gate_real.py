@@ -58,14 +58,14 @@ def fp32(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     return artifact
 
 
-def judged(fp32: Artifact, candidate: Path, sight: PreprocessingOverride | None = None) -> Check:
+def judged(fp32: Artifact, candidate: Path, override: PreprocessingOverride | None = None) -> Check:
     folder = Path(fp32.path).parent
     plan = gate_options.GatePlan(
         baseline=str(folder / "base.npz"),
         candidates=(str(candidate),),
         limits=Limits(drop_pp=1.0),
         data=str(folder / "images"),
-        sight=sight or PreprocessingOverride(),
+        override=override or PreprocessingOverride(),
         backends=("onnxruntime",),
     )
     (one,) = gate.gate(plan, progress=quiet).gate.judged

@@ -40,29 +40,29 @@ def test_rungs_are_nested_and_keep_their_promise(found: list[tuple[float, int]])
     """Each has all the float layers of the next, no more noise than its share, and none is all float."""
     tried = [layer(f"l{i}", noise) for i, (noise, _) in enumerate(found)]
     macs = {f"l{i}": count for i, (_, count) in enumerate(found)}
-    half, *rungs = precision_ladder.ladder([*tried, layer("block", 5.0, "block")], macs)
+    half, *mixes = precision_ladder.ladder([*tried, layer("block", 5.0, "block")], macs)
     assert (half.precision, half.keep_float) == ("fp16", ())
-    assert (rungs[-1].label, rungs[-1].keep_float, rungs[-1].noise_share) == ("int8", (), 1.0)
+    assert (mixes[-1].label, mixes[-1].keep_float, mixes[-1].noise_share) == ("int8", (), 1.0)
     total = sum(trial.noise for trial in tried)
-    for before, after in itertools.pairwise(rungs):
+    for before, after in itertools.pairwise(mixes):
         assert set(before.keep_float) > set(after.keep_float)
-    for rung in rungs:
-        assert len(rung.keep_float) < len(tried)
-        left = sum(trial.noise for trial in tried if trial.name not in rung.keep_float)
-        assert rung.noise_share == pytest.approx(left / total, abs=1e-6)
-        assert [name for name in macs if name in rung.keep_float] == list(rung.keep_float)
+    for mix in mixes:
+        assert len(mix.keep_float) < len(tried)
+        left = sum(trial.noise for trial in tried if trial.name not in mix.keep_float)
+        assert mix.noise_share == pytest.approx(left / total, abs=1e-6)
+        assert [name for name in macs if name in mix.keep_float] == list(mix.keep_float)
 
 
 def test_noise_for_little_arithmetic_goes_first() -> None:
     """Of two layers of the same noise, the one of fewer multiplications is left in float."""
-    rungs = precision_ladder.ladder([layer("big", 1.0), layer("small", 1.1)], {"big": 100, "small": 1})
-    assert ("small",) in [rung.keep_float for rung in rungs]
+    mixes = precision_ladder.ladder([layer("big", 1.0), layer("small", 1.1)], {"big": 100, "small": 1})
+    assert ("small",) in [mix.keep_float for mix in mixes]
 
 
 def test_a_network_without_noise_has_one_int8_model() -> None:
     """Nothing to gain from leaving a layer in float."""
-    rungs = precision_ladder.ladder([layer("a", 0.0), layer("b", 0.0)], {})
-    assert [rung.label for rung in rungs] == ["fp16", "int8"]
+    mixes = precision_ladder.ladder([layer("a", 0.0), layer("b", 0.0)], {})
+    assert [mix.label for mix in mixes] == ["fp16", "int8"]
 
 
 def predictions(lost: int, images: int = 1000) -> Predictions:
@@ -82,7 +82,7 @@ def predictions(lost: int, images: int = 1000) -> Predictions:
     )
 
 
-def rung(label: str, **fields: Any) -> Mixed:
+def mix(label: str, **fields: Any) -> Mixed:
     return Mixed(label=label, precision="int8", keep_float=(), noise_share=1.0, **fields)
 
 
@@ -95,8 +95,8 @@ def test_judging_goes_down_the_ladder_and_ends_with_the_first_that_is_not_shown_
         ran.append(candidate.label)
         return predictions(lost[candidate.label])
 
-    found = precision_ladder.judge_rungs(
-        [rung(name) for name in lost], predictions(0), predict, max_drop_pp=1.0, confidence=0.95
+    found = precision_ladder.judge_mixes(
+        [mix(name) for name in lost], predictions(0), predict, max_drop_pp=1.0, confidence=0.95
     )
     assert ran == ["a", "b", "c"]
     assert [candidate.check and candidate.check.state for candidate in found] == ["pass", "pass", "fail", None]
@@ -158,11 +158,11 @@ def times(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, float | None]]
 
 
 def test_the_fastest_within_the_budget_is_chosen(times: Callable[[dict[str, float | None]], list[str]]) -> None:
-    """Measured latency decides, not the rung; what failed the budget is not even timed."""
+    """Measured latency decides, not the mix; what failed the budget is not even timed."""
     asked = times({"fp32": 4e-3, "fp16": 4e-3, "some": 1e-3, "more": 2e-3})
-    rungs = [rung("fp16", check=check("pass")), rung("some", check=check("pass")), rung("more", check=check("pass"))]
-    rungs += [rung("int8", check=check("inconclusive"))]
-    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    mixes = [mix("fp16", check=check("pass")), mix("some", check=check("pass")), mix("more", check=check("pass"))]
+    mixes += [mix("int8", check=check("inconclusive"))]
+    found = precision_ladder.time_mixes(mixes, candidate(None), candidate, duration_s=1.0, seed=0)
     assert asked == ["fp32", "fp16", "some", "more"]
     assert [one.label for one in found if one.chosen] == ["some"]
     assert found[1].speedup is not None
@@ -175,8 +175,8 @@ def test_without_any_within_the_budget_the_least_doubtful_is_kept_untimed(
 ) -> None:
     """Nobody measures what will not be used."""
     asked = times({})
-    rungs = [rung("a", check=check("inconclusive", 0.9)), rung("b")]
-    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    mixes = [mix("a", check=check("inconclusive", 0.9)), mix("b")]
+    found = precision_ladder.time_mixes(mixes, candidate(None), candidate, duration_s=1.0, seed=0)
     assert [one.label for one in found if one.chosen] == ["a"]
     assert asked == []
 
@@ -185,10 +185,10 @@ def test_a_candidate_that_cannot_be_timed_is_not_chosen(
     times: Callable[[dict[str, float | None]], list[str]],
 ) -> None:
     """It fails; where all fail, the failure is the result."""
-    rungs = [rung("a", check=check("pass")), rung("b", check=check("pass"))]
+    mixes = [mix("a", check=check("pass")), mix("b", check=check("pass"))]
     times({"fp32": 1e-3, "a": 2e-3, "b": None})
-    found = precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+    found = precision_ladder.time_mixes(mixes, candidate(None), candidate, duration_s=1.0, seed=0)
     assert [one.label for one in found if one.chosen] == ["a"]
     times({"fp32": 1e-3, "a": None, "b": None})
     with pytest.raises(BackendCrash, match="it died"):
-        precision_ladder.time_rungs(rungs, candidate(None), candidate, duration_s=1.0, seed=0)
+        precision_ladder.time_mixes(mixes, candidate(None), candidate, duration_s=1.0, seed=0)
