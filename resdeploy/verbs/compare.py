@@ -52,10 +52,10 @@ def compare(baseline: Path, candidate: Path, *, noise_pct: float = vocabulary.NO
         lost += _one_sided_rows(old, new, pairs)
     notes: list[str] = []
     if before["command"] != "bench":
-        known, new = results.load_scores(baseline), results.load_scores(candidate)
-        scored = results.in_common(known, new)
+        old_scores, new_scores = results.load_scores(baseline), results.load_scores(candidate)
+        scored = results.in_common(old_scores, new_scores)
         changes += [change for pair in scored for change in _compare_scores(*pair)]
-        lost += _one_sided_rows(known, new, scored) if before["command"] == "eval" else []
+        lost += _one_sided_rows(old_scores, new_scores, scored) if before["command"] == "eval" else []
         notes += [note for pair in scored for note in _of_images(*pair)]
     if not changes:
         raise UsageError(

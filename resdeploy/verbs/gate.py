@@ -104,9 +104,9 @@ def gate(plan: GatePlan, *, progress: Progress) -> GateRun:
 def _side(given: str, backend: str, plan: GatePlan, progress: Progress) -> GateSide:
     """A model's file and, where there are images, its predictions; or saved predictions alone."""
     if is_saved(given):
-        predictions = prediction_files.load(Path(given))
-        pairs.refuse_leak(predictions)
-        return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=predictions)
+        saved = prediction_files.load(Path(given))
+        pairs.refuse_leak(saved)
+        return GateSide(name=Path(given).stem, given=given, source=None, backend=None, predictions=saved)
     from resdeploy.measure import run_images  # it brings the image decoder, which saved predictions do not need
 
     request = _request(given, plan)
@@ -433,8 +433,8 @@ def _first_baseline(plan: GatePlan, candidate: GateSide, progress: Progress) -> 
     measured = _measure(candidate, [candidate], alone, progress, confidence=plan.confidence, seed=plan.seed)
     run = measured.get(candidate.name)
     seen = _look_at(candidate, None, run, alone)
-    (judged,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
-    checks = judged.checks
+    (verdict,) = judge_limits.judge([seen], limits, confidence=plan.confidence)
+    checks = verdict.checks
     good = all(check.state == "pass" for check in checks)
     if good:
         prediction_files.save(candidate.predictions, Path(plan.baseline))
