@@ -26,7 +26,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 acceptance: $(VENV)/.dev
-	$(BIN)/python -m pytest tests/acceptance
+	$(BIN)/python -m pytest --acceptance -n 2 --dist loadfile
 
 rtx: $(VENV)/.rtx
 	PYTHONPATH=$(abspath $(VENV)/rtx) $(BIN)/python -m pytest tests/rtx

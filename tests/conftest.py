@@ -21,9 +21,9 @@ SLOW_ROOMS = ("cli", "train", "study", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
-# Folders that are run where the command line names them alone, each by the make target of its name.
-ASKED_FOR = {
-    "acceptance": "takes minutes of simulation and of real networks",
+# What `make test` leaves out: tests so marked, and a folder that is run where the command line names it.
+LEFT_OUT = {
+    "acceptance": "takes minutes of simulation, of real networks and of whole runs",
     "rtx": "installs NVIDIA's compiler for GeForce RTX, under NVIDIA's licence, and asks it",
 }
 TORCH_TOLD: list[str] = []  # once is enough
@@ -43,10 +43,13 @@ def uses_torch(path: Path) -> bool:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fast", action="store_true", help="only the quick tests, which import no torch")
+    parser.addoption(
+        "--acceptance", action="store_true", help="only the tests that take minutes, which are left out else"
+    )
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if collection_path.name in ASKED_FOR and collection_path.name not in asked_for(config):
+    if collection_path.name == "rtx" and not asked_for(config, "rtx"):
         return True
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None
@@ -55,21 +58,24 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what takes minutes, unless it is asked for or named one by one (`FILE::TEST`)."""
     if config.getoption("--fast"):
         items[:] = [item for item in items if item.get_closest_marker("slow") is None]
+    if not any("::" in str(argument) for argument in config.invocation_params.args):
+        wanted = bool(config.getoption("--acceptance"))
+        items[:] = [item for item in items if (item.get_closest_marker("acceptance") is not None) == wanted]
 
 
-def asked_for(config: pytest.Config) -> set[str]:
-    """Which folders of `ASKED_FOR` the command line names."""
-    arguments = [str(argument).partition("::")[0] for argument in config.invocation_params.args]
-    return {name for name in ASKED_FOR if any(name in Path(argument).parts for argument in arguments)}
+def asked_for(config: pytest.Config, folder: str) -> bool:
+    """Whether the command line names something in a folder of this name."""
+    return any(folder in Path(str(one).partition("::")[0]).parts for one in config.invocation_params.args)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Says what a run of the whole suite has left out."""
-    if config.args_source is pytest.Config.ArgsSource.TESTPATHS:
-        for name, why in ASKED_FOR.items():
-            terminalreporter.write_line(f"tests/{name} was left out: make {name} {why}")
+    if config.args_source is pytest.Config.ArgsSource.TESTPATHS and not config.getoption("--acceptance"):
+        for name, why in LEFT_OUT.items():
+            terminalreporter.write_line(f"left out: make {name} {why}")
 
 
 @pytest.hookimpl(trylast=True)  # after the fixtures have been taken down

@@ -37,6 +37,7 @@ def test_the_index_has_every_page() -> None:
     assert pages - {"README.md"} <= set(re.findall(r"\]\(([^)]+)\)", INDEX))
 
 
+SHORT = "from tests.shortly import time_shortly\ntime_shortly()\n"
 MADE_UP = {"load_s", "max_load"}  # names of the example
 
 
@@ -86,10 +87,10 @@ def small_network(path: Path) -> None:
 
 
 def run(code: str, folder: Path) -> str:
-    """What a page's block prints."""
+    """What a page's block prints; its benches are short."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RESDEPLOY_CACHE": str(folder / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", SHORT + code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("openvino")
+pytestmark = pytest.mark.acceptance
 
 
 def answer(tmp_path: Path, *arguments: str) -> dict:

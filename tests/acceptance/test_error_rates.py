@@ -12,6 +12,8 @@ from resdeploy.stats import looks
 from tests.judge.test_judge_speed import in_turns
 from tests.stats.test_stats_timing import share_held, wandering
 
+pytestmark = pytest.mark.acceptance
+
 
 @pytest.mark.parametrize("blocks", [8, 16])
 def test_median_intervals_cover_the_truth_in_93_to_97_percent(blocks: int) -> None:

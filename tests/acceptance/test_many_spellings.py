@@ -17,6 +17,8 @@ from resdeploy.records import Target
 from tests import quick
 from tests.spellings import OPSETS, anonymous, assert_one_form, in_int8, respell
 
+pytestmark = pytest.mark.acceptance
+
 torch = pytest.importorskip("torch")
 
 

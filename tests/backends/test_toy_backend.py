@@ -23,6 +23,7 @@ from tests.backends.conftest import tiny_network
 ROOT = Path(__file__).parents[2]
 FILE, LINE = ROOT / "tests/doubles/toy_backend.py", '    "toy",\n'
 SIGHT = ("--resize", "32", "--mean", "0.4,0.5,0.6", "--std", "0.2,0.3,0.4")
+SHORT = "from tests.shortly import time_shortly; time_shortly(); from resdeploy.__main__ import main; main()"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -42,14 +43,14 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def resdeploy(extended: Path, tmp_path: Path) -> Run:
-    """Runs the extended package's commands in a folder that holds `tiny.onnx`."""
+    """Runs the extended package's commands, with short benches, in a folder that holds `tiny.onnx`."""
     onnx.save(tiny_network(), tmp_path / "tiny.onnx")
 
     def run(*args: object, status: int = 0) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-m", "resdeploy", *map(str, args)],
+            [sys.executable, "-c", SHORT, *map(str, args)],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(extended)},
+            env={**os.environ, "PYTHONPATH": f"{extended}{os.pathsep}{ROOT}"},
             capture_output=True,
             text=True,
             timeout=300,

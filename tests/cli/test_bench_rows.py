@@ -35,6 +35,7 @@ def small(tmp_path: Path) -> Path:
     return tmp_path / "small.onnx"
 
 
+@pytest.mark.acceptance
 def test_a_bench_that_waits_for_a_quiet_machine_says_how_that_went(resdeploy: Run, small: Path) -> None:
     """The first note; what kind of machine the test meets is left open."""
     backend = ("--backend", "null", "--duration", "0.1", "--format", "json")

@@ -186,6 +186,7 @@ def seen_as(original: Path) -> list[object]:
     return ["--mean", mean, "--std", std, "--resize", seen["resize"], "--interpolation", seen["interpolation"]]
 
 
+@pytest.mark.acceptance
 def test_a_foreign_file_is_gated_timed_in_int8_and_adopted(
     resdeploy: Run, tmp_path: Path, digits_onnx: Path, foreign: Path
 ) -> None:

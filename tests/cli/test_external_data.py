@@ -83,6 +83,7 @@ def test_the_weights_as_they_are_now_are_judged(apart: Path, digits_onnx: Path, 
     assert judged["verdict"] == "fail"
 
 
+@pytest.mark.acceptance
 def test_every_command_takes_it(apart: Path, digits_onnx: Path, tmp_path: Path) -> None:
     """What is made of it is made of the same weights, is one file, and runs."""
     pytest.importorskip("openvino")

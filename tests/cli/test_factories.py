@@ -170,6 +170,7 @@ def test_quiet_silences_what_is_said_of_a_factory(canary: Path, capsys: pytest.C
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.acceptance
 def test_a_profile_may_name_a_factory_and_its_folder_may_not(checkpoint: Path, canary: Path) -> None:
     """Trained, exported, run: then all files of the run's folder name another one, which is not imported."""
     wanted = Profile(

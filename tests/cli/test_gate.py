@@ -205,6 +205,7 @@ def test_an_input_that_is_stated_wrongly_is_found_out(resdeploy: Run, digits: Pa
     assert "states its preprocessing wrongly" in note
 
 
+@pytest.mark.acceptance
 @pytest.mark.usefixtures("all_cores")
 def test_a_limit_of_speed_needs_pairs_of_processes(resdeploy: Run, digits: Path) -> None:
     """Two models and a limit of speed alone: no images are needed. One pair of processes is no verdict."""

@@ -55,6 +55,7 @@ def rows(document: dict[str, Any], what: str) -> list[dict[str, Any]]:
     return [row for row in document["results"] if row["what"] == what]
 
 
+@pytest.mark.acceptance
 def test_the_whole_suite_runs_and_its_table_is_made(packed: Path, driver: Path, tmp_path: Path) -> None:
     """Several builds of each engine, audits, agreement, times; peers that cannot run are rows with the reason.
 

@@ -26,6 +26,7 @@ from tests.cli.test_bad_input import files_in, refused
 from tests.shortly import time_shortly
 
 
+@pytest.mark.acceptance
 def test_a_search_within_a_budget_that_the_images_can_show_writes_the_fastest(
     tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ def finished(interrupted: tuple[Path, list[str]], tmp_path: Path) -> Path:
     return Path(shutil.copytree(interrupted[0], tmp_path, dirs_exist_ok=True))
 
 
+@pytest.mark.acceptance
 def test_sigint_in_every_step_leaves_only_finished_files_and_the_run_goes_on(
     interrupted: tuple[Path, list[str]], finished: Path, resdeploy: Run
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_changed_profile_redoes_only_what_depends_on_the_change(finished: Path
     assert calibration["count"] == 30
 
 
+@pytest.mark.acceptance
 def test_a_profile_prunes_then_quantizes_then_judges_against_the_whole_network(finished: Path, resdeploy: Run) -> None:
     """Five points on training images; the whole INT8 model is gone from the table, and training is not repeated."""
     (finished / "tiny.toml").write_text(PROFILE + "prune_drop_pp = 5.0\n")

@@ -68,6 +68,7 @@ def adds(path: Path) -> int:
     return sum(node.op_type == "Add" for node in onnx.load(path).graph.node)
 
 
+@pytest.mark.acceptance
 def test_prune_writes_a_smaller_network_that_the_judging_images_have_not_formed(
     resdeploy: Run, tmp_path: Path, pictures: Path, digits_checkpoint: Path, digits_onnx: Path
 ) -> None:
@@ -98,6 +99,7 @@ def test_prune_writes_a_smaller_network_that_the_judging_images_have_not_formed(
     assert written(tmp_path) == {name.format(out) for out in ("first", "second") for name in names}
 
 
+@pytest.mark.acceptance
 def test_degradation_trains_on_training_images_alone(resdeploy: Run, tmp_path: Path, pictures: Path) -> None:
     """Two depths, two seeds: the losses are those of the curves, and other test images do not change them."""
     command = ["study", "degradation", "--data", "pictures", "--depths", "20,32", "--seeds", 2, "--epochs", 1]
@@ -141,6 +143,7 @@ def test_lesion_starts_from_the_error_of_the_whole_network(
     assert written(tmp_path) == charts | {"lesion.json"}
 
 
+@pytest.mark.acceptance
 def test_quantization_aware_training_needs_no_test_image(
     resdeploy: Run, tmp_path: Path, pictures: Path, digits_checkpoint: Path, digits_onnx: Path
 ) -> None:

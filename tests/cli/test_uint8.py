@@ -40,6 +40,7 @@ def test_a_model_that_takes_pixels_answers_as_the_one_that_takes_floats(
     np.testing.assert_allclose(found[0].logits, found[1].logits, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.acceptance
 def test_quantized_at_high_effort_it_passes_the_gate_and_can_be_timed(
     digits_onnx: Path, taking_pixels: Path, tmp_path: Path, resdeploy: Run
 ) -> None:

@@ -116,6 +116,7 @@ def test_the_canonical_form_keeps_what_it_remembers(ours) -> None:
     assert form.canonicalise(model).SerializeToString() == model.SerializeToString()
 
 
+@pytest.mark.acceptance
 def test_other_exporters_files_cost_the_same(ours, torchscript, torchvision) -> None:
     """TorchScript's, dynamo's as users call it and its raw graph, timm's network: the same MACs, none unknown."""
     timm = pytest.importorskip("timm")
@@ -167,6 +168,7 @@ def dynamo(module, shape: tuple[int, ...]):
     return program.model_proto
 
 
+@pytest.mark.acceptance
 def test_bottlenecks_of_another_exporters_file_are_compared(torchscript) -> None:
     """Dynamo's default file of half a ResNet-50, its names telling nothing: our MACs, and no guess at parameters."""
     from resdeploy.cost import counterfactuals

@@ -81,6 +81,7 @@ def test_a_quantized_file_has_the_counterfactuals_of_its_original(ours, target) 
     assert compared(quantized(whole, target), "resnet50") == compared(whole, "resnet50")
 
 
+@pytest.mark.acceptance
 def test_standing_batch_norms_and_exporters_arithmetic_change_nothing(ours, torchscript) -> None:
     """The same blocks, MACs and parameters from TorchScript's file with its batch norms, and from torch's raw graph."""
     spec = zoo.spec("resnet50", input_shape=(3, 64, 64))

@@ -20,6 +20,7 @@ from resdeploy.verbs.bench import BenchPlan
 SHAPE, SMALLER = (32, 16, 2, 3), (16, 16, 2, 3)
 
 
+@pytest.mark.acceptance
 @pytest.mark.slow
 def test_a_machine_has_roofs_only_in_what_it_computes_and_they_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -628,6 +628,7 @@ def test_a_known_sleep_is_measured_through_a_real_lane(candidates, monkeypatch):
     assert result.first_s >= 0.01
 
 
+@pytest.mark.acceptance
 def test_a_question_is_answered_through_real_lanes(candidates, monkeypatch):
     """Three known milliseconds on both sides: eight processes each, fresh ones, with what Linux counts of each turn."""
     monkeypatch.setenv("RESDEPLOY_NULL_SLEEP_S", "0.003")

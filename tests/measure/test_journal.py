@@ -125,6 +125,7 @@ def test_old_journals_do_not_pile_up(cache):
             assert len(list(cache.iterdir())) == journal.KEPT + 2
 
 
+@pytest.mark.acceptance
 @pytest.mark.slow
 def test_blocks_timed_before_kill_9_are_shown_by_a_later_command(tmp_path):
     """Of two runs at once one is killed without warning: `show` has its blocks as raw times, the other goes on."""

@@ -234,6 +234,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.acceptance
 @pytest.mark.slow
 def test_descriptors_files_and_mappings_stay_flat_over_thousands_of_batches(linear, tmp_path):
     """With 64 descriptors: evaluation, calibration and timing, in this process and in the worker."""

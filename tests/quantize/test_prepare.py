@@ -185,6 +185,7 @@ def test_what_the_first_convolution_reads_is_exact_and_the_targets_rules_hold(
     assert any("quantized exactly" in note for note in artifact.notes)
 
 
+@pytest.mark.acceptance
 def test_high_effort_takes_a_tenth_off_the_error_of_a_trained_network(tmp_path: Path, shared: Path) -> None:
     """ResNet-20 for TensorRT, from few images; the RMS logit error on others, in exact arithmetic."""
     pytest.importorskip("torch")

@@ -16,6 +16,7 @@ from resdeploy.records import Profile, profile
 from resdeploy.run import profile_run, relative_paths, run
 from resdeploy.run.profile_refusals import refuse_nonsense
 from resdeploy.verbs import init
+from tests.shortly import time_shortly
 from tests.wheels import small_network
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
@@ -122,8 +123,11 @@ def test_what_cannot_be_audited_is_said_and_fails_only_where_it_is_judged(folder
         making(judged).variants(making(judged).fp32(), None)
 
 
-def test_a_run_judges_what_the_gate_can_and_carries_a_step_out_again(folder: Path, tmp_path: Path) -> None:
+def test_a_run_judges_what_the_gate_can_and_carries_a_step_out_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Several streams, images in order, fusion judged: one step's files are made again where that is asked for."""
+    time_shortly(monkeypatch.setattr)
     pytest.importorskip("openvino")
     asked = Profile(
         name="p",

@@ -89,6 +89,7 @@ def stop_at(step: int, error: type[BaseException] = Stop) -> object:
     return progress
 
 
+@pytest.mark.acceptance
 def test_resnet20_learns_handwriting_on_images_it_has_not_seen(tmp_path: Path) -> None:
     """Five epochs at 8x8 reach 90 % on held-out digits; the sidecar's figure is what the saved file really does."""
     train, test = open_dataset("digits", split="train"), open_dataset("digits", split="test")
