@@ -29,7 +29,7 @@ def run(tmp_path: Path, save_answers: Callable[[str, int], None]) -> Pytest:
 
     def go(test: str, *args: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "test_model.py").write_text(test)
-        # -p by the entry point's own name: where the package is installed, pytest has the plugin already.
+        # By the entry point's own name; of other plugins that are installed none is loaded, which takes a second.
         command = [
             sys.executable,
             "-m",
@@ -41,7 +41,11 @@ def run(tmp_path: Path, save_answers: Callable[[str, int], None]) -> Pytest:
             "no:cacheprovider",
             *args,
         ]
-        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        }
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     return go

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -198,10 +197,12 @@ def installed_version(package: str, *distributions: str) -> str | None:
     """
     if importlib.util.find_spec(package) is None:
         return None
+    from importlib import metadata  # 50 ms, which a worker has no use for
+
     for name in distributions or (package,):
         try:
-            return importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
             continue
     return "unknown"
 
