@@ -12,6 +12,8 @@ WHEELS_ARGS ?=
 BIN := $(VENV)/bin
 
 .PHONY: demo dev fast test acceptance wheels rtx lint docs clean
+# Tests start hundreds of interpreters: what they import is compiled once.
+unexport PYTHONDONTWRITEBYTECODE
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo

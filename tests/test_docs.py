@@ -108,6 +108,7 @@ def test_what_debugging_says_to_run_runs(code: str, tmp_path: Path) -> None:
     run(code, tmp_path)
 
 
+@pytest.mark.acceptance
 def test_what_the_page_on_python_says_runs(tmp_path: Path) -> None:
     """One block after the other, in the folder that the page describes."""
     pytest.importorskip("onnxruntime")

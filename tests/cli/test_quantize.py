@@ -275,6 +275,7 @@ def test_an_fp16_file_that_overflows_is_refused_and_images_mend_it(
     assert record.checks["snr_db"] > 40
 
 
+@pytest.mark.acceptance
 def test_a_search_does_not_write_a_lost_candidate(
     tmp_path: Path, digits_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

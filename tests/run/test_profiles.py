@@ -123,6 +123,7 @@ def test_what_cannot_be_audited_is_said_and_fails_only_where_it_is_judged(folder
         making(judged).variants(making(judged).fp32(), None)
 
 
+@pytest.mark.acceptance
 def test_a_run_judges_what_the_gate_can_and_carries_a_step_out_again(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

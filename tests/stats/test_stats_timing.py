@@ -103,13 +103,13 @@ def wandering(
 
 @pytest.mark.parametrize("pairs", [8, 20])
 def test_a_ratio_covers_the_truth_although_every_process_settles_at_another_speed(pairs: int) -> None:
-    """800 runs whose ratio is 1.03, restarts of 1 %: the interval holds it in 93 to 97 %."""
+    """400 runs whose ratio is 1.03, restarts of 1 %: the interval holds it in 92.5 to 97.5 % (`make acceptance`: 5,000)."""
     rng = np.random.default_rng(7)
     held = 0
-    for _ in range(800):
+    for _ in range(400):
         found = stats.ratio_of_pairs(wandering(rng, ratio=1.03, pairs=pairs))
         held += found.low <= 1.03 <= found.high
-    assert 0.93 <= held / 800 <= 0.97
+    assert 0.925 <= held / 400 <= 0.975
 
 
 def test_pairing_takes_the_machines_moods_out_of_a_ratio() -> None:
