@@ -120,7 +120,7 @@ def test_the_verdict_of_two_runs_repeats_for_a_seed() -> None:
 def test_a_gate_of_one_run_passes_wrongly_in_at_most_five_of_a_hundred_whenever_it_is_looked_at() -> None:
     """150 candidates exactly at the limit, looked at after 8, 12, 18 and 27 pairs: a pass is wrong.
 
-    At 95 % confidence 7.5 are expected at most; more than 13 would happen once in 50 times. `make acceptance` has 3,000.
+    At 95 % confidence 7.5 are expected at most; more than 13 would happen once in 50 times. (`make acceptance`: 3,000.)
     """
     wrong = 0
     for seed in range(150):

@@ -103,7 +103,7 @@ def wandering(
 
 @pytest.mark.parametrize("pairs", [8, 20])
 def test_a_ratio_covers_the_truth_although_every_process_settles_at_another_speed(pairs: int) -> None:
-    """400 runs whose ratio is 1.03, restarts of 1 %: the interval holds it in 92.5 to 97.5 % (`make acceptance`: 5,000)."""
+    """400 runs whose ratio is 1.03, restarts of 1 %: the interval holds it in 92.5 to 97.5 %; acceptance has 5,000."""
     rng = np.random.default_rng(7)
     held = 0
     for _ in range(400):
