@@ -48,8 +48,8 @@ INTERRUPTED = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signa
 BROKEN_PIPE = 141
 WORDS = {  # of pydantic, which reads options for Typer from 0.27 on
     "Value error, ": "",
-    "Input should be a valid number, unable to parse string as a number": "it is a number",
-    "Input should be a valid integer, unable to parse string as an integer": "it is a whole number",
+    "Input should be a valid number, unable to parse string as a number": "a number is expected, such as 0.5",
+    "Input should be a valid integer, unable to parse string as an integer": "a whole number is expected",
 }
 
 

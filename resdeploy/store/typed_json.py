@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 T = TypeVar("T")
+UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")  # as pydantic calls it
 PROFILE_BYTES, PROFILE_DOTS = 1 << 16, 100  # of a file and of a line; tomllib takes a minute for keys of many parts
 
 
@@ -136,7 +137,10 @@ def read_profile(path: Path) -> Profile:
         return TypeAdapter(Profile).validate_json(document, strict=True)
     except ValidationError as e:
         keys = [field.name for field in dataclasses.fields(Profile)]
-        raise ProfileError(f"{path}: {_problems(e, keys)}", fix=f"Known keys: {', '.join(keys)}") from e
+        unknown = any(problem["type"] in UNKNOWN_KEY for problem in e.errors(include_url=False))
+        help_with_values = "`resdeploy init MODEL --data D` writes every key with what it takes"
+        fix = f"Known keys: {', '.join(keys)}" if unknown else help_with_values
+        raise ProfileError(f"{path}: {_problems(e, keys)}", fix=fix) from e
 
 
 def _problems(error: ValidationError, keys: Collection[str] = ()) -> str:
@@ -145,7 +149,9 @@ def _problems(error: ValidationError, keys: Collection[str] = ()) -> str:
 
 def _problem(details: ErrorDetails, keys: Collection[str]) -> str:
     where = ".".join(map(str, details["loc"])) or "document"
-    if details["type"] not in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{where}: {details['msg']}"
+    if details["type"] not in UNKNOWN_KEY:
+        said = details["msg"].replace("Input should be", "it should be", 1)
+        given = details["input"]
+        return f"{where}: {said}" + (f", not {given!r}" if isinstance(given, (str, int, float)) else "")
     near = difflib.get_close_matches(where, keys, 1)
     return f"{where}: there is no such key" + (f", perhaps {near[0]}" if near else "")

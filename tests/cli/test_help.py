@@ -68,7 +68,7 @@ def test_commands_are_grouped_by_what_they_are_for() -> None:
         (["bench", "--bacth-size", "2"], "No such option: --bacth-size"),
         (["quantise"], "No such command 'quantise'"),
         (["bench", "--precision", "int7"], "Invalid value for '--precision': 'int7' is not one of"),
-        (["bench", "--duration", "3s"], "Invalid value for '--duration': it is a number"),
+        (["bench", "--duration", "3s"], "Invalid value for '--duration': a number is expected, such as 0.5"),
     ],
 )
 def test_misuse_is_told_with_the_usage_and_no_word_broken(

@@ -88,6 +88,24 @@ def test_what_cannot_be_had_or_would_be_ignored_is_refused(asked: dict, problem:
         refuse_nonsense(Profile(name="p", backends=("onnxruntime",), **asked))
 
 
+@pytest.mark.parametrize(
+    ("line", "problem", "fix"),
+    [
+        ('max_drop_pp = "0.5%"', "max_drop_pp: it should be a valid number, not '0.5%'", "resdeploy init MODEL"),
+        ("max_dorp_pp = 0.5", "max_dorp_pp: there is no such key, perhaps max_drop_pp", "Known keys: name, model"),
+        ("backends = [1]", "backends.0: it should be", "resdeploy init MODEL"),
+    ],
+)
+def test_a_value_of_another_kind_is_shown_and_keys_are_listed_where_one_is_unknown(
+    line: str, problem: str, fix: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.toml").write_text(f'name = "a"\nmodel = "resnet20"\n{line}\n')
+    with pytest.raises(ProfileError) as raised:
+        store.read_profile(tmp_path / "a.toml")
+    assert problem in str(raised.value)
+    assert fix in str(raised.value)
+
+
 def test_a_profile_takes_raw_pixels(folder: Path, tmp_path: Path) -> None:
     asked = Profile(name="p", model=str(folder / "small.onnx"), input="uint8", mean=MEAN, std=STD)
     steps = Steps(tmp_path, lambda _: None)
