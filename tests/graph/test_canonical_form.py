@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from resdeploy.errors import MalformedInput
+from resdeploy.graph import metadata
 from resdeploy.graph.canonical import form
 from tests.sessions import session
 
@@ -145,6 +146,38 @@ def test_means_over_the_image_become_global_pooling() -> None:
     assert ops(model) == {"GlobalAveragePool": 1, "Flatten": 1}
     x = np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype(np.float32)
     assert np.allclose(run(model, x), x.mean((2, 3)), atol=1e-6)
+
+
+POOLS: dict[str, dict[str, Any]] = {
+    **{op: {} for op in ("GlobalAveragePool", "GlobalMaxPool")},
+    **{op: {"kernel_shape": [1, 1]} for op in ("AveragePool", "MaxPool")},
+    **{f"ReduceMean {keep}": {"axes": [2, 3], "keepdims": keep} for keep in (0, 1)},
+}
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_pool_over_one_element_is_nothing(pool: str) -> None:
+    """Whatever its name: a kernel, and pairs, less. A mean is remembered, for other tools count it."""
+    flat = [helper.make_node("Flatten", ["p"], ["y"])] if pool != "ReduceMean 0" else []
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], "conv"),
+        helper.make_node("BatchNormalization", ["c", "gamma", "zero", "zero", "one"], ["n"], "norm", epsilon=0.0),
+        helper.make_node(pool.split()[0], ["n"], ["p" if flat else "y"], **POOLS[pool]),
+        *flat,
+    ]
+    numbers = np.random.default_rng(0).normal(size=(4, 3, 8, 8)).astype(np.float32)
+    norm = {"gamma": np.arange(1, 5), "zero": np.zeros(4), "one": np.ones(4)}
+    weights = {"w": numbers} | {name: array.astype(np.float32) for name, array in norm.items()}
+    model = form.canonicalise(graph_model(nodes, weights))
+    assert ops(model) == {"Conv": 1, "Flatten": 1}
+    removed = metadata.read_removed(model)
+    assert removed is not None
+    assert (removed.norms, removed.pools) == (("conv",), () if "Max" in pool else ("conv",))
+    x = np.random.default_rng(1).normal(size=(2, 3, 8, 8)).astype(np.float32)
+    expected = np.einsum("nchw,ochw->no", x, numbers) * weights["gamma"]
+    assert np.allclose(run(model, x), expected, atol=1e-3)
+    unknown = form.canonicalise(graph_model(nodes, weights, x=("n", 3, "h", "w")))
+    assert ops(unknown)["GlobalAveragePool"] == (pool == "GlobalAveragePool" or "Mean" in pool)
 
 
 def test_shape_arithmetic_of_view_is_gone() -> None:

@@ -17,6 +17,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from resdeploy.graph.canonical.fold import add_constant, constant, new_node, only_use, operand
+from resdeploy.graph.canonical.rewrite import POOL
 
 # Marks on nodes, read before the metadata is stripped (`metadata.Removed`).
 NORM, BIASED = "resdeploy.norm", "resdeploy.biased"
@@ -146,6 +147,8 @@ def _fold_norm(graph: ir.Graph, node: ir.Node) -> None:
 
 
 def _put_in_place(graph: ir.Graph, node: ir.Node, tail: _Tail, inputs: list[ir.Value | None]) -> None:
+    if any(POOL in folded.metadata_props for folded in tail.nodes):
+        node.metadata_props[POOL] = ""
     new_node(graph, node, node.op_type, inputs, tail.nodes[-1].outputs[0], attributes=tuple(node.attributes.values()))
     graph.remove([*reversed(tail.nodes), node], safe=True)
 

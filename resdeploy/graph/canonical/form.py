@@ -151,6 +151,7 @@ def _simplify(graph: ir.Graph) -> None:
     padding.round_down(graph)
     padding.take_in(graph)
     rewrite.pool_globally(graph)
+    rewrite.drop_no_ops(graph)  # means over a map of one element
     rewrite.flatten(graph)
     rewrite.flatten_logits(graph)
     affine.absorb(graph)

@@ -20,7 +20,7 @@ def drop_no_ops(graph: ir.Graph) -> None:
     """Removes Identity, inference-mode Dropout, casts to the same type, and what slices, pads or pools nothing."""
     for node in tuple(graph):
         if not node.domain and _does_nothing(node):
-            if node.op_type == "AveragePool" and (maker := operand(node).producer()) is not None:
+            if node.op_type in ("AveragePool", "GlobalAveragePool") and (maker := operand(node).producer()) is not None:
                 maker.metadata_props[POOL] = ""
             replace(graph, node.outputs[0], operand(node))
             graph.remove(node, safe=True)
@@ -149,6 +149,9 @@ def _does_nothing(node: ir.Node) -> bool:
         return node.attributes["to"].as_int() == operand(node).dtype
     if node.op_type in ("AveragePool", "MaxPool") and len(node.outputs) == 1:
         return set(node.attributes["kernel_shape"].as_ints()) == {1} and _is_dense(node)
+    if node.op_type in ("GlobalAveragePool", "GlobalMaxPool"):
+        shape = operand(node).shape
+        return shape is not None and len(shape) > 2 and set(shape[2:]) == {1}
     if node.op_type == "Pad":
         amounts = constant(node.inputs[1])
         return amounts is not None and not amounts.any()
