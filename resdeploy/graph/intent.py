@@ -43,6 +43,7 @@ FOLLOWERS = frozenset(
         "Tanh",
     }
 )
+GELU = ["Add", "Erf", "Mul", "Mul", "Mul"]  # its operators, where x is divided by sqrt 2 or multiplied
 INTEGER_CONVOLUTIONS = ("QLinearConv", "ConvInteger")
 
 
@@ -180,7 +181,12 @@ def _followers(index: Index, convolution: onnx.NodeProto) -> list[str]:
         reader = index.only_reader(output)
     if reader is not None and reader.op_type in (ACTIVATIONS | FOLLOWERS):
         return [*followers, node_name(reader)]
-    return [*followers, *map(node_name, _gate(index, output))]
+    return [*followers, *map(node_name, _spelled(index, output))]
+
+
+def _spelled(index: Index, tensor: str) -> list[onnx.NodeProto]:
+    """The nodes of an activation that takes several and alone reads a tensor, the one that gives its result last."""
+    return _gate(index, tensor) or _gelu(index, tensor)
 
 
 def _gate(index: Index, tensor: str) -> list[onnx.NodeProto]:
@@ -194,6 +200,23 @@ def _gate(index: Index, tensor: str) -> list[onnx.NodeProto]:
     return [sigmoid, product] if len(readers) == 2 and reads_both else []
 
 
+def _gelu(index: Index, tensor: str) -> list[onnx.NodeProto]:
+    """The five nodes of x/2 (1 + erf(x / sqrt 2)) (Hendrycks and Gimpel 2016, arXiv:1606.08415), in whatever order."""
+    found: dict[str, onnx.NodeProto] = {}
+    inside = [tensor]
+    for made in inside:  # grows
+        for node in (index.nodes[i] for i in index.readers.get(made, ())):
+            known = all(name in index.constants or name in inside for name in node.input)
+            if known and node.op_type in ("Div", "Mul", "Erf", "Add") and len(found) < len(GELU):
+                found[node_name(node)] = node
+                inside += [name for name in node.output if name not in inside]
+    nodes = list(found.values())
+    spelled = sorted("Mul" if node.op_type == "Div" else node.op_type for node in nodes) == GELU
+    readers = (index.nodes[i] for name in inside[:-1] for i in index.readers.get(name, ()))
+    alone = all(node_name(reader) in found for reader in readers) and not index.outputs.intersection(inside[:-1])
+    return nodes if spelled and alone else []
+
+
 def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
     """The quantizers of what a node gives once its batch normalisation and activation have run."""
     tensors = [node.output[0]]
@@ -203,7 +226,7 @@ def _requantizers(index: Index, node: onnx.NodeProto) -> tuple[str, ...]:
         follower = index.only_reader(tensor)
         if follower is not None and follower.op_type in (ACTIVATIONS | FOLLOWERS | {"BatchNormalization"}):
             tensors.append(follower.output[0])
-        tensors += [product.output[0] for product in _gate(index, tensor)[1:]]
+        tensors += [last.output[0] for last in _spelled(index, tensor)[-1:]]
     readers = [index.nodes[i] for tensor in tensors for i in index.readers.get(tensor, ())]
     return tuple(node_name(reader) for reader in readers if reader.op_type == "QuantizeLinear")
 

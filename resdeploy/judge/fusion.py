@@ -76,6 +76,8 @@ def judge(
         notes.append(
             f"{len(gates)} convolutions of squeeze-and-excitation gates may write floats: they see one value a channel"
         )
+    if asked == "int8" and target == placed_for == "tensorrt-rtx":  # no form makes its convolutions write INT8
+        notes.append(remedies.place_anew)
     checks = [*_block_checks(blocks, asked), *view.convolution_checks(superfluous)]
     if graphless:  # against a graph, what such layers hide is missing by name
         checks += fusion_checks.check_obscure(layers, {block.add for block in intent.blocks})
@@ -130,7 +132,8 @@ class _View:
     def _nodes_of(self, layer: Layer, before: Mapping[str, str]) -> tuple[str, ...]:
         if layer.role != "compute":
             return ()
-        return computed_nodes(layer.sources, self.intent, before, convolves=is_convolution(layer))
+        convolves = is_convolution(layer) and not generated.is_generated(layer)
+        return computed_nodes(layer.sources, self.intent, before, convolves=convolves)
 
     def _place_unnamed_sums(self) -> None:
         """A sum that no layer names ran in the block's convolution that reads a second tensor of its output's shape."""
@@ -298,7 +301,8 @@ class _View:
         if missing := [name for name, home in convs.items() if home is None]:
             return None, Finding(reason=f"no single kernel says that it computes {', '.join(missing)}")
         if not any(home is adder for home in convs.values()):
-            return False, self.remedies.for_unfused_sum(block, adder)
+            rounded = bool(self.intent.requantizers.get(block.last_conv or ""))
+            return False, self.remedies.for_unfused_sum(block, adder, rounded=rounded)
         apart = [node for node, state in states.items() if state is False]
         unfinished = [conv for conv in convs if conv in self.finishers]
         if apart or unfinished:
@@ -344,12 +348,11 @@ class _View:
         return fusion_checks.check_all(name, len(precisions), other, unsure, "convolutions", nothing=nothing)
 
     def _check_followers(self, homes: Mapping[str, Layer | None]) -> list[Check]:
-        """Whether activations ran inside their convolution; no check where there are none."""
+        """Whether activations ran inside their convolution, each once whatever its nodes; no check where none are."""
         states = {
-            node: self.is_absorbed(node, home)
+            nodes[-1]: _all([self.is_absorbed(node, home) for node in nodes])
             for conv, home in homes.items()
-            if home is not None
-            for node in self.intent.followers.get(conv, ())
+            if home is not None and (nodes := self.intent.followers.get(conv, ()))
         }
         if not states:
             return []

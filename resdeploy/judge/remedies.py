@@ -60,8 +60,14 @@ class Remedies:
             reason=f"no kernel says that it computes {add}", remedy=remedy[:1].upper() + remedy[1:],
         )  # fmt: skip
 
-    def for_unfused_sum(self, block: ResidualBlock, adder: Layer) -> Finding:
-        """The sum ran outside the block's convolutions."""
+    def for_unfused_sum(self, block: ResidualBlock, adder: Layer, *, rounded: bool) -> Finding:
+        """The sum ran outside the block's convolutions.
+
+        Args:
+            block: whose sum it is.
+            adder: the kernel that it ran in.
+            rounded: the graph quantizes what the last convolution gives, before the sum.
+        """
         if self.target == "onnxruntime" and adder.kind == "QLinearAdd":
             return Finding(
                 reason="ONNX Runtime adds 8-bit tensors in a kernel of its own, QLinearAdd",
@@ -73,6 +79,12 @@ class Remedies:
             return Finding(
                 reason="both operands are quantized, so that the convolution ends before the sum",
                 remedy=f"Q/DQ belongs on the skip branch alone. {self.place_anew}",
+            )
+        # TensorRT-RTX adds in floats, so that its kernel reads none in INT8; a pair on the skip alone it lets pass.
+        if rounded and self.target == "tensorrt-rtx":
+            return Finding(
+                reason="the convolution's result is quantized before the sum, so that the convolution ends there",
+                remedy=f"Q/DQ belongs on neither operand. {self.place_anew}",
             )
         return Finding(
             reason=f"its sum is a kernel of its own ({adder.kind or 'kind unknown'})",
@@ -97,9 +109,10 @@ class Remedies:
             return Finding()
         reason = self._width(adder, audit)
         if audit.asked == "int8":
-            return Finding(
-                reason=reason, remedy=f"The skip branch and what reads the sum are to be INT8. {self.place_anew}"
-            )
+            how = "The skip branch and what reads the sum are to be INT8"
+            if self.target == "tensorrt-rtx":
+                how = "This compiler adds in floats, and Q/DQ belongs on neither operand"
+            return Finding(reason=reason, remedy=f"{how}. {self.place_anew}")
         if self.target in ON_CPUS:
             return Finding(
                 reason=reason, remedy=f"This runtime computes no {audit.asked} on this machine: ask for fp32 or int8"

@@ -20,8 +20,8 @@ CHANNELS, SIZE = 6, 10  # of every tensor but the image, which has 3 channels
 Kernel = tuple[str, str, str, str, str]
 
 
-def graph(quantized: Literal["", "skip", "no skip"] = "", *, half: bool = True) -> onnx.ModelProto:
-    """The network, in FP16 or FP32; with pairs on all convolutions, and on the skip of the sum or not."""
+def graph(quantized: Literal["", "skip", "no skip", "both"] = "", *, half: bool = True) -> onnx.ModelProto:
+    """The network, in FP16 or FP32; with pairs on all convolutions, and on the sum's skip, both operands or none."""
     kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
     held: dict[str, onnx.TensorProto] = {}
     nodes: list[onnx.NodeProto] = []
@@ -47,7 +47,8 @@ def graph(quantized: Literal["", "skip", "no skip"] = "", *, half: bool = True) 
     x = op("Cast", "image.cast", "image", to=kind) if half else "image"
     stem = op("Relu", "stem.relu", conv("stem", x, 3))
     two = conv("two", op("Relu", "one.relu", conv("one", stem)))
-    total = op("Relu", "add.relu", op("Add", "add", two, f"{stem}/DQ.out" if quantized == "skip" else stem))
+    skip = f"{stem}/DQ.out" if quantized in ("skip", "both") else stem
+    total = op("Relu", "add.relu", op("Add", "add", pair(two) if quantized == "both" else two, skip))
     logits = conv("head", total)
     value = helper.make_tensor_value_info
     made = helper.make_graph(
@@ -118,4 +119,24 @@ PER_TENSOR: tuple[Kernel, ...] = (
     ("correlation", "two", "q:e h:b", "h:g", "two one.relu.out/DQ two.weight/DQ two.weight/Q add add.relu"),
     ("kgen", "__myl_MulMinMaxRounCast", "h:g", "q:i", "add.relu.out/Q"),
     ("correlation", "head", "q:i", "h:head.out", "head add.relu.out/DQ head.weight/DQ head.weight/Q"),
+)
+
+# The same with pairs on both operands of the sum: the second convolution ends before it.
+BOTH: tuple[Kernel, ...] = (
+    *PER_TENSOR[:5],
+    ("correlation", "two", "q:e", "h:g", "two one.relu.out/DQ two.weight/DQ two.weight/Q"),
+    (
+        "kgen", "__myl_CastMulMulMinMaxRounCastCastMulAddReluMulMinMaxRounCast", "h:g q:c", "q:i",
+        "stem.relu.out/DQ two.out/Q two.out/DQ add add.relu.out/Q add.relu",
+    ),
+    PER_TENSOR[-1],
+)  # fmt: skip
+
+# A pair on the skip alone: the sum is taken in, and the skip is read in floats from a kernel that rounds it.
+ON_SKIP: tuple[Kernel, ...] = (
+    *PER_TENSOR[:2],
+    ("kgen", "__myl_MulMinMaxRounCastCastMul", "h:b", "q:c h:s", "stem.relu.out/Q stem.relu.out/DQ"),
+    *PER_TENSOR[3:5],
+    ("correlation", "two", "q:e h:s", "h:g", "two one.relu.out/DQ two.weight/DQ two.weight/Q add add.relu"),
+    *PER_TENSOR[6:],
 )

@@ -145,6 +145,41 @@ def test_a_gated_activation_follows_its_convolution(model: onnx.ModelProto, gate
     assert intent.of(gated).followers["conv1"] == ()
 
 
+@pytest.mark.parametrize("half", ["last", "first"])
+def test_gelu_of_five_nodes_follows_its_convolution(model: onnx.ModelProto, half: str) -> None:
+    """conv1 -> x/2 (1 + erf(x / sqrt 2)), halved before or after; where another reads a part of it, none is alone."""
+    nodes = list(model.graph.node)
+    at = next(i for i, node in enumerate(nodes) if node.name == "relu1")
+    source, result = nodes[at].input[0], nodes[at].output[0]
+    halved = source if half == "first" else "whole"
+    products = [
+        helper.make_node("Mul", [halved, "half"], ["x/2" if half == "first" else result], name="halve"),
+        helper.make_node(
+            "Mul",
+            ["x/2" if half == "first" else source, "sum"],
+            [result if half == "first" else "whole"],
+            name="product",
+        ),
+    ]
+    nodes[at : at + 1] = [
+        helper.make_node("Div", [source, "root"], ["scaled"], name="divide"),
+        helper.make_node("Erf", ["scaled"], ["erf"], name="erf"),
+        helper.make_node("Add", ["erf", "one"], ["sum"], name="plus"),
+        *(products if half == "first" else reversed(products)),
+    ]
+    values = {"root": 2**0.5, "one": 1.0, "half": 0.5}
+    held = [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()]
+    graph = helper.make_graph(nodes, "t", model.graph.input, model.graph.output, [*model.graph.initializer, *held])
+    spelled = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+    onnx.checker.check_model(spelled, full_check=True)
+    found = intent.of(spelled).followers["conv1"]
+    assert sorted(found) == ["divide", "erf", "halve", "plus", "product"]
+    assert found[-1] == ("product" if half == "first" else "halve")
+    assert intent.of(quantized(spelled, "tensorrt")).requantizers["conv1"] == ("r1/QuantizeLinear",)
+    spelled.graph.node.append(helper.make_node("Neg", ["erf"], ["other"], name="third"))
+    assert intent.of(spelled).followers["conv1"] == ()
+
+
 @pytest.mark.parametrize("kind", ["HardSwish", "LeakyRelu", "Elu"])
 def test_other_activations_follow_their_convolution(model: onnx.ModelProto, kind: str) -> None:
     next(node for node in model.graph.node if node.name == "relu1").op_type = kind

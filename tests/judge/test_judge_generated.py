@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 
 from resdeploy.backends import inspector, rtx_layers
 from resdeploy.graph import intent
@@ -21,11 +23,13 @@ def audited(
     model: onnx.ModelProto | None,
     asked: str,
     placed_for: Target | None = None,
+    target: Target = "tensorrt",
 ) -> Audit:
     found = inspector.parse(rtx_layers.read(rtx_log.log(kernels)), "log")
     graph = None if model is None else intent.of(model)
     return fusion.judge(
         "small", found.layers, intent=graph, asked=asked, bindings=found.bindings, placed_for=placed_for,  # type: ignore[arg-type]
+        target=target,
     )  # fmt: skip
 
 
@@ -147,3 +151,76 @@ def test_a_file_for_this_runtime_is_not_sent_back_to_be_quantized_for_it() -> No
     (own,) = audited(rtx_log.PER_CHANNEL, model, "int8", placed_for="tensorrt").blocks
     assert "--target" not in own.remedy
     assert "--precision fp16" in own.remedy
+
+
+def test_where_int8_gains_nothing_fp16_is_advised_although_every_sum_is_inside() -> None:
+    """Said of the form of INT8 that is meant for TensorRT-RTX, whose convolutions never write INT8, and of no other."""
+    model = rtx_log.graph("no skip")
+    own = audited(rtx_log.PER_TENSOR, model, "int8", "tensorrt-rtx", "tensorrt-rtx")
+    assert (own.blocks[0].fused, own.blocks[0].remedy) == (True, "")
+    advice = [note for note in own.notes if note.endswith("resdeploy quantize F.onnx --precision fp16")]
+    assert len(advice) == 1
+    other = audited(rtx_log.PER_TENSOR, model, "int8", "tensorrt", "tensorrt-rtx")
+    assert not set(advice) & set(other.notes)
+    assert not any(
+        "fp16" in note for note in audited(rtx_log.HALF, rtx_log.graph(), "fp16", None, "tensorrt-rtx").notes
+    )
+
+
+def test_a_sum_of_two_quantized_operands_is_told_where_pairs_belong_on_rtx() -> None:
+    """It adds in floats, so that no operand of the kernel is INT8; what the graph quantizes before the sum tells.
+
+    Seen of 1.7.1.116 (tests/rtx/test_fixed_graphs.py): a pair on the main operand ends the convolution, one on the skip
+    does not.
+    """
+    (block,) = audited(rtx_log.BOTH, rtx_log.graph("both"), "int8", "tensorrt", "tensorrt-rtx").blocks
+    assert block.fused is False
+    assert block.reason == "the convolution's result is quantized before the sum, so that the convolution ends there"
+    assert block.remedy.startswith("Q/DQ belongs on neither operand. Quantize the FP32 file for this runtime")
+    assert "--target tensorrt-rtx" in block.remedy
+    (block,) = audited(rtx_log.ON_SKIP, rtx_log.graph("skip"), "int8", "tensorrt", "tensorrt-rtx").blocks
+    assert (block.fused, block.precision) == (True, "fp16")
+    assert block.remedy.startswith("This compiler adds in floats, and Q/DQ belongs on neither operand. Quantize")
+
+
+def test_a_generated_kernel_that_names_a_quantizer_called_after_a_convolution_does_not_convolve() -> None:
+    """`conv2.out/Q` comes first in its words, and leads back to no convolution: conv2 has its kernel."""
+
+    def renamed(text: str) -> str:
+        return text.replace("two", "conv2").replace("stem.relu.out/DQ conv2.out/Q", "conv2.out/Q stem.relu.out/DQ")
+
+    model = rtx_log.graph("both")
+    for node in model.graph.node:
+        node.name = node.name.replace("two", "conv2")
+    kernels: list[rtx_log.Kernel] = [(*kernel[:4], renamed(kernel[4])) for kernel in rtx_log.BOTH]
+    result = audited(kernels, model, "int8", target="tensorrt-rtx")
+    assert checks(result)["convolutions in the precision asked for"] == ("pass", 4, 4)
+    assert result.blocks[0].fused is False
+
+
+def test_an_activation_of_five_nodes_in_one_kernel_is_one_activation() -> None:
+    """GELU as exporters write it, inside its convolution, and as a kernel behind it."""
+    model = rtx_log.graph()
+    gelu = [
+        helper.make_node("Div", ["one.out", "root2"], ["g1"], "g.div"),
+        helper.make_node("Erf", ["g1"], ["g2"], "g.erf"),
+        helper.make_node("Add", ["g2", "unit"], ["g3"], "g.add"),
+        helper.make_node("Mul", ["one.out", "g3"], ["g4"], "g.mul"),
+        helper.make_node("Mul", ["g4", "half"], ["one.relu.out"], "g.half"),
+    ]
+    at = next(i for i, node in enumerate(model.graph.node) if node.name == "one.relu")
+    nodes = [*model.graph.node[:at], *gelu, *model.graph.node[at + 1 :]]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, value in {"root2": 2**0.5, "unit": 1, "half": 0.5}.items():
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(value, np.float16), name))
+    words = "g.half g.mul g.add g.div g.erf"
+    fused = ("runtime_fusion", "__myl_CorrDivCastErfCastAddMulMul", "h:b", "h:c", f"{words} one")
+    inside = audited([*rtx_log.HALF[:3], fused, *rtx_log.HALF[4:]], model, "fp16")
+    assert checks(inside)["activations inside their convolution"] == ("pass", 2, 2)
+    assert inside.verdict.state == "pass"
+    apart = (("correlation", "one", "h:b", "h:c0", "one"), ("kgen", "__myl_DivErfAddMulMul", "h:c0", "h:c", words))
+    found = check(
+        audited([*rtx_log.HALF[:3], *apart, *rtx_log.HALF[4:]], model, "fp16"), "activations inside their convolution"
+    )
+    assert (found.state, found.observed, found.note) == ("fail", 1, "a kernel of its own: g.half")

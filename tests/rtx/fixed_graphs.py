@@ -70,13 +70,26 @@ def half_block() -> onnx.ModelProto:
     return graph.model(graph.node("Relu", "relu2", added), [1, CHANNELS, SIZE, SIZE])
 
 
-def int8_block() -> onnx.ModelProto:
-    """INT8, one scale a weight tensor, and a skip in FP16: two convolutions, the sum behind the second."""
+def int8_block(*, main: bool = False, skip: bool = False) -> onnx.ModelProto:
+    """INT8, one scale a weight tensor: two convolutions, the sum behind the second, its operands in FP16 or rounded."""
     graph = _Graph(np.float16)
     data = graph.node("Cast", "cast_in", "input", to=TensorProto.FLOAT16)
-    first = graph.node("Relu", "relu1", graph.conv("conv1", graph.pair(data, 1 / 16), pair=True))
+    rounded = graph.pair(data, 1 / 16)
+    first = graph.node("Relu", "relu1", graph.conv("conv1", rounded, pair=True))
     second = graph.conv("conv2", graph.pair(first, 1 / 16), pair=True)
-    return graph.model(graph.node("Relu", "relu2", graph.node("Add", "add", second, data)), [1, CHANNELS, SIZE, SIZE])
+    added = graph.node("Add", "add", graph.pair(second, 1 / 16) if main else second, rounded if skip else data)
+    return graph.model(graph.node("Relu", "relu2", added), [1, CHANNELS, SIZE, SIZE])
+
+
+def gelu() -> onnx.ModelProto:
+    """FP16: a convolution, GELU in the five nodes that exporters write, and a convolution; its numbers are of FP16."""
+    graph = _Graph(np.float16)
+    for name, value in {"root": 2**0.5, "one": 1.0, "half": 0.5}.items():
+        graph.stored.append(numpy_helper.from_array(np.asarray(value, graph.kind), name))
+    data = graph.conv("conv1", graph.node("Cast", "cast_in", "input", to=TensorProto.FLOAT16))
+    total = graph.node("Add", "plus", graph.node("Erf", "erf", graph.node("Div", "divide", data, "root")), "one")
+    result = graph.node("Mul", "halve", graph.node("Mul", "product", data, total), "half")
+    return graph.model(graph.conv("conv2", result), [1, CHANNELS, SIZE, SIZE])
 
 
 GRAPHS: dict[str, Callable[[], onnx.ModelProto]] = {

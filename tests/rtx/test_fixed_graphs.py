@@ -9,9 +9,11 @@ import onnx
 import pytest
 
 from resdeploy.backends import machine, tensorrt_rtx
+from resdeploy.graph import intent
+from resdeploy.judge import fusion
 from resdeploy.records import Artifact, EngineOptions, Execution
 from tests.backends.conftest import artifact_of
-from tests.rtx.fixed_graphs import GRAPHS, SIZE
+from tests.rtx.fixed_graphs import GRAPHS, SIZE, gelu, int8_block
 
 TARGETS = ("sm86", "sm89", "sm120")
 NAMED = ("Conv", "Relu", "Add", "MaxPool", "GlobalAveragePool", "Gemm")
@@ -48,8 +50,7 @@ DIGESTS = {
 }
 
 
-def built(name: str, folder: Path) -> Artifact:
-    model = GRAPHS[name]()
+def built(model: onnx.ModelProto, folder: Path) -> Artifact:
     onnx.checker.check_model(model, full_check=True)
     folder.mkdir(exist_ok=True)
     path = folder / "fixed.onnx"
@@ -70,7 +71,7 @@ def test_the_kernels_of_a_fixed_graph(name: str, tmp_path: Path) -> None:
             " ".join(port.precision for port in layer.inputs),
             " ".join(port.precision for port in layer.outputs),
         )
-        for layer in built(name, tmp_path).layers
+        for layer in built(GRAPHS[name](), tmp_path).layers
     ]
     assert found == KERNELS[name]
 
@@ -78,7 +79,7 @@ def test_the_kernels_of_a_fixed_graph(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", GRAPHS)
 def test_the_bytes_of_a_fixed_graph(name: str, tmp_path: Path) -> None:
     """Twice the same from two folders, and those that were seen; on another processor a difference is only said."""
-    first, second = (built(name, tmp_path / which) for which in ("one", "two"))
+    first, second = (built(GRAPHS[name](), tmp_path / which) for which in ("one", "two"))
     assert first.sha256 == second.sha256
     if first.tools["tensorrt-rtx"] != VERSION:
         pytest.skip(f"digests are of {VERSION}, and {first.tools['tensorrt-rtx']} is here")
@@ -87,3 +88,24 @@ def test_the_bytes_of_a_fixed_graph(name: str, tmp_path: Path) -> None:
         assert first.sha256 == DIGESTS[name]
     else:
         warnings.warn(f"{name}: {first.sha256} on {here}, {DIGESTS[name]} on {SEEN_ON}", stacklevel=1)
+
+
+@pytest.mark.parametrize("main", [False, True])
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_pair_on_the_main_operand_of_a_sum_keeps_it_out_of_the_convolution(
+    tmp_path: Path, main: bool, skip: bool
+) -> None:
+    """One on the skip does not: what `judge.remedies` advises."""
+    model = int8_block(main=main, skip=skip)
+    layers = built(model, tmp_path).layers
+    assert [layer.kind for layer in layers if "add" in layer.sources] == ["kgen" if main else "correlation"]
+    (block,) = fusion.judge("block", layers, intent=intent.of(model), target="tensorrt-rtx").blocks
+    assert (block.fused, "belongs on neither operand" in block.remedy) == (not main, main)
+
+
+def test_gelu_of_five_nodes_runs_inside_its_convolution(tmp_path: Path) -> None:
+    """As one activation of one convolution."""
+    model = gelu()
+    found = fusion.judge("gelu", built(model, tmp_path).layers, intent=intent.of(model), target="tensorrt-rtx")
+    (check,) = [check for check in found.verdict.checks if check.name == "activations inside their convolution"]
+    assert (check.state, check.observed, check.limit) == ("pass", 1, 1)
