@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from resdeploy import store
 from resdeploy.cli import app
 from resdeploy.deploy import calibration, export, lower
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
-from resdeploy.errors import OutputLost, ResdeployError
+from resdeploy.errors import OutputLost, ResdeployError, UsageError
 from resdeploy.quantize import fidelity
-from resdeploy.records import Precision
+from resdeploy.records import Artifact, Precision
 from resdeploy.report import mixed, render
 from resdeploy.verbs import precision_ladder, quantize
 from tests.cli.conftest import Run
@@ -100,6 +101,29 @@ def test_options_that_make_no_sense_together_are_refused(
         wanted.refuse_nonsense(precision, plan)
     assert word in str(caught.value)
     assert caught.value.exit_status == 2
+
+
+def test_a_search_for_what_runs_elsewhere_is_refused_before_any_work(tmp_path: Path) -> None:
+    """Exit 2, nothing calibrated or written, and the next command judges the file where it runs."""
+    source = Artifact(path="never_read.onnx", format="onnx", precision="fp32", sha256="0" * 64)
+    wanted = quantize.QuantizeGoal(max_drop_pp=0.3, data="digits")
+    out, plan = tmp_path / "x.onnx", calibration.CalibrationPlan(data="digits")
+    with pytest.raises(UsageError, match="TensorRT-RTX builds here but runs on RTX GPUs alone") as caught:
+        quantize.quantize(source, "int8", "tensorrt-rtx", plan, out, wanted, progress=lambda *_: None)
+    assert caught.value.exit_status == 2
+    assert "resdeploy gate --baseline F.onnx --candidate F.int8.onnx --backend onnxruntime" in caught.value.fix
+    assert not list(tmp_path.iterdir())
+
+
+def test_int8_for_tensorrt_rtx_is_written_with_the_advice_that_fp16_may_be_better() -> None:
+    """Said of INT8 for that compiler alone, with the command that counts this file's own kernels."""
+    made = Artifact(path="f.onnx", format="onnx", precision="int8", sha256="0" * 64, target="tensorrt-rtx")
+    advice = quantize.Quantized(artifact=made).advice
+    assert advice.startswith("INT8 may gain nothing on TensorRT-RTX")
+    assert "in FP16" in advice
+    assert "resdeploy audit f.onnx --backend tensorrt-rtx" in advice
+    for other in (dataclasses.replace(made, target="tensorrt"), dataclasses.replace(made, precision="fp16")):
+        assert quantize.Quantized(artifact=other).advice == ""
 
 
 def saved(path: Path, nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray], opset: int = 17) -> Path:

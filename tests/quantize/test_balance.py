@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from resdeploy.graph import qdq_placement
 from resdeploy.graph.index import Index, by_name
 from resdeploy.quantize import balance
+from resdeploy.records import Effort
 from tests.quantize.test_prepare import here, logits, network, normalised, pictures, quantized
 from tests.quantize.test_rounding import network as grouped_network
 
@@ -56,13 +57,16 @@ def test_no_random_factors_err_less(seed: int, channels: int) -> None:
     assert (found * largest).max() == pytest.approx(largest.max())
 
 
-def test_a_file_for_tensorrt_rtx_is_what_its_parser_takes_and_errs_less_than_tensorrts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("effort", ["normal", "high"])
+def test_a_file_for_tensorrt_rtx_is_what_its_parser_takes_and_errs_less_than_tensorrts(
+    tmp_path: Path, effort: Effort
+) -> None:
     """FP16 around pairs in INT8 with zero point 0, integers stored; other images judge, in ONNX Runtime."""
     model, images = network(), normalised(pictures(64, 1))
     other = normalised(pictures(64, 2))
     errors = {}
     for target in ("tensorrt", "tensorrt-rtx"):
-        path = Path(quantized(model, tmp_path, target, images, "normal").path)
+        path = Path(quantized(model, tmp_path, target, images, effort).path)
         errors[target] = float(np.square(logits(path, other) - logits(model, other)).mean())
     assert errors["tensorrt-rtx"] < errors["tensorrt"]
     written = onnx.load(path)

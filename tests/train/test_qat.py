@@ -17,7 +17,7 @@ from resdeploy.data.datasets import batches, choose, open_dataset
 from resdeploy.errors import OutputLost, UsageError
 from resdeploy.graph import files, program
 from resdeploy.models import zoo
-from resdeploy.quantize import fidelity, ptq
+from resdeploy.quantize import fidelity, ptq, simulated
 from resdeploy.records import Artifact, Calibration, Effort, Likeness, Preprocessing, Target, Weights
 from resdeploy.train import loop, qat
 from resdeploy.train.fake import Graph
@@ -119,6 +119,40 @@ def test_the_fake_quantized_graph_answers_as_onnx_runtime_before_and_after_train
     for tensor in after.graph.initializer:
         if tensor.data_type == 3 and tensor.name.endswith("weight/quantized"):  # INT8
             assert np.abs(numpy_helper.to_array(tensor).astype(int)).max() <= limit
+
+
+def test_what_is_trained_for_tensorrt_rtx_gets_its_form_afterwards(trained: Artifact, tmp_path: Path) -> None:
+    """Nodes, opset and one scale a weight as of the untrained file; nearer to FP32, every rounding spelled out.
+
+    It learns on the plain graph in FP32: FP16 between, the addition of half the range and rounded scales come after.
+    """
+    images, sample = (choose(open_dataset("digits", split="train"), count, 0) for count in (256, 64))
+    calibration = Calibration(data="digits", count=64, seed=0, method="percentile")
+    batched = [batch.inputs for batch in batches(sample, SIGHT, 16)]
+
+    def made(name: str, *, plain: bool) -> Artifact:
+        options = ptq.FileOptions(plain=plain)
+        out = tmp_path / name
+        return ptq.quantize(
+            trained, batched, options, calibration=calibration, target="tensorrt-rtx", out=out, run=here
+        )  # fmt: skip
+
+    untrained, start = made("ptq.onnx", plain=False), made("plain.onnx", plain=True)
+    plan = qat.Plan(epochs=2, batch_size=32, threads=1)
+    result = qat.train(trained, start, images, plan, out=tmp_path / "qat.onnx")
+    before, after = (files.load_model(Path(a.path)) for a in (untrained, result))
+    assert [(n.op_type, n.name) for n in before.graph.node] == [(n.op_type, n.name) for n in after.graph.node]
+    assert before.opset_import == after.opset_import
+    sizes = [[(t.name, t.data_type, t.dims) for t in m.graph.initializer] for m in (before, after)]
+    assert sizes[0] == sizes[1]
+    assert result.target == "tensorrt-rtx"
+    x = held_out()
+    wanted = as_written(trained.path, x)
+    errors = [
+        float(np.square(session(simulated.in_float(m), exactly=True).run(None, {"input": x})[0] - wanted).mean())
+        for m in (before, after)
+    ]
+    assert errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("target", ["tensorrt", "openvino"])
