@@ -70,8 +70,9 @@ PLACEMENTS: dict[str, Placement] = {
     "one scale, skip float, channels as they are": Placement(target="tensorrt-rtx", balanced=False),
     "one scale, skip float, balanced (--target tensorrt-rtx)": Placement(target="tensorrt-rtx"),
     "the same, first and last layer in FP16": Placement(target="tensorrt-rtx", ends=False),
-    "--target tensorrt --effort high": Placement(target="tensorrt", effort="high"),
-    "--target tensorrt-rtx --effort high": Placement(target="tensorrt-rtx", effort="high"),
+    "--target tensorrt-rtx --effort high --calib-method mse": Placement(
+        target="tensorrt-rtx", effort="high", method="mse"
+    ),
 }
 
 
