@@ -30,7 +30,18 @@ if TYPE_CHECKING:
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.deploy.model_string import Request
     from resdeploy.measure.one_run import Bench
-    from resdeploy.records import Arithmetic, Artifact, Effort, Gate, Precision, Progress, Scenario, Scope, Target
+    from resdeploy.records import (
+        Arithmetic,
+        Artifact,
+        Effort,
+        Gate,
+        Precision,
+        Predictions,
+        Progress,
+        Scenario,
+        Scope,
+        Target,
+    )
     from resdeploy.verbs.evaluate import Evaluation
     from resdeploy.verbs.gate_options import GateOptions
     from resdeploy.verbs.predict import Predictor
@@ -165,21 +176,42 @@ def evaluate(
     precision: Precision | None = None,
     batch_size: int = 32,
     threads: int | None = None,
+    shard: str | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
     **options: Unpack[LoadOptions],
 ) -> Evaluation:
-    """`resdeploy eval` of one model: per-image predictions with their logits, and the `score` with its intervals.
+    """`resdeploy eval` of one model: per-image predictions with their logits.
+
+    With `shard="2/3"` they are those of a part: `prediction_files.save` them, and `merge` the files of all parts.
 
     Raises:
         ResdeployError: as the command ends with.
     """
+    from resdeploy.measure import shards
     from resdeploy.verbs import evaluate
 
     plan = evaluate.EvalPlan(
-        data=data, backend=backend, precision=precision, batch_size=batch_size, threads=threads, skip_bad=skip_bad
+        data=data,
+        backend=backend,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        shard=None if shard is None else shards.parse(shard),
+        skip_bad=skip_bad,
     )
     return evaluate.evaluate(_request(model, options), plan, _calibration(options), progress=progress or _silent)
+
+
+def merge(parts: Sequence[PathOrName], output: PathOrName) -> Predictions:
+    """`resdeploy merge`: the predictions of one process from the files of all shards, written to `output` as well.
+
+    Raises:
+        ResdeployError: as the command ends with.
+    """
+    from resdeploy.verbs import merge
+
+    return merge.merge([Path(part) for part in parts], Path(output))
 
 
 def bench(

@@ -33,6 +33,7 @@ from resdeploy.cli import (
     export,
     gate,
     init,
+    merge,
     models,
     predict,
     prune,
@@ -114,6 +115,7 @@ app.command("prune", rich_help_panel=MAKE)(prune.prune)
 app.command("build", rich_help_panel=MAKE)(build.build)
 app.command("bench", rich_help_panel=MEASURE)(bench.bench)
 app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)
+app.command("merge", rich_help_panel=MEASURE)(merge.merge)
 app.command("predict", rich_help_panel=MEASURE)(predict.predict)
 app.command("cost", rich_help_panel=MEASURE)(cost.cost)
 app.command("models", rich_help_panel=MEASURE)(models.models)

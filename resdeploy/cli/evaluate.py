@@ -22,6 +22,12 @@ def evaluate(
         Path | None,
         typer.Option(help="Save per-image predictions (.npz, .json, .csv); one model only.", callback=options.writable),
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="K/N", help="Evaluate the K-th of N parts of the images, for merge; auto: as torchrun numbers them."
+        ),
+    ] = None,
     skip_bad: options.SkipBad = False,
     calib_data: options.CalibData = None,
     calib_samples: options.CalibSamples = 300,
@@ -45,13 +51,15 @@ def evaluate(
 ) -> None:
     """Measure top-1 and top-5 accuracy, with 95 % intervals.
 
-    Example: resdeploy eval resnet20 --weights resnet20.th --data cifar10/test --backend torch
+    Examples: resdeploy eval resnet20 --weights resnet20.th --data cifar10/test --backend torch ·
+    resdeploy eval r50.onnx --data imagenet/val --shard 2/3 --predictions part2.npz ·
+    torchrun --nproc-per-node 2 -m resdeploy eval r50.onnx --data imagenet/val --shard auto --predictions r50.npz
     """
     from resdeploy.deploy import candidates, model_string
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.errors import refuse
-    from resdeploy.measure import environment, prediction_files
-    from resdeploy.report import documents
+    from resdeploy.measure import environment, prediction_files, shards
+    from resdeploy.report import evaluations
     from resdeploy.verbs import evaluate
 
     override = options.preprocessing_override(img_size, resize, interpolation, mean, std, channels, labels)
@@ -70,7 +78,15 @@ def evaluate(
             f"--predictions does not write {predictions}",
             f"End it in {' or '.join(prediction_files.SUFFIXES)}",
         ),
+        (
+            shard is not None and predictions is None,
+            "--shard evaluates a part of the images, which is good for `resdeploy merge` alone",
+            "Add --predictions PART.npz",
+        ),
     )
+    part = None if shard is None else shards.parse(shard)
+    if part is not None and shard == shards.AUTO:  # every process was given the same names
+        predictions, output = (path and shards.path_of(path, part) for path in (predictions, output))
     calibration = CalibrationPlan(
         data=calib_data, samples=calib_samples, method=calib_method, portable=portable, seed=seed
     )
@@ -82,6 +98,7 @@ def evaluate(
         threads=threads,
         skip_bad=skip_bad,
         keep_logits=predictions is not None,
+        shard=part,
     )
     model_string.refuse_missing(requests)
     console.chosen(backend, [precision or candidates.precision_of(each) for each in requests], quiet=quiet)
@@ -94,8 +111,13 @@ def evaluate(
     if predictions is not None:
         prediction_files.save(results[0].predictions, predictions)
     names = model_string.names(requests)
+    if part is not None:
+        console.note(f"wrote {predictions}", quiet=quiet)
+        document = evaluations.shard(names[requests[0]], results[0].predictions, environment.capture())
+        console.emit(document, fmt, output, quiet=quiet)
+        return
     rows = [
         (names[request], r.predictions, prediction_files.score(r.predictions), r.backend, r.source.precision)
         for request, r in zip(requests, results, strict=True)
     ]
-    console.emit(documents.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)
+    console.emit(evaluations.evaluation(rows, environment.capture()), fmt, output, quiet=quiet)

@@ -168,8 +168,9 @@ def batches(
 ) -> Iterator[Batch]:
     """The images of a data set as the network's inputs, in order, `batch_size` at a time; the last may be shorter.
 
-    Unreadable images do not shorten a batch. Synthetic images are scaled to whatever size the model takes. `workers`
-    is the number of decoding threads, by default one per core.
+    So is a batch with unreadable images: which others it holds depends on their places alone, and a part of the set
+    that begins with a batch has the batches of the whole (`shards.cut`). Synthetic images are scaled to whatever size
+    the model takes. `workers` is the number of decoding threads, by default one per core.
 
     Raises:
         UsageError: preprocessing that does not fit an image.
@@ -185,7 +186,7 @@ def batches(
             bad.append(f"{dataset.ids[image.index]}: {image.reason}")
             continue
         # Handed over only when another image follows, so that the last batch names every unreadable one.
-        if len(full) == batch_size:
+        if full and image.index // batch_size > full[-1].index // batch_size:
             yield _batch(full, bad)
             full, bad = [], []
             if progress is not None:

@@ -31,7 +31,7 @@ import numpy as np
 from resdeploy import stats, store
 from resdeploy.data import repeats
 from resdeploy.errors import MalformedInput, MissingInput, ResdeployError, UsageError
-from resdeploy.records import Origin, Predictions, Repeats, Score
+from resdeploy.records import Origin, Partial, Predictions, Repeats, Score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -130,6 +130,8 @@ def save(predictions: Predictions, path: Path) -> None:
         meta["repeats"] = dataclasses.asdict(predictions.repeats)
     if predictions.origin is not None:
         meta["origin"] = dataclasses.asdict(predictions.origin)
+    if predictions.partial is not None:
+        meta["partial"] = dataclasses.asdict(predictions.partial)
     arrays: dict[str, Any] = {
         "predictions": predictions.top[:, 0],
         "labels": predictions.labels,
@@ -154,9 +156,36 @@ def load(path: Path) -> Predictions:
 
     Raises:
         MissingInput: no such file.
-        UsageError: another suffix; arrays that are needed are not in the file.
+        UsageError: another suffix; arrays that are needed are not in the file; it is one shard of an evaluation.
         MalformedInput: the file is damaged, an array cannot be what its name says, or two do not fit each other.
     """
+    predictions = _load(path)
+    if predictions.partial is not None:
+        raise UsageError(
+            f"{path} is shard {predictions.partial.shard} of an evaluation and tells nothing of the rest",
+            fix="Put all shards together, and name the file of that: resdeploy merge PART... -o ALL.npz",
+        )
+    with _damage(path):
+        return count_once(predictions)
+
+
+def load_part(path: Path) -> Predictions:
+    """Reads the predictions of one shard, for `shards.merge`.
+
+    Raises:
+        MissingInput, MalformedInput: as `load`.
+        UsageError: as `load`, or it is no shard.
+    """
+    predictions = _load(path)
+    if predictions.partial is None:
+        raise UsageError(
+            f"{path} is no shard of an evaluation, but a whole one",
+            fix="Leave it out: only files that eval --shard --predictions wrote are put together",
+        )
+    return predictions
+
+
+def _load(path: Path) -> Predictions:
     suffix = _suffix(path)
     if not path.is_file():
         raise MissingInput(f"there is no file {path}", fix="Check the path")
@@ -164,7 +193,7 @@ def load(path: Path) -> Predictions:
         raise MalformedInput(f"{path} is larger than {MAX_BYTES >> 30} GiB", cause="It does not hold predictions")
     with _damage(path):
         content = {".npz": _read_npz, ".json": _read_json, ".csv": _read_csv}[suffix](path)
-        return count_once(_predictions(content, path))
+        return _predictions(content, path)
 
 
 def _suffix(path: Path) -> str:
@@ -343,6 +372,9 @@ def _facts(meta: Mapping[str, Any], path: Path) -> dict[str, Any]:
         **{name: str(meta[name]) for name in TEXT_FIELDS if name in meta},
         "origin": store.parse(Origin, json.dumps(meta["origin"]), f"the origin in {path}")
         if "origin" in meta
+        else None,
+        "partial": store.parse(Partial, json.dumps(meta["partial"]), f"the shard in {path}")
+        if "partial" in meta
         else None,
         "unreadable": tuple(str(v) for v in meta.get("unreadable", ())),
         "repeats": store.parse(Repeats, json.dumps(meta["repeats"]), f"the repeats in {path}")

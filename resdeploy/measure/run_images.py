@@ -15,9 +15,9 @@ from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets, preprocess
 from resdeploy.data.datasets import Dataset
 from resdeploy.errors import BackendCrash, MalformedInput, UsageError
-from resdeploy.measure import prediction_files
+from resdeploy.measure import prediction_files, shards
 from resdeploy.measure.interleaved import Candidate
-from resdeploy.records import Origin, Predictions, Preprocessing, Progress
+from resdeploy.records import Availability, Origin, Partial, Predictions, Preprocessing, Progress, Shard
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,6 +32,7 @@ def predict(
     *,
     batch_size: int = 32,
     keep_logits: bool = True,
+    partial: Partial | None = None,
     progress: Progress | None = None,
 ) -> Predictions:
     """Per-image predictions of a built model, in the data set's order.
@@ -48,6 +49,7 @@ def predict(
         spec: what the model was trained to see.
         batch_size: images decoded at a time.
         keep_logits: whether the result has them.
+        partial: which shard of a data set these images are; None: all of it.
         progress: what is being done.
 
     Raises:
@@ -66,7 +68,8 @@ def predict(
             scores[done : done + len(logits)] = logits
         parts.append(part)
         done += len(logits)
-    return predictions_of(candidate, dataset, spec, parts, logits=None if scores is None else scores[:done])
+    kept = None if scores is None else scores[:done]
+    return predictions_of(candidate, dataset, spec, parts, logits=kept, partial=partial)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -117,8 +120,9 @@ def predictions_of(
     parts: Sequence[Part],
     *,
     logits: NDArray[np.float32] | None = None,
+    partial: Partial | None = None,
 ) -> Predictions:
-    """The answers of a model to the images of these parts, each counted once.
+    """The answers of a model to the images of these parts, each counted once unless they are a shard's.
 
     Raises:
         MalformedInput: every image has several labels.
@@ -142,8 +146,9 @@ def predictions_of(
         repeats=aligned.repeats,
         classes=aligned.classes,
         origin=_origin(candidate, spec),
+        partial=partial,
     )
-    return prediction_files.count_once(predictions)
+    return prediction_files.count_once(predictions) if partial is None else predictions
 
 
 def _stream(
@@ -221,7 +226,7 @@ def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
     tools |= {"pillow": pillow} if pillow else {}
     if state.version:
         tools[candidate.backend] = state.version
-    on_cpu = state.devices in ((), ("CPU",))
+    on_cpu = _is_on_cpu(state)
     return Origin(
         weights=artifact.weights.source if artifact.weights else "",
         precision=artifact.precision,
@@ -230,6 +235,22 @@ def _origin(candidate: Candidate, spec: Preprocessing) -> Origin:
         tools=tools,
         preprocessing=spec,
         calibration=dataclasses.replace(artifact.calibration, methods={}) if artifact.calibration else None,
+    )
+
+
+def _is_on_cpu(state: Availability) -> bool:
+    return state.devices in ((), ("CPU",))
+
+
+def _partial(candidate: Candidate, dataset: Dataset, shard: Shard) -> Partial:
+    """What is remembered of a shard of this data set."""
+    on_cpu = _is_on_cpu(backends.load(candidate.backend).available())
+    return Partial(
+        shard=shard,
+        images=len(dataset),
+        listing=shards.listing(dataset),
+        batch_size=candidate.execution.batch_size,
+        threads=(candidate.execution.threads or machine.usable_cores()) if on_cpu else 0,
     )
 
 
@@ -267,21 +288,33 @@ def require_finite(logits: NDArray[np.generic], candidate: Candidate) -> NDArray
 
 
 def predict_test_split(
-    candidate: Candidate, data: str, *, skip_bad: bool = False, keep_logits: bool = True, progress: Progress
+    candidate: Candidate,
+    data: str,
+    *,
+    shard: Shard | None = None,
+    skip_bad: bool = False,
+    keep_logits: bool = True,
+    progress: Progress,
 ) -> Predictions:
-    """Per-image results of a built model on the data set's test split.
+    """Per-image results of a built model on the data set's test split, or on one shard of it.
 
     Raises:
         MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
+        UsageError: more shards than batches.
     """
     images = datasets.open_dataset(data, split="test")
     model = candidate.artifact.model
+    batch_size = max(DECODED, candidate.execution.batch_size)
+    partial = None
+    if shard is not None:
+        partial, images = _partial(candidate, images, shard), shards.cut(images, shard, batch_size)
     predictions = predict(
         candidate,
         images,
         model.preprocessing if model else None,
-        batch_size=max(DECODED, candidate.execution.batch_size),
+        batch_size=batch_size,
         keep_logits=keep_logits,
+        partial=partial,
         progress=progress,
     )
     if not skip_bad:

@@ -30,9 +30,36 @@ class Origin:
     calibration: Calibration | None = None  # without `methods`, which no gate asks for
 
 
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Which part of an evaluation: the `number`-th of `count`, from 1 on."""
+
+    __pydantic_config__ = STRICT
+    number: int
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partial:
+    """Of an evaluation in shards, what `Predictions` of a whole one need not tell: all but `shard` is equal in all."""
+
+    __pydantic_config__ = STRICT
+    shard: Shard
+    images: int  # of the whole data set, copies and unreadable ones included
+    listing: str  # a fingerprint of the whole set: names, labels, classes
+    batch_size: int  # images per query
+    threads: int  # that computed; 0 on a GPU
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """Per-image results on one data set, in the data set's order, every image counted once where hashes tell."""
+    """Per-image results on one data set, in the data set's order, every image counted once where hashes tell.
+
+    Those of a shard (`partial`) are not counted yet: its images may be copies of another shard's.
+    """
 
     model: str
     ids: tuple[str, ...]  # () where a foreign file has none: its order is then all there is to match by
@@ -49,6 +76,7 @@ class Predictions:
     repeats: Repeats = field(default_factory=Repeats)  # names of the data set that are not among `ids`
     classes: tuple[str, ...] = ()  # their names, by id; () where nobody told them
     origin: Origin | None = None  # None: a foreign file, which does not say
+    partial: Partial | None = None  # None: of the whole data set
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,8 +25,6 @@ from resdeploy.records import (
     Flip,
     Gate,
     Layer,
-    Precision,
-    Predictions,
     Score,
     Summary,
     Verdict,
@@ -101,34 +99,6 @@ def bench(
 def kernel_notes(comparisons: Iterable[Comparison]) -> list[str]:
     """Of each comparison whether both sides execute the same, where that is known."""
     return [note for comparison in comparisons if (note := sentences.kernels(comparison)) is not None]
-
-
-def evaluation(
-    results: Iterable[tuple[str, Predictions, Score, BackendName, Precision]], environment: Environment
-) -> Json:
-    """`eval`: accuracies in percent, with 95 % intervals, each with the name that its file has."""
-    rows = []
-    notes = []
-    for name, predictions, score, backend, precision in results:
-        rows.append(
-            {
-                "model": predictions.model,
-                "name": name,
-                "backend": backend,
-                "precision": precision,
-                **score_row(score),
-                "data": predictions.data,
-                "data_fingerprint": predictions.data_fingerprint,
-                "preprocessing_fingerprint": predictions.preprocessing_fingerprint,
-                "sha256": predictions.sha256,
-                "unreadable": list(predictions.unreadable),
-                "unreadable_count": len(predictions.unreadable),
-                "repeats": dataclasses.asdict(predictions.repeats),
-            }
-        )
-        notes += [f"{name}: could not read {image}" for image in predictions.unreadable]
-        notes += [f"{predictions.data}: {note}" for note in predictions.repeats.notes]
-    return document("eval", environment, rows, notes=list(dict.fromkeys(notes)))
 
 
 def predict(answered: Answered, environment: Environment) -> Json:

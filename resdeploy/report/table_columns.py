@@ -284,20 +284,22 @@ _STAGES = Table(
     ),
     "stages",
 )
+_EVALUATED = (_NETWORK, _FILE, _BACKEND, _PRECISION, Column("data", "data", role="common"))
+_UNREADABLE = Column("unreadable", "unreadable_count", "count", role="program")
 _EVAL = Table(
     "results",
     (
-        _NETWORK,
-        _FILE,
-        _BACKEND,
-        _PRECISION,
-        Column("data", "data", role="common"),
+        *_EVALUATED,
         Column("top-1 % [95 %]", "top1", "percent", ci="top1_ci95"),
         Column("top-5 %", "top5", "percent"),
         Column("correct", "correct", "count", rank=1),
         Column("images", "total", "count", role="common"),
-        Column("unreadable", "unreadable_count", "count", role="program"),
+        _UNREADABLE,
     ),
+)
+_OF_ALL = Column("of", "images_of_all", "count")
+_SHARD = Table(
+    "results", (*_EVALUATED, Column("shard", "shard"), Column("images", "images", "count"), _OF_ALL, _UNREADABLE)
 )
 _PREDICT = Table(
     "results",
@@ -437,10 +439,7 @@ _AUDIT = Table(
     ),
 )
 
-_MACHINE = Table(
-    "machine",
-    (Column("this machine", "name", role="name"), Column("what it has", "value")),
-)
+_MACHINE = Table("machine", (Column("this machine", "name", role="name"), Column("what it has", "value")))
 
 _CACHE = Table(
     "results",
@@ -466,6 +465,7 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     ),
     "doctor": (_DOCTOR, _MACHINE, _TENSORRT),
     "eval": (_EVAL,),
+    "eval --shard": (_SHARD,),
     "gate": (_CHECKS, _REPORTED, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
     "predict": (_PREDICT,),

@@ -7,13 +7,14 @@ number of processes: each takes its part of the one batch (`images.steps_of`), a
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from resdeploy import torchrun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,22 +50,11 @@ class Group:
             dist.barrier()
 
 
-def process_count() -> int:
-    """How many processes torchrun has started, 1 where it did not."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_first() -> bool:
-    """Whether this is the process that talks, among those that torchrun has started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextlib.contextmanager
 def group() -> Iterator[Group]:
     """The processes that torchrun has started, by the variables that it sets; else this one alone, on a GPU if any."""
-    size, rank, local = process_count(), *(int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-    gpus = torch.cuda.is_available()
-    device = torch.device("cuda", local) if gpus else torch.device("cpu")
+    size, gpus = torchrun.process_count(), torch.cuda.is_available()
+    device = torch.device("cuda", torchrun.local_rank()) if gpus else torch.device("cpu")
     if size == 1:
         yield Group(device=device)
         return
@@ -72,6 +62,6 @@ def group() -> Iterator[Group]:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if gpus else "gloo")
     try:
-        yield Group(rank=rank, size=size, device=device)
+        yield Group(rank=torchrun.rank(), size=size, device=device)
     finally:
         dist.destroy_process_group()

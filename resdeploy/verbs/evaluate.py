@@ -8,7 +8,7 @@ from resdeploy.deploy import candidates
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.measure import run_images
-from resdeploy.records import Artifact, BackendName, Precision, Predictions, Progress
+from resdeploy.records import Artifact, BackendName, Precision, Predictions, Progress, Shard
 from resdeploy.verbs import float_fallback
 
 
@@ -23,6 +23,7 @@ class EvalPlan:
     threads: int | None = None
     skip_bad: bool = False
     keep_logits: bool = True
+    shard: Shard | None = None  # None: all images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +36,22 @@ class Evaluation:
 
 
 def evaluate(request: Request, plan: EvalPlan, calibration: CalibrationPlan, *, progress: Progress) -> Evaluation:
-    """Runs every image of the data set's test split through the model.
+    """Runs every image of the data set's test split, or of a shard of it, through the model.
 
     Raises:
         MalformedInput: images that cannot be decoded (each named), unless `skip_bad`.
+        UsageError: more shards than batches.
     """
     backend = candidates.pick_backend(request, plan.backend, plan.precision)
     source = candidates.source_for(request, backend, plan.precision, calibration, progress=progress)
     candidate = candidates.candidate(source, backend, batch_size=plan.batch_size, threads=plan.threads)
     float_fallback.warn(source, candidate)
     predictions = run_images.predict_test_split(
-        candidate, plan.data, skip_bad=plan.skip_bad, keep_logits=plan.keep_logits, progress=progress
+        candidate,
+        plan.data,
+        shard=plan.shard,
+        skip_bad=plan.skip_bad,
+        keep_logits=plan.keep_logits,
+        progress=progress,
     )
     return Evaluation(source=source, backend=backend, predictions=predictions)

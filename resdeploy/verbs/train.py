@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from resdeploy import store, vocabulary
+from resdeploy import store, torchrun, vocabulary
 from resdeploy.data import datasets
 from resdeploy.deploy import export, lower, networks
 from resdeploy.deploy.calibration import CalibrationPlan
@@ -111,7 +111,7 @@ def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> No
         ("--precision bf16", how.precision == "bf16"),
         ("--strict", how.strict),
     )
-    processes = _processes() if how.qat else 1
+    processes = torchrun.process_count() if how.qat else 1
     untrained = request.random and isinstance(request.named, (ZooName, ForeignName))
     refuse(
         (
@@ -142,13 +142,6 @@ def _refuse_contradictions(request: Request, how: TrainOptions, out: Path) -> No
     )
 
 
-def _processes() -> int:
-    """How many processes torchrun has started."""
-    from resdeploy.train import distributed
-
-    return distributed.process_count()
-
-
 def train_float(
     request: Request,
     data: str,
@@ -167,7 +160,7 @@ def train_float(
     Raises:
         UsageError: a data set without a test split, on which the result could not be judged.
     """
-    from resdeploy.train import distributed, loop
+    from resdeploy.train import loop
 
     store.probe(out)
     progress("opening images", 0, 1)
@@ -175,7 +168,7 @@ def train_float(
     train_data, test_data = datasets.training_images(data)
     spec = spec_for(network.spec, train_data)
     progress("opening images", 1, 1)
-    if distributed.is_first():
+    if torchrun.rank() == 0:
         sees(spec)
     task = loop.Task(spec=spec, train_data=train_data, test_data=test_data, plan=plan, out=out, initial=network.path)
     return loop.train(task, resume=resume, progress=progress, watch=watch)

@@ -75,7 +75,7 @@ def test_hashes_are_sha256_of_the_file_or_the_pixels(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path) -> None:
-    """Empty, cut off, a bomb, 16-bit, FITS, GIF and BMP under an image's name: listed, the rest in full batches."""
+    """Empty, cut off, a bomb, 16-bit, FITS, GIF and BMP under an image's name: listed, the rest in its places."""
     deep = io.BytesIO()  # grey of 16 bits, of which Pillow makes white
     Image.fromarray(np.full((8, 8), 40_000, np.uint16)).save(deep, "PNG")
     bomb = bytearray(encoded("PNG"))  # 100 megapixels: where Pillow itself would only warn
@@ -96,7 +96,7 @@ def test_unreadable_images_are_counted_and_named_with_the_reason(tmp_path: Path)
         "z.png": b"\x89PNG\r\n\x1a\n",
     }
     found = list(batches(folder_of(tmp_path, files), SPEC, 2))
-    assert [b.indices.tolist() for b in found] == [[0, 9], [10]]
+    assert [b.indices.tolist() for b in found] == [[0], [9], [10]]
     unreadable = [entry for b in found for entry in b.unreadable]
     assert [entry.split(":")[0] for entry in unreadable] == [
         *(f"c/{n}" for n in files if n.startswith("bad")),

@@ -26,14 +26,17 @@ from resdeploy.records import (
     Gate,
     Judged,
     Mixed,
+    Origin,
+    Partial,
     Precision,
     Reported,
     Sensitivity,
+    Shard,
     Subject,
     Summary,
     Verdict,
 )
-from resdeploy.report import documents, mixed
+from resdeploy.report import documents, evaluations, mixed
 from tests.report import test_render as simple
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
@@ -106,7 +109,21 @@ def evaluation() -> dict[str, Any]:
         )
         score = dataclasses.replace(simple.scored(), top5=99.72)
         rows.append((name, predictions, score, "openvino", precision))
-    return documents.evaluation(rows, ENVIRONMENT)  # type: ignore[arg-type]
+    return evaluations.evaluation(rows, ENVIRONMENT)
+
+
+def sharded() -> dict[str, Any]:
+    """The second of three parts of ImageNet."""
+    partial = Partial(shard=Shard(number=2, count=3), images=50_000, listing="l" * 64, batch_size=32, threads=16)
+    origin = Origin(backend="openvino", precision="int8")
+    predictions = dataclasses.replace(
+        simple.predicted("timm:resnet50.a1_in1k"),
+        data="/data/imagenet/val",
+        unreadable=(),
+        partial=partial,
+        origin=origin,
+    )
+    return evaluations.shard(HIGH, predictions, ENVIRONMENT)
 
 
 def check(name: str, state: Any, observed: float | None, limit: float, unit: str, note: str, **fields: Any) -> Check:
@@ -286,6 +303,7 @@ def all_documents() -> list[dict[str, Any]]:
     made = [
         bench(),
         evaluation(),
+        sharded(),
         gate(),
         gate(1),
         audit(),

@@ -41,16 +41,19 @@ from resdeploy.records import (
     Lesion,
     Measurement,
     Mixed,
+    Origin,
+    Partial,
     Predictions,
     PruneOutcome,
     PruneSide,
     Score,
     Sensitivity,
+    Shard,
     Subject,
     Summary,
     Verdict,
 )
-from resdeploy.report import documents, mixed, pruning, render
+from resdeploy.report import documents, evaluations, mixed, pruning, render
 from resdeploy.report.plain_text import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.table_columns import TABLES
@@ -107,6 +110,12 @@ def predicted(name="resnet50"):
         model=name, ids=("a", "b"), labels=labels, top=labels[:, None], logits=None, data=name, data_fingerprint="d",
         preprocessing_fingerprint="p", sha256="s", unreadable=(f"{name}: truncated",),
     )  # fmt: skip
+
+
+def of_a_shard(name):
+    origin = Origin(backend="openvino", precision="int8")
+    partial = Partial(shard=Shard(number=2, count=3), images=6, listing="l", batch_size=32, threads=2)
+    return dataclasses.replace(predicted(name), origin=origin, partial=partial)
 
 
 def scored(name="resnet50"):
@@ -174,7 +183,7 @@ def all_documents(name):
     }
     return [
         documents.bench([summary(name, warnings=(name,), notes=(name,)), failed(name)], [faster(name)], ENVIRONMENT),
-        documents.evaluation([(name, predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
+        evaluations.evaluation([(name, predicted(name), scored(name), "openvino", "int8")], ENVIRONMENT),
         gated(name),
         json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
@@ -186,6 +195,7 @@ def all_documents(name):
         documents.run(name, [row, documents.RunRow(outcome=failed(name))], verdict(name), ENVIRONMENT),
         pruned(name, cost),
         documents.compare([changed(name)], [name], ENVIRONMENT),
+        evaluations.shard(name, of_a_shard(name), ENVIRONMENT),
         documents.cache(name, [Part(name=name, entries=2, size_bytes=3_000_000)], ENVIRONMENT),
         documents.cache_verify(2, [Doubt(file=name, state="damaged", why=name)], ENVIRONMENT),
     ]
