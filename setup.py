@@ -41,9 +41,16 @@ if __name__ == "__main__":
     from setuptools import find_packages, setup
 
     setup(
-        packages=[*find_packages(include=["resdeploy", "resdeploy.*"]), "resdeploy.profiles"],
+        packages=[
+            *find_packages(include=["resdeploy", "resdeploy.*"]),
+            *("resdeploy.profiles", "resdeploy.report.templates"),
+        ],
         package_dir={"resdeploy.profiles": "profiles"},
-        package_data={"resdeploy": ["py.typed"], "resdeploy.profiles": ["*.toml"]},
+        package_data={
+            "resdeploy": ["py.typed"],
+            "resdeploy.profiles": ["*.toml"],
+            "resdeploy.report.templates": ["*"],
+        },
         long_description=description((ROOT / "README.md").read_text(encoding="utf-8"), ADDRESS),
         long_description_content_type="text/markdown",
         project_urls=urls(ADDRESS),

@@ -29,6 +29,7 @@ REQUIREMENTS: Mapping[str, tuple[str, ...]] = {
     "timm": ("timm", TORCH),  # brings torchvision, which brings the torch that it was built for
     "torchvision": ("torchvision", TORCH),
     "sklearn": ("scikit-learn",),
+    "jinja2": ("jinja2",),
     "onnxruntime": ("onnxruntime",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt", "cuda-bindings>=12.9,<14", "nvidia-ml-py"),

@@ -21,9 +21,11 @@ SLOW_ROOMS = ("cli", "train", "study", "models", "gpu")
 USES_TORCH = re.compile(
     r"^\s*(import|from) (torch|torchvision|timm)\b|importorskip\(.(torch|timm)\b|models\.resnet", re.MULTILINE
 )
-# What `make test` leaves out: tests so marked, and a folder that is run where the command line names it.
+# What `make test` leaves out: tests so marked, and folders that are run where the command line names them.
+FOLDERS = ("rtx", "browser")
 LEFT_OUT = {
     "acceptance": "takes minutes of simulation, of real networks and of whole runs",
+    "browser": "tries pages in Chromium, and installs axe-core from npm",
     "rtx": "installs NVIDIA's compiler for GeForce RTX, under NVIDIA's licence, and asks it",
 }
 TORCH_TOLD: list[str] = []  # once is enough
@@ -49,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    if collection_path.name == "rtx" and not asked_for(config, "rtx"):
+    if collection_path.name in FOLDERS and not asked_for(config, collection_path.name):
         return True
     if not config.getoption("--fast") or collection_path.suffix != ".py":
         return None

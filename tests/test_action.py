@@ -62,6 +62,19 @@ def test_a_pass_writes_every_output(folder: Path) -> None:
     assert comment.startswith("<!-- resdeploy gate -->")
 
 
+def test_the_page_is_written_and_uploaded_where_it_is_asked_for(folder: Path) -> None:
+    """Under a name that the step has looked at; another word than true or false is no way to leave it out."""
+    pytest.importorskip("jinja2")
+    judged = {"baseline": "base.npz", "candidate": "good.npz", "max_drop": "0.5"}
+    assert act(folder, **judged, name="int8", report="true") == (0, "pass\nreport=resdeploy-gate-int8")
+    assert "Verdict: PASS" in (folder / "resdeploy-gate-int8.html").read_text()
+    (upload,) = (step for step in ACTION["runs"]["steps"] if "upload-artifact" in step.get("uses", ""))
+    assert upload["with"]["path"] == "${{ steps.gate.outputs.report }}.html"
+    assert "steps.gate.outputs.report" in upload["if"]
+    (folder / "outputs").unlink()
+    assert act(folder, **judged, report="True") == (2, "error")
+
+
 def test_two_candidates_one_of_them_hostile(folder: Path) -> None:
     """One a line; the name with commands in it is a name, and the gate fails for what it holds."""
     names = "good.npz\nbad one; touch canary; $(touch canary).npz\n"
@@ -103,7 +116,9 @@ def test_what_could_not_be_run_is_an_error(folder: Path) -> None:
 
 def test_no_input_is_pasted_into_a_script() -> None:
     """Expressions stand in `env`, `if` and outputs only."""
-    for step in ACTION["runs"]["steps"]:
+    scripts = [step for step in ACTION["runs"]["steps"] if "uses" not in step]
+    assert len(scripts) == 3
+    for step in scripts:
         assert "${{" not in step["run"]
         assert step["shell"] == "bash"
 

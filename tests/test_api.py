@@ -24,7 +24,7 @@ from tests.verbs.test_predict import CLASSES, PIXELS, expected, linear
 COMMANDS = vars(typer.main.get_command(app))["commands"]
 # What only a command has: how it talks, and files that it writes besides what it makes.
 TALK = {"format", "output", "quiet", "verbose", "help", "predictions", "top", "strict", "junit", "comment", "metrics"}
-TALK |= {"github", "no-github", "wide"}
+TALK |= {"github", "no-github", "wide", "report"}
 FUNCTIONS = {
     "predict": api.load,
     "export": api.export,

@@ -38,6 +38,7 @@ from resdeploy.cli import (
     predict,
     prune,
     quantize,
+    report,
     run,
     show,
     study,
@@ -120,6 +121,7 @@ app.command("predict", rich_help_panel=MEASURE)(predict.predict)
 app.command("cost", rich_help_panel=MEASURE)(cost.cost)
 app.command("models", rich_help_panel=MEASURE)(models.models)
 app.command("show", rich_help_panel=MEASURE)(show.show)
+app.command("report", rich_help_panel=MEASURE)(report.report)
 app.command("gate", rich_help_panel=JUDGE)(gate.gate)
 app.command("audit", rich_help_panel=JUDGE)(audit.audit)
 app.command("compare", rich_help_panel=JUDGE)(compare.compare)

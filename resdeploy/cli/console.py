@@ -275,6 +275,13 @@ def emit(document: dict[str, Any], fmt: str, output: Path | None = None, *, quie
 Form = Callable[[Mapping[str, Any]], str]
 
 
+def page_form(images: str | None = None) -> Form:
+    """The form of an HTML page that shows the flipped ones of `images`."""
+    from resdeploy.verbs import report
+
+    return lambda document: report.page_of([("", document)], images)
+
+
 def publish(
     document: dict[str, Any],
     fmt: str,
@@ -319,7 +326,7 @@ def publish(
             write()
         except OSError as e:
             lost.append(f"{e.filename or 'a file'} cannot be written: {e.strerror}")
-        except EnvironmentFailure as e:
+        except ResdeployError as e:
             lost.append(e.what)
     if on_github and (not lost or document["verdict"] != "pass"):
         _to_stderr(ci.commands(document))

@@ -81,6 +81,7 @@ def gate(
         Path | None,
         typer.Option(help="OpenMetrics text to write (GitLab).", callback=options.writable, rich_help_panel=_CI),
     ] = None,
+    report: options.Report = None,
     github: Annotated[
         bool | None,
         typer.Option(
@@ -107,7 +108,7 @@ def gate(
     from resdeploy.report import ci, documents
     from resdeploy.verbs import gate, gate_options
 
-    options.distinct((output, junit, comment, metrics), (baseline, *candidate))
+    options.distinct((output, junit, comment, metrics, report), (baseline, *candidate))
     with console.report_errors(junit, github=github):
         plan = gate_options.plan_of(
             baseline,
@@ -151,7 +152,9 @@ def gate(
         requests = [model_string.Request(model=side, override=plan.override) for side in models]
         console.tell_preprocessing(requests, [source.model for source in outcome.sources], quiet=quiet)
     console.announce(*outcome.sources, quiet=quiet)
-    files = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
+    files: dict[Path | None, console.Form] = {junit: ci.junit, comment: ci.comment, metrics: ci.metrics}
+    if report is not None:
+        files[report] = console.page_form(data)
     console.publish(document, fmt, output, files, github=github, quiet=quiet)
     state = outcome.gate.verdict.state
     if state == "inconclusive" and on_inconclusive == "warn":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _MODEL = "The model"
 _SEEING = "How images become the input"
-_OUTPUT = "Output"
+OUTPUT = "Output"
 
 
 def distinct(outputs: Iterable[Path | None], inputs: Iterable[str]) -> None:
@@ -56,6 +56,20 @@ def writable(path: Path | None) -> Path | None:
     if path is not None:
         store.probe(path)
     return path
+
+
+def page(path: Path | None) -> Path | None:
+    """As `writable`, of an HTML page, which needs jinja2.
+
+    Raises:
+        PackageMissing: jinja2 is not installed.
+        NotWritable, DiskFull: the file cannot be written.
+    """
+    from resdeploy import packages
+
+    if path is not None:
+        packages.need("jinja2", "an HTML page", otherwise="use --format md, which needs nothing")
+    return writable(path)
 
 
 def svg(path: Path | None) -> Path | None:
@@ -169,7 +183,7 @@ EffortLevel = Annotated[
 ]
 Format = Annotated[
     Literal["table", "json", "csv", "md"],
-    typer.Option("--format", help="Form of the result.", rich_help_panel=_OUTPUT),
+    typer.Option("--format", help="Form of the result.", rich_help_panel=OUTPUT),
 ]
 Wide = Annotated[
     bool,
@@ -178,12 +192,16 @@ Wide = Annotated[
         is_eager=True,
         help="Tables with all columns, however long their lines are.",
         callback=console.set_wide,
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
+]
+Report = Annotated[
+    Path | None,
+    typer.Option("--report", help="HTML page of the result to write.", callback=page, rich_help_panel=OUTPUT),
 ]
 Output = Annotated[
     Path | None,
-    typer.Option("--output", "-o", help="File to write to.", callback=writable, rich_help_panel=_OUTPUT),
+    typer.Option("--output", "-o", help="File to write to.", callback=writable, rich_help_panel=OUTPUT),
 ]
 # The console keeps it too, for what no verb need say by itself.
 Quiet = Annotated[
@@ -194,7 +212,7 @@ Quiet = Annotated[
         is_eager=True,
         help="Only results and errors.",
         callback=console.set_silent,
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 # Its callback keeps it; verbs need not look at it. Eager, so that errors in other options have their traceback too.
@@ -208,7 +226,7 @@ Verbose = Annotated[
         metavar="",  # a flag that may be repeated takes no number
         callback=console.set_verbosity,
         help="Name the files used; -vv: tracebacks too.",
-        rich_help_panel=_OUTPUT,
+        rich_help_panel=OUTPUT,
     ),
 ]
 

@@ -26,6 +26,7 @@ def run(
     ] = None,
     fmt: options.Format = "table",
     wide: options.Wide = False,
+    report: options.Report = None,
     output: options.Output = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
@@ -43,6 +44,7 @@ def run(
     from resdeploy.run import relative_paths, run
 
     path = store.find_profile(profile)
+    options.distinct((output, report), (str(path),))
     wanted = store.read_profile(path)
     if path == Path(profile):  # else it came along, and its paths are examples
         wanted = relative_paths.seen_from_here(wanted, path.parent)
@@ -62,6 +64,9 @@ def run(
     document = documents.run(wanted.name, run.result_rows(result), result.verdict, result.environment)
     store.write_json(result.folder / "results.json", document)
     console.emit(document, fmt, output, quiet=quiet)
+    if report is not None:
+        store.write_bytes(report, console.page_form()(document).encode())
+        console.note(f"wrote {report}", quiet=quiet)
     console.note(f"Everything is in {result.folder}; the numbers in {result.folder / 'results.json'}", quiet=quiet)
     if result.failures:
         raise typer.Exit(max(failure.exit_status for failure in result.failures))

@@ -46,6 +46,7 @@ def degradation(
     """
     from resdeploy import store
     from resdeploy.measure import environment
+    from resdeploy.report import study_charts
     from resdeploy.study import degradation
     from resdeploy.train.loop import Plan
 
@@ -60,7 +61,7 @@ def degradation(
             watch=lambda t: console.note(f"{t.name} seed {t.seed}: loss {t.history[-1].train_loss:.4f}", quiet=quiet),
         )  # fmt: skip
     document = degradation.degradation_document(report, environment.capture())
-    store.write_bytes(folder / "degradation.svg", degradation.chart_of(report).encode())
+    store.write_bytes(folder / "degradation.svg", study_charts.degradation(document)["loss"].encode())
     store.write_json(folder / "degradation.json", document)
     console.note(f"wrote {folder}/degradation.svg and .json", quiet=quiet)
     console.emit(document, fmt)
@@ -88,6 +89,7 @@ def lesion(
     """
     from resdeploy import store
     from resdeploy.measure import environment
+    from resdeploy.report import study_charts
     from resdeploy.study import lesion
 
     requests = [
@@ -99,6 +101,6 @@ def lesion(
     document = lesion.lesion_document(report, environment.capture())
     if output is not None:
         store.write_json(output, document)
-        for kind, drawn in lesion.charts_of(report).items():
+        for kind, drawn in study_charts.lesion(document).items():
             store.write_bytes(output.with_name(f"{output.stem}.{kind}.svg"), drawn.encode())
     console.emit(document, fmt)

@@ -10,6 +10,11 @@ from typing import Any, Literal
 # reason: a sentence, which stands below the table; program: in CSV alone.
 Role = Literal["value", "name", "common", "reason", "program"]
 
+Tone = Literal["good", "doubtful", "bad"]
+TONES: Mapping[str, Tone] = {
+    "pass": "good", "fail": "bad", "inconclusive": "doubtful", "no": "bad", "INVALID": "bad",
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Column:
@@ -22,6 +27,7 @@ class Column:
     role: Role = "value"
     rank: int = 0  # 0: always shown to a person; else the higher, the sooner there is no room for it
     ci_rank: int = 0  # likewise of its interval
+    drawn: bool = False  # in a chart, a dot per row with its interval
     older: str = ""  # where the value lies in documents that have no `path` yet
 
     def of(self, row: Mapping[str, Any]) -> Any:
@@ -40,13 +46,23 @@ class Column:
 
 
 @dataclass(frozen=True)
+class Quantities:
+    """Keys of rows that are of several quantities, each of which is drawn in a chart of its own; "": no such key."""
+
+    name: str = ""
+    unit: str = ""
+    limit: str = ""  # what the value must not exceed
+
+
+@dataclass(frozen=True)
 class Table:
     """Rows of the document's list (or mapping) `key`."""
 
     key: str
     columns: tuple[Column, ...]
     title: str = ""
-    most: int | None = None  # rows shown to a person; programs get all of them
+    most: int | None = None  # rows shown on a terminal; programs get all of them
+    quantities: Quantities = Quantities()
 
 
 def _look(row: Mapping[str, Any], path: str) -> Any:

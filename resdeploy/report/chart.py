@@ -59,23 +59,47 @@ def lines(
     names = dict.fromkeys(curve.name for curve in curves)
     right = max(RIGHT, 40 + LETTER_12 * max(len(name) for name in names))
     width = max(WIDTH - RIGHT + right, LEFT + 8 + LETTER_12_BOLD * len(title))
-    body = [f'<text x="{LEFT}" y="20" font-weight="bold">{_text(title)}</text>']
+    body = [f'<text x="{LEFT}" y="20" font-weight="bold">{xml_text(title)}</text>']
     body += [_grid_y(plot, tick) for tick in plot.y_ticks]
     body += [_grid_x(plot, tick) for tick in plot.x_ticks]
     body.append(f'<path d="M{LEFT} {TOP}V{HEIGHT - BOTTOM}H{WIDTH - RIGHT}" fill="none" stroke="#999"/>')
-    body.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{_text(x)}</text>')
+    body.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 8}" text-anchor="middle">{xml_text(x)}</text>')
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    body.append(f'<text x="14" y="{middle}" text-anchor="middle" transform="rotate(-90 14 {middle})">{_text(y)}</text>')
+    turned = f'text-anchor="middle" transform="rotate(-90 14 {middle})"'
+    body.append(f'<text x="14" y="{middle}" {turned}>{xml_text(y)}</text>')
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
     for curve in curves:
         body += _draw(plot, curve, colours[curve.name])
     first = {curve.name: curve for curve in reversed(curves)}
     body += [part for number, name in enumerate(names) for part in _key(first[name], colours[name], number)]
     body += _labels(plot, curves)
+    return svg(body, width=width, height=HEIGHT, words=f"{title}. {_in_words(curves)}")
+
+
+def svg(body: Sequence[str], *, width: float, height: float, words: str) -> str:
+    """A picture as an SVG document, which whoever cannot see it is told in words."""
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {HEIGHT}" font-family="sans-serif" '
-        f'font-size="12" fill="#666">\n' + "\n".join(body) + "\n</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:.0f} {height:.0f}" role="img" '
+        f'aria-label="{xml_text(words)}" font-family="sans-serif" font-size="12" fill="#666">\n'
+        + "\n".join(body)
+        + "\n</svg>\n"
     )
+
+
+def _in_words(curves: Sequence[Line]) -> str:
+    """Where each curve begins and ends, and between what it lies; of dots how many there are."""
+    said = []
+    for curve in curves:
+        points = [(x, y) for x, y in zip(curve.xs, curve.ys, strict=True) if math.isfinite(y)]
+        if not points:
+            continue
+        low, high = min(y for _, y in points), max(y for _, y in points)
+        if curve.dots or len(points) == 1:
+            said.append(f"{curve.name}: {len(points)} points between {low:.4g} and {high:.4g}")
+        else:
+            ends = " to ".join(f"{y:.4g} at {x:.4g}" for x, y in (points[0], points[-1]))
+            said.append(f"{curve.name}: {ends}, between {low:.4g} and {high:.4g}")
+    return "; ".join(said)
 
 
 def _plot(curves: Sequence[Line], *, log_x: bool, log_y: bool, zero: bool) -> _Plot:
@@ -126,7 +150,7 @@ def _inside(low: float, high: float, *, log: bool, whole: bool) -> list[float]:
     return shown if len(shown) >= LEAST_TICKS else [low, (low + high) / 2, high]
 
 
-def _text(words: str) -> str:
+def xml_text(words: str) -> str:
     """Words from anywhere as the text of an element; XML has no control characters."""
     return escape(inert(words))
 
@@ -232,7 +256,7 @@ def _key(curve: Line, colour: str, number: int) -> list[str]:
     dashed = f' stroke-dasharray="{curve.dashes}"' if curve.dashes else ""
     line = f'<path d="M{x} {y}h16" stroke="{colour}" stroke-width="2"{dashed}/>'
     mark = _dot(x + 8, y, curve, colour) if curve.dots or len(curve.xs) == 1 else line
-    return [mark, f'<text x="{x + 22}" y="{y}" dy="{MIDDLE}">{_text(curve.name)}</text>']
+    return [mark, f'<text x="{x + 22}" y="{y}" dy="{MIDDLE}">{xml_text(curve.name)}</text>']
 
 
 def _labels(plot: _Plot, curves: Sequence[Line]) -> list[str]:
@@ -247,7 +271,7 @@ def _labels(plot: _Plot, curves: Sequence[Line]) -> list[str]:
             box = (x + dx, y + dy - 7, x + dx + width, y + dy + 1)
             inside = box[0] >= LEFT and box[2] <= WIDTH - RIGHT + 8
             if name and inside and not any(_overlap(box, other) for other in boxes):
-                parts.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="8">{_text(name)}</text>')
+                parts.append(f'<text x="{x + dx:.1f}" y="{y + dy:.1f}" font-size="8">{xml_text(name)}</text>')
                 boxes.append(box)
                 break
     return parts

@@ -27,10 +27,15 @@ _Titles = tuple[str, ...]
 class Strip:
     """A column as it stands: its title and its cells in lines, all of at most `width` columns."""
 
+    column: Column
     title: list[str]
     cells: list[list[str]]
     width: int
-    right: bool  # numbers are
+
+    @property
+    def right(self) -> bool:
+        """Numbers are."""
+        return not self.column.is_text
 
 
 _Fit = tuple[tuple[Strip, ...], _Titles, int]
@@ -42,6 +47,7 @@ class Layout:
 
     above: str = ""  # what all rows share
     strips: tuple[Strip, ...] = ()
+    names: tuple[str, ...] = ()  # what each row is called in a sentence
     headings: tuple[str, ...] = ()  # of each row, where it is called by a line of its own; (): by its first cells
     below: tuple[str, ...] = ()  # reasons, each with the rows that it is of
     left_out: tuple[str, ...] = ()  # titles
@@ -53,12 +59,14 @@ def arrange(table: Table, rows: Sequence[Row], width: int | None) -> Layout:
     reasons = [column for column in columns if column.role == "reason"]
     common, shown = _split_common([column for column in columns if column not in reasons], rows)
     names = [column for column in shown if column.role in ("name", "common")]
+    called_by = tuple(_name(names, row) for row in rows)
     strips, left_out, called = _fit(shown, rows, width)
     return Layout(
         above=", ".join(f"{column.title} {_values(column, rows)[0]}" for column in common),
         strips=strips,
+        names=called_by,
         headings=tuple(_name(shown[:called], row) for row in rows) if called else (),
-        below=_reasons(reasons, names, rows),
+        below=_reasons(reasons, called_by, rows),
         left_out=left_out,
     )
 
@@ -119,11 +127,11 @@ def _without_interval(column: Column) -> Column:
 
 def _strip(column: Column, rows: Sequence[Row]) -> Strip:
     cells = [[_cell(column, row)] for row in rows]
-    return _sized([column.title], cells, right=not column.is_text)
+    return _sized(column, [column.title], cells)
 
 
-def _sized(title: list[str], cells: list[list[str]], *, right: bool) -> Strip:
-    return Strip(title=title, cells=cells, width=max(map(cell_len, itertools.chain(title, *cells))), right=right)
+def _sized(column: Column, title: list[str], cells: list[list[str]]) -> Strip:
+    return Strip(column=column, title=title, cells=cells, width=max(map(cell_len, itertools.chain(title, *cells))))
 
 
 def _narrow_title(strip: Strip) -> Strip:
@@ -133,7 +141,7 @@ def _narrow_title(strip: Strip) -> Strip:
 
 def _fold_strip(strip: Strip, width: int, *, cells_too: bool = True) -> Strip:
     cells = [fold(" ".join(cell), width) for cell in strip.cells] if cells_too else strip.cells
-    return _sized(fold(" ".join(strip.title), width), cells, right=strip.right)
+    return _sized(strip.column, fold(" ".join(strip.title), width), cells)
 
 
 def _wrap(strips: Sequence[Strip], width: int, *, most_lines: int | None = None) -> tuple[Strip, ...] | None:
@@ -163,16 +171,14 @@ def _name(names: Sequence[Column], row: Row) -> str:
     return " ".join(cell for column in names if (cell := _cell(column, row)) not in ("", "-"))
 
 
-def _reasons(reasons: Sequence[Column], names: Sequence[Column], rows: Sequence[Row]) -> tuple[str, ...]:
+def _reasons(reasons: Sequence[Column], names: Sequence[str], rows: Sequence[Row]) -> tuple[str, ...]:
     """A line per reason, with the rows that it is of; what is true of all rows says so."""
     told: dict[str, list[str]] = {}
-    for row in rows:
+    for name, row in zip(names, rows, strict=True):
         parts = [(column.title, _cell(column, row)) for column in reasons if column.of(row) not in (None, "", [], ())]
         if parts:
             (_, first), *others = parts
-            told.setdefault("; ".join([first, *(f"{title}: {text}" for title, text in others)]), []).append(
-                _name(names, row)
-            )
+            told.setdefault("; ".join([first, *(f"{title}: {text}" for title, text in others)]), []).append(name)
     return tuple(
         f"{'all' if len(whose) == len(rows) > 1 else ', '.join(dict.fromkeys(whose))}: {reason}".removeprefix(": ")
         for reason, whose in told.items()

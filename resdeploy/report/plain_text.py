@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+_FORMULA = tuple("=+-@\t\r＝＋－＠")
+
 
 def inert(text: str) -> str:
     """Text that no terminal, log viewer or CI runner acts upon; whatever is not printable is shown escaped.
@@ -12,6 +14,11 @@ def inert(text: str) -> str:
     """
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
     return re.sub(r"(?<!\S):(?=:)", ": ", shown).replace("##[", "## [")
+
+
+def no_formula(text: str) -> str:
+    """Text that no spreadsheet computes (OWASP, "CSV Injection")."""
+    return "'" + text if text.lstrip().startswith(_FORMULA) else text
 
 
 def fold(text: str, width: int | None, indent: str = "") -> list[str]:

@@ -20,17 +20,17 @@ from rich.cells import cell_len
 from resdeploy import backends, store
 from resdeploy.errors import MalformedInput, UnknownName
 from resdeploy.registered_backends import BACKENDS
-from resdeploy.report.cells import Column, Table, format_cell
+from resdeploy.report.cells import TONES, Column, Table, Tone, format_cell
 from resdeploy.report.layout import GAP, Layout, Strip, arrange, is_worth_showing
-from resdeploy.report.plain_text import fold, inert
+from resdeploy.report.plain_text import fold, inert, no_formula
 from resdeploy.report.table_columns import TABLES
 
 Form = Literal["table", "json", "csv", "md"]
 Document = Mapping[str, Any]
 
-_FORMULA = tuple("=+-@\t\r＝＋－＠")
 BOLD, GREEN, YELLOW, RED = "1", "32", "33", "1;31"  # ECMA-48, select graphic rendition
-_STYLES = {"pass": GREEN, "fail": RED, "inconclusive": YELLOW, "no": RED, "INVALID": RED}
+_COLOURS: Mapping[Tone, str] = {"good": GREEN, "doubtful": YELLOW, "bad": RED}
+_STYLES = {word: _COLOURS[tone] for word, tone in TONES.items()}
 PIPED = 120  # columns where no terminal says how many there are: a log is read in a window
 
 
@@ -135,8 +135,7 @@ def _csv_cell(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     words = value if isinstance(value, str) else "; ".join(map(str, value))
-    words = inert(words)
-    return "'" + words if words.lstrip().startswith(_FORMULA) else words
+    return no_formula(inert(words))
 
 
 def _text(document: Document, width: int | None, color: bool) -> str:
@@ -145,7 +144,7 @@ def _text(document: Document, width: int | None, color: bool) -> str:
     if answers := document.get("answers"):
         parts.append("\n".join(line for answer in answers for line in fold(inert(answer), width, "  ")))
     left_out: dict[str, None] = {}
-    for table, rows in _filled(document):
+    for table, rows in filled(document):
         layout = arrange(table, rows[: table.most], width)
         left_out |= dict.fromkeys(layout.left_out)
         parts.append(_text_table(layout, table.title, width, color) + _more(table, rows))
@@ -153,8 +152,8 @@ def _text(document: Document, width: int | None, color: bool) -> str:
         parts.append("\n".join(fold(f"No room for: {', '.join(left_out)}. --wide shows all.", width)))
     if notes := document.get("notes"):
         parts.append("\n".join(line for note in notes for line in fold(f"- {inert(note)}", width, "  ")))
-    if where := _where(document.get("environment") or {}):
-        parts.append("\n".join(fold(inert(where), width)))
+    if place := where(document.get("environment") or {}):
+        parts.append("\n".join(fold(inert(place), width)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -162,11 +161,11 @@ def _markdown(document: Document) -> str:
     """As `_text`, in Markdown, with all columns."""
     parts = _verdict(document)
     parts += ["\n".join(markdown(answer) for answer in answers)] if (answers := document.get("answers")) else []
-    parts += [_markdown_table(table, rows[: table.most]) + _more(table, rows) for table, rows in _filled(document)]
+    parts += [_markdown_table(table, rows[: table.most]) + _more(table, rows) for table, rows in filled(document)]
     if notes := document.get("notes"):
         parts.append("\n".join(f"- {markdown(note)}" for note in notes))
-    if where := _where(document.get("environment") or {}):
-        parts.append(markdown(where))
+    if place := where(document.get("environment") or {}):
+        parts.append(markdown(place))
     return "\n\n".join(parts) + "\n"
 
 
@@ -175,9 +174,10 @@ def _verdict(document: Document) -> list[str]:
     return [f"Verdict: {inert(verdict).upper()}"] if verdict else []
 
 
-def _filled(document: Document) -> list[tuple[Table, list[Mapping[str, Any]]]]:
-    filled = ((table, _rows(document, table)) for table in TABLES[document["command"]])
-    return [(table, rows) for table, rows in filled if rows]
+def filled(document: Document) -> list[tuple[Table, list[Mapping[str, Any]]]]:
+    """The tables of a document that have rows, each with all of them."""
+    tables = ((table, _rows(document, table)) for table in TABLES[document["command"]])
+    return [(table, rows) for table, rows in tables if rows]
 
 
 def _more(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -185,7 +185,8 @@ def _more(table: Table, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"\n\n{left:,} more: --format json lists them all" if left > 0 else ""
 
 
-def _where(environment: Mapping[str, Any]) -> str:
+def where(environment: Mapping[str, Any]) -> str:
+    """The machine and the runtimes in a line; "" where the document says nothing of them."""
     cpu = environment.get("cpu")
     if not cpu:
         return ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from resdeploy.report.cells import Column, Table
+from resdeploy.report.cells import Column, Quantities, Table
 
 _MODEL = Column("model", "model", role="name")
 _OF_MODEL = Column("model", "model", role="common")
@@ -24,12 +24,13 @@ _CHECKS = Table(
         _CANDIDATE,
         Column("check", "name", role="name"),
         Column("state", "state"),
-        Column("observed", "observed", "number", ci="interval"),
+        Column("observed", "observed", "number", ci="interval", drawn=True),
         Column("limit", "limit", "number"),
         Column("unit", "unit"),
         _BECAUSE,
     ),
     "checks",
+    quantities=Quantities(name="name", unit="unit", limit="limit"),
 )
 _REPORTED = Table(
     "reported",
@@ -86,7 +87,7 @@ _COMPARISONS = Table(
     (
         Column("baseline", "baseline", role="common"),
         Column("candidate", "candidate", role="name"),
-        Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
+        Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99", drawn=True),
         Column("CPU time [99 %]", "cpu_ratio", "ratio", ci="cpu_ratio_ci99", rank=1),
         Column("instructions [99 %]", "instructions_ratio", "ratio", ci="instructions_ratio_ci99", rank=3),
         Column("pairs", "pairs", "count", rank=2),
@@ -105,7 +106,7 @@ _BENCH = Table(
         Column("batch", "batch_size", "count", role="common"),
         Column("threads", "threads", "count", role="common"),
         Column("streams", "streams", "count", role="common"),
-        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms", drawn=True),
         Column("p90", "latency_ms.p90", "ms", rank=4),
         Column("p95", "latency_ms.p95", "ms", rank=5),
         Column("p99", "latency_ms.p99", "ms", rank=3),
@@ -130,10 +131,11 @@ _COMPARE = Table(
         Column("before", "before", "number"),
         Column("after", "after", "number"),
         Column("unit", "unit"),
-        Column("change [95 %]", "change", "points", ci="change_ci95"),
+        Column("change [95 %]", "change", "points", ci="change_ci95", drawn=True),
         Column("in", "change_unit"),
         Column("finding", "finding"),
     ),
+    quantities=Quantities(name="quantity", unit="change_unit"),
 )
 _COST = Table(
     "results",
@@ -141,9 +143,9 @@ _COST = Table(
         _MODEL,
         Column("input", "input_shape", "shape", role="common"),
         Column("batch", "batch_size", "count", role="common"),
-        Column("parameters", "params", "millions"),
+        Column("parameters", "params", "millions", drawn=True),
         Column("in the graph", "params_deployed", "millions", rank=4),
-        Column("MACs", "macs", "giga"),
+        Column("MACs", "macs", "giga", drawn=True),
         Column("FLOPs", "flops", "giga", rank=5),
         Column("activations", "activations", "millions", rank=2),
         Column("FP32 MB: weights", "bytes.fp32.weights", "megabytes", rank=3),
@@ -238,7 +240,7 @@ _ROOFLINES = Table(
         Column("kernels bound by arithmetic", "compute_bound", "count", rank=1),
         Column("by memory", "memory_bound", "count", rank=1),
         Column("ms allowed", "allowed_ms", "ms"),
-        Column("p50 ms [95 %]", "p50_ms", "ms", ci="p50_ci95_ms"),
+        Column("p50 ms [95 %]", "p50_ms", "ms", ci="p50_ci95_ms", drawn=True),
         Column("reached %", "reached_percent", "percent"),
         Column("timing", "state", role="common"),
     ),
@@ -290,7 +292,7 @@ _EVAL = Table(
     "results",
     (
         *_EVALUATED,
-        Column("top-1 % [95 %]", "top1", "percent", ci="top1_ci95"),
+        Column("top-1 % [95 %]", "top1", "percent", ci="top1_ci95", drawn=True),
         Column("top-5 %", "top5", "percent"),
         Column("correct", "correct", "count", rank=1),
         Column("images", "total", "count", role="common"),
@@ -345,11 +347,11 @@ _RUN = Table(
         _BACKEND,
         _PRECISION,
         Column("top-1 %", "top1", "percent"),
-        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
-        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms", ci_rank=2),
+        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp", drawn=True),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms", ci_rank=2, drawn=True),
         Column("images/s", "throughput_ips", "rate", rank=4),
         Column("MB", "size_bytes", "megabytes", rank=3),
-        Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99"),
+        Column("speed-up [99 %]", "speedup", "ratio", ci="speedup_ci99", drawn=True),
         Column("timing", "state", role="common"),
         Column("audit", "audit"),
         Column("gate", "verdict"),
@@ -368,16 +370,15 @@ _SEARCH = Table(
     (
         Column("candidate", "label", role="name"),
         Column("logit noise left %", "noise_share_percent", "percent", rank=3),
-        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp"),
+        Column("drop in points [90 %]", "drop_pp", "points", ci="drop_ci_pp", drawn=True),
         Column("accuracy", "state"),
         Column("p50 ms [95 %]", "timing.latency_ms.p50", "ms", ci="timing.p50_ci95_ms", rank=1, ci_rank=2),
-        Column("over fp32 [99 %]", "speedup", "ratio", ci="speedup_ci99"),
+        Column("over fp32 [99 %]", "speedup", "ratio", ci="speedup_ci99", drawn=True),
         Column("timing", "timing.state", role="common"),
         Column("chosen", "chosen", "flag"),
         Column("layers in fp32", "keep_float", rank=4),
     ),
 )
-
 _PRUNE = Table(
     "results",
     (
@@ -385,7 +386,7 @@ _PRUNE = Table(
         Column("blocks", "blocks", "count"),
         Column("parameters", "params", "millions"),
         Column("MACs", "macs", "giga"),
-        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms"),
+        Column("p50 ms [95 %]", "latency_ms.p50", "ms", ci="p50_ci95_ms", drawn=True),
         Column("top-1 %", "top1", "percent"),
     ),
 )
@@ -412,14 +413,14 @@ _DEGRADATION = Table(
         _MODEL,
         Column("depth", "depth", "count", rank=2),
         Column("seeds", "seeds", "count", role="common"),
-        Column("training loss [95 %]", "train_loss", "number", ci="train_loss_ci95"),
+        Column("training loss [95 %]", "train_loss", "number", ci="train_loss_ci95", drawn=True),
         Column("training error %", "train_error", "percent"),
         Column("test error %", "test_error", "percent"),
     ),
 )
 _DIFFERENCES = Table(
     "differences",
-    (Column("of training losses", "of", role="name"), Column("value [95 %]", "value", "number", ci="ci95")),
+    (Column("of training losses", "of", role="name"), Column("value [95 %]", "value", "number", ci="ci95", drawn=True)),
     "does depth hurt plain networks more",
 )
 _TENSORRT = Table("tensorrt", (Column("TensorRT here has", "name", role="name"), Column("", "has", "flag")))

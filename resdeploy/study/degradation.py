@@ -22,7 +22,7 @@ from resdeploy.deploy import networks
 from resdeploy.deploy.model_string import PreprocessingOverride, Request
 from resdeploy.errors import MalformedInput, ResdeployError, refuse
 from resdeploy.models import zoo
-from resdeploy.report import chart, documents
+from resdeploy.report import documents
 from resdeploy.report.documents import Environment
 from resdeploy.report.rows import Json, finite_interval
 from resdeploy.train import curves, loop, state
@@ -254,21 +254,3 @@ def degradation_document(report: DegradationReport, environment: Environment) ->
         plan=asdict(report.plan),
         trainings=[asdict(training) for training in report.trainings],
     )
-
-
-def chart_of(report: DegradationReport) -> str:
-    """Training losses, the mean over the seeds and their range."""
-    lines = []
-    for means in report.networks:
-        trainings = [training for training in report.trainings if training.name == means.model]
-        losses = np.array([[epoch.train_loss for epoch in training.history] for training in trainings])
-        lines.append(
-            chart.Line(
-                name=means.model,
-                xs=[float(i + 1) for i in range(losses.shape[1])],
-                ys=losses.mean(axis=0).tolist(),
-                low=losses.min(axis=0).tolist(),
-                high=losses.max(axis=0).tolist(),
-            )
-        )
-    return chart.lines(lines, title="Training loss: mean and range over the seeds", x="epoch", y="loss")

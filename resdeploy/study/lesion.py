@@ -20,7 +20,7 @@ from resdeploy.deploy.model_string import Request
 from resdeploy.errors import refuse
 from resdeploy.models import weights
 from resdeploy.models.resnet import VARIANTS, BasicBlock, Bottleneck, ResNet, blocks_of
-from resdeploy.report import chart, documents
+from resdeploy.report import documents
 from resdeploy.report.documents import Environment
 from resdeploy.report.rows import Json
 from resdeploy.train.images import Samples, load_to_judge, normalise
@@ -305,37 +305,4 @@ def lesion_document(report: LesionReport, environment: Environment) -> Json:
         several=[{"model": n.model, **asdict(point)} for n in report.networks for point in n.several],
         shuffled=[{"model": n.model, **asdict(point)} for n in report.networks for point in n.shuffled],
         notes=list(dict.fromkeys(note for network in report.networks for note in network.notes)),
-    )
-
-
-def charts_of(report: LesionReport) -> dict[str, str]:
-    """The three figures of Veit et al.: one block deleted, several deleted, blocks shuffled."""
-    single = [
-        chart.Line(
-            name=network.model,
-            xs=[float(i) for i in range(len(network.single))],
-            ys=[deleted.error for deleted in network.single],
-            dots=True,
-        )
-        for network in report.networks
-        if network.single
-    ]
-    several = [_curve(network, network.several) for network in report.networks if network.several]
-    shuffled = [_curve(network, network.shuffled) for network in report.networks if network.shuffled]
-    charts = {"single": chart.lines(single, title="One block deleted", x="block", y="error (%)")}
-    if several:
-        charts["several"] = chart.lines(several, title="Random blocks deleted", x="blocks deleted", y="error (%)")
-    if shuffled:
-        charts["shuffled"] = chart.lines(shuffled, title="Pairs of blocks swapped", x="swaps", y="error (%)")
-    return charts
-
-
-def _curve(network: NetworkLesions, points: Sequence[Point]) -> chart.Line:
-    """The mean error and its range, from the whole network on."""
-    return chart.Line(
-        name=network.model,
-        xs=[0.0, *(float(point.blocks) for point in points)],
-        ys=[network.error, *(float(np.mean(point.errors)) for point in points)],
-        low=[network.error, *(min(point.errors) for point in points)],
-        high=[network.error, *(max(point.errors) for point in points)],
     )

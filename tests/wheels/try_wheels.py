@@ -90,6 +90,8 @@ def build(trial: Trial, tools: Path) -> tuple[Path, Path]:
         (metadata,) = (archive.read(name).decode() for name in names if name.endswith("/METADATA"))
     profiles = {f"resdeploy/profiles/{path.name}" for path in (ROOT / "profiles").glob("*.toml")}
     trial.check("the wheel has every profile", profiles <= names, str(profiles - names))
+    templates = {f"resdeploy/report/templates/{name}" for name in ("page.html", "macros.html", "page.css", "page.js")}
+    trial.check("the wheel has the page's templates", templates <= names, str(templates - names))
     relative = [link for link in re.findall(r"\]\(([^)\s]+)", metadata) if "://" not in link]
     trial.check("no link of the description is relative", not relative, str(relative))
     with tarfile.open(sdist) as archive:
