@@ -25,19 +25,21 @@ from typing import Any, NoReturn
 
 from tests.shortly import time_shortly
 
-VENDORS = (
-    "onnx",
-    "onnx_ir",
-    "onnxscript",
-    "scipy.stats",
-    "sklearn.datasets",
-    "torch",
-    "torch.onnx",
-    "pydantic.type_adapter",
-)
-# What an export imports when it runs, 3 of its 8 s of CPU.
-VENDORS += ("torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor", "torch.export.exported_program")
-VENDORS += ("torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops", "networkx")
+VENDORS = [
+    *(
+        "onnx",
+        "onnx_ir",
+        "onnxscript",
+        "scipy.stats",
+        "sklearn.datasets",
+        "torch",
+        "torch.onnx",
+        "pydantic.type_adapter",
+    ),
+    # What an export imports when it runs, 3 of its 8 s of CPU.
+    *("torch._dynamo", "torch._functorch.aot_autograd", "torch._inductor", "torch.export.exported_program"),
+    *("torch.onnx._internal.exporter._core", "onnxscript.function_libs.torch_lib.ops", "networkx"),
+]
 
 
 def preload() -> None:
