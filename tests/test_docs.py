@@ -138,7 +138,10 @@ def test_what_the_page_on_python_says_runs(tmp_path: Path) -> None:
 
 
 def test_the_matrix_shows_its_result_in_which_no_row_is_better_than_ours() -> None:
-    """Convolutions, sums, Q/DQ left over, and the noise of 8-bit files, by the reading that shares no code with us."""
+    """Convolutions, sums, Q/DQ left over, by the reading that shares no code with us; and noise, of whole INT8 files.
+
+    Who leaves sums or the classifier in float has less noise: Model Optimizer's, of which the page says so.
+    """
     from benchmarks import matrix
 
     page, result = matrix.PAGE.read_text(encoding="utf-8"), json.loads(matrix.RESULT.read_text(encoding="utf-8"))
@@ -149,6 +152,6 @@ def test_the_matrix_shows_its_result_in_which_no_row_is_better_than_ours() -> No
         ours = cells[f"resdeploy --target {runtime}"]
         for name, cell in cells.items():
             assert all(cell["read"][what] <= ours["read"][what] for what in ("int8", "sums")), name
-            if cell["read"]["int8"] == ours["read"]["int8"]:
-                assert cell["read"]["qdq"] >= ours["read"]["qdq"] or cell["read"]["sums"] < ours["read"]["sums"], name
+            if all(cell["read"][what] == ours["read"][what] for what in ("int8", "sums")):
+                assert cell["read"]["qdq"] >= ours["read"]["qdq"], name
                 assert cell["snr_db"] <= ours["snr_db"], name
