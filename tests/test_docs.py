@@ -137,6 +137,20 @@ def test_what_the_page_on_python_says_runs(tmp_path: Path) -> None:
     assert "there is no file r65.onnx" in run(failing, tmp_path)
 
 
+def test_what_is_said_of_networks_from_elsewhere_was_measured() -> None:
+    """Of each file: FP32 within 1e-4 of the largest output, equal counts, every convolution quantized."""
+    root = Path(__file__).parents[1]
+    rows = json.loads((root / "benchmarks/results/foreign.json").read_text(encoding="utf-8"))["results"]
+    for row in rows:
+        assert row["ok"], row
+        assert row["fp32_rel_error"] < 1e-4, row
+        assert set(row["macs_counted"].values()) == {row["macs"]}, row
+        assert (row["quantized"]["Conv"], row["in_float"]) == (row["convolutions"], {}), row
+    page = (root / "docs/graphs.md").read_text(encoding="utf-8")
+    assert f"none of the {len(rows)} files" in page
+    assert f"all {sum(row['convolutions'] for row in rows):,} convolutions" in page
+
+
 def test_the_matrix_shows_its_result_in_which_no_row_is_better_than_ours() -> None:
     """Convolutions, sums, Q/DQ left over, by the reading that shares no code with us; and noise, of whole INT8 files.
 
