@@ -1,15 +1,18 @@
 """Every network of the zoo through TensorRT-RTX, NVIDIA's compiler for GeForce RTX: parsed, built, and what was fused.
 
     pip install '.[cpu,data,rtx]'                    # NVIDIA's licence: installing accepts it
-    python benchmarks/rtx_zoo.py --output benchmarks/results/rtx-zoo.json --resume --minutes 30
+    python benchmarks/rtx_zoo.py --output benchmarks/results/rtx-zoo.json --resume --minutes 30 --models /tmp/zoo
     python benchmarks/rtx_zoo.py resnet18 preresnet110 --variants fp16,int8
 
 No GPU is needed and none is used: kernels and bytes are counts of what the compiler lists (batch 1, SM89), not times.
 Variants: the precisions; `int8 high` with --effort high, for networks below 150 million MACs; each INT8 once for every
 target that TensorRT reads; `uint8 input` and `pruned` (its first removable block) in FP16; `qat` of ResNet-20 after an
-epoch on the digits. Networks are untrained (seed 0), calibrated on 16 synthetic images: counts do not depend on these.
+epoch on the digits. Networks are untrained (seed 0), calibrated on two images of noise: counts do not depend on these.
+So that a row costs little more than the compiler's own work, files are made without the comparisons that the commands
+make (with torch, with the file before): `benchmarks/zoo.py` makes those.
 
-A row is written when it is known. With --resume only what the file lacks, or failed, is done, small networks first.
+A row is written when it is known. FP32, FP16 and INT8 for this compiler come first of every network, small networks
+first (or as named); then the rest. With --resume only what the file lacks, or failed, is done.
 """
 
 from __future__ import annotations
@@ -23,18 +26,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.quantization import in_process
 from resdeploy import store
 from resdeploy.backends import installed_version, machine, tensorrt_rtx
-from resdeploy.deploy import build, export, lower, pixel_input
-from resdeploy.deploy.calibration import CalibrationPlan
+from resdeploy.deploy import networks
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import ResdeployError
-from resdeploy.graph import drop, files, residual
+from resdeploy.graph import cast, drop, files, from_torch, pixels, residual
+from resdeploy.graph.canonical import form
 from resdeploy.measure import environment
-from resdeploy.models import zoo
-from resdeploy.records import Artifact, EngineOptions, Execution, Layer, Target
+from resdeploy.models import weights, zoo
+from resdeploy.quantize import ptq
+from resdeploy.records import Artifact, Calibration, Effort, EngineOptions, Execution, Layer, Target
 
 SIZES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "uint8": 1, "fp8": 1, "int32": 4, "int64": 8, "bool": 1}
 ON_STREAMS = ("signal", "wait", "shape_call")  # what orders kernels, and is none
@@ -44,23 +53,30 @@ GPU = "sm89"
 TARGETS = tuple(target for target in get_args(Target) if target.startswith("tensorrt"))
 CHEAP_MACS = 150e6
 TRAINED = "resnet20"
+FIRST = ("fp32", "fp16", "int8 tensorrt-rtx")
+IMAGES = 2
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=list(zoo.ENTRIES))
+    by_size = sorted(zoo.ENTRIES, key=lambda name: zoo.find(name).params)
+    parser.add_argument("names", nargs="*", default=by_size)
     parser.add_argument("--variants", help="Some of them, with commas between.")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--resume", action="store_true", help="Keep what --output has, and do what it lacks.")
+    parser.add_argument(
+        "--models", type=Path, help="Keep exported networks here (12 GB in all): each is exported once."
+    )
     parser.add_argument("--minutes", type=float, default=math.inf, help="Begin nothing after these.")
     options = parser.parse_args()
     start = time.monotonic()
     rows = saved(options.output) if options.resume and options.output and options.output.is_file() else {}
     only = options.variants.split(",") if options.variants else None
-    wanted = {
-        name: [variant for variant in variants_of(name) if only is None or variant in only]
-        for name in sorted(options.names, key=lambda name: zoo.find(name).params)
-    }
+    wanted = [
+        (name, [v for v in variants_of(name) if (v in FIRST) == first and (only is None or v in only)])
+        for first in (True, False)
+        for name in options.names
+    ]
 
     def keep(row: dict[str, Any]) -> None:
         rows[row["model"], row["variant"]] = row
@@ -68,11 +84,14 @@ def main() -> None:
         if options.output:  # after each, so that nothing is lost
             write(options.output, rows)
 
-    for name, variants in wanted.items():
+    def in_time() -> bool:
+        return time.monotonic() - start < 60 * options.minutes
+
+    for name, variants in wanted:
         lacking = [variant for variant in variants if not rows.get((name, variant), {}).get("built")]
-        if lacking and time.monotonic() - start < 60 * options.minutes:
-            measure(name, lacking, keep)
-    left = [(name, v) for name, variants in wanted.items() for v in variants if (name, v) not in rows]
+        if lacking and in_time():
+            measure(name, lacking, keep, in_time, models=options.models)
+    left = [(name, v) for name, variants in wanted for v in variants if (name, v) not in rows]
     failed = [" ".join(key) for key, row in rows.items() if not row["built"]]
     print(f"{len(rows)} rows, not built: {', '.join(failed) or 'none'}; not yet tried: {len(left)}")
     sys.exit(bool(failed or (left and math.isinf(options.minutes))))
@@ -98,43 +117,68 @@ def variants_of(name: str) -> list[str]:
     return ["fp32", "fp16", "bf16", *quantized, "uint8 input", *pruned, *trained]
 
 
-def measure(name: str, variants: Sequence[str], keep: Callable[[dict[str, Any]], None]) -> None:
-    """The rows of one network, each given away when it is known."""
+def measure(
+    name: str,
+    variants: Sequence[str],
+    keep: Callable[[dict[str, Any]], None],
+    in_time: Callable[[], bool],
+    *,
+    models: Path | None,
+) -> None:
+    """The rows of one network, each given away when it is known, as long as there is time."""
     with tempfile.TemporaryDirectory() as held:
         folder = Path(held)
-        source = export.to_onnx(Request(model=name), folder / "model.onnx", progress=progress)
+        source = exported(name, (models or folder) / f"{name}.onnx")
         for variant in variants:
+            if not in_time():
+                return
             version = installed_version(tensorrt_rtx.VENDOR, *tensorrt_rtx.DISTRIBUTIONS)
             row: dict[str, Any] = {"model": name, "variant": variant, "target": GPU, "tensorrt_rtx": version}
             row["cpu"] = machine.cpu().model
             try:
-                made = made_of(source, variant, folder / f"{variant.replace(' ', '-')}.onnx")
+                made = made_of(source, variant, folder / "variant.onnx")
                 keep(row | built_row(made, folder / "made.engine"))
             except ResdeployError as e:
                 keep(row | {"built": False, "refusal": str(e)})
 
 
+def exported(name: str, out: Path) -> Artifact:
+    """The network's ONNX file in FP32, made unless it is there."""
+    if out.is_file() and (known := store.load(out)):
+        return known
+    network = networks.resolve(Request(model=name))
+    module = weights.create(network.spec, None)
+    return store.publish(out, lambda path: from_torch.export(module, network.spec, path, weights=network.weights))
+
+
 def made_of(source: Artifact, variant: str, out: Path) -> Artifact:
     """The ONNX file of a variant."""
     kind, *how = variant.split()
+    if kind == "fp32":
+        return source
     if kind == "qat":
         return trained(source, how[-1], out)
     if kind == "int8":
-        plan = CalibrationPlan(effort="high" if "high" in how else "normal")
         target: Any = how[-1]
-        return lower.lower(source, "int8", target, plan, out, progress=progress)
+        return quantized(source, target, "high" if "high" in how else "normal", out)
+    model = files.load_model(Path(source.path))  # canonical as it is exported
     if kind == "uint8":
-        source = pixel_input.uint8_input(source, out.with_suffix(".fp32.onnx"))
+        assert source.model is not None
+        assert source.model.preprocessing is not None
+        model = pixels.to_pixels(model, source.model.preprocessing)
     if kind == "pruned":
-        source = without_a_block(source, out.with_suffix(".fp32.onnx"))
-    precision: Any = kind if kind in ("fp32", "bf16") else "fp16"
-    return lower.lower(source, precision, None, CalibrationPlan(), out, progress=progress)
+        model = drop.remove(model, drop.removable_blocks(model)[:1])
+    precision: Literal["fp16", "bf16"] = "bf16" if kind == "bf16" else "fp16"
+    files.save_model(cast.to_half(form.canonicalise(model), precision), out)
+    return store.derive(source, out, precision=precision)
 
 
-def without_a_block(source: Artifact, out: Path) -> Artifact:
-    model = files.load_model(Path(source.path))
-    files.save_model(drop.remove(model, drop.removable_blocks(model)[:1]), out)
-    return store.derive(source, out)
+def quantized(source: Artifact, target: Target, effort: Effort, out: Path) -> Artifact:
+    assert source.model is not None
+    noise = np.random.default_rng(0).standard_normal((IMAGES, *source.model.input_shape)).astype(np.float32)
+    plan = Calibration(data="noise", count=IMAGES, seed=0, method="percentile", effort=effort)
+    options = ptq.FileOptions(force=True)
+    return ptq.quantize(source, [noise], options, calibration=plan, target=target, out=out, run=in_process)
 
 
 def trained(source: Artifact, target: str, out: Path) -> Artifact:
@@ -142,19 +186,22 @@ def trained(source: Artifact, target: str, out: Path) -> Artifact:
     from resdeploy.verbs import train
 
     assert source.model is not None
-    weights = out.with_suffix(".safetensors")
+    checkpoint = out.with_suffix(".safetensors")
     once: Any = {"data": "digits", "epochs": 1}
-    train.train(Request(model=source.model.name), train.TrainOptions(**once), weights, progress=progress, watch=print)
+    train.train(
+        Request(model=source.model.name), train.TrainOptions(**once), checkpoint, progress=progress, watch=print
+    )
     how = train.TrainOptions(**once | {"qat": True, "target": target})
-    return train.train(Request(model=str(weights)), how, out, progress=progress, watch=print)
+    return train.train(Request(model=str(checkpoint)), how, out, progress=progress, watch=print)
 
 
 def built_row(source: Artifact, out: Path) -> dict[str, Any]:
     """What the compiler makes of a file."""
     assert source.model is not None
     execution = Execution(input_shape=source.model.input_shape, engine=EngineOptions(targets=(GPU,)))
-    engine = build.build_in_lane(source, "tensorrt-rtx", execution, out)
-    facts = {"built": True, "build_s": round(engine.checks["build_s"], 2), "sha256": engine.sha256}
+    with tensorrt_rtx.prepare(source, execution) as (prepared, settings):
+        engine = tensorrt_rtx.build(prepared, settings, out)
+    facts = {"built": True, "sha256": engine.sha256}
     return facts | {"engine_mb": round(out.stat().st_size / 1e6, 2)} | counts(engine.layers, Path(source.path))
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks import rtx_zoo
-from resdeploy.deploy import export
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.records import Artifact
@@ -19,8 +18,7 @@ from resdeploy.verbs import audit, gate, gate_options
 
 @pytest.fixture(scope="module")
 def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    out = tmp_path_factory.mktemp("zoo") / "resnet18.onnx"
-    return export.to_onnx(Request(model="resnet18"), out, progress=rtx_zoo.progress)
+    return rtx_zoo.exported("resnet18", tmp_path_factory.mktemp("zoo") / "resnet18.onnx")
 
 
 @pytest.mark.parametrize(
@@ -30,6 +28,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
         ("fp16", 24, 14.01, 8, 8),
         ("bf16", 25, 18.82, 8, 8),
         ("int8 tensorrt", 41, 26.78, 0, 8),
+        ("int8 tensorrt-rtx", 41, 17.69, 8, 8),
         ("uint8 input", 24, 13.55, 8, 8),
         ("pruned", 22, 12.0, 7, 7),
     ],
@@ -37,7 +36,7 @@ def resnet18(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 def test_a_form_of_resnet18(
     resnet18: Artifact, tmp_path: Path, variant: str, kernels: int, activation_mb: float, fused: int, sums: int
 ) -> None:
-    """Floats hold every sum; INT8 with a scale a channel holds none, and moves as many bytes as FP32."""
+    """Floats hold every sum, as one scale a weight does; a scale a channel holds none, and moves FP32's bytes."""
     made = rtx_zoo.made_of(resnet18, variant, tmp_path / "made.onnx")
     row = rtx_zoo.built_row(made, tmp_path / "made.engine")
     assert (row["kernels"], row["sums_fused"], row["sums"]) == (kernels, fused, sums)
