@@ -6,6 +6,7 @@ effect.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from resdeploy.report import chart
 
 WIDTH, SIDE = 420, 12
 ROW, AXIS = 38, 26  # heights
+REACH = 10  # how far an interval makes the axis longer, in intervals of ordinary length: one that says nothing is cut
 LONGEST = WIDTH - 2 * SIDE  # of a line of text
 
 
@@ -39,9 +41,7 @@ def intervals(
         write: how numbers stand at the axis.
         reference: the value of no effect, a dashed line; None: there is none.
     """
-    bounds = [bound for e in estimates for bound in (e.value, e.low, e.high, e.limit) if bound is not None]
-    bounds += [] if reference is None else [reference]
-    ticks = chart.ticks(min(bounds), max(bounds))
+    ticks = chart.ticks(*_range(estimates, reference))
     ends = ticks[0], ticks[-1]
     bottom = ROW * len(estimates) + 8
     body = [_grid(tick, write(tick), ends, bottom) for tick in ticks]
@@ -51,6 +51,18 @@ def intervals(
         body += _row(estimate, ROW * number, ends)
     words = "; ".join(f"{e.name}: {e.text}" + _of_limit(e, write) for e in estimates)
     return chart.svg(body, width=WIDTH, height=bottom + AXIS, words=f"{title}. {words}")
+
+
+def _range(estimates: Sequence[Estimate], reference: float | None) -> tuple[float, float]:
+    """What the axis must hold: values, limits, the line of no effect, and intervals as far as they tell anything."""
+    fixed = [bound for e in estimates for bound in (e.value, e.limit, reference) if bound is not None]
+    low, high = min(fixed), max(fixed)
+    ends = [end for e in estimates for end in (e.low, e.high) if end is not None]
+    lengths = [e.high - e.low for e in estimates if e.low is not None and e.high is not None]
+    reach = REACH * max(statistics.median_low(lengths), high - low) if lengths else REACH * (high - low)
+    if reach:
+        ends = [min(max(end, low - reach), high + reach) for end in ends]
+    return min([low, *ends]), max([high, *ends])
 
 
 def _of_limit(estimate: Estimate, write: Callable[[float], str]) -> str:
@@ -64,7 +76,9 @@ def _x(value: float, ends: tuple[float, float]) -> float:
 
 def _grid(tick: float, text: str, ends: tuple[float, float], bottom: float) -> str:
     x = _x(tick, ends)
-    label = f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{chart.xml_text(text)}</text>'
+    half = chart.LETTER_12 * len(text) / 2
+    middle = min(max(x, half), WIDTH - half)
+    label = f'<text x="{middle:.1f}" y="{bottom + 16}" text-anchor="middle">{chart.xml_text(text)}</text>'
     return _upright(x, bottom, 'stroke="#999" stroke-opacity=".3"') + label
 
 
@@ -81,18 +95,22 @@ def _row(estimate: Estimate, top: float, ends: tuple[float, float]) -> list[str]
         f'<text x="{SIDE}" y="{top + 14}">{chart.xml_text(_shorten(estimate.name, int(room)))}</text>',
         f"<text {value}>{chart.xml_text(estimate.text)}</text>",
     ]
-    if estimate.low is not None or estimate.high is not None:  # an open end reaches as far as the axis does
-        low, high = (
-            _x(end if bound is None else bound, ends)
-            for bound, end in zip((estimate.low, estimate.high), ends, strict=True)
-        )
-        whisker = f"M{low:.1f} {y}H{high:.1f}M{low:.1f} {y - 4}v8M{high:.1f} {y - 4}v8"
-        parts.append(f'<path d="{whisker}" stroke="{colour}" stroke-width="2"/>')
+    if estimate.low is not None or estimate.high is not None:
+        parts.append(f'<path d="{_whisker(estimate, y, ends)}" stroke="{colour}" stroke-width="2"/>')
     parts.append(f'<circle cx="{_x(estimate.value, ends):.1f}" cy="{y}" r="4.5" fill="{colour}"/>')
     if estimate.limit is not None:
         at = _x(estimate.limit, ends)
         parts.append(f'<path d="M{at:.1f} {y - 9}v18" stroke="{chart.COLOURS[1]}" stroke-width="3"/>')
     return parts
+
+
+def _whisker(estimate: Estimate, y: float, ends: tuple[float, float]) -> str:
+    """A path with a bar at each end of the interval; one that is open, or beyond the axis, leaves the picture."""
+    shown = [bound is not None and ends[0] <= bound <= ends[1] for bound in (estimate.low, estimate.high)]
+    bounds = zip((estimate.low, estimate.high), shown, (0.0, float(WIDTH)), strict=True)
+    low, high = (_x(bound, ends) if inside and bound is not None else side for bound, inside, side in bounds)
+    bars = (f"M{x:.1f} {y - 4}v8" for x, inside in zip((low, high), shown, strict=True) if inside)
+    return f"M{low:.1f} {y}H{high:.1f}" + "".join(bars)
 
 
 def _shorten(name: str, most: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from resdeploy.errors import UsageError
+from resdeploy.errors import MalformedInput, UsageError
 from resdeploy.report import document_charts
 from resdeploy.report.cells import TONES, Column, Table
 from resdeploy.report.layout import Layout, Strip, arrange, is_worth_showing
@@ -25,8 +25,7 @@ from resdeploy.report.plain_text import inert, no_formula
 from resdeploy.report.render import filled, where
 
 LARGEST = 2_000_000  # bytes of a page
-SHORT = 12  # letters of a title that stands on one line
-LONG = 24  # of a word that may be broken, as those of files may
+LONG = 24  # letters of a word that may be broken, as those of files may
 ROWS = (1000, 200, 50, 10)  # most rows of a table: the first with which the page is small enough
 THUMBNAILS = 60  # and at most as many as the table of flipped images has rows
 
@@ -39,7 +38,7 @@ class _Cell:
     """A cell of a table, or the title of a column."""
 
     text: str
-    kind: str  # its CSS classes: a number, a tone, `short` on one line, `long` where a word may be broken
+    kind: str  # its CSS class: a number, a tone, `long` where a word may be broken, or ""
     key: float | None = None  # what a number is sorted by
 
 
@@ -85,9 +84,10 @@ def render_page(named: Sequence[tuple[str, Document]], pictures: Mapping[str, st
 
     Raises:
         UsageError: it would be larger, even with the first rows of each table alone.
+        MalformedInput: a document holds other types than our commands write.
     """
     for most in ROWS:
-        results = [_result(name, document, pictures or {}, most) for name, document in named]
+        results = [_result_or_refusal(name, document, pictures or {}, most) for name, document in named]
         page: str = _template().render(results=results, title=_title(results), **_inline())
         if len(page.encode()) <= LARGEST:
             return page
@@ -139,8 +139,19 @@ def _title(results: Sequence[Mapping[str, Any]]) -> str:
     return (f"{str(verdict).upper()}: " if verdict else "") + str(results[0]["title"])
 
 
+def _result_or_refusal(name: str, document: Document, pictures: Mapping[str, str], most: int) -> dict[str, Any]:
+    """A document as the template has it; nobody has looked at the types in it before."""
+    try:
+        return _result(name, document, pictures, most)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise MalformedInput(
+            f"{name or 'the result'} is not as a command of resdeploy writes it ({type(e).__name__}: {e})",
+            cause="The file was changed, or is of another version",
+            fix="Repeat the command with --format json -o FILE",
+        ) from e
+
+
 def _result(name: str, document: Document, pictures: Mapping[str, str], most: int) -> dict[str, Any]:
-    """A document as the template has it."""
     verdict, environment = document.get("verdict"), document.get("environment") or {}
     of = document.get("profile") or document.get("subject")
     return {
@@ -175,9 +186,7 @@ def _shown(table: Table, rows: Sequence[Row], most: int) -> _Shown:
 
 
 def _heading(strip: Strip) -> _Cell:
-    title = strip.column.title or "there"
-    kinds = ("number" if strip.right else "", "short" if len(title) <= SHORT else "")
-    return _Cell(title, " ".join(filter(None, kinds)))
+    return _Cell(strip.column.title or "there", "number" if strip.right else "")
 
 
 def _cell(strip: Strip, number: int, row: Row) -> _Cell:

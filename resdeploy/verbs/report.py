@@ -32,15 +32,7 @@ def report(results: Sequence[Path], images: str | None = None) -> str:
 def page_of(named: Sequence[tuple[str, Document]], images: str | None) -> str:
     """The page of documents with their names; `images` and what is raised as in `report`."""
     pictures = {} if images is None else pictures_of([document for _, document in named], images)
-    try:
-        return page.render_page(named, pictures)
-    except (AttributeError, KeyError, TypeError, ValueError) as e:
-        names = ", ".join(name for name, _ in named)
-        raise MalformedInput(
-            f"{names}: not what a command of resdeploy writes ({type(e).__name__}: {e})",
-            cause="The file was changed, or is of another version",
-            fix="Repeat the command with --format json -o FILE",
-        ) from e
+    return page.render_page(named, pictures)
 
 
 def load(path: Path) -> Document:

@@ -48,8 +48,8 @@ def test_results_of_several_commands_become_one_page(folder: Path) -> None:
         ('{"command": "bench"}', 4, "bad.json is not a result that resdeploy has saved"),
         ('{"command": "nonsense", "results": []}', 4, "bad.json is not a result that resdeploy has saved"),
         ('{\n  "schema_version": 1,\n  "command": "bench",\n  "results": [1, 2', 4, "cut short"),
-        ('{"command": "bench", "results": [{"throughput_ips": "fast"}]}', 4, "bad.json: not what a command of"),
-        ('{"command": "bench", "results": [], "environment": [1]}', 4, "bad.json: not what a command of"),
+        ('{"command": "bench", "results": [{"throughput_ips": "fast"}]}', 4, "bad.json is not as a command of"),
+        ('{"command": "bench", "results": [], "environment": [1]}', 4, "bad.json is not as a command of"),
     ],
 )
 def test_what_is_no_result_is_refused(folder: Path, content: str | None, status: int, says: str) -> None:

@@ -87,11 +87,12 @@ def test_sigint_in_every_step_leaves_only_finished_files_and_the_run_goes_on(
 
 
 def test_a_changed_profile_redoes_only_what_depends_on_the_change(finished: Path, resdeploy: Run) -> None:
-    """Other calibration: the training, the export and the FP32 model stay."""
+    """Other calibration: the training, the export and the FP32 model stay. The page has the verdict."""
     changed = PROFILE.replace("calib_samples = 20", 'calib_samples = 30\ncalib_precision = "fp32"')
     (finished / "tiny.toml").write_text(changed)
-    done = resdeploy("run", "tiny.toml")
+    done = resdeploy("run", "tiny.toml", "--report", "page.html")
     assert done.returncode == 0, done.stderr
+    assert '<p class="verdict good">Verdict: PASS</p>' in (finished / "page.html").read_text()
     made = set(re.findall(r"making +(\S+)", done.stderr))
     assert made == {
         "model.int8.onnxruntime.onnx",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 
-from resdeploy.report.interval_chart import LONGEST, Estimate, intervals
+from resdeploy.report.interval_chart import LONGEST, WIDTH, Estimate, intervals
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -30,14 +30,28 @@ def test_dots_and_whiskers_lie_in_proportion() -> None:
     assert abs((b - whiskers[1][0]) - (whiskers[1][1] - b)) < 0.2
 
 
-def test_an_open_end_reaches_as_far_as_the_axis() -> None:
+def test_an_open_end_leaves_the_picture() -> None:
     """Of a one-sided interval; the axis holds limits and the value of no effect, too."""
     one = Estimate(name="a", text="1", value=1, low=None, high=2, limit=9)
     (dot,), ((low, high),) = drawn(one, reference=-5.0)
-    assert low < dot < high
+    assert 0 == low < dot < high < WIDTH
     ((far,), ((lowest, _),)) = drawn(Estimate(name="a", text="1", value=1, low=-5, high=2, limit=9))
     assert abs(dot - far) < 0.2
-    assert abs(low - lowest) < 0.2
+    assert 0 < lowest < far
+
+
+def test_an_interval_that_says_nothing_does_not_flatten_the_others() -> None:
+    """A ratio between nothing and 14,000 leaves the picture on that side, and the words have it all the same."""
+    wild = Estimate(name="wild", text="0.48x [0.00, 14321.88]", value=0.48, low=0.001, high=14321.88)
+    others = [
+        Estimate(name="b", text="", value=1.7, low=0.9, high=3.2),
+        Estimate(name="c", text="", value=1, low=0.7, high=1.4),
+    ]
+    (_, b, c), whiskers = drawn(wild, *others, reference=1.0)
+    assert whiskers[0][1] == WIDTH
+    assert whiskers[1][1] < WIDTH
+    assert b - c > 10
+    assert "14321.88" in intervals([wild, *others], title="t", write=str)
 
 
 def test_a_long_name_keeps_its_ends() -> None:
