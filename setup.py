@@ -48,6 +48,7 @@ if __name__ == "__main__":
         package_dir={"resdeploy.profiles": "profiles"},
         package_data={
             "resdeploy": ["py.typed"],
+            "resdeploy.packaged": ["*.md"],
             "resdeploy.profiles": ["*.toml"],
             "resdeploy.report.templates": ["*"],
         },

@@ -35,12 +35,15 @@ if TYPE_CHECKING:
         Artifact,
         Effort,
         Gate,
+        Manifest,
+        PackageKind,
         Precision,
         Predictions,
         Progress,
         Scenario,
         Scope,
         Target,
+        Verified,
     )
     from resdeploy.verbs.evaluate import Evaluation
     from resdeploy.verbs.gate_options import GateOptions
@@ -166,6 +169,44 @@ def quantize(
     out = Path(output) if output is not None else model_string.beside(request.model, f".{precision}.onnx")
     form = qdq_placement.form_for([target] if isinstance(target, str) else list(target))
     return quantize.quantize(source, precision, form, plan, out, goal, progress=progress or _silent)
+
+
+def package(
+    model: PathOrName,
+    output: PathOrName,
+    *,
+    for_: PackageKind = "python",
+    backend: str = "auto",
+    batch_size: int = 1,
+    threads: int | None = None,
+    gate: PathOrName | None = None,
+    progress: Progress | None = None,
+) -> Manifest:
+    """`resdeploy package`: a folder that is served without resdeploy, and what is in it.
+
+    Raises:
+        ResdeployError: as the command ends with.
+    """
+    from resdeploy.verbs import package
+
+    plan = package.PackagePlan(
+        kind=for_, backend=backend, batch_size=batch_size, threads=threads, gate=None if gate is None else Path(gate)
+    )
+    return package.package(_request(model, {}), plan, Path(output), progress=progress or _silent)
+
+
+def verify_package(
+    verify: PathOrName, model: PathOrName | None = None, *, data: str | None = None, progress: Progress | None = None
+) -> Verified:
+    """`resdeploy package --verify`: in what a packaged folder is not its source's (`faults`), and images replayed.
+
+    Raises:
+        ResdeployError: as the command ends with where nothing could be compared.
+    """
+    from resdeploy.verbs import verify_package
+
+    source = None if model is None else str(model)
+    return verify_package.verify(Path(verify), source, data, progress=progress or _silent)
 
 
 def evaluate(

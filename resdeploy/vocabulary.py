@@ -22,6 +22,8 @@ State = Literal["pass", "fail", "inconclusive"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 # What a profile is carried out in, in this order; a step makes one or more files.
 Step = Literal["train", "export", "prune", "quantize", "build", "audit", "eval", "bench"]
+PackageKind = Literal["python", "triton"]  # what `package` writes a folder for
+Runtime = Literal["openvino", "onnxruntime"]  # that such a folder is served by, in the order in which `auto` looks
 OnInconclusive = Literal["fail", "warn"]  # what a gate that could not decide does to the job that asked
 
 # Work over two seconds reports (what, done, total); only the command line draws.

@@ -6,6 +6,8 @@ import itertools
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,6 +39,7 @@ def test_the_index_has_every_page() -> None:
     assert pages - {"README.md"} <= set(re.findall(r"\]\(([^)]+)\)", INDEX))
 
 
+LABELS = tuple(f"class {number}" for number in range(10))
 SHORT = "from tests.shortly import time_shortly\ntime_shortly()\n"
 MADE_UP = {"load_s", "max_load"}  # names of the example
 
@@ -112,23 +115,10 @@ def test_what_debugging_says_to_run_runs(code: str, tmp_path: Path) -> None:
 def test_what_the_page_on_python_says_runs(tmp_path: Path) -> None:
     """One block after the other, in the folder that the page describes."""
     pytest.importorskip("onnxruntime")
-    model = tmp_path / "r56.onnx"
-    small_network(model)
-    network = onnx.load(model)
-    labels = tuple(f"class {number}" for number in range(10))
-    preprocessing = Preprocessing(size=(8, 8), resize=8)
-    spec = ModelSpec(
-        name="small", family="f", classes=10, input_shape=(3, 8, 8), labels=labels, preprocessing=preprocessing
-    )
-    metadata.attach(network, spec)
-    onnx.save(network, model)
-    rng = np.random.default_rng(0)
-    for folder, name in itertools.product(("photos", "calibration"), labels):
-        (tmp_path / folder / name).mkdir(parents=True)
-        for number in range(3):
-            picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
-            picture.save(tmp_path / folder / name / f"{number}.png")
-    picture.save(tmp_path / "horse.png")
+    labelled_network(tmp_path / "r56.onnx")
+    for folder in ("photos", "calibration"):
+        pictures(tmp_path / folder)
+    shutil.copyfile(tmp_path / f"photos/{LABELS[0]}/0.png", tmp_path / "horse.png")
     predicting, commanding, failing = blocks_of("api.md")
     assert "('class" in run(predicting, tmp_path)
     told = run(commanding, tmp_path)
@@ -149,6 +139,58 @@ def test_what_is_said_of_networks_from_elsewhere_was_measured() -> None:
     page = (root / "docs/graphs.md").read_text(encoding="utf-8")
     assert f"none of the {len(rows)} files" in page
     assert f"all {sum(row['convolutions'] for row in rows):,} convolutions" in page
+
+
+def labelled_network(path: Path) -> None:
+    """The small network, which resizes to its own size and has names for its classes."""
+    small_network(path)
+    network = onnx.load(path)
+    spec = ModelSpec(
+        name="small",
+        family="f",
+        classes=10,
+        input_shape=(3, 8, 8),
+        labels=LABELS,
+        preprocessing=Preprocessing(size=(8, 8), resize=8),
+    )
+    metadata.attach(network, spec)
+    onnx.save(network, path)
+
+
+def pictures(folder: Path) -> None:
+    """Three for each class, in folders."""
+    rng = np.random.default_rng(0)
+    for name, number in itertools.product(LABELS, range(3)):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8))
+        picture.save(folder / name / f"{number}.png")
+
+
+@pytest.mark.acceptance
+def test_what_the_page_on_serving_says_runs(tmp_path: Path) -> None:
+    """Its commands and its Python, in the order of the page, in the folder that it describes."""
+    pytest.importorskip("onnxruntime")
+    labelled_network(tmp_path / "r56.int8.onnx")
+    pictures(tmp_path / "cifar10/test")
+    shutil.copyfile(tmp_path / f"cifar10/test/{LABELS[0]}/0.png", tmp_path / "horse.png")
+    text = (ROOT / "docs/serving.md").read_text(encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "RESDEPLOY_CACHE": str(tmp_path / "cache")}
+    run_by = {"resdeploy": [sys.executable, "-m", "resdeploy"], "python": [sys.executable]}
+    for kind, block in re.findall(r"```(python|sh)\n(.*?)```", text, re.DOTALL):
+        if kind == "python":
+            assert "class" in run(block, tmp_path)
+            continue
+        for line in block.splitlines():
+            program, *arguments = shlex.split(line, comments=True)
+            done = subprocess.run(
+                [*run_by[program], *arguments],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 0, (line, done.stderr, done.stdout)
 
 
 def test_the_matrix_shows_its_result_in_which_no_row_is_better_than_ours() -> None:

@@ -35,6 +35,7 @@ from resdeploy.cli import (
     init,
     merge,
     models,
+    package,
     predict,
     prune,
     quantize,
@@ -114,6 +115,7 @@ app.command("train", rich_help_panel=MAKE)(train.train)
 app.command("quantize", rich_help_panel=MAKE)(quantize.quantize)
 app.command("prune", rich_help_panel=MAKE)(prune.prune)
 app.command("build", rich_help_panel=MAKE)(build.build)
+app.command("package", rich_help_panel=MAKE)(package.package)
 app.command("bench", rich_help_panel=MEASURE)(bench.bench)
 app.command("eval", rich_help_panel=MEASURE)(evaluate.evaluate)
 app.command("merge", rich_help_panel=MEASURE)(merge.merge)

@@ -14,7 +14,7 @@ from resdeploy import __version__, cache, store
 from resdeploy.records import Artifact
 
 # What only chooses, judges and shows: nothing here is reached from this room (tests/deploy/test_reuse.py).
-UNCONCERNED = ("cli", "api.py", "pytest_plugin.py", "run", "report", "judge", "study", "cost", "verbs")
+UNCONCERNED = ("cli", "api.py", "pytest_plugin.py", "run", "report", "judge", "study", "cost", "verbs", "packaged")
 
 
 def identity(source: Artifact) -> Any:

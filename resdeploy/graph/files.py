@@ -117,6 +117,15 @@ def precision_of(model: onnx.ModelProto) -> Precision:
     return "bf16" if onnx.TensorProto.BFLOAT16 in types else "fp32"
 
 
+def other_tensors(model: onnx.ModelProto, reference: onnx.ModelProto) -> list[str]:
+    """Names of initialisers, of either model, whose type, shape or values are not those in the other one."""
+    ours, theirs = (
+        {t.name: (t.data_type, tuple(t.dims), numpy_helper.to_array(t).tobytes()) for t in each.graph.initializer}
+        for each in (model, reference)
+    )
+    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+
+
 def _parse(path: Path) -> onnx.ModelProto:
     model = external.parse(path)
     weights = {tensor.name for tensor in model.graph.initializer}

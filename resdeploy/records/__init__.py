@@ -44,6 +44,7 @@ from resdeploy.records.judged import (
 )
 from resdeploy.records.plans import Lesion, Mixed, PruneOutcome, PruneSide, Sensitivity
 from resdeploy.records.profile import Profile
+from resdeploy.records.served import Fault, Manifest, ServedSpec, Verified
 from resdeploy.records.times import Block, Change, Comparison, Failure, Kernels, Measurement, Replay, Summary
 from resdeploy.registered_backends import BackendName
 from resdeploy.vocabulary import (
@@ -53,8 +54,10 @@ from resdeploy.vocabulary import (
     Arithmetic,
     Effort,
     Format,
+    PackageKind,
     Precision,
     Progress,
+    Runtime,
     Scenario,
     Scope,
     State,
@@ -84,6 +87,7 @@ __all__ = [
     "EngineOptions",
     "Execution",
     "Failure",
+    "Fault",
     "Flip",
     "Format",
     "Gate",
@@ -94,10 +98,12 @@ __all__ = [
     "LayerRoof",
     "Lesion",
     "Likeness",
+    "Manifest",
     "Measurement",
     "Mixed",
     "ModelSpec",
     "Origin",
+    "PackageKind",
     "Partial",
     "Peaks",
     "Port",
@@ -113,15 +119,18 @@ __all__ = [
     "Reported",
     "Roof",
     "Roofline",
+    "Runtime",
     "Scenario",
     "Scope",
     "Score",
     "Sensitivity",
+    "ServedSpec",
     "Shard",
     "State",
     "Subject",
     "Summary",
     "Target",
     "Verdict",
+    "Verified",
     "Weights",
 ]

@@ -441,17 +441,15 @@ _AUDIT = Table(
 )
 
 _MACHINE = Table("machine", (Column("this machine", "name", role="name"), Column("what it has", "value")))
+_KEPT = (Column("kept", "part", role="name"), Column("entries", "entries", "count"))
+_CACHE = Table("results", (*_KEPT, Column("MB", "size_bytes", "megabytes")))
+_WHY = Column("why", "why", role="reason")
+_DOUBTS = Table("results", (Column("file", "file", role="name"), Column("state", "state"), _WHY))
 
-_CACHE = Table(
+_PACKAGE = Table("results", (Column("file", "file", role="name"), Column("SHA-256", "sha256", rank=1)))
+_FAULTS = Table(
     "results",
-    (
-        Column("kept", "part", role="name"),
-        Column("entries", "entries", "count"),
-        Column("MB", "size_bytes", "megabytes"),
-    ),
-)
-_DOUBTS = Table(
-    "results", (Column("file", "file", role="name"), Column("state", "state"), Column("why", "why", role="reason"))
+    (Column("file", "file", role="name"), Column("differs in", "what"), Column("because", "why", role="reason")),
 )
 
 TABLES: Mapping[str, tuple[Table, ...]] = {
@@ -469,6 +467,8 @@ TABLES: Mapping[str, tuple[Table, ...]] = {
     "eval --shard": (_SHARD,),
     "gate": (_CHECKS, _REPORTED, _FLIPS, _CLASSES, _FLIPPED),
     "models": (_MODELS,),
+    "package": (_PACKAGE,),
+    "package --verify": (_FAULTS,),
     "predict": (_PREDICT,),
     "quantize --max-drop": (_SEARCH, Table("layers", _TRIED, "each layer or block alone in INT8")),
     "quantize --sensitivity": (Table("results", _TRIED),),

@@ -124,6 +124,14 @@ def digest(path: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256, in hexadecimal, of one file and nothing that belongs to it: what `sha256sum` prints."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        _feed(sha, file)
+    return sha.hexdigest()
+
+
 def _feed(sha: hashlib._Hash, file: BinaryIO) -> bool:
     """Whether the word occurs that an ONNX file with external data holds: no second reading need look for it."""
     before, mentioned = b"", False

@@ -22,6 +22,7 @@ from resdeploy.records import (
     Comparison,
     Execution,
     Failure,
+    Fault,
     Flip,
     Gate,
     Judged,
@@ -35,8 +36,9 @@ from resdeploy.records import (
     Subject,
     Summary,
     Verdict,
+    Verified,
 )
-from resdeploy.report import documents, evaluations, mixed
+from resdeploy.report import documents, evaluations, mixed, packaged_folder
 from tests.report import test_render as simple
 
 RESULTS = Path(__file__).resolve().parents[2] / "benchmarks/results"
@@ -291,6 +293,28 @@ def predict() -> dict[str, Any]:
     return documents.predict(answered, ENVIRONMENT)
 
 
+def packages() -> list[dict[str, Any]]:
+    """A folder as it is written, and one with what may become of it."""
+    names = ("README.md", "classifier.py", "model.bin", "model.xml", "requirements.txt", "spec.json")
+    manifest = dataclasses.replace(
+        simple.manifest(f"{HIGH}.onnx"), files=dict.fromkeys(names, "3f9d2b7c" * 8), gate="inconclusive"
+    )
+    faults = (
+        Fault(file="spec.json", what="mean", why="mean (0.5, 0.5, 0.5), where the source has (0.485, 0.456, 0.406)"),
+        Fault(file="classifier.py", what="module", why="it is not the one that resdeploy writes, and was not run"),
+        Fault(
+            file="all of it",
+            what="logits",
+            why="3925 of 3925 images have others, by 1.37 at most, and 212 another class",
+        ),
+    )
+    found = Verified(manifest=manifest, source=f"models/{HIGH}.onnx", images=3925, changed=3925, faults=faults)
+    return [
+        packaged_folder.written(manifest, "services/imagenet", ENVIRONMENT),
+        packaged_folder.verified(found, "services/imagenet", ENVIRONMENT),
+    ]
+
+
 def saved() -> list[dict[str, Any]]:
     """Real results of long runs."""
     names = ("cost-against", "cost-roofline", "degradation", "lesion-cifar10", "prune-resnet56-tuned", "quickstart")
@@ -311,6 +335,7 @@ def all_documents() -> list[dict[str, Any]]:
         compare(),
         run(),
         predict(),
+        *packages(),
         *quantized(),
         *cache(),
         few,

@@ -33,12 +33,14 @@ from resdeploy.records import (
     Cost,
     Execution,
     Failure,
+    Fault,
     Flip,
     Gate,
     Judged,
     Layer,
     LayerCost,
     Lesion,
+    Manifest,
     Measurement,
     Mixed,
     Origin,
@@ -52,8 +54,9 @@ from resdeploy.records import (
     Subject,
     Summary,
     Verdict,
+    Verified,
 )
-from resdeploy.report import documents, evaluations, mixed, pruning, render
+from resdeploy.report import documents, evaluations, mixed, packaged_folder, pruning, render
 from resdeploy.report.plain_text import inert
 from resdeploy.report.rows import LATENCIES
 from resdeploy.report.table_columns import TABLES
@@ -188,6 +191,8 @@ def all_documents(name):
         json_parts.cost_document(CostReport(costs=(cost,)), ENVIRONMENT, per_layer=True),
         documents.models(zoo.ENTRIES.values(), ENVIRONMENT),
         documents.predict(answered(name), ENVIRONMENT),
+        packaged_folder.written(manifest(name), name, ENVIRONMENT),
+        packaged_folder.verified(verified(name), name, ENVIRONMENT),
         documents.doctor(survey, ENVIRONMENT, {name: True}),
         documents.audit(audited(name), ENVIRONMENT),
         mixed.sensitivity(name, [tried], ENVIRONMENT),
@@ -199,6 +204,19 @@ def all_documents(name):
         documents.cache(name, [Part(name=name, entries=2, size_bytes=3_000_000)], ENVIRONMENT),
         documents.cache_verify(2, [Doubt(file=name, state="damaged", why=name)], ENVIRONMENT),
     ]
+
+
+def manifest(name):
+    source = Artifact(path=name, format="onnx", precision="int8", sha256="0" * 64)
+    return Manifest(
+        schema_version=1, kind="python", runtime="openvino", batch_size=1, threads=None, source=source, gate="pass",
+        files={name: "1" * 64}, versions={name: name},
+    )  # fmt: skip
+
+
+def verified(name):
+    fault = Fault(file=name, what=name, why=name)
+    return Verified(manifest=manifest(name), source=name, images=12, changed=3, faults=(fault,))
 
 
 def answered(name):

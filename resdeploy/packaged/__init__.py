@@ -1,0 +1,1 @@
+"""What `package` copies into a folder: files that run without resdeploy, and so import nothing of it."""
