@@ -12,7 +12,7 @@ def package(
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="An ONNX file; with --verify the one that was packaged.")
     ] = None,
-    kind: Annotated[Literal["python"] | None, typer.Option("--for", help="What is to serve it.")] = None,
+    kind: Annotated[Literal["python", "triton"] | None, typer.Option("--for", help="What is to serve it.")] = None,
     folder: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write; a new one.")
     ] = None,
@@ -37,7 +37,8 @@ def package(
 ) -> None:
     """Write a folder that answers as `eval` does, without resdeploy; or verify one that was written.
 
-    Examples: resdeploy package r56.onnx --for python -o served · resdeploy package --verify served --data cifar10/test
+    Examples: resdeploy package r56.onnx --for python -o served · resdeploy package r56.onnx --for triton -b 8 -o repo
+    · resdeploy package --verify served --data cifar10/test
     """
     from resdeploy.errors import refuse
     from resdeploy.measure import environment
@@ -51,7 +52,7 @@ def package(
             (
                 verify is None and value is None,
                 f"{name} is missing",
-                "Write `resdeploy package F.onnx --for python -o DIR`",
+                "Write `resdeploy package F.onnx --for python -o DIR`, or triton",
             )
             for name, value in (("MODEL", model), ("--for", kind), ("-o", folder))
         ),

@@ -22,6 +22,7 @@ from resdeploy.measure import results
 from resdeploy.measure.interleaved import Candidate
 from resdeploy.records import Artifact, Manifest, PackageKind, Progress, Runtime, ServedSpec, State
 from resdeploy.report import sentences
+from resdeploy.verbs import triton_repository
 
 SCHEMA_VERSION = 1
 RUNTIMES: tuple[Runtime, ...] = get_args(Runtime)
@@ -69,7 +70,10 @@ def package(request: Request, plan: PackagePlan, out: Path, *, progress: Progres
             write(made / name, content)
         if plan.gate is not None:
             write(made / GATE, plan.gate)
-        write(made / REQUIREMENTS, requirements(versions(prepared.runtime)))
+        needed = versions(prepared.runtime)
+        if plan.kind == "triton":  # the server brings the runtime
+            del needed[prepared.runtime]
+        write(made / REQUIREMENTS, requirements(needed))
         write(made / README, readme(prepared, plan, verdict))
         manifest = describe(made, prepared, plan, verdict)
         write(made / MANIFEST, as_json(manifest))
@@ -136,7 +140,7 @@ def pick_runtime(request: Request, asked: str) -> Runtime:
 
 def contents(prepared: Prepared, plan: PackagePlan) -> dict[str, Content]:
     """The files that decide what a package answers, by their paths in it: the same for the same source and versions."""
-    return python_contents(prepared, plan)
+    return python_contents(prepared, plan) if plan.kind == "python" else triton_contents(prepared, plan)
 
 
 def python_contents(prepared: Prepared, plan: PackagePlan) -> dict[str, Content]:
@@ -147,6 +151,28 @@ def python_contents(prepared: Prepared, plan: PackagePlan) -> dict[str, Content]
     model |= {f"model{part.suffix}" if part.stem == built.stem else part.name: part for part in store.companions(built)}
     spec = as_json(spec_of(prepared, plan, name))
     return {"classifier.py": PACKAGED / "classifier.py", SPEC: spec, **model}
+
+
+def triton_contents(prepared: Prepared, plan: PackagePlan) -> dict[str, Content]:
+    """A model repository, whose preprocessing is that module.
+
+    Raises:
+        UsageError: the file fixes its batch size.
+    """
+    spec = spec_of(prepared, plan, "model.onnx")
+    modules: dict[str, Content] = {
+        "model.py": PACKAGED / "triton.py",
+        "classifier.py": PACKAGED / "classifier.py",
+        SPEC: as_json(spec),
+    }
+    return triton_repository.repository(
+        Path(prepared.source.path),
+        prepared.runtime,
+        spec.labels or tuple(map(str, range(spec.classes))),
+        modules,
+        batch_size=plan.batch_size,
+        threads=plan.threads,
+    )
 
 
 def spec_of(prepared: Prepared, plan: PackagePlan, model: str) -> ServedSpec:
@@ -176,6 +202,7 @@ def readme(prepared: Prepared, plan: PackagePlan, verdict: State | None) -> byte
     words = {
         "file": Path(prepared.source.path).name,
         "runtime": prepared.runtime,
+        "name": triton_repository.name_of(Path(prepared.source.path)),
         "classes": known.classes,
         "seen": sentences.preprocessing(known.preprocessing),
         "batch_size": plan.batch_size,

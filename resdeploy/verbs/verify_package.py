@@ -17,6 +17,7 @@ import numpy as np
 from resdeploy import backends, scratch, store
 from resdeploy.backends.lane import Lane
 from resdeploy.data import datasets, loading
+from resdeploy.deploy import candidates
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import MissingInput, ResdeployError, UsageError
 from resdeploy.measure import run_images
@@ -125,9 +126,17 @@ def _reasons(file: Path, made: Path, name: str, prepared: Prepared, manifest: Ma
     elif file.suffix == ".onnx":
         yield "weights", _of_tensors(file, made)
     elif file.suffix not in (".xml", ".bin"):
-        yield file.stem, "it is not what the source and the manifest make of it"
+        yield file.stem, _of_lines(file, made)
     elif package.versions(prepared.runtime)[prepared.runtime] == manifest.versions.get(prepared.runtime):
         yield "weights", f"it is not what {prepared.runtime} makes of the source"
+
+
+def _of_lines(file: Path, made: Path) -> str:
+    ours, theirs = (path.read_text(encoding="utf-8", errors="replace").splitlines() for path in (file, made))
+    for number, (line, other) in enumerate(zip(ours, theirs, strict=False), 1):
+        if line != other:
+            return f"line {number} is {line.strip()!r}, not {other.strip()!r}"
+    return f"{len(ours)} lines, where there should be {len(theirs)}"
 
 
 def _of_spec(file: Path, made: Path) -> Iterator[tuple[str, str]]:
@@ -215,13 +224,16 @@ def replay(
 
 
 def _packaged(path: Path, prepared: Prepared) -> Artifact:
-    """The folder's model as a lane opens it, looked at before as any file from elsewhere."""
+    """The folder's model as a lane opens it: looked at as any file from elsewhere, and built as the source was."""
     from resdeploy.graph import files
 
-    if path.suffix == ".onnx":
-        files.load_model(path)
-    backends.load(prepared.runtime).check(path)
-    return dataclasses.replace(prepared.candidate.artifact, path=str(path), sha256=store.digest(path))
+    if path.suffix != ".onnx":
+        backends.load(prepared.runtime).check(path)
+        return dataclasses.replace(prepared.candidate.artifact, path=str(path), sha256=store.digest(path))
+    files.load_model(path)
+    source = dataclasses.replace(prepared.source, path=str(path), sha256=store.digest(path))
+    how = prepared.candidate.execution
+    return candidates.candidate(source, prepared.runtime, execution=how).artifact
 
 
 def _inputs(images: loading.Images, indices: NDArray[np.int64], how: Preprocessing) -> NDArray[Any]:

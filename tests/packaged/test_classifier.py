@@ -82,8 +82,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
-@pytest.mark.parametrize("how", [WAYS[5], WAYS[-1]], ids=["float32", "uint8"])
+@pytest.mark.parametrize(
+    ("how", "runtime"),
+    [
+        (WAYS[5], "onnxruntime"),
+        (WAYS[5], "openvino"),
+        (WAYS[-1], "openvino"),
+        pytest.param(WAYS[-1], "onnxruntime", marks=pytest.mark.acceptance),
+    ],
+    ids=["float32", "float32 openvino", "uint8 openvino", "uint8"],
+)
 def test_logits_are_those_of_eval_to_the_bit(
     how: Preprocessing, runtime: Any, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -34,6 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         network(folder / "m.onnx", HOW)
         for runtime in ("onnxruntime", "openvino"):
             api.package(folder / "m.onnx", folder / runtime, backend=runtime, batch_size=2, threads=1)
+        api.package(folder / "m.onnx", folder / "triton", for_="triton", backend="openvino", batch_size=2)
     return folder
 
 
@@ -119,7 +120,24 @@ def test_a_fault_is_named(what: str, copied: Path, monkeypatch: pytest.MonkeyPat
         assert [each.what for each in api.verify_package(folder).faults] == [what]
 
 
-@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("what", [*sorted(FAULTS), "config", "names"])
+def test_a_fault_in_a_repository_of_triton_is_named(what: str, copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same, wherever the file lies; and its own files."""
+    more = {
+        "config": (longer("config.pbtxt"), "config.pbtxt", "lines"),
+        "names": (longer("labels.txt"), "labels.txt", ""),
+    }
+    spoil, file, words = (FAULTS | more)[what]
+    monkeypatch.setattr(verify_package, "replay", lambda *_: verify_package.Replayed())
+    path = min((copied / "triton").rglob(file))
+    spoil(path.parent)
+    (found,) = api.verify_package(copied / "triton").faults
+    assert found.file == path.relative_to(copied / "triton").as_posix()
+    assert found.what == {"names": "labels"}.get(what, what)
+    assert words in found.why
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "triton"])
 def test_a_good_package_answers_as_its_source(runtime: str, copied: Path) -> None:
     """On images of many sizes, and moved elsewhere with the source named."""
     found = api.verify_package(copied / runtime)
