@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from resdeploy import external
 from resdeploy.cost import conventions, counterfactuals, peaks, under_roofs
 from resdeploy.cost.conventions import ToolCount
 from resdeploy.cost.counterfactuals import BasicCounterfactual, NaiveCounterfactual
-from resdeploy.deploy import candidates, export
+from resdeploy.deploy import export
 from resdeploy.deploy.calibration import CalibrationPlan
 from resdeploy.deploy.model_string import Request
 from resdeploy.errors import UsageError, refuse
-from resdeploy.graph import files
+from resdeploy.graph import counts, files
 from resdeploy.measure.one_run import Bench
-from resdeploy.records import Artifact, Cost, ModelSpec, Peaks, Precision, Progress, Roofline
+from resdeploy.records import Cost, ModelSpec, Peaks, Precision, Progress, Roofline
 from resdeploy.verbs.bench import BenchPlan, bench
 
 if TYPE_CHECKING:
@@ -59,10 +59,9 @@ def cost(requests: Sequence[Request], plan: CostPlan, *, progress: Progress) -> 
         ResdeployError: a network could not be timed.
     """
     _refuse_contradictions(requests, plan)
-    sources = [export.to_onnx(request, progress=progress) for request in requests]
-    counted = map(candidates.cost_of, sources)
+    sources = [_open(request, plan, progress) for request in requests]
     report = CostReport(
-        costs=tuple(replace(each, batch_size=size) for each in counted for size in plan.timing.batch_sizes)
+        costs=tuple(replace(s.cost, batch_size=size) for s in sources for size in plan.timing.batch_sizes)
     )
     if plan.machine is not None:
         threads = (
@@ -72,15 +71,15 @@ def cost(requests: Sequence[Request], plan: CostPlan, *, progress: Progress) -> 
         rooflines = (
             under_roofs.time_under_roofs(requests, roofs, plan.precisions, plan.timing, progress=progress)
             if plan.measured
-            else under_roofs.put_under_roofs(sources, roofs, plan.precisions, plan.timing)
+            else under_roofs.put_under_roofs(
+                [(s.cost, s.precision) for s in sources], roofs, plan.precisions, plan.timing
+            )
         )
         report = replace(report, peaks=roofs, rooflines=rooflines)
     if plan.against == "basic":
-        graphs = _read(sources)
-        report = replace(report, basic=tuple(starmap(counterfactuals.compare_basic_blocks, graphs)))
+        report = replace(report, basic=tuple(counterfactuals.compare_basic_blocks(s.graph, s.spec) for s in sources))
     if plan.against == "naive":
-        graphs = _read(sources)
-        report = replace(report, naive=tuple(starmap(counterfactuals.compare_naive_modules, graphs)))
+        report = replace(report, naive=tuple(counterfactuals.compare_naive_modules(s.graph, s.spec) for s in sources))
     if plan.measured and plan.machine is None:
         report = replace(report, timing=time_counterfactuals(requests[0], plan.timing, progress=progress))
     if plan.convention is not None:
@@ -128,10 +127,27 @@ def _refuse_contradictions(requests: Sequence[Request], plan: CostPlan) -> None:
     )
 
 
-def _read(sources: Sequence[Artifact]) -> Iterator[tuple[onnx.ModelProto, ModelSpec]]:
-    for artifact in sources:
-        assert artifact.model is not None
-        yield files.load_model(Path(artifact.path)), artifact.model
+@dataclass(frozen=True, kw_only=True)
+class _Source:
+    """A network that is counted."""
+
+    graph: onnx.ModelProto
+    spec: ModelSpec
+    precision: Precision
+    cost: Cost
+
+
+def _open(request: Request, plan: CostPlan, progress: Progress) -> _Source:
+    """The graph of a request: of the file that will be timed, where one will, so that it is exported once."""
+    artifact = None if plan.measured else export.to_blank(request, progress=progress)
+    if artifact is not None:
+        graph = external.parse(Path(artifact.path))  # ours, and signed: it would not pass as a stranger's
+    else:
+        artifact = export.to_onnx(request, progress=progress)
+        graph = files.load_model(Path(artifact.path))
+    assert artifact.model is not None
+    cost = counts.count(graph, artifact.model)
+    return _Source(graph=graph, spec=artifact.model, precision=artifact.precision, cost=cost)
 
 
 def time_counterfactuals(request: Request, plan: BenchPlan, *, progress: Progress) -> Bench:

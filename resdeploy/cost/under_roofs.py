@@ -21,7 +21,7 @@ TRACED_S = 1.0  # of traced queries, so that the cold first one does not weigh i
 
 
 def put_under_roofs(
-    sources: Sequence[Artifact],
+    sources: Sequence[tuple[Cost, Precision]],
     peaks: Peaks,
     precisions: Sequence[Precision],
     plan: BenchPlan,
@@ -29,7 +29,7 @@ def put_under_roofs(
     """What the roofs allow every model x batch size x precision; nothing is run.
 
     Args:
-        sources: the models' ONNX files.
+        sources: the models' counts, and the precisions that they are in.
         peaks: the roofs.
         precisions: asked for; none: what a model is in already, else all that have a roof.
         plan: the batch sizes.
@@ -39,11 +39,10 @@ def put_under_roofs(
     """
     refuse(*missing_roofs(peaks, precisions))
     rooflines: list[Roofline] = []
-    for source in sources:
-        cost = candidates.cost_of(source)
+    for cost, own in sources:
         for size in plan.batch_sizes:
             sized = replace(cost, batch_size=size)
-            rooflines += [roofline(sized, peaks, p) for p in _choose_precisions(source, peaks, precisions)]
+            rooflines += [roofline(sized, peaks, p) for p in _choose_precisions(own, peaks, precisions)]
     return tuple(rooflines)
 
 
@@ -68,7 +67,7 @@ def time_under_roofs(
     rows: list[_Row] = []
     for request in requests:
         original = export.to_onnx(request, progress=progress)
-        for precision in _choose_precisions(original, peaks, precisions):
+        for precision in _choose_precisions(original.precision, peaks, precisions):
             rows += _build(request, precision, plan, progress)
     outcomes = interleaved.run(
         [row.candidate for row in rows],
@@ -94,11 +93,11 @@ def missing_roofs(peaks: Peaks, precisions: Sequence[Precision]) -> list[tuple[o
     ]
 
 
-def _choose_precisions(source: Artifact, peaks: Peaks, asked: Sequence[Precision]) -> tuple[Precision, ...]:
+def _choose_precisions(own: Precision, peaks: Peaks, asked: Sequence[Precision]) -> tuple[Precision, ...]:
     if asked:
         return tuple(asked)
-    if source.precision != "fp32" and source.precision in peaks.roofs:
-        return (source.precision,)
+    if own != "fp32" and own in peaks.roofs:
+        return (own,)
     return tuple(p for p in PRECISIONS if p in peaks.roofs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from resdeploy import scratch, store
 from resdeploy.deploy import model_files, networks, reuse, rewriting
-from resdeploy.deploy.model_string import CompiledFile, OnnxFile, Request
+from resdeploy.deploy.model_string import CompiledFile, OnnxFile, Request, ZooName
 from resdeploy.errors import UsageError
 from resdeploy.records import (
     Artifact,
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHECK_IMAGES = 3  # that two models are compared on
+_EXPORTERS = ("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision")  # what an exported graph depends on
 
 
 def to_checkpoint(request: Request, out: Path | None = None) -> Artifact:
@@ -60,8 +61,32 @@ def to_onnx(request: Request, out: Path | None = None, *, data: str | None = Non
         artifact = from_torch.export(module, network.spec, path, weights=network.weights, progress=progress)
         return from_torch.verify(artifact, module, run_fp32, comparison_images(artifact, data))
 
-    key = ("onnx", network, data, reuse.versions("torch", "onnx", "onnx-ir", "onnxscript", "timm", "torchvision"))
+    key = ("onnx", network, data, reuse.versions(*_EXPORTERS))
     return reuse.make_or_reuse(key, ".onnx", out, make)
+
+
+def to_blank(request: Request, *, progress: Progress) -> Artifact | None:
+    """The file of `to_onnx` without its weights, which are neither drawn nor written: for counting alone.
+
+    None for all but zoo names with random weights: those of a file may decide what is in the graph, and so may the code
+    of a module that is not ours.
+    """
+    if not isinstance(request.named, ZooName):
+        return None
+    network = networks.resolve(request)
+    if network.path is not None:
+        return None
+
+    def make(path: Path) -> Artifact:
+        from resdeploy.graph import files, from_torch
+        from resdeploy.models import weights
+
+        progress("tracing", 0, 1)
+        files.save_model(from_torch.blank_graph(weights.create_unfilled(network.spec), network.spec), path)
+        progress("tracing", 1, 1)
+        return Artifact(path=str(path), format="onnx", precision="fp32", sha256=store.digest(path), model=network.spec)
+
+    return reuse.make_or_reuse(("blank", network, reuse.versions(*_EXPORTERS)), ".onnx", None, make)
 
 
 def _write_canonical(source: Artifact, out: Path) -> Artifact:

@@ -11,7 +11,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from resdeploy import packages, store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import files, metadata
-from resdeploy.graph.canonical import form
+from resdeploy.graph.canonical import blanks, form
 from resdeploy.records import Artifact, ModelSpec, Progress, Weights
 
 if TYPE_CHECKING:
@@ -82,7 +82,27 @@ def export(
     )
 
 
+def blank_graph(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
+    """The graph that `export` would write of a module made by `unfilled`, its weights blank; for counting alone.
+
+    Raises:
+        MalformedInput: as `export`.
+    """
+    program = _program(module, spec)
+    for value in program.model.graph.initializers.values():
+        stored: Any = value.const_value
+        if stored.size > files.SMALL and not any(stored.raw.stride()):
+            value.const_value = blanks.BlankTensor(blanks.proto(str(value.name), stored.dtype, stored.shape.numpy()))
+    model = form.canonicalise(program.model_proto, whole=True)
+    metadata.attach(model, spec)
+    return model
+
+
 def _trace(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
+    return _program(module, spec).model_proto
+
+
+def _program(module: torch.nn.Module, spec: ModelSpec) -> torch.onnx.ONNXProgram:
     """The exporter's own graph, unoptimised: our folding is exact, and this is faster."""
     packages.need("onnxscript", "the export from torch to ONNX")
     import torch
@@ -113,7 +133,7 @@ def _trace(module: torch.nn.Module, spec: ModelSpec) -> onnx.ModelProto:
     finally:
         module.train(was_training)
     assert program is not None
-    return program.model_proto
+    return program
 
 
 @contextlib.contextmanager

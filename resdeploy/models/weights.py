@@ -119,6 +119,14 @@ def create(spec: ModelSpec, path: Path | None, *, seed: int = 0) -> nn.Module:
     return module
 
 
+def create_unfilled(spec: ModelSpec) -> nn.Module:
+    """The network in eval mode without weights worth the name, for a graph that is counted and never run."""
+    from resdeploy.models import unfilled
+
+    with unfilled.Unfilled():
+        return zoo.create(spec)
+
+
 def load_into(module: nn.Module, path: Path, *, new_head: bool = False) -> bool:
     """Loads a checkpoint's weights, converted to the network's type; on failure the network is as before.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from resdeploy import store
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import cast, counts, files, from_torch, metadata
+from resdeploy.graph.canonical import form
 from resdeploy.records import Artifact, ModelSpec, Preprocessing, Weights
 from tests.sessions import session
 
@@ -187,3 +188,17 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     second = from_torch.export(module, spec, tmp_path / "b.onnx", weights=weights)
     assert first.sha256 == second.sha256
     assert module.training
+
+
+def test_without_weights_the_graph_is_that_of_the_file() -> None:
+    from resdeploy.models import weights, zoo
+
+    spec = zoo.spec("resnet20")
+    whole = form.canonicalise(from_torch._trace(weights.create(spec, None), spec), whole=True)
+    blank = from_torch.blank_graph(weights.create_unfilled(spec), spec)
+    assert list(blank.graph.node) == list(whole.graph.node)
+    shapes = [[(t.name, t.data_type, t.dims) for t in model.graph.initializer] for model in (whole, blank)]
+    assert shapes[0] == shapes[1]
+    assert counts.count(blank, spec) == counts.count(whole, spec)
+    assert metadata.read_removed(blank) == metadata.read_removed(whole)
+    assert blank.ByteSize() * 10 < whole.ByteSize()

@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from resdeploy.graph.canonical import blanks
 from resdeploy.graph.canonical.fold import add_constant, constant, new_node, only_use, operand
 from resdeploy.graph.canonical.rewrite import POOL
 
@@ -119,7 +120,7 @@ def _fold_weights(graph: ir.Graph, node: ir.Node, axis: int) -> None:
     along = tail.scale.reshape([-1 if k == axis else 1 for k in range(weight.ndim)])
     shifted = (np.zeros(()) if bias is None else bias.astype(np.float64)) * tail.scale + tail.shift
     name = str(operand(node, 1).name)
-    inputs = [node.inputs[0], add_constant(graph, name, (weight.astype(np.float64) * along).astype(weight.dtype))]
+    inputs = [node.inputs[0], add_constant(graph, name, _times(weight, along))]
     if bias is not None or tail.normed or shifted.any():
         inputs.append(add_constant(graph, f"{name}_bias", shifted.astype(weight.dtype)))
     if tail.normed:
@@ -127,6 +128,10 @@ def _fold_weights(graph: ir.Graph, node: ir.Node, axis: int) -> None:
     if tail.normed and (bias is not None or tail.biased):
         node.metadata_props[BIASED] = ""
     _put_in_place(graph, node, tail, inputs)
+
+
+def _times(weight: NDArray[np.generic], along: Vector) -> NDArray[np.generic]:
+    return weight if blanks.is_blank(weight) else (weight.astype(np.float64) * along).astype(weight.dtype)
 
 
 def _fold_norm(graph: ir.Graph, node: ir.Node) -> None:

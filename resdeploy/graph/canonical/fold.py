@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
 from resdeploy.errors import MalformedInput
+from resdeploy.graph.canonical import blanks
 
 Dims = tuple[int | str, ...]  # a shape-like vector: known integers, and names of symbolic dimensions
 Array = NDArray[np.generic]
@@ -73,7 +74,7 @@ def add_constant(graph: ir.Graph, name: str, array: Array) -> ir.Value:
         name=unique,
         shape=ir.Shape(array.shape),
         type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.Tensor(array, name=unique),
+        const_value=blanks.tensor(array, unique),
     )
     graph.register_initializer(value)
     return value
@@ -187,7 +188,7 @@ def _run(node: ir.Node, opset: int, inputs: list[Array | None]) -> tuple[Array, 
         results = ReferenceEvaluator(proto).run(None, feeds)
     except (ArithmeticError, AttributeError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError):
         return None  # the runtime that will have the file may know more
-    arrays = tuple(np.asarray(a) for a in results)
+    arrays = tuple(np.asanyarray(a) for a in results)  # blank ones stay so
     return None if any(a.dtype == object for a in arrays) else arrays
 
 

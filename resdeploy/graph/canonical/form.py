@@ -20,7 +20,7 @@ from onnx_ir.passes import common as passes
 import resdeploy
 from resdeploy.errors import MalformedInput
 from resdeploy.graph import dtypes, files, metadata
-from resdeploy.graph.canonical import affine, fold, names, opset, padding, products, rewrite, transposes
+from resdeploy.graph.canonical import affine, blanks, fold, names, opset, padding, products, rewrite, transposes
 from resdeploy.graph.index import Index, copy, opset_version
 
 BATCH = "batch"
@@ -73,7 +73,7 @@ def canonicalise(model: onnx.ModelProto, *, whole: bool = False) -> onnx.ModelPr
 def _read(model: onnx.ModelProto) -> ir.Model:
     """A copy as onnx-ir's model, which cannot hold all that ONNX can: sparse constants, say."""
     try:
-        return ir.serde.deserialize_model(copy(model))
+        work = ir.serde.deserialize_model(copy(model))
     except ir.serde.SerdeError as e:
         innermost: BaseException = e
         while innermost.__cause__ is not None:
@@ -83,6 +83,11 @@ def _read(model: onnx.ModelProto) -> ir.Model:
             cause="Sparse tensors and a few rare types are ONNX, and no graph here is made of them",
             fix="Export it again with dense constants",
         ) from e
+    for value in work.graph.initializers.values():
+        stored = value.const_value
+        if isinstance(stored, ir.serde.TensorProtoTensor) and blanks.holds_none(stored.raw):
+            value.const_value = blanks.BlankTensor(stored.raw)
+    return work
 
 
 def _refuse_optimised(model: onnx.ModelProto) -> None:
@@ -185,6 +190,8 @@ def _strip(work: ir.Model) -> None:
         node.doc_string = None
     for value in graph.initializers.values():
         stored = value.const_value
+        if isinstance(stored, blanks.BlankTensor):
+            continue
         if isinstance(stored, ir.serde.TensorProtoTensor) and not stored.raw.HasField("raw_data"):
             value.const_value = ir.Tensor(stored.numpy(), name=value.name)  # one of ONNX's two spellings of numbers
     graph.name = "classifier"

@@ -6,6 +6,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from resdeploy.graph.canonical import blanks
 from resdeploy.graph.canonical.fold import add_constant, constant, insert_node, new_node, operand
 
 _TRANSPOSED = (ir.AttrInt64("transB", 1),)
@@ -49,7 +50,7 @@ def _rewrite(graph: ir.Graph, node: ir.Node, weight: NDArray[np.generic]) -> Non
     image = _transposed(graph, node) if node.attributes.get_int("transA", 0) else operand(node)
     name = str(operand(node, 1).name)
     matrix = weight if node.attributes.get_int("transB", 0) else weight.T
-    inputs = [image, add_constant(graph, name, np.ascontiguousarray(_times(matrix, alpha)))]
+    inputs = [image, add_constant(graph, name, _times(matrix, alpha))]
     outside: ir.Value | None = None
     if fixed is not None:
         added = _times(fixed, beta)
@@ -68,7 +69,9 @@ def _rewrite(graph: ir.Graph, node: ir.Node, weight: NDArray[np.generic]) -> Non
 
 
 def _times(array: NDArray[np.generic], factor: float) -> NDArray[np.generic]:
-    return array if factor == 1.0 else (array.astype(np.float64) * factor).astype(array.dtype)
+    if blanks.is_blank(array):
+        return array
+    return np.ascontiguousarray(array if factor == 1.0 else (array.astype(np.float64) * factor).astype(array.dtype))
 
 
 def _transposed(graph: ir.Graph, node: ir.Node) -> ir.Value:
