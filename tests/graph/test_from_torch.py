@@ -191,6 +191,7 @@ def test_exporting_twice_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_without_weights_the_graph_is_that_of_the_file() -> None:
+    """Nodes, names, shapes and counts, and nothing of what fills the file."""
     from resdeploy.models import weights, zoo
 
     spec = zoo.spec("resnet20")

@@ -35,8 +35,12 @@ def proto(name: str, data_type: int, shape: Sequence[int]) -> onnx.TensorProto:
 
 
 def holds_none(tensor: onnx.TensorProto) -> bool:
-    """Whether a stored tensor is blank: only what `proto` made is, since files without values are refused."""
-    return math.prod(tensor.dims) > files.SMALL and not (tensor.HasField("raw_data") or tensor.float_data)
+    """Whether a stored tensor is blank: what `proto` made is, and no file's, since one without values is refused.
+
+    Tensors that keep their values in another field (FP16 in `int32_data`) or another file are none.
+    """
+    inside = tensor.HasField("raw_data") or tensor.HasField("data_location") or tensor.float_data
+    return tensor.data_type == onnx.TensorProto.FLOAT and math.prod(tensor.dims) > files.SMALL and not inside
 
 
 class BlankTensor(ir.serde.TensorProtoTensor):
