@@ -15,9 +15,9 @@ from resdeploy.errors import EnvironmentFailure, PackageMissing
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "resdeploy").rglob("*.py"))
-# Named with torch, whose version it must have; and parts of onnx's and pydantic's.
+# Named with torch, whose version it must have; parts of onnx's and pydantic's; and what a packaged folder and Triton have.
 OTHERS = {"torchvision"}
-BROUGHT = {"google", "pydantic_core"}
+BROUGHT = {"google", "pydantic_core", "classifier", "triton_python_backend_utils"}
 
 
 def required() -> set[str]:

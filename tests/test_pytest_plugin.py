@@ -131,7 +131,7 @@ def test_the_fixture_takes_every_option_of_the_command_that_judges() -> None:
     from resdeploy.errors import UsageError
     from resdeploy.verbs import gate_options
 
-    told = {"junit", "comment", "metrics", "github", "fmt", "output", "wide", "quiet", "verbose"}
+    told = {"junit", "comment", "metrics", "report", "github", "fmt", "output", "wide", "quiet", "verbose"}
     named: dict[str, Any] = {
         name: 0.5 for name in inspect.signature(command).parameters if name not in told | {"baseline", "candidate"}
     }
