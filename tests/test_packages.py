@@ -15,7 +15,7 @@ from resdeploy.errors import EnvironmentFailure, PackageMissing
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted((ROOT / "resdeploy").rglob("*.py"))
-# Named with torch, whose version it must have; parts of onnx's and pydantic's; and what a packaged folder and Triton have.
+# Named with torch, whose version it must have; parts of others; and what a packaged folder and Triton's server have.
 OTHERS = {"torchvision"}
 BROUGHT = {"google", "pydantic_core", "classifier", "triton_python_backend_utils"}
 
