@@ -16,7 +16,7 @@ from tests import quick
 from tests.sessions import session
 
 
-@pytest.fixture(scope="module", params=["resnet20", "resnet50"])
+@pytest.fixture(scope="module", params=["resnet20", pytest.param("resnet50", marks=pytest.mark.acceptance)])
 def exported(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, torch.nn.Module, Path]:
