@@ -28,8 +28,8 @@ fast: $(VENV)/.dev
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-acceptance: $(VENV)/.dev
-	$(BIN)/python -m pytest --acceptance -n 2 --dist loadfile
+acceptance: $(VENV)/.dev $(VENV)/.triton
+	TRITONCLIENT_PYTHON=$(abspath $(VENV)/triton/bin/python) $(BIN)/python -m pytest --acceptance -n 2 --dist loadfile
 
 rtx: $(VENV)/.rtx
 	PYTHONPATH=$(abspath $(VENV)/rtx) $(BIN)/python -m pytest tests/rtx
@@ -72,6 +72,12 @@ $(VENV)/.browser: tests/browser/package.json $(VENV)/.dev
 	mkdir -p $(VENV)/browser
 	cp $< $(VENV)/browser
 	npm install --prefix $(VENV)/browser --ignore-scripts --no-package-lock --no-audit --no-fund
+	touch $@
+
+# Triton's protobuf is older than onnx's.
+$(VENV)/.triton: constraints.txt | $(VENV)/bin/python
+	$(PYTHON) -m venv $(VENV)/triton
+	$(VENV)/triton/bin/python -m pip install $(PIP_ARGS) 'tritonclient[grpc]==2.73.0'
 	touch $@
 
 clean:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from resdeploy import store
-from resdeploy.errors import UsageError
+from resdeploy.errors import refuse
 from resdeploy.graph import files, index
 from resdeploy.records import Runtime
 
@@ -29,18 +29,29 @@ def network_config(source: Path, runtime: Runtime, *, classes: int, batch_size: 
     """The configuration of the network alone: batching, one instance on the CPU, warm-up, labels, threads.
 
     Raises:
-        UsageError: the file fixes its batch size, or has types that a package has no preprocessing for.
+        UsageError: the file fixes its batch size or leaves that of its images open, or has other types than `TYPES`.
     """
     graph = files.load_model(source).graph
     image, logits = index.image_input(graph), graph.output[0]
     batch, *dims = (dim.dim_value for dim in image.type.tensor_type.shape.dim)
     types = [TYPES.get(value.type.tensor_type.elem_type) for value in (image, logits)]
-    if batch or None in types or 0 in dims:
-        raise UsageError(
-            f"{source} fixes its batch to {batch}" if batch else f"{source} has an input or an output of another type",
-            cause="Triton puts the images of several requests into one batch",
-            fix=f"Write it with a free batch: resdeploy export {source} -o F.onnx",
-        )
+    refuse(
+        (
+            batch,
+            f"{source} fixes its batch to {batch}, and Triton puts the images of several requests into one",
+            f"Write it with a free batch: resdeploy export {source} -o F.onnx",
+        ),
+        (
+            0 in dims,
+            f"{source} leaves the size of its images open",
+            f"Write it for one size: resdeploy export {source} --img-size H,W -o F.onnx",
+        ),
+        (
+            None in types,
+            f"{source} takes or gives other types than FP32, FP16 and uint8",
+            "Package the FP32, FP16 or INT8 file of the same network",
+        ),
+    )
     shape = f"[ {', '.join(map(str, dims))} ]"
     platform = 'platform: "onnxruntime_onnx"'
     if runtime == "openvino":

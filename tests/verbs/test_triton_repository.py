@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto
 from PIL import Image
 
 from resdeploy import api
@@ -50,9 +51,10 @@ def configurations(model: Path, runtime: Any, batch_size: int) -> list[str]:
     return [text.decode() for text in texts if isinstance(text, bytes)]
 
 
-@pytest.mark.skipif(not PYTHON, reason="TRITONCLIENT_PYTHON names no interpreter with tritonclient[grpc]")
+@pytest.mark.acceptance
 def test_tritons_own_protobuf_reads_every_configuration(tmp_path: Path) -> None:
     """Names, types, shapes and batches fit together, and a name with signs comes through."""
+    assert PYTHON, "TRITONCLIENT_PYTHON names no interpreter with tritonclient[grpc]: make acceptance installs one"
     texts = []
     for number, (how, runtime, batch_size) in enumerate(CONFIGURED):
         model = network(tmp_path / f"net {number}.onnx", how)
@@ -139,11 +141,28 @@ def test_the_parts_together_answer_as_eval(tmp_path: Path, monkeypatch: pytest.M
     assert (folder.parents[1] / "m/labels.txt").read_text().split() == list(LABELS)
 
 
-def test_a_file_that_fixes_its_batch_is_refused(tmp_path: Path) -> None:
-    """Triton puts the images of several requests into one batch."""
+@pytest.mark.parametrize(
+    ("changed", "problem", "fix"),
+    [
+        ({0: 1}, "fixes its batch to 1", "resdeploy export .* -o"),
+        ({2: "h", 3: "w"}, "leaves the size of its images open", "--img-size H,W"),
+        ({"type": TensorProto.DOUBLE}, "other types than FP32, FP16 and uint8", "Package the FP32"),
+    ],
+)
+def test_a_file_that_triton_could_not_batch_or_feed_is_refused(
+    tmp_path: Path, changed: dict[Any, Any], problem: str, fix: str
+) -> None:
+    """Each with what to do about it."""
     model = network(tmp_path / "m.onnx", FLOAT)
     proto = onnx.load(model)
-    proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    taken = proto.graph.input[0].type.tensor_type
+    for what, value in changed.items():
+        if what == "type":
+            taken.elem_type = value
+        elif isinstance(value, str):
+            taken.shape.dim[what].dim_param = value
+        else:
+            taken.shape.dim[what].dim_value = value
     onnx.save(proto, model)
-    with pytest.raises(UsageError, match="fixes its batch to 1"):
+    with pytest.raises(UsageError, match=f"{problem}.*{fix}"):
         configurations(model, "onnxruntime", 1)
