@@ -15,7 +15,7 @@ from tests.browser import chromium
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[chromium.Tab]:
     """A tab of Debian's Chromium."""
     if chromium.PROGRAM is None:
-        pytest.skip("Chromium is not installed: apt-get install chromium")
+        pytest.fail("Chromium is not installed: apt-get install chromium")
     with chromium.started(tmp_path_factory.mktemp("profile")) as tab:
         yield tab
 
@@ -25,5 +25,5 @@ def axe() -> str:
     """The script of axe-core, which is put into pages by the browser itself, whatever their policy."""
     path = os.environ.get("AXE", "")
     if not Path(path).is_file():
-        pytest.skip("axe-core is not installed: make browser")
+        pytest.fail("axe-core is not installed: make browser")
     return Path(path).read_text(encoding="utf-8")
