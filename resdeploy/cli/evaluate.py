@@ -55,6 +55,7 @@ def evaluate(
     resdeploy eval r50.onnx --data imagenet/val --shard 2/3 --predictions part2.npz ·
     torchrun --nproc-per-node 2 -m resdeploy eval r50.onnx --data imagenet/val --shard auto --predictions r50.npz
     """
+    from resdeploy import torchrun
     from resdeploy.deploy import candidates, model_string
     from resdeploy.deploy.calibration import CalibrationPlan
     from resdeploy.errors import refuse
@@ -84,6 +85,12 @@ def evaluate(
             "Add --predictions PART.npz",
         ),
     )
+    if shard is None and torchrun.process_count() > 1:
+        console.note(
+            f"torchrun started {torchrun.process_count()} processes, and each evaluates all images: "
+            "--shard auto --predictions F.npz gives each its part",
+            quiet=quiet or torchrun.rank() > 0,
+        )
     part = None if shard is None else shards.parse(shard)
     if part is not None and shard == shards.AUTO:  # every process was given the same names
         predictions, output = (path and shards.path_of(path, part) for path in (predictions, output))

@@ -86,6 +86,20 @@ def test_a_killed_shard_leaves_nothing_and_is_repeated_alone(
     assert (tmp_path / "all.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
 
 
+def test_all_of_it_in_every_process_of_torchrun_is_said_once(
+    evaluation: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the first process, with the option that divides the work."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    told = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        told.append(CliRunner().invoke(app, evaluation).stderr)
+    assert "started 2 processes" in told[0]
+    assert "--shard auto" in told[0]
+    assert "processes" not in told[1]
+
+
 def test_torchrun_numbers_shards_and_their_files(
     evaluation: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
